@@ -1,0 +1,102 @@
+"""The command ``vht``: a root that finds its sub-commands through the entry-point group ``vht.commands``.
+
+Each entry point is a ``typer.Typer`` (a group of commands) or a plain function (one command). The ground never
+imports what stands on it; a package that is not installed is simply not listed. Sub-commands are imported only
+when named, so that ``vht node status`` never pays for torch or SDV.
+"""
+
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Annotated, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from vht_federate.errors import VhtError
+from vht_federate.output import fail, set_json_mode
+
+__all__ = ["app", "main"]
+
+GROUP = "vht.commands"
+SUMMARIES = {
+    "audit": "Verify evidence offline; build trust files.",
+    "component": "List, show and digest twin components.",
+    "coordinator": "Run a coordinator: SuperLink, executor, gateway.",
+    "data": "Generate or import FHIR cohorts.",
+    "demo": "Four hospitals, end to end, on this machine.",
+    "node": "Run one hospital's connector.",
+    "permit": "Issue, revoke and show data permits.",
+    "pki": "Make a certificate authority and TLS certificates.",
+    "platform": "Run the central platform.",
+    "study": "Plan, run and publish a study.",
+}
+
+
+def _points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _load(name: str, point: EntryPoint) -> click.Command:
+    loaded = point.load()
+    if isinstance(loaded, typer.Typer):
+        made = get_command(loaded)
+    else:
+        single = typer.Typer(add_completion=False)
+        single.command(name=name)(loaded)
+        made = get_command(single)
+    made.name = name
+    return made
+
+
+class _Commands(TyperGroup):
+    """Sub-commands from entry points, loaded when named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_points())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        point = _points().get(cmd_name)
+        return _load(cmd_name, point) if point else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        click.Group.format_help(self, ctx, formatter)
+
+
+app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(version("vht-federate"))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON envelope instead of tables.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    """Train virtual human twin components across hospitals; no row leaves a hospital."""
+    set_json_mode(as_json)
+
+
+def main() -> Any:
+    """Console entry point. ``--json`` may stand anywhere on the line."""
+    import sys
+
+    arguments = sys.argv[1:]
+    if "--json" in arguments:
+        set_json_mode(True)
+        arguments = [argument for argument in arguments if argument != "--json"]
+    try:
+        return app(args=arguments, prog_name="vht")
+    except VhtError as error:  # an error outside a decorated command
+        try:
+            fail("vht", error)
+        except typer.Exit as leave:
+            sys.exit(leave.exit_code)

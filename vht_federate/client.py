@@ -1,0 +1,63 @@
+"""HTTPS calls to our own services: the peer's typed error comes back as the same error here."""
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from vht_federate.errors import UnavailableError, WireError, error_from_envelope
+
+__all__ = ["Client"]
+
+
+class Client:
+    """A client of one service, trusting only the certificate authority in ``ca`` (PEM). Proxies are ignored."""
+
+    def __init__(self, base_url: str, ca: Path, *, token: str | None = None, timeout_s: float = 30.0) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(
+            base_url=base_url.rstrip("/"),
+            verify=ssl.create_default_context(cafile=str(ca)),
+            headers=headers,
+            timeout=timeout_s,
+            trust_env=False,
+        )
+        self.base_url = base_url
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Raises the peer's typed error, or UnavailableError VHT-UNAVAILABLE-PEER where nothing answers."""
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise UnavailableError(
+                f"{self.base_url} does not answer ({type(error).__name__})",
+                code="VHT-UNAVAILABLE-PEER",
+                hint="is the service running, and does its certificate come from the CA you named?",
+            ) from error
+        if answer.status_code >= 400:
+            try:
+                envelope = answer.json()["error"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise WireError(
+                    f"{self.base_url} answered {answer.status_code} without a typed error", code="VHT-WIRE-HTTP"
+                ) from error
+            raise error_from_envelope(envelope)
+        return answer
+
+    def get(self, path: str, **options: Any) -> Any:
+        """JSON of a GET."""
+        return self.request("GET", path, **options).json()
+
+    def post(self, path: str, json: Any = None, **options: Any) -> Any:
+        """JSON of a POST."""
+        return self.request("POST", path, json=json, **options).json()

@@ -1,0 +1,149 @@
+"""The twin component contract: typed, unit-bearing ports, and profiles that choose among them.
+
+A component is a folder: ``component.toml`` (this contract), Python files, a model card. Its digest covers all of
+them (``digest.py``). Reading the contract imports no code of the component and no torch.
+"""
+
+import tomllib
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vht_federate.errors import InputError
+
+__all__ = ["Component", "Output", "Port", "Profile", "Source", "read_component"]
+
+LOINC = "http://loinc.org"
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+
+
+class Source(BaseModel):
+    """Where a node finds a port's value in FHIR R4.
+
+    ``observation``: Observation.valueQuantity. ``observation-code``: Observation.valueCodeableConcept, coded in
+    ``system``. ``observation-boolean``: Observation.valueBoolean. ``condition``, ``medication``: presence of a
+    Condition.code, MedicationRequest.medicationCodeableConcept. ``age``, ``sex``: from Patient.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["age", "sex", "observation", "observation-code", "observation-boolean", "condition", "medication"]
+    codes: tuple[str, ...] = ()  # of the resource's code, in code_system (Observation) or system (others)
+    code_system: str = LOINC
+    system: str = ""  # of the coded value (observation-code), or of the code (condition, medication)
+    values: tuple[str, ...] = ()  # observation-code to boolean: codes that mean true
+    negatives: tuple[str, ...] = ()  # observation-code to boolean: codes that mean false
+    equals: str = ""  # sex
+
+
+class Port(BaseModel):
+    """One typed input or outcome. ``unit`` is UCUM; ``bounds`` are public clinical bounds in that unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    title: str
+    direction: Literal["input", "outcome"] = "input"
+    kind: Literal["quantity", "boolean", "category"]
+    unit: str | None = None
+    loinc: str | None = None
+    bounds: tuple[float, float] | None = None
+    molar_mass: float | None = None  # g/mol, for mmol/L <-> mg/dL
+    categories: tuple[str, ...] = ()
+    source: Source
+
+    @model_validator(mode="after")
+    def _typed(self) -> "Port":
+        if self.kind == "quantity" and (self.unit is None or self.bounds is None or self.bounds[0] >= self.bounds[1]):
+            raise ValueError(f"port {self.name}: a quantity has a unit and bounds")
+        if self.kind == "category" and len(self.categories) < 2:
+            raise ValueError(f"port {self.name}: a category has at least two categories")
+        return self
+
+
+class Profile(BaseModel):
+    """A choice of inputs and one outcome, with the landmarks at which records are made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    inputs: tuple[str, ...] = Field(min_length=1)
+    outcome: str
+    landmarks: tuple[date, ...] = Field(min_length=1)
+    horizon_years: int = Field(ge=0)  # 0: the outcome counts whenever it was recorded
+
+
+class Output(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    kind: Literal["probability"]
+    unit: str
+
+
+class Component(BaseModel):
+    """``component.toml``, validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal["1"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    version: str
+    title: str
+    description: str
+    license: str
+    entry: Annotated[str, Field(pattern=r"^[a-z_]+:[a-z_]+$")]
+    output: Output
+    ports: tuple[Port, ...]
+    profiles: dict[str, Profile]
+
+    @model_validator(mode="after")
+    def _closed(self) -> "Component":
+        directions = {port.name: port.direction for port in self.ports}
+        if len(directions) != len(self.ports):
+            raise ValueError("two ports share a name")
+        for name, profile in self.profiles.items():
+            unknown = [port for port in profile.inputs if directions.get(port) != "input"]
+            if unknown or directions.get(profile.outcome) != "outcome":
+                raise ValueError(f"profile {name} names ports that the component lacks")
+        return self
+
+    def port(self, name: str) -> Port:
+        """Raises InputError for a port that the component lacks."""
+        for port in self.ports:
+            if port.name == name:
+                return port
+        raise InputError(f"component {self.name} has no port {name}", code="VHT-INPUT-PORT")
+
+    def profile(self, name: str) -> Profile:
+        if name not in self.profiles:
+            raise InputError(
+                f"component {self.name} has no profile {name}",
+                code="VHT-INPUT-PROFILE",
+                hint=f"it has: {', '.join(sorted(self.profiles))}",
+            )
+        return self.profiles[name]
+
+    def inputs(self, profile: str) -> tuple[Port, ...]:
+        """Input ports of ``profile``, in the order of the tensor's columns."""
+        return tuple(self.port(name) for name in self.profile(profile).inputs)
+
+    def outcome(self, profile: str) -> Port:
+        return self.port(self.profile(profile).outcome)
+
+    def columns(self, profile: str) -> tuple[str, ...]:
+        """Names of all ports a study with this profile reads: inputs, then the outcome."""
+        chosen = self.profile(profile)
+        return (*chosen.inputs, chosen.outcome)
+
+
+def read_component(folder: Path) -> Component:
+    """Read ``folder/component.toml``. Raises InputError VHT-INPUT-COMPONENT."""
+    try:
+        return Component.model_validate(tomllib.loads((folder / "component.toml").read_text()))
+    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+        raise InputError(
+            f"{folder.name} is not a component: {str(error).splitlines()[0]}", code="VHT-INPUT-COMPONENT"
+        ) from error

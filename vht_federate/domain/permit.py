@@ -1,0 +1,115 @@
+"""The data permit: what a health data access body allows, to whom, on what, until when (Article 68).
+
+The signed form is a JWT (alg EdDSA, typ ``vht-permit+jwt``) whose claims are this model's JSON.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vht_federate.domain.law import ActorKind, DataCategory, ProhibitedUse, Purpose
+from vht_federate.errors import PermitError
+
+__all__ = ["PERMIT_TYP", "STATUS_TYP", "DataUser", "Permit", "ReleaseType", "StatusList"]
+
+PERMIT_TYP = "vht-permit+jwt"
+STATUS_TYP = "vht-status-list+jwt"
+MAXIMUM_YEARS = 10  # Article 68(12)
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ReleaseType = Annotated[str, Field(pattern=r"^(component|cohort|metrics)$")]
+
+
+class DataUser(BaseModel):
+    """A person or body entitled to use the data (Article 68(10)(d)), known by the key that signs its requests."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    kind: ActorKind
+    kid: str  # RFC 7638 thumbprint of the user's Ed25519 key
+
+
+class Permit(BaseModel):
+    """One data permit. All fields are public. Times are UTC.
+
+    ``epsilon``/``delta`` is the ceiling for one patient at one node, add-or-remove-one-patient neighbouring.
+    ``columns`` are the names of component ports whose data may be read (Article 66 minimisation).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: str = "1"
+    permit_id: Identifier
+    hdab: str
+    application_ref: str
+    amends: str | None = None
+    issued_at: AwareDatetime
+    not_before: AwareDatetime
+    expires_at: AwareDatetime
+    # Article 68(10)(a)-(h), as far as they apply to a federated visit
+    categories: tuple[DataCategory, ...] = Field(min_length=1)
+    dataset_ids: tuple[Identifier, ...] = Field(min_length=1)
+    columns: tuple[str, ...] = Field(min_length=1)
+    data_format: str = "pseudonymised, processed in place; only differentially private aggregates leave"
+    linkage: bool = False
+    purposes: tuple[Purpose, ...] = Field(min_length=1)
+    purpose_text: str
+    controller: str
+    data_users: tuple[DataUser, ...] = Field(min_length=1)
+    processing_environment: str = "enclave at each data holder"
+    retention_days_after_expiry: int = Field(default=180, ge=0, le=184)  # Article 68(12): at most six months
+    prohibited_uses: tuple[ProhibitedUse, ...] = tuple(ProhibitedUse)
+    overrides_opt_out: bool = False  # Article 71(4)
+    # ours
+    component_digests: tuple[Sha256, ...] = Field(min_length=1)
+    epsilon: float = Field(gt=0, le=100)
+    delta: float = Field(gt=0, lt=0.01)
+    minimum_nodes: int = Field(ge=1)
+    minimum_cohort: int = Field(default=10, ge=1)
+    release_types: tuple[ReleaseType, ...] = ("component", "cohort", "metrics")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Permit":
+        if not self.issued_at <= self.not_before < self.expires_at:
+            raise ValueError("issued_at <= not_before < expires_at does not hold")
+        if (self.expires_at - self.not_before).days > MAXIMUM_YEARS * 366:
+            raise ValueError("a permit lasts at most ten years (Article 68(12))")
+        if set(self.prohibited_uses) != set(ProhibitedUse):
+            raise ValueError("a permit lists every prohibited use of Article 54")
+        return self
+
+    @classmethod
+    def from_claims(cls, claims: dict[str, Any]) -> "Permit":
+        """Raises PermitError VHT-PERMIT-MALFORMED."""
+        try:
+            return cls.model_validate(claims)
+        except ValidationError as error:
+            places = sorted({".".join(map(str, item["loc"])) or "permit" for item in error.errors()})
+            raise PermitError(
+                f"the permit is signed but malformed at: {', '.join(places)}", code="VHT-PERMIT-MALFORMED"
+            ) from error
+
+    def claims(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+class StatusList(BaseModel):
+    """The issuer's signed list of permits that are no longer good, stale after ``valid_until`` (fail closed)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hdab: str
+    issued_at: AwareDatetime
+    valid_until: AwareDatetime
+    serial: int = Field(ge=0)
+    revoked: dict[str, AwareDatetime] = Field(default_factory=dict)  # permit_id -> revoked at
+
+    def claims(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def is_revoked(self, permit_id: str, at: datetime) -> bool:
+        moment = self.revoked.get(permit_id)
+        return moment is not None and moment <= at

@@ -1,0 +1,120 @@
+"""The plan: sampling, clipping, noise, rounds and accountant in one frozen value.
+
+What is accounted is what runs: an enclave takes its steps from this value, and ``events_of`` derives the ledger's
+events from the same fields. Nothing here changes speed only.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vht_federate.domain.budget import Population, PrivacyEvent
+
+__all__ = ["CohortPlan", "EvaluationPlan", "StudyPlan", "TrainingPlan"]
+
+
+class TrainingPlan(BaseModel):
+    """Patient-level DP-SGD: ``rounds`` visits of ``local_steps`` private steps each.
+
+    Each step draws patients independently with ``sampling_rate``, averages each patient's per-record gradients,
+    clips that average once to ``clipping_norm`` (L2), sums, adds N(0, (noise_multiplier * clipping_norm)^2) per
+    coordinate, and divides by the expected batch (sampling_rate * noised count of patients).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rounds: int = Field(ge=1, le=1000)
+    local_steps: int = Field(ge=1, le=10_000)
+    sampling_rate: float = Field(gt=0, le=1)
+    clipping_norm: float = Field(gt=0)
+    noise_multiplier: float = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    count_noise_multiplier: float = Field(default=10.0, gt=0)  # noise on the number of training patients
+
+
+class EvaluationPlan(BaseModel):
+    """One confusion table and one histogram of scores by label on the test patients, two Gaussian releases."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    noise_multiplier: float = Field(gt=0)
+    score_bins: int = Field(default=20, ge=2, le=200)
+
+
+class CohortPlan(BaseModel):
+    """Noisy marginals in two stages: all one-way tables and coarse pairs, then the chosen two-way tables.
+
+    Noise multipliers are relative to the L2 sensitivity of each whole vector of tables.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    one_way_noise_multiplier: float = Field(gt=0)
+    sketch_noise_multiplier: float = Field(gt=0)
+    two_way_noise_multiplier: float = Field(gt=0)
+    population: Population = "train"
+    rows: int | None = Field(default=None, ge=1)  # None: as many as the noised counts say
+
+
+class StudyPlan(BaseModel):
+    """Everything a study will spend at one node."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    delta: float = Field(gt=0, lt=0.01)
+    neighbouring: Literal["add-or-remove-one-patient"] = "add-or-remove-one-patient"
+    accountant: Literal["pld"] = "pld"
+    trust_model: Literal["full-noise-at-each-node"] = "full-noise-at-each-node"
+    training: TrainingPlan
+    evaluation: EvaluationPlan | None = None
+    cohort: CohortPlan | None = None
+
+    def events_of(self, job: str, round_: int) -> tuple[PrivacyEvent, ...]:
+        """What one call of ``job`` at ``round_`` spends. An unplanned call raises KeyError: fail closed.
+
+        Jobs: ``train`` (rounds 1..rounds), ``evaluate`` (round 1), ``marginals`` (rounds 1 and 2).
+        """
+        return self._calls()[job, round_]
+
+    def calls(self) -> tuple[tuple[str, int], ...]:
+        """Every (job, round) that this plan allows, each once."""
+        return tuple(self._calls())
+
+    def events(self) -> tuple[PrivacyEvent, ...]:
+        """All that the plan will spend at one node."""
+        return tuple(event for events in self._calls().values() for event in events)
+
+    def _calls(self) -> dict[tuple[str, int], tuple[PrivacyEvent, ...]]:
+        training, calls = self.training, {}
+        count = PrivacyEvent(label="count", population="train", noise_multiplier=training.count_noise_multiplier)
+        step = PrivacyEvent(
+            label="train",
+            population="train",
+            noise_multiplier=training.noise_multiplier,
+            sampling_rate=training.sampling_rate,
+            steps=training.local_steps,
+        )
+        for number in range(1, training.rounds + 1):
+            calls["train", number] = (count, step) if number == 1 else (step,)
+        if self.evaluation:
+            calls["evaluate", 1] = (
+                PrivacyEvent(
+                    label="evaluate", population="test", noise_multiplier=self.evaluation.noise_multiplier, steps=2
+                ),
+            )
+        if self.cohort:
+            cohort = self.cohort
+            calls["marginals", 1] = (
+                _gaussian("marginals-one-way", cohort.population, cohort.one_way_noise_multiplier),
+                _gaussian("marginals-sketch", cohort.population, cohort.sketch_noise_multiplier),
+            )
+            calls["marginals", 2] = (
+                _gaussian("marginals-two-way", cohort.population, cohort.two_way_noise_multiplier),
+            )
+        return calls
+
+
+def _gaussian(label: str, population: Population, noise_multiplier: float) -> PrivacyEvent:
+    return PrivacyEvent(label=label, population=population, noise_multiplier=noise_multiplier)

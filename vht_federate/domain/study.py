@@ -1,0 +1,168 @@
+"""A study: the file a coordinator writes, and the signed request that every hospital judges.
+
+``StudyRequest`` travels as a JWT (alg EdDSA, typ ``vht-study+jwt``) signed by a data user whom the permit lists.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from vht_federate.domain.law import DataCategory, Purpose
+from vht_federate.domain.permit import Identifier, Sha256
+from vht_federate.domain.plan import StudyPlan
+from vht_federate.errors import InputError
+
+__all__ = ["STUDY_TYP", "ComponentRef", "NodeRef", "StudyFile", "StudyRequest"]
+
+STUDY_TYP = "vht-study+jwt"
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+
+
+class ComponentRef(BaseModel):
+    """A component by name, version and the digest of its files; ``profile`` picks its inputs and outcome."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    version: str
+    digest: Sha256
+    profile: Name
+
+
+class StudyRequest(BaseModel):
+    """What a study asks of each node. Public; untrusted until the node has judged it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: str = "1"
+    study_id: Identifier
+    title: str
+    created_at: AwareDatetime
+    permit_id: Identifier
+    user_kid: str  # of the key that signs this request
+    purpose: Purpose
+    categories: tuple[DataCategory, ...] = Field(min_length=1)
+    dataset_ids: tuple[Identifier, ...] = Field(min_length=1)  # one or more per node taking part
+    component: ComponentRef
+    columns: tuple[str, ...] = Field(min_length=1)  # port names of the profile: inputs and outcome
+    plan: StudyPlan
+    codebook: dict[str, Any] | None = None  # public bins and categories of the synthetic cohort
+
+    @classmethod
+    def from_claims(cls, claims: dict[str, Any]) -> "StudyRequest":
+        """Raises InputError VHT-INPUT-STUDY naming the places."""
+        try:
+            return cls.model_validate(claims)
+        except ValidationError as error:
+            raise _study_error(error) from error
+
+    def claims(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+class NodeRef(BaseModel):
+    """One hospital as a coordinator knows it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    url: str  # outward listener, https
+    dataset: Identifier
+
+
+class _Study(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: Identifier
+    title: str
+    permit: Path  # the permit's JWT
+    user_key: Path  # private key of a data user whom the permit lists
+    purpose: Purpose
+    categories: tuple[DataCategory, ...]
+
+
+class _Component(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: Name
+    profile: Name
+    path: Path | None = None  # folder of the component's files; None: the one installed under this name
+
+
+class _Privacy(BaseModel):
+    """Targets; noise multipliers are calibrated from them by ``vht study plan`` (and shown)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    epsilon: float = Field(gt=0)  # whole study, per patient, at one node
+    delta: float = Field(gt=0, lt=0.01)
+    cohort_epsilon: float | None = Field(default=None, gt=0)  # of the marginals alone; None: no synthetic cohort
+    evaluation_epsilon: float | None = Field(default=None, gt=0)  # on test patients alone; None: no evaluation
+
+
+class _Training(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    rounds: int = Field(default=5, ge=1)
+    local_steps: int = Field(default=12, ge=1)
+    sampling_rate: float = Field(default=0.25, gt=0, le=1)
+    clipping_norm: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=0.5, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class _Federation(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    coordinator: Path  # state directory of the coordinator (vht coordinator init)
+    ca: Path  # certificate authority of all HTTPS endpoints below
+    platform: str | None = None  # URL; None: do not publish
+    issuer: str | None = None  # URL of the permit issuer's status service, for the evidence bundle
+    minimum_nodes: int | None = None  # never below the permit's; None: the permit's
+    approval_deadline_s: float = Field(default=3600.0, gt=0)
+    round_deadline_s: float = Field(default=120.0, gt=0)
+
+
+class StudyFile(BaseModel):
+    """``study.toml``: what a coordinator writes. Relative paths are relative to the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    study: _Study
+    component: _Component
+    privacy: _Privacy
+    training: _Training = _Training()
+    federation: _Federation
+    nodes: tuple[NodeRef, ...] = Field(min_length=1)
+
+    @classmethod
+    def read(cls, path: Path) -> "StudyFile":
+        """Raises InputError VHT-INPUT-STUDY."""
+        try:
+            raw = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {path.name}", code="VHT-INPUT-STUDY") from error
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path.name} is not TOML: {error}", code="VHT-INPUT-STUDY") from error
+        base = path.resolve().parent
+        for section, key in (
+            ("study", "permit"),
+            ("study", "user_key"),
+            ("component", "path"),
+            ("federation", "coordinator"),
+            ("federation", "ca"),
+        ):
+            part = raw.get(section)
+            if isinstance(part, dict) and isinstance(part.get(key), str):
+                part[key] = str(base / part[key])
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise _study_error(error) from error
+
+
+def _study_error(error: ValidationError) -> InputError:
+    places = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+    return InputError(
+        f"the study does not fit its schema: {places}",
+        code="VHT-INPUT-STUDY",
+        hint="docs/reference/study-file.md describes every field",
+    )

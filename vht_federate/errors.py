@@ -1,0 +1,147 @@
+"""Every error a person or a program can meet, as one tree.
+
+    VhtError                      code VHT-INTERNAL      exit 1
+    ├── InputError                bad file, bad argument exit 2
+    │   ├── ViewError
+    │   └── WireError             malformed message between our processes
+    ├── RefusedError              a rule says no         exit 3
+    │   ├── PermitError           signature, status, expiry, purpose, user, category
+    │   ├── ComponentError        digest, approval
+    │   ├── BudgetError           cap, missing reservation
+    │   ├── CohortError           too few patients or nodes
+    │   ├── EgressError           something that must not leave
+    │   └── PublicationError      the platform refuses
+    ├── VerificationError         evidence does not hold exit 4
+    ├── UnavailableError          a peer or a deadline   exit 5
+    └── RevokedError              permit revoked mid-run exit 6
+
+A person reads ``message`` and ``hint``; a program reads ``code``. None of the three may carry a value that
+comes from a patient: name the line number, the element path or the count instead.
+"""
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "BudgetError",
+    "CohortError",
+    "ComponentError",
+    "EgressError",
+    "InputError",
+    "PermitError",
+    "PublicationError",
+    "RefusedError",
+    "RevokedError",
+    "UnavailableError",
+    "VerificationError",
+    "ViewError",
+    "VhtError",
+    "WireError",
+    "error_from_envelope",
+]
+
+
+class VhtError(Exception):
+    """Base of all errors. ``code`` is stable across releases; ``hint`` says what to do next."""
+
+    default_code: ClassVar[str] = "VHT-INTERNAL"
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, code: str | None = None, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.hint = hint
+
+    def envelope(self) -> dict[str, str]:
+        """The ``error`` member of every JSON answer: ``{code, message, hint}``."""
+        return {"code": self.code, "message": self.message, "hint": self.hint}
+
+
+class InputError(VhtError):
+    default_code = "VHT-INPUT"
+    exit_code = 2
+    http_status = 400
+
+
+class ViewError(InputError):
+    default_code = "VHT-VIEW"
+
+
+class WireError(InputError):
+    default_code = "VHT-WIRE"
+
+
+class RefusedError(VhtError):
+    default_code = "VHT-REFUSED"
+    exit_code = 3
+    http_status = 403
+
+
+class PermitError(RefusedError):
+    default_code = "VHT-PERMIT"
+
+
+class ComponentError(RefusedError):
+    default_code = "VHT-COMPONENT"
+
+
+class BudgetError(RefusedError):
+    default_code = "VHT-BUDGET"
+    http_status = 409
+
+
+class CohortError(RefusedError):
+    default_code = "VHT-COHORT"
+    http_status = 409
+
+
+class EgressError(RefusedError):
+    default_code = "VHT-EGRESS"
+
+
+class PublicationError(RefusedError):
+    default_code = "VHT-PUBLICATION"
+    http_status = 422
+
+
+class VerificationError(VhtError):
+    default_code = "VHT-VERIFY"
+    exit_code = 4
+    http_status = 422
+
+
+class UnavailableError(VhtError):
+    default_code = "VHT-UNAVAILABLE"
+    exit_code = 5
+    http_status = 503
+
+
+class RevokedError(VhtError):
+    default_code = "VHT-PERMIT-REVOKED"
+    exit_code = 6
+    http_status = 403
+
+
+_BY_PREFIX: tuple[tuple[str, type[VhtError]], ...] = (
+    ("VHT-PERMIT-REVOKED", RevokedError),
+    ("VHT-PERMIT", PermitError),
+    ("VHT-COMPONENT", ComponentError),
+    ("VHT-BUDGET", BudgetError),
+    ("VHT-COHORT", CohortError),
+    ("VHT-EGRESS", EgressError),
+    ("VHT-PUBLICATION", PublicationError),
+    ("VHT-VERIFY", VerificationError),
+    ("VHT-UNAVAILABLE", UnavailableError),
+    ("VHT-VIEW", ViewError),
+    ("VHT-WIRE", WireError),
+    ("VHT-INPUT", InputError),
+    ("VHT-REFUSED", RefusedError),
+)
+
+
+def error_from_envelope(envelope: dict[str, Any]) -> VhtError:
+    """Rebuild the typed error that a peer sent as ``{code, message, hint}``; an unknown code stays a VhtError."""
+    code = str(envelope.get("code", VhtError.default_code))
+    kind = next((kind for prefix, kind in _BY_PREFIX if code.startswith(prefix)), VhtError)
+    return kind(str(envelope.get("message", "no message")), code=code, hint=str(envelope.get("hint", "")))

@@ -1,0 +1,95 @@
+"""Messages between a courier and an enclave over a Unix socket.
+
+One frame: 4-byte big-endian header length, 8-byte big-endian body length, a JSON header, a body of opaque bytes
+(tensors as safetensors; empty where there are none). The reader refuses headers over 1 MiB and bodies over
+``max_body`` before it allocates anything.
+"""
+
+import json
+import socket
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vht_federate.errors import UnavailableError, WireError, error_from_envelope
+
+__all__ = ["Call", "Reply", "call_enclave", "receive_frame", "send_frame"]
+
+_PREFIX = struct.Struct(">IQ")
+MAX_HEADER_BYTES = 1 << 20
+MAX_BODY_BYTES = 1 << 31
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the coordinator asks of an enclave: the courier carries it unread."""
+
+    visit: str
+    job: str
+    round: int
+    params: dict[str, Any] = field(default_factory=dict)
+    tensors: bytes = b""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an enclave answers: public numbers and noise-protected tensors (safetensors bytes)."""
+
+    result: dict[str, Any]
+    tensors: bytes = b""
+
+
+def _read_exactly(sock: socket.socket, count: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < count:
+        chunk = sock.recv(min(count - len(parts), 1 << 20))
+        if not chunk:
+            raise WireError("the peer closed the connection in the middle of a frame", code="VHT-WIRE-TRUNCATED")
+        parts += chunk
+    return bytes(parts)
+
+
+def send_frame(sock: socket.socket, header: dict[str, Any], body: bytes = b"") -> None:
+    """Send one frame. Raises OSError where the peer is gone."""
+    encoded = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+    sock.sendall(_PREFIX.pack(len(encoded), len(body)) + encoded)
+    if body:
+        sock.sendall(body)
+
+
+def receive_frame(sock: socket.socket, *, max_body: int = MAX_BODY_BYTES) -> tuple[dict[str, Any], bytes]:
+    """Receive one frame as ``(header, body)``. Raises WireError for anything that is not one."""
+    header_length, body_length = _PREFIX.unpack(_read_exactly(sock, _PREFIX.size))
+    if header_length > MAX_HEADER_BYTES or body_length > max_body:
+        raise WireError("a frame announces more bytes than allowed", code="VHT-WIRE-SIZE")
+    try:
+        header = json.loads(_read_exactly(sock, header_length))
+    except ValueError as error:
+        raise WireError("a frame's header is not JSON", code="VHT-WIRE-HEADER") from error
+    if not isinstance(header, dict):
+        raise WireError("a frame's header is not a JSON object", code="VHT-WIRE-HEADER")
+    return header, _read_exactly(sock, body_length)
+
+
+def call_enclave(socket_path: Path, token: str, call: Call, *, timeout_s: float = 600.0) -> Reply:
+    """Ask the enclave behind ``socket_path`` once.
+
+    Raises the enclave's own typed error where it refuses, UnavailableError where no enclave answers.
+    """
+    header = {"token": token, "visit": call.visit, "job": call.job, "round": call.round, "params": call.params}
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout_s)
+            sock.connect(str(socket_path))
+            send_frame(sock, header, call.tensors)
+            answer, body = receive_frame(sock)
+    except OSError as error:
+        raise UnavailableError(
+            "the enclave of this visit does not answer",
+            code="VHT-UNAVAILABLE-ENCLAVE",
+            hint="see 'vht node status'; an operator must approve the visit, and approve it again after a crash",
+        ) from error
+    if not answer.get("ok"):
+        raise error_from_envelope(dict(answer.get("error") or {}))
+    return Reply(result=dict(answer.get("result") or {}), tensors=body)

@@ -1,0 +1,90 @@
+"""How commands speak: progress and tables for people on stderr/stdout, or one JSON envelope with ``--json``.
+
+Envelope: ``{schema_version, command, ok, data | error{code, message, hint}}``. Exit codes are in ``errors.py``.
+"""
+
+import contextvars
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vht_federate.errors import VhtError
+
+__all__ = ["SCHEMA_VERSION", "command", "emit", "fail", "json_mode", "people", "progress", "set_json_mode", "table"]
+
+SCHEMA_VERSION = "1"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_json_mode: contextvars.ContextVar[bool] = contextvars.ContextVar("vht_json_mode", default=False)
+people = Console(soft_wrap=True)
+_progress = Console(stderr=True, soft_wrap=True)
+
+
+def set_json_mode(on: bool) -> None:
+    """Called once by the root command for ``--json``; a sub-command's own ``--json`` may call it too."""
+    _json_mode.set(_json_mode.get() or on)
+
+
+def json_mode() -> bool:
+    return _json_mode.get()
+
+
+def progress(message: str) -> None:
+    """One line of progress for people, on stderr, so that stdout stays machine-readable."""
+    _progress.print(message, highlight=False, markup=True)
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
+    """A Rich table of ``rows`` (any values; None shows as a dash)."""
+    made = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*("-" if value is None else str(value) for value in row))
+    return made
+
+
+def emit(name: str, data: dict[str, Any], *renderables: Any) -> None:
+    """Print the result of command ``name``: the envelope in JSON mode, else the ``renderables`` for people."""
+    if json_mode():
+        print(json.dumps({"schema_version": SCHEMA_VERSION, "command": name, "ok": True, "data": data}, default=str))
+        return
+    for renderable in renderables:
+        people.print(renderable, highlight=False)
+
+
+def fail(name: str, error: VhtError) -> None:
+    """Print ``error`` in the mode in force and leave with its documented exit code."""
+    if json_mode():
+        print(json.dumps({"schema_version": SCHEMA_VERSION, "command": name, "ok": False, "error": error.envelope()}))
+    else:
+        _progress.print(f"[bold red]{error.code}[/] {error.message}", highlight=False)
+        if error.hint:
+            _progress.print(f"  hint: {error.hint}", highlight=False, markup=False)
+    sys.stdout.flush()
+    raise typer.Exit(error.exit_code)
+
+
+def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
+    """Decorate a Typer command: typed errors become the envelope (or a red line) and their exit code."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R | None]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R | None:
+            try:
+                return function(*args, **kwargs)
+            except VhtError as error:
+                fail(name, error)
+                return None
+
+        return run
+
+    return decorate

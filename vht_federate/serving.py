@@ -1,0 +1,122 @@
+"""Serve one or several FastAPI applications over TLS in one process, and answer typed errors as JSON.
+
+Every error body is ``{"error": {code, message, hint}}``; FastAPI's own 404, 405, 422 and 500 are mapped to it, and
+none of them repeats what the client sent.
+"""
+
+import asyncio
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from vht_federate.errors import InputError, UnavailableError, VhtError
+
+__all__ = ["Listener", "answer_typed_errors", "free_port", "serve"]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """One address of one application. ``certificate``/``key`` are PEM files; None serves plain HTTP (tests)."""
+
+    app: FastAPI
+    host: str
+    port: int
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind((host, 0))
+        return int(sock.getsockname()[1])
+
+
+def answer_typed_errors(app: FastAPI) -> FastAPI:
+    """Map every failure of ``app`` to the error envelope."""
+
+    def body(error: VhtError, status: int) -> JSONResponse:
+        return JSONResponse({"error": error.envelope()}, status_code=status)
+
+    @app.exception_handler(VhtError)
+    async def typed(_: Request, error: VhtError) -> JSONResponse:
+        return body(error, error.http_status)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        places = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
+        return body(InputError(f"the request does not fit its schema at: {', '.join(places)}"), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "VHT-INPUT-NOT-FOUND", 405: "VHT-INPUT-METHOD"}.get(error.status_code, "VHT-INPUT")
+        return body(InputError(str(error.detail), code=code), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return body(VhtError(f"internal error ({type(error).__name__})", hint="see the log of this process"), 500)
+
+    return app
+
+
+class _Server(uvicorn.Server):
+    """A server whose signals are handled once, by ``serve``."""
+
+    def install_signal_handlers(self) -> None:
+        return None
+
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        import contextlib
+
+        return contextlib.nullcontext()
+
+
+async def serve(listeners: list[Listener], *, on_started: "list[asyncio.Event] | None" = None) -> None:
+    """Serve all ``listeners`` until SIGINT or SIGTERM. Raises UnavailableError where a port is taken."""
+    servers = []
+    for one in listeners:
+        config = uvicorn.Config(
+            one.app,
+            host=one.host,
+            port=one.port,
+            ssl_certfile=one.certificate,
+            ssl_keyfile=one.key,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=3,
+        )
+        servers.append(_Server(config))
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for server in servers:
+            server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+
+    async def run(server: uvicorn.Server, one: Listener) -> None:
+        try:
+            await server.serve()
+        except SystemExit as error:  # uvicorn leaves so when it cannot bind
+            stop()
+            raise UnavailableError(
+                f"cannot listen on {one.host}:{one.port}",
+                code="VHT-UNAVAILABLE-PORT",
+                hint="another process holds this port; choose another, or stop it",
+            ) from error
+
+    tasks = [asyncio.create_task(run(server, one)) for server, one in zip(servers, listeners, strict=True)]
+    while not all(server.started for server in servers) and not any(task.done() for task in tasks):
+        await asyncio.sleep(0.02)
+    for event in on_started or []:
+        event.set()
+    await asyncio.gather(*tasks)
