@@ -33,8 +33,8 @@ __all__ = [
     "RevokedError",
     "UnavailableError",
     "VerificationError",
-    "ViewError",
     "VhtError",
+    "ViewError",
     "WireError",
     "error_from_envelope",
 ]

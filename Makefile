@@ -1,0 +1,64 @@
+# Two commands on a fresh machine (Python 3.11 or later, make, a C compiler): `make demo` and `make test`.
+# Both fill .venv by themselves; it needs no network once it is up to date.
+
+PYTHON ?= python3.11
+UV_VERSION := 0.12.24
+BIN := .venv/bin
+ARGS ?=
+ONLY ?=
+# One patient fits in one core: several hospitals share this machine, so none of them takes all threads.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+# No telemetry, no update check, no installs while running.
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-faults check bench docs clean constraints format
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+.venv/.ready: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or later, or set PYTHON=…"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import importlib.metadata as m; assert m.version("uv") == "$(UV_VERSION)"' 2>/dev/null || $(BIN)/pip install --quiet "uv==$(UV_VERSION)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all]' --group dev
+	@touch $@
+
+
+
+demo: .venv/.ready ## Four hospitals, end to end, on this machine (ARGS="--keep --out DIR")
+	$(BIN)/vht demo $(ARGS)
+
+test: .venv/.ready ## All tests but the fault runs
+	$(BIN)/pytest -m "not faults" $(ARGS)
+
+test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs
+	$(BIN)/pytest -m faults $(ARGS)
+
+check: .venv/.ready ## Lint, types, import floors, duplicate code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pylint vht_federate connector strategies synth deploy
+
+bench: .venv/.ready ## Benchmarks as ratios (ONLY=name for one)
+	$(BIN)/python -m benchmarks $(ONLY)
+
+docs: .venv/.ready ## Write docs/reference from the code, and check every link and command in docs
+	$(BIN)/python -m docs.build
+
+format: .venv/.ready ## Format the code
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+constraints: .venv/.ready ## Resolve constraints.txt anew
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --quiet --no-annotate --no-header --no-emit-index-url -o constraints.new --python $(BIN)/python
+	@{ echo '# Every package, transitive included, at the version the tests ran with. Written by `make constraints`.'; cat constraints.new; } > constraints.txt; rm constraints.new
+
+clean: ## Remove the environment and everything generated
+	rm -rf .venv build dist out demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,196 @@
+"""``vht demo``: permit -> FHIR at four hospitals -> private federated training -> release -> cohort -> evidence.
+
+Everything goes through the public commands and HTTP APIs (``deploy/local.py``); what is added here is the story, the
+harness that knows all data because it made them, and the summary.
+"""
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from deploy import harness
+from deploy.commands import Commands
+from deploy.local import Hospital, LocalFederation, StudyTerms
+from vht_federate.errors import InputError
+from vht_federate.output import emit, people, progress, table
+from vht_federate.processes import PidFile
+
+__all__ = ["DemoOptions", "run_demo", "terms_for"]
+
+OURS = (
+    "data", "pki", "nodes", "logs", "study", "authority", "coordinator", "platform", "run", "harness",
+    "trust.json", "summary.json", "endpoints.json", "commands.sh",
+)  # fmt: skip
+MARKER = ".vht-demo"
+
+# Chosen by cross-validation on training patients only: benchmarks/selection.py prints the tables.
+GENERATED = {"rounds": 5, "local_steps": 12, "sampling_rate": 0.25, "clipping_norm": 1.0, "learning_rate": 0.5}
+UCI = {"rounds": 5, "local_steps": 12, "sampling_rate": 0.25, "clipping_norm": 1.0, "learning_rate": 0.5}
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """``uci``: folder of the four UCI files, None for generated data. ``patients`` per hospital, on average."""
+
+    out: Path
+    uci: Path | None = None
+    hospitals: int = 4
+    patients: int = 1500
+    seed: int = 7
+    keep: bool = False
+
+
+def terms_for(uci: bool) -> StudyTerms:
+    """The study that the demo runs, for real (UCI) or generated hospitals."""
+    if uci:
+        return StudyTerms(
+            study_id="coronary-disease-uci",
+            title="Coronary disease in patients referred for angiography",
+            profile="angiography",
+            epsilon=3.0,
+            delta=1e-4,
+            cohort_epsilon=1.2,
+            evaluation_epsilon=2.5,
+            training=UCI,
+        )
+    return StudyTerms(
+        study_id="cardio-risk-demo",
+        title="Ten-year cardiovascular risk across four hospitals",
+        profile="cardiometabolic",
+        epsilon=3.0,
+        delta=1e-5,
+        cohort_epsilon=1.5,
+        evaluation_epsilon=1.0,
+        training=GENERATED,
+    )
+
+
+def run_demo(options: DemoOptions) -> None:
+    """Run the whole chain into ``options.out``. Leaves no process behind, also on Ctrl-C (exit 130)."""
+    started = time.monotonic()
+    out = _prepare(options.out)
+    terms = terms_for(options.uci is not None)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with PidFile(out / "demo.pid"), Commands(out / "commands.sh") as commands:
+            hospitals = _data(options, out, commands)
+            federation = LocalFederation(out, hospitals, terms, commands)
+            summary = _run(federation, started)
+            _show(summary, federation)
+            if options.keep:
+                _keep(federation)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a signal handler
+    raise KeyboardInterrupt
+
+
+def _prepare(out: Path) -> Path:
+    """An existing folder is fine; what an earlier demo left there is replaced, nothing else is touched."""
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / MARKER).exists():
+        running = PidFile(out / "demo.pid").running()
+        if running is None:
+            for name in OURS:
+                path = out / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return out
+    clash = [name for name in OURS if (out / name).exists()]
+    if clash:
+        raise InputError(
+            f"{out} holds {', '.join(clash)}, which no demo wrote",
+            code="VHT-INPUT-OUT",
+            hint="choose another --out; nothing was changed",
+        )
+    (out / MARKER).write_text("Written by vht demo; a later demo replaces its files here.\n")
+    return out
+
+
+def _data(options: DemoOptions, out: Path, commands: Commands) -> list[Hospital]:
+    if options.uci is not None:
+        progress("importing the four UCI hospitals as FHIR R4")
+        commands.run("data", "import-uci", str(options.uci.resolve()), "--out", str(out / "data"))
+    else:
+        progress(f"generating {options.hospitals} hospitals of about {options.patients} patients as FHIR R4")
+        commands.run(
+            "data", "generate", "--hospitals", str(options.hospitals), "--patients", str(options.patients),
+            "--seed", str(options.seed), "--out", str(out / "data"),
+        )  # fmt: skip
+    folders = sorted(path for path in (out / "data").iterdir() if (path / "Patient.ndjson").exists())
+    return [Hospital(folder.name, folder) for folder in folders]
+
+
+def _run(federation: LocalFederation, started: float) -> dict[str, Any]:
+    root, terms, commands = federation.root, federation.terms, federation.commands
+    federation.start()
+    federation.save_endpoints()
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        baselines: Future[None] = beside.submit(harness.measure_baselines, federation)
+        progress("issuing the permit")
+        permit = federation.issue_permit()
+        study = federation.write_study()
+        run = federation.run_study(study, root / "run")
+        progress("verifying all evidence offline, with keys from outside the bundle")
+        verified = commands.run("audit", "verify", str(root / "run" / "bundle"), "--trust", str(federation.trust))
+        baselines.result()
+    progress("comparing with what no hospital can know: the pooled data")
+    truth = harness.measure(federation)
+    summary = _summary(federation, permit, run, verified, truth)
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    (root / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    if terms.epsilon < summary["epsilon"] - 1e-9:
+        raise InputError("the ledgers hold more than the study planned", code="VHT-BUDGET-SUMMARY")
+    return summary
+
+
+def _summary(
+    federation: LocalFederation,
+    permit: str,
+    run: dict[str, Any],
+    verified: dict[str, Any],
+    truth: dict[str, Any],
+) -> dict[str, Any]:
+    ledgers = {name: budget["datasets"] for name, budget in federation.ledgers().items()}
+    return {
+        "schema_version": "1",
+        "study_id": federation.terms.study_id,
+        "profile": federation.terms.profile,
+        "permit_id": permit,
+        "state": run["state"],
+        "participants": run["participants"],
+        "lost": run["lost"],
+        "delta": federation.terms.delta,
+        "ledger": ledgers,
+        **run["figures"],
+        "harness": truth,
+        "verified": verified,
+        "pages": {name: url.split("?")[0] for name, url in federation.describe().items()},
+    }
+
+
+def _show(summary: dict[str, Any], federation: LocalFederation) -> None:
+    rows: list[tuple[str, Any]] = [(key, value) for key, value in summary.items() if isinstance(value, str | float)]
+    rows += [(f"harness.{key}", value) for key, value in summary["harness"].items() if isinstance(value, float)]
+    emit("demo", summary, table("Summary", ["what", "value"], rows), f"Everything is in {federation.root}")
+
+
+def _keep(federation: LocalFederation) -> None:
+    people.print("\nPages (Ctrl-C stops everything):")
+    for name, url in federation.describe().items():
+        people.print(f"  {name:<14} {url}", highlight=False)
+    waiting: Callable[[], None] = signal.pause
+    try:
+        while True:
+            waiting()
+    except KeyboardInterrupt:
+        progress("stopping")

@@ -1,0 +1,400 @@
+"""A whole federation on one machine: issuer, hospitals, coordinator and platform as processes on loopback.
+
+Built from the public commands and HTTP APIs only, so that everything here can be done by hand (docs/guides/by-hand.md).
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import tomli_w
+
+from deploy.commands import Commands, Service, wait_until
+from vht_federate.client import Client
+from vht_federate.errors import UnavailableError, VhtError
+from vht_federate.output import progress
+from vht_federate.serving import free_port
+
+__all__ = ["Direct", "Hospital", "LocalFederation", "Routes", "StudyTerms"]
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """One hospital of the federation: ``folder`` holds its FHIR NDJSON."""
+
+    name: str
+    folder: Path
+
+    @property
+    def dataset(self) -> str:
+        return f"urn:vht:{self.name}:ehr"
+
+
+@dataclass(frozen=True)
+class StudyTerms:
+    """What the permit allows and the study asks; ``training`` are fields of ``[training]`` in study.toml."""
+
+    study_id: str
+    title: str
+    profile: str
+    epsilon: float
+    delta: float
+    cohort_epsilon: float
+    evaluation_epsilon: float
+    training: dict[str, Any]
+    component: str = "cardio-risk"
+    minimum_nodes: int = 3
+    minimum_cohort: int = 10
+    epsilon_cap: float = 10.0
+    round_deadline_s: float = 90.0
+    permit_days: float = 365.0
+
+
+class Routes(Protocol):
+    """Where a connection goes: the hook by which a test puts a proxy between a hospital and the world."""
+
+    def route(self, name: str, port: int) -> int:
+        """The loopback port through which clients reach ``port`` of the service ``name``."""
+
+
+class Direct:
+    """No proxy."""
+
+    def route(self, name: str, port: int) -> int:  # noqa: ARG002 - the interface names the service
+        return port
+
+
+@dataclass
+class LocalFederation:
+    """``with Commands(…) as commands: LocalFederation(root, hospitals, terms, commands).start()``."""
+
+    root: Path
+    hospitals: list[Hospital]
+    terms: StudyTerms
+    commands: Commands
+    routes: Routes = field(default_factory=Direct)
+    services: dict[str, Service] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
+
+    # ---- places ----------------------------------------------------------------------------------------------
+
+    @property
+    def ca(self) -> Path:
+        return self.root / "pki" / "ca.crt"
+
+    @property
+    def issuer_key(self) -> Path:
+        return self.root / "authority" / "issuer.pub.json"
+
+    @property
+    def trust(self) -> Path:
+        return self.root / "trust.json"
+
+    @property
+    def study_file(self) -> Path:
+        return self.root / "study" / "study.toml"
+
+    def node_state(self, name: str) -> Path:
+        return self.root / "nodes" / name
+
+    def url(self, name: str) -> str:
+        return f"https://{LOOPBACK}:{self.ports[name]}"
+
+    def operator_token(self, name: str) -> str:
+        return (self.node_state(name) / "operator.token").read_text().strip()
+
+    # ---- building --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Provision and start everything, ingest each hospital's data, and wait until all SuperNodes are online."""
+        for folder in ("pki", "nodes", "logs", "study"):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        self._provision()
+        progress("starting the permit issuer and the coordinator")
+        self._serve("authority", "permit", "serve", "--state", str(self.root / "authority"))
+        self._serve("coordinator", "coordinator", "serve", str(self.root / "coordinator"))
+        self._initialise_nodes()
+        self._ingest()
+        self._await_health("authority")
+        self._await_coordinator()
+        self._enrol()
+        progress(f"starting {len(self.hospitals)} hospitals and the platform")
+        for hospital in self.hospitals:
+            self._serve(hospital.name, "node", "serve", str(self.node_state(hospital.name)))
+        self._start_platform()
+        for name in (*[hospital.name for hospital in self.hospitals], "platform"):
+            self._await_health(name)
+
+    def _run_all(self, calls: list[tuple[str, ...]]) -> list[dict[str, Any]]:
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            return list(pool.map(lambda call: self.commands.run(*call), calls))
+
+    def _provision(self) -> None:
+        progress("making certificates and keys")
+        pki, names = self.root / "pki", ["authority", "coordinator", "platform", *[h.name for h in self.hospitals]]
+        self.commands.run("pki", "ca", "--out", str(pki))
+        self._run_all([("pki", "cert", "--ca", str(pki), "--name", name, "--out", str(pki / name)) for name in names])
+        for name in names:
+            self.ports[name] = free_port()
+            self.ports[f"{name}/internal"] = free_port()
+        tls = {name: self._tls(name) for name in names}
+        authority, coordinator = str(self.root / "authority"), str(self.root / "coordinator")
+        self._run_all(
+            [
+                ("permit", "init", "--state", authority, *tls["authority"], "--port", str(self.ports["authority"])),
+                (
+                    "coordinator", "init", coordinator, *tls["coordinator"],
+                    "--ca", str(self.ca), "--port", str(self.ports["coordinator"]),
+                ),
+                ("permit", "keygen", str(self.root / "study"), "--name", "user"),
+            ]
+        )  # fmt: skip
+
+    def _tls(self, name: str) -> tuple[str, ...]:
+        folder = self.root / "pki" / name
+        return "--certificate", str(folder / f"{name}.crt"), "--key", str(folder / f"{name}.key")
+
+    def _initialise_nodes(self) -> None:
+        terms = self.terms
+        issuer = self.routes.route("authority", self.ports["authority"])
+        fleet = self.routes.route("coordinator", self.ports["coordinator"])
+        self._run_all(
+            [
+                (
+                    "node", "init", str(self.node_state(h.name)), "--name", h.name, *self._tls(h.name),
+                    "--ca", str(self.ca), "--issuer-key", str(self.issuer_key),
+                    "--issuer-url", f"https://{LOOPBACK}:{issuer}", "--dataset", h.dataset,
+                    "--categories", "51.1.a", "--epsilon-cap", str(terms.epsilon_cap), "--delta", str(terms.delta),
+                    "--coordinator", f"{LOOPBACK}:{fleet}", "--coordinator-ca", str(self.ca),
+                    "--port", str(self.ports[h.name]), "--internal-port", str(self.ports[f"{h.name}/internal"]),
+                )
+                for h in self.hospitals
+            ]
+        )  # fmt: skip
+
+    def _ingest(self) -> None:
+        calls = [("node", "ingest", str(self.node_state(h.name)), str(h.folder)) for h in self.hospitals]
+        for hospital, report in zip(self.hospitals, self._run_all(calls), strict=True):
+            progress(
+                f"  {hospital.name}: {report['lines']} lines read, {report['accepted']} accepted, "
+                f"{report['quarantined']} quarantined, {report['duplicate']} duplicates"
+            )
+
+    def _enrol(self) -> None:
+        coordinator = str(self.root / "coordinator")
+        self._run_all(
+            [
+                (
+                    "coordinator", "enrol", coordinator, "--name", h.name,
+                    "--supernode", str(self.node_state(h.name) / "supernode.pub"),
+                )
+                for h in self.hospitals
+            ]
+        )  # fmt: skip
+
+    def _start_platform(self) -> None:
+        keys = [part for h in self.hospitals for part in ("--node", f"{h.name}={self._evidence_key(h.name)}")]
+        self.commands.run(
+            "audit", "trust", "--issuer", str(self.issuer_key),
+            "--coordinator", str(self.root / "coordinator" / "coordinator.pub.json"), *keys, "--out", str(self.trust),
+        )  # fmt: skip
+        state = str(self.root / "platform")
+        self.commands.run(
+            "platform", "init", state, *self._tls("platform"), "--ca", str(self.ca),
+            "--trust", str(self.trust), "--port", str(self.ports["platform"]),
+        )  # fmt: skip
+        self._serve("platform", "platform", "serve", state)
+
+    def _evidence_key(self, name: str) -> Path:
+        return self.node_state(name) / "evidence.pub.json"
+
+    def _serve(self, name: str, *arguments: str) -> None:
+        self.services[name] = self.commands.serve(name, *arguments, log=self.root / "logs" / f"{name}.log")
+
+    def _await_health(self, name: str) -> None:
+        def healthy() -> bool:
+            try:
+                with Client(self.url(name), self.ca, timeout_s=5) as client:
+                    return bool(client.get("/health")["status"] == "ok")
+            except VhtError:
+                return False
+
+        wait_until(healthy, self.services[name], 60)
+
+    def _await_coordinator(self) -> None:
+        state = str(self.root / "coordinator")
+
+        def ready() -> bool:
+            try:
+                return bool(self.commands.run("coordinator", "status", state).get("ready"))
+            except VhtError:
+                return False
+
+        wait_until(ready, self.services["coordinator"], 90)
+
+    # ---- a study ---------------------------------------------------------------------------------------------
+
+    def issue_permit(self, name: str = "permit", **changes: Any) -> str:
+        """Issue the permit of these terms into ``study/<name>.jwt``; ``changes`` override its fields. Its id."""
+        terms, study = self.terms, self.root / "study"
+        component = self.commands.run("component", "show", terms.component)
+        columns = component["profiles"][terms.profile]["columns"]
+        fields = {
+            "hdab": "Health Data Access Body (local)",
+            "application_ref": f"application-{terms.study_id}",
+            "days": terms.permit_days,
+            "categories": ["51.1.a"],
+            "dataset_ids": [hospital.dataset for hospital in self.hospitals],
+            "columns": columns,
+            "purposes": ["53.1.e.ii"],
+            "purpose_text": terms.title,
+            "controller": "Cardiology Research Institute",
+            "component_digests": [component["digest"]],
+            "epsilon": terms.epsilon,
+            "delta": terms.delta,
+            "minimum_nodes": terms.minimum_nodes,
+            "minimum_cohort": terms.minimum_cohort,
+            "data_users": [
+                {"name": "Cardiology Research Institute", "kind": "academic", "key": str(study / "user.pub.json")}
+            ],
+            **changes,
+        }
+        request = study / f"{name}.toml"
+        request.write_text(tomli_w.dumps(fields))
+        issued = self.commands.run(
+            "permit", "issue", "--state", str(self.root / "authority"),
+            "--from", str(request), "--out", str(study / f"{name}.jwt"),
+        )  # fmt: skip
+        return str(issued["permit_id"])
+
+    def write_study(self, name: str = "study", *, permit: str = "permit", **sections: dict[str, Any]) -> Path:
+        """Write ``study/<name>.toml``; ``sections`` override fields of its sections."""
+        terms = self.terms
+        study: dict[str, Any] = {
+            "study": {
+                "id": terms.study_id,
+                "title": terms.title,
+                "permit": f"{permit}.jwt",
+                "user_key": "user.key",
+                "purpose": "53.1.e.ii",
+                "categories": ["51.1.a"],
+            },
+            "component": {"name": terms.component, "profile": terms.profile},
+            "privacy": {
+                "epsilon": terms.epsilon,
+                "delta": terms.delta,
+                "cohort_epsilon": terms.cohort_epsilon,
+                "evaluation_epsilon": terms.evaluation_epsilon,
+            },
+            "training": terms.training,
+            "federation": {
+                "coordinator": str(self.root / "coordinator"),
+                "ca": str(self.ca),
+                "platform": self.url("platform"),
+                "issuer": self.url("authority"),
+                "round_deadline_s": terms.round_deadline_s,
+            },
+        }
+        for section, changes in sections.items():
+            study[section] = {**study[section], **changes}
+        study["nodes"] = [
+            {
+                "name": h.name,
+                "url": f"https://{LOOPBACK}:{self.routes.route(h.name, self.ports[h.name])}",
+                "dataset": h.dataset,
+            }
+            for h in self.hospitals
+        ]
+        path = self.root / "study" / f"{name}.toml"
+        path.write_text(tomli_w.dumps(study))
+        return path
+
+    def operator(self, name: str) -> Client:
+        """The operator's HTTP client of one hospital's internal listener."""
+        return Client(
+            f"https://{LOOPBACK}:{self.ports[f'{name}/internal']}", self.ca, token=self.operator_token(name)
+        )
+
+    def approve_visits(self, study_id: str, *, deadline_s: float = 120.0, names: list[str] | None = None) -> list[str]:
+        """Approve the requested visit of ``study_id`` at each hospital, as its operator would. The visit ids."""
+        waiting = list(names or [hospital.name for hospital in self.hospitals])
+        approved: list[str] = []
+        deadline = time.monotonic() + deadline_s
+        while waiting and time.monotonic() < deadline:
+            for name in list(waiting):
+                visit = self._requested(name, study_id)
+                if visit:
+                    self.commands.run(
+                        "node", "approve", str(self.node_state(name)), visit, "--operator", f"operator-{name}"
+                    )
+                    approved.append(visit)
+                    waiting.remove(name)
+            time.sleep(0.3)
+        if waiting:
+            raise UnavailableError(f"no visit of {study_id} was requested at: {', '.join(waiting)}")
+        return approved
+
+    def _requested(self, name: str, study_id: str) -> str | None:
+        with self.operator(name) as client:
+            for visit in client.get("/api/visits")["visits"]:
+                if visit["study_id"] == study_id and visit["state"] == "requested":
+                    return str(visit["visit"])
+        return None
+
+    def run_study(
+        self, study: Path, out: Path, *, approve: bool = True, during: Callable[[], None] | None = None
+    ) -> dict[str, Any]:
+        """``vht study run``, with the operators approving beside it. Raises what the run ended with."""
+        failures: list[BaseException] = []
+        study_id = self._study_id(study)
+
+        def operators() -> None:
+            try:
+                if approve:
+                    self.approve_visits(study_id)
+                if during:
+                    during()
+            except Exception as error:
+                failures.append(error)
+
+        beside = threading.Thread(target=operators, daemon=True)
+        beside.start()
+        try:
+            return self.commands.run("study", "run", str(study), "--out", str(out), stream=True)
+        finally:
+            beside.join(timeout=5)
+            for failure in failures:
+                progress(f"[yellow]operators: {failure}[/]")
+
+    @staticmethod
+    def _study_id(study: Path) -> str:
+        import tomllib
+
+        return str(tomllib.loads(study.read_text())["study"]["id"])
+
+    def ledgers(self) -> dict[str, dict[str, Any]]:
+        """Each hospital's own account of what was spent, from its internal API."""
+        answers = {}
+        for hospital in self.hospitals:
+            with self.operator(hospital.name) as client:
+                answers[hospital.name] = client.get("/api/status")["budget"]
+        return answers
+
+    def describe(self) -> dict[str, str]:
+        """Where a person finds the pages."""
+        pages = {"platform": self.url("platform")}
+        for h in self.hospitals:
+            pages[h.name] = f"{self.url(f'{h.name}/internal')}/login?token={self.operator_token(h.name)}"
+        return pages
+
+    def save_endpoints(self) -> None:
+        """Write ``endpoints.json``: ports and URLs, no secret."""
+        endpoints = {name: f"https://{LOOPBACK}:{port}" for name, port in sorted(self.ports.items())}
+        (self.root / "endpoints.json").write_text(json.dumps(endpoints, indent=2) + "\n")
