@@ -1,0 +1,198 @@
+"""A coordinator's state directory, and its one foreground service: gateway, SuperLink and SuperExec.
+
+    coordinator.toml   addresses and certificates        coordinator.key     signs packages and evidence
+    nodes.json         name -> SuperNode id and key      flower/             Flower's own state
+    serve.pid          of the running service            doorbell            touched when messages wait
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from strategies.gateway import Doorbell, make_gateway
+from strategies.superlink import Control, SuperLinkPaths, flower_environment, superexec_command, superlink_command
+from strategies.supervision import Child, supervise
+from vht_federate.errors import InputError, UnavailableError
+from vht_federate.evidence.keys import SigningKey
+from vht_federate.processes import PidFile, stop_process
+from vht_federate.serving import Listener, free_port, serve
+
+__all__ = ["Coordinator", "Enrolment"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: str = "1"
+    host: str
+    port: int  # gateway: what hospitals connect to
+    superlink_port: int  # loopback only
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+class Enrolment(BaseModel):
+    """A hospital's SuperNode as the SuperLink knows it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    node_id: int
+    supernode_key: str
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """One coordinator's state directory."""
+
+    state: Path
+    config: _Config
+
+    @classmethod
+    def init(cls, state: Path, *, host: str, port: int, certificate: Path, key: Path, ca: Path) -> "Coordinator":
+        """Write configuration, evidence key and secret. Raises InputError VHT-INPUT-EXISTS, VHT-INPUT-FILE."""
+        if (state / "coordinator.toml").exists():
+            raise InputError(f"{state} already holds a coordinator", code="VHT-INPUT-EXISTS")
+        for file in (certificate, key, ca):
+            if not file.is_file():
+                raise InputError(f"there is no file {file}", code="VHT-INPUT-FILE", hint="see 'vht pki'")
+        home = state / "flower"
+        home.mkdir(parents=True, exist_ok=True)
+        state.chmod(0o700)
+        config = _Config(
+            host=host,
+            port=port or free_port(host),
+            superlink_port=free_port(),
+            certificate=certificate.resolve(),
+            key=key.resolve(),
+            ca=ca.resolve(),
+        )
+        SigningKey.create(state / "coordinator.key")
+        _write_private(home / "superexec.secret", secrets.token_hex(32))
+        (state / "coordinator.toml").write_text(tomli_w.dumps(config.model_dump(mode="json")))
+        return cls(state, config)
+
+    @classmethod
+    def open(cls, state: Path) -> "Coordinator":
+        """Raises InputError VHT-INPUT-STATE."""
+        try:
+            return cls(state, _Config.model_validate(tomllib.loads((state / "coordinator.toml").read_text())))
+        except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+            raise InputError(
+                f"{state} holds no coordinator", code="VHT-INPUT-STATE", hint="vht coordinator init STATE …"
+            ) from error
+
+    @property
+    def superlink(self) -> SuperLinkPaths:
+        config = self.config
+        home = (self.state / "flower").resolve()
+        return SuperLinkPaths(config.superlink_port, config.certificate, config.key, config.ca, home)
+
+    @property
+    def control(self) -> Control:
+        return Control(self.superlink.address, self.config.ca)
+
+    @property
+    def doorbell(self) -> Doorbell:
+        return Doorbell((self.state / "doorbell").resolve())
+
+    @property
+    def address(self) -> str:
+        """host:port that hospitals give their SuperNode."""
+        return f"{self.config.host}:{self.config.port}"
+
+    @property
+    def pid_file(self) -> PidFile:
+        return PidFile(self.state / "serve.pid")
+
+    def signing_key(self) -> SigningKey:
+        return SigningKey.read(self.state / "coordinator.key")
+
+    def enrolments(self) -> dict[str, Enrolment]:
+        path = self.state / "nodes.json"
+        if not path.exists():
+            return {}
+        return {name: Enrolment.model_validate(one) for name, one in json.loads(path.read_text()).items()}
+
+    def enrol(self, name: str, supernode_key: str) -> Enrolment:
+        """Register a SuperNode's key under ``name``; the same name and key again changes nothing.
+
+        Raises InputError VHT-INPUT-ENROLLED where the name belongs to another key, UnavailableError.
+        """
+        known, key = self.enrolments(), " ".join(supernode_key.split()[:2])
+        if name in known:
+            if known[name].supernode_key == key:
+                return known[name]
+            raise InputError(f"{name} is enrolled with another key", code="VHT-INPUT-ENROLLED")
+        made = Enrolment(node_id=self.control.register(key), supernode_key=key)
+        known[name] = made
+        partial = self.state / "nodes.json.partial"
+        partial.write_text(json.dumps({each: one.model_dump() for each, one in known.items()}, indent=2))
+        os.replace(partial, self.state / "nodes.json")
+        return made
+
+    def children(self) -> list[Child]:
+        """The SuperLink, and its SuperExec once it answers."""
+        paths, logs = self.superlink, self.state / "logs"
+        logs.mkdir(exist_ok=True)
+        environment = flower_environment(paths.home)
+        return [
+            Child("superlink", lambda: superlink_command(paths), environment, logs / "superlink.log"),
+            Child("superexec", lambda: superexec_command(paths, os.getpid()), environment, logs / "superexec.log"),
+        ]
+
+    def serve(self, on_ready: Callable[[], None]) -> None:
+        """Serve in the foreground until SIGINT or SIGTERM; everything started is stopped. ``on_ready`` runs once."""
+        with self.pid_file:
+            asyncio.run(self._serve(on_ready))
+
+    async def _serve(self, on_ready: Callable[[], None]) -> None:
+        config = self.config
+        identity = {"name": "coordinator", "evidence_key": self.signing_key().public.jwk()}
+        app = make_gateway(f"https://{self.superlink.address}", config.ca, self.doorbell, identity)
+        listener = Listener(app, config.host, config.port, config.certificate, config.key)
+        watch = asyncio.create_task(supervise(self.children()))
+        announce = asyncio.create_task(self._announce(on_ready))
+        try:
+            await serve([listener])
+        finally:
+            for task in (announce, watch):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    async def _announce(self, on_ready: Callable[[], None]) -> None:
+        while not await asyncio.to_thread(self.control.answers):
+            await asyncio.sleep(0.3)
+        on_ready()
+
+    def stop(self) -> int | None:
+        """Stop the running service by its pid; the pid, or None where none ran."""
+        pid = self.pid_file.running()
+        if pid is not None:
+            stop_process(pid, patience_s=20.0)
+        return pid
+
+    def require_running(self) -> None:
+        """Raises UnavailableError VHT-UNAVAILABLE-COORDINATOR."""
+        if self.pid_file.running() is None:
+            raise UnavailableError(
+                "the coordinator of this study is not running",
+                code="VHT-UNAVAILABLE-COORDINATOR",
+                hint=f"start it: vht coordinator serve {self.state}",
+            )
+
+
+def _write_private(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)

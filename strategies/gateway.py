@@ -1,0 +1,152 @@
+"""The coordinator's front door: hospitals reach the fleet API of the SuperLink, and nothing else.
+
+Flower serves its fleet, control and runtime APIs on one port, and the control API asks nobody who they are. So the
+SuperLink listens on loopback and this TLS proxy forwards an exact list of fleet paths. It also holds a SuperNode's
+question "any message for me?" until there is one: Flower's SuperNode sleeps three seconds after each empty answer.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from vht_federate.errors import InputError, UnavailableError
+from vht_federate.serving import answer_typed_errors
+
+__all__ = ["FLEET_PATHS", "Doorbell", "make_gateway"]
+
+PULL = "/v1/fleet/pull-messages"
+# Of Flower 1.41's twelve fleet paths all but register-node and unregister-node: the coordinator enrols, nobody else.
+FLEET_PATHS = frozenset(
+    f"/v1/fleet/{name}"
+    for name in (
+        *("activate-node", "deactivate-node", "send-node-heartbeat", "get-run", "get-fab"),
+        *("pull-messages", "push-messages", "pull-object", "push-object", "confirm-message-received"),
+    )
+)
+MAX_BODY_BYTES = 256 << 20
+_NOT_FORWARDED = frozenset(  # belong to one connection (RFC 9110 section 7.6.1), or are written anew
+    {"connection", "content-encoding", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding"}
+    | {"upgrade", "accept-encoding", "server", "date", "proxy-authorization", "forwarded", "x-forwarded-for"}
+)
+
+
+@dataclass(frozen=True)
+class Doorbell:
+    """A file that a ServerApp touches when it has pushed messages."""
+
+    path: Path
+    look_s: float = 0.05
+
+    def ring(self) -> None:
+        self.path.touch()
+
+    def last(self) -> int:
+        try:
+            return self.path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    async def wait(self, seen: int, timeout_s: float) -> None:
+        """Return when it rang after ``seen``, at the latest after ``timeout_s``."""
+        end = time.monotonic() + timeout_s
+        while self.last() == seen and time.monotonic() < end:
+            await asyncio.sleep(self.look_s)
+
+
+def _has_message(body: bytes) -> bool:
+    from flwr.proto.fleet_pb2 import PullMessagesResponse
+    from google.protobuf.message import DecodeError
+
+    try:
+        return len(PullMessagesResponse.FromString(body).messages_list) > 0
+    except DecodeError:
+        return True  # not ours to judge: pass it on
+
+
+@dataclass(frozen=True)
+class _Upstream:
+    http: httpx.AsyncClient
+    doorbell: Doorbell
+    hold_s: float
+    recheck_s: float
+
+    async def ask(self, path: str, headers: Mapping[str, str], body: bytes) -> httpx.Response:
+        try:
+            return await self.http.post(path, content=body, headers=dict(headers))
+        except httpx.HTTPError as error:
+            raise UnavailableError("the SuperLink does not answer", code="VHT-UNAVAILABLE-SUPERLINK") from error
+
+    async def pull(self, request: Request, headers: Mapping[str, str], body: bytes) -> httpx.Response:
+        """Ask again while there is no message and the asker is still there, for at most ``hold_s``."""
+        end = time.monotonic() + self.hold_s
+        while True:
+            seen = self.doorbell.last()
+            answer = await self.ask(PULL, headers, body)
+            if answer.status_code != 200 or _has_message(answer.content) or time.monotonic() >= end:
+                return answer
+            await self.doorbell.wait(seen, min(self.recheck_s, max(0.0, end - time.monotonic())))
+            if await request.is_disconnected():  # whoever asked is gone: leave the message for the next asker
+                return answer
+
+
+async def _body_of(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise InputError("the request is larger than a hospital may send", code="VHT-INPUT-SIZE")
+    return bytes(body)
+
+
+def make_gateway(
+    superlink: str,
+    ca: Path,
+    doorbell: Doorbell,
+    identity: Mapping[str, object],
+    *,
+    hold_s: float = 20.0,
+    recheck_s: float = 2.0,
+) -> FastAPI:
+    """The proxy before the SuperLink at ``superlink`` (https URL); ``hold_s`` stays under a SuperNode's 30 s."""
+    context = ssl.create_default_context(cafile=str(ca))
+
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    http = httpx.AsyncClient(base_url=superlink, verify=context, timeout=60.0, limits=limits, trust_env=False)
+    upstream = _Upstream(http, doorbell, hold_s, recheck_s)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with http:
+            yield
+
+    app = answer_typed_errors(FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None))
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok", "service": "coordinator"}
+
+    @app.get("/identity")
+    async def who() -> JSONResponse:
+        return JSONResponse(dict(identity))
+
+    @app.api_route("/{path:path}", methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+    async def forward(request: Request) -> Response:
+        path = request.url.path
+        if request.method != "POST" or path not in FLEET_PATHS:
+            raise HTTPException(404, "this address serves the fleet API only")
+        body = await _body_of(request)
+        headers = {key: value for key, value in request.headers.items() if key not in _NOT_FORWARDED}
+        answer = await (upstream.pull(request, headers, body) if path == PULL else upstream.ask(path, headers, body))
+        kept = {key: value for key, value in answer.headers.items() if key not in _NOT_FORWARDED}
+        return Response(answer.content, status_code=answer.status_code, headers=kept)
+
+    return app

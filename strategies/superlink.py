@@ -1,0 +1,198 @@
+"""The SuperLink and its SuperExec as child processes, and the SuperLink's Control API as a client (Flower 1.41.0).
+
+The Control API has no user authentication in the open-source build: the SuperLink listens on loopback only, and
+hospitals reach it through the gateway, which knows no path but the fleet's.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vht_federate.errors import InputError, UnavailableError, WireError
+
+if TYPE_CHECKING:
+    from flwr.supercore.control import ControlHttpClient
+
+__all__ = ["Control", "SuperLinkPaths", "flower_environment", "superexec_command", "superlink_command"]
+
+OFFLINE = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "UV_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class SuperLinkPaths:
+    """Where a SuperLink lives: loopback ``port``, its TLS files, its state."""
+
+    port: int
+    certificate: Path
+    key: Path
+    ca: Path
+    home: Path
+
+    @property
+    def database(self) -> Path:
+        return self.home / "superlink.sqlite"
+
+    @property
+    def secret(self) -> Path:
+        return self.home / "superexec.secret"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Environment of Flower's processes: no telemetry, no update check, no installs, a home of their own."""
+    programs = str(Path(sys.executable).parent)
+    path = os.pathsep.join([programs, os.environ.get("PATH", "")])
+    return {**os.environ, **OFFLINE, "FLWR_HOME": str(home), "PATH": path, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3"}
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def superlink_command(paths: SuperLinkPaths) -> list[str]:
+    return [
+        _program("flower-superlink"),
+        *("--host", "127.0.0.1", "--port", str(paths.port)),
+        *("--ssl-ca-certfile", str(paths.ca)),
+        *("--ssl-certfile", str(paths.certificate), "--ssl-keyfile", str(paths.key)),
+        "--enable-supernode-auth",
+        *("--database", str(paths.database)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(paths.secret)),
+        "--disable-runtime-dependency-installation",
+    ]
+
+
+def superexec_command(paths: SuperLinkPaths, parent_pid: int) -> list[str]:
+    return [
+        _program("flower-superexec"),
+        *("--runtime-api-address", paths.address, "--root-certificates", str(paths.ca)),
+        *("--superexec-auth-secret-file", str(paths.secret)),
+        *("--parent-pid", str(parent_pid)),
+    ]
+
+
+@contextmanager
+def _answering(what: str) -> Iterator[None]:
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        raise WireError(
+            f"the SuperLink refused to {what} (HTTP {error.response.status_code})", code="VHT-WIRE-SUPERLINK"
+        ) from error
+    except httpx.HTTPError as error:
+        raise UnavailableError(
+            f"the SuperLink does not answer ({type(error).__name__})",
+            code="VHT-UNAVAILABLE-SUPERLINK",
+            hint="start it: vht coordinator serve STATE",
+        ) from error
+
+
+class Control:
+    """The coordinator's own client of its SuperLink."""
+
+    def __init__(self, address: str, ca: Path) -> None:
+        self.address, self.ca = address, ca
+
+    @contextmanager
+    def _client(self) -> "Iterator[ControlHttpClient]":
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+        with ControlHttpClient.from_server_address(
+            server_address=self.address,
+            insecure=False,
+            root_certificates=self.ca.read_bytes(),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        ) as client:
+            yield client
+
+    def answers(self) -> bool:
+        try:
+            self.nodes()
+        except (UnavailableError, WireError):
+            return False
+        return True
+
+    def register(self, ssh_public_key: str) -> int:
+        """Enrol a SuperNode by its OpenSSH public key; its node id. Raises InputError VHT-INPUT-SUPERNODE-KEY."""
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+
+        with self._client() as client, _answering("register this SuperNode"):
+            made = client.RegisterNode(RegisterNodeRequest(public_key=_key_bytes(ssh_public_key)))
+        return int(made.node_id)
+
+    def nodes(self) -> dict[int, str]:
+        """Status ("online", "offline", …) of every registered SuperNode by its node id."""
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        with self._client() as client, _answering("list its nodes"):
+            found = client.ListNodes(ListNodesRequest())
+        return {int(node.node_id): str(node.status) for node in found.nodes_info}
+
+    def start_run(self, app: Path, run_config: Mapping[str, str]) -> int:
+        """Submit the Flower app in folder ``app``; the run's id."""
+        from flwr.cli.build import build_fab_from_disk
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        from flwr.supercore.fab import Fab
+
+        content = build_fab_from_disk(app)
+        fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
+        request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(run_config)))
+        with self._client() as client, _answering("start this run"):
+            started = client.StartRun(request)
+        if not started.HasField("run_id"):
+            raise WireError("the SuperLink did not start this run", code="VHT-WIRE-SUPERLINK")
+        return int(started.run_id)
+
+    def run_status(self, run_id: int) -> tuple[str, str]:
+        """(status, details): pending, starting, running, or finished:completed, finished:failed, finished:stopped."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        with self._client() as client, _answering("tell about this run"):
+            runs: Any = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
+        if run_id not in runs:
+            return "unknown", "the SuperLink does not know this run"
+        status = runs[run_id].status
+        return ":".join(part for part in (status.status, status.sub_status) if part), str(status.details)
+
+    def stop_run(self, run_id: int) -> None:
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        with self._client() as client, _answering("stop this run"):
+            client.StopRun(StopRunRequest(run_id=run_id))
+
+
+def _key_bytes(ssh_public_key: str) -> bytes:
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+    try:
+        key = load_ssh_public_key(ssh_public_key.strip().encode())
+        if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP384R1):
+            raise ValueError
+    except ValueError as error:
+        raise InputError(
+            "this is not an OpenSSH public key on the curve P-384",
+            code="VHT-INPUT-SUPERNODE-KEY",
+            hint="a node shows its key at GET /identity and in 'vht node status'",
+        ) from error
+    return bytes(public_key_to_bytes(key))
