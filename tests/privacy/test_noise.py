@@ -1,0 +1,82 @@
+import math
+import os
+
+import numpy as np
+import pytest
+
+from vht_federate.errors import InputError
+from vht_federate.privacy.noise import NoiseSource, SecureNoise
+from vht_federate.testing import SeededNoise
+
+
+def ks_distance(sample: np.ndarray) -> float:
+    ordered = np.sort(sample)
+    cdf = np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in ordered])
+    steps = np.arange(1, len(ordered) + 1) / len(ordered)
+    return float(max(np.max(steps - cdf), np.max(cdf - steps + 1 / len(ordered))))
+
+
+@pytest.mark.parametrize("source", [SecureNoise(), SeededNoise(1)])
+def test_normals_are_standard_normal(source: NoiseSource) -> None:
+    sample = source.gaussian((40_001,))
+    assert sample.shape == (40_001,)
+    assert sample.dtype == np.float64
+    assert ks_distance(sample) < 2.3 / math.sqrt(len(sample))  # fails once in 50,000 runs
+    half = len(sample) // 2  # sines beside cosines of the same angles: uncorrelated
+    assert abs(np.corrcoef(sample[:half], sample[half : 2 * half])[0, 1]) < 0.04
+
+
+def test_shapes_are_kept_scalars_and_empty_ones_too() -> None:
+    noise = SecureNoise()
+    assert noise.gaussian((3, 5)).shape == (3, 5)
+    assert noise.gaussian(()).shape == ()
+    assert noise.gaussian((0, 4)).shape == (0, 4)
+
+
+def test_the_smallest_and_largest_integers_of_the_stream_give_finite_normals(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = SecureNoise()
+    for extreme in (0, (1 << 53) - 1):
+        monkeypatch.setattr(noise, "_integers", lambda count, e=extreme: np.full(count, e, dtype=np.uint64))
+        assert np.isfinite(noise.gaussian((4,))).all()
+        assert np.abs(noise.gaussian((4,))).max() < 8.6
+
+
+def test_two_sources_never_draw_the_same_stream() -> None:
+    assert not np.array_equal(SecureNoise().uniform(8), SecureNoise().uniform(8))
+
+
+def test_one_source_never_repeats_itself() -> None:
+    noise = SecureNoise()
+    assert len(np.unique(np.concatenate([noise.uniform(1000), noise.uniform(1000)]))) == 2000
+
+
+def test_a_forked_child_draws_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = SecureNoise()
+    stream = noise._stream
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    noise.uniform(1)
+    assert noise._stream is not stream
+
+
+def test_uniforms_stay_below_one_and_poisson_samples_have_the_right_rate() -> None:
+    noise = SecureNoise()
+    uniforms = noise.uniform(50_000)
+    assert uniforms.min() >= 0
+    assert uniforms.max() < 1
+    sizes = [len(noise.poisson_sample(400, 0.25)) for _ in range(400)]
+    assert abs(np.mean(sizes) - 100) < 2.5
+    assert 0.7 < np.std(sizes) / math.sqrt(400 * 0.25 * 0.75) < 1.35  # independent draws, not a fixed size
+
+
+def test_a_sample_is_ascending_without_repeats_and_rate_one_takes_everybody() -> None:
+    noise = SecureNoise()
+    sample = noise.poisson_sample(1000, 0.5)
+    assert (np.diff(sample) > 0).all()
+    assert np.array_equal(noise.poisson_sample(7, 1.0), np.arange(7))
+    assert len(noise.poisson_sample(0, 0.5)) == 0
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, math.nan])
+def test_a_rate_outside_its_range_is_refused(rate: float) -> None:
+    with pytest.raises(InputError):
+        SecureNoise().poisson_sample(10, rate)

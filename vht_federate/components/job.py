@@ -1,0 +1,96 @@
+"""What an enclave hands to a job, and what it takes back.
+
+A job is ``def job(data: VisitData, call: JobCall) -> JobReply``, found through the entry-point group
+``vht.enclave_jobs`` under its name. Rules the enclave enforces:
+
+- Check the call first. The first use of ``data.noise`` (a sample or noise) begins the round: the permit is checked
+  again and the round's planned events are drawn from the ledger. A job that raises before that spends nothing.
+- The only way out of ``data.cohort`` is ``release_gaussian``. A reply for which no noise was drawn is refused.
+- ``result`` is JSON without NaN; ``tensors`` are finite arrays. Both are public from here on.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vht_federate.components.contract import Component
+from vht_federate.domain.budget import Population
+from vht_federate.domain.plan import StudyPlan
+from vht_federate.domain.split import TEST_BUCKETS
+from vht_federate.privacy.noise import NoiseSource
+from vht_federate.privacy.release import Private
+
+__all__ = ["CohortArrays", "Job", "JobCall", "JobReply", "VisitData"]
+
+
+@dataclass(frozen=True, repr=False)
+class CohortArrays:
+    """A cohort's tensors, patient-major. Reached only inside ``Private.map``.
+
+    ``values`` float32 [records, inputs]: clinical units, NaN where missing, booleans 0/1, categories by index, columns
+    in the order of ``component.inputs(profile)``. ``outcome`` float32 [records], 0/1. ``patient`` int64 [records],
+    non-decreasing, 0..patients-1. ``bucket`` uint8 [patients], the public split.
+    """
+
+    values: NDArray[np.float32]
+    outcome: NDArray[np.float32]
+    patient: NDArray[np.int64]
+    bucket: NDArray[np.uint8]
+
+    @property
+    def patients(self) -> int:
+        return len(self.bucket)
+
+    def of(self, population: Population) -> "CohortArrays":
+        """Only the patients of ``population``, renumbered from 0."""
+        if population == "all":
+            return self
+        test = self.bucket < TEST_BUCKETS
+        keep = test if population == "test" else ~test
+        renumbered = np.cumsum(keep) - 1
+        rows = keep[self.patient]
+        return CohortArrays(
+            self.values[rows], self.outcome[rows], renumbered[self.patient[rows]].astype(np.int64), self.bucket[keep]
+        )
+
+    def __repr__(self) -> str:
+        return "CohortArrays(redacted)"
+
+
+@dataclass(frozen=True)
+class VisitData:
+    """Everything a job may use. ``state`` lives as long as the enclave and is shared by its jobs; never logged."""
+
+    component: Component
+    profile: str
+    plan: StudyPlan
+    codebook: Mapping[str, Any] | None
+    cohort: Private[CohortArrays]
+    noise: NoiseSource
+    build_model: Callable[[], Any]  # () -> torch.nn.Module of this component and profile
+    state: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class JobCall:
+    """One call, its tensors decoded. Untrusted: names, shapes and values are whatever the coordinator sent."""
+
+    job: str
+    round: int
+    params: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JobReply:
+    """Public numbers and noise-protected tensors."""
+
+    result: dict[str, Any]
+    tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+class Job(Protocol):
+    def __call__(self, data: VisitData, call: JobCall) -> JobReply: ...
