@@ -1,0 +1,38 @@
+"""``vht pki``: certificates for a federation that brings none of its own."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.pki import issue_certificate, make_authority
+from vht_federate import output
+
+__all__ = ["pki"]
+
+pki = typer.Typer(add_completion=False, no_args_is_help=True, help="Make a certificate authority and TLS certificates.")
+
+
+@pki.command("ca")
+@output.command("pki ca")
+def make_ca(out: Annotated[Path, typer.Option(help="Folder for ca.crt and ca.key.")]) -> None:
+    """Make a certificate authority; keep one that exists."""
+    made = make_authority(out, now=datetime.now(UTC))
+    output.emit(
+        "pki ca", {"certificate": str(made.certificate), "key": str(made.key)}, f"authority: {made.certificate}"
+    )
+
+
+@pki.command("cert")
+@output.command("pki cert")
+def make_certificate(
+    ca: Annotated[Path, typer.Option(help="Folder of the authority.")],
+    name: Annotated[str, typer.Option(help="Name of the service, e.g. hospital-1.")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME.crt, NAME.key and ca.crt.")],
+    host: Annotated[list[str] | None, typer.Option(help="Further host names or addresses.")] = None,
+) -> None:
+    """Sign a TLS certificate for one service."""
+    made = issue_certificate(ca, name, out, now=datetime.now(UTC), hosts=host or [])
+    data = {"certificate": str(made.certificate), "key": str(made.key), "ca": str(made.ca)}
+    output.emit("pki cert", data, f"certificate: {made.certificate}")
