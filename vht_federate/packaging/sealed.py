@@ -1,0 +1,106 @@
+"""A sealed folder: every file listed with its sha256 in ``manifest.json``, and a signature over that manifest.
+
+``release.sha256`` everywhere in the project is the sha256 of the bytes of ``manifest.json``.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vht_federate.errors import InputError, VerificationError
+from vht_federate.evidence.canonical import sha256_hex
+from vht_federate.evidence.keys import PublicKey, SigningKey
+
+__all__ = ["MANIFEST", "SIGNATURE", "Sealed", "empty_folder", "seal", "unseal", "write_json"]
+
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.jws"
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A folder that was sealed, or whose seal was verified."""
+
+    folder: Path
+    sha256: str
+    manifest: dict[str, Any]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``value`` as indented JSON with a final newline. Raises ValueError for NaN."""
+    path.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def empty_folder(folder: Path) -> Path:
+    """Make ``folder``. Raises InputError VHT-INPUT-FOLDER where it exists and holds something."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise InputError(f"{folder.name} is not empty", code="VHT-INPUT-FOLDER", hint="choose a new folder")
+    return folder
+
+
+def seal(folder: Path, facts: dict[str, Any], key: SigningKey, *, typ: str, allowed: Iterable[str]) -> Sealed:
+    """Write manifest and signature over all files of ``folder``.
+
+    ``facts`` (kind, study, permit, …) stand beside ``files`` in the manifest. Raises InputError for a file that no
+    pattern of ``allowed`` (regular expressions of whole relative paths) names.
+    """
+    files: dict[str, Any] = {}
+    for name, path in _files(folder):
+        if not _listed(name, allowed):
+            raise InputError(f"{name} does not belong into this package", code="VHT-INPUT-PACKAGE")
+        content = path.read_bytes()
+        files[name] = {"sha256": sha256_hex(content), "bytes": len(content)}
+    manifest = {"schema_version": "1", **facts, "files": files}
+    write_json(folder / MANIFEST, manifest)
+    digest = sha256_hex((folder / MANIFEST).read_bytes())
+    token = key.sign({"kind": manifest.get("kind"), "sha256": digest}, typ=typ)
+    (folder / SIGNATURE).write_text(token + "\n")
+    return Sealed(folder, digest, manifest)
+
+
+def unseal(folder: Path, key: PublicKey, *, typ: str, allowed: Iterable[str], required: Iterable[str]) -> Sealed:
+    """Verify signature, manifest, every file, and that there is no other file.
+
+    Raises VerificationError VHT-VERIFY-PACKAGE naming the file, VHT-VERIFY-SIGNATURE for the seal itself.
+    """
+    try:
+        content = (folder / MANIFEST).read_bytes()
+        token = (folder / SIGNATURE).read_text().strip()
+        manifest = json.loads(content)
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _broken(MANIFEST, "is missing or not a manifest") from error
+    claims = key.verify(token, typ=typ)
+    if claims.get("sha256") != sha256_hex(content) or claims.get("kind") != manifest.get("kind"):
+        raise _broken(MANIFEST, "is not the one that was signed")
+    present = dict(_files(folder))
+    for name in sorted(present.keys() | files.keys() | set(required)):
+        if name not in files or not _listed(name, allowed):
+            raise _broken(name, "is not listed" if name in present else "is required and absent")
+        if name not in present:
+            raise _broken(name, "is listed and absent")
+        if sha256_hex(present[name].read_bytes()) != files[name]["sha256"]:
+            raise _broken(name, "was changed")
+    return Sealed(folder, sha256_hex(content), manifest)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Regular files below ``folder`` without manifest and signature; a link is refused."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise _broken(name, "is not a regular file")
+        if path.is_file() and name not in (MANIFEST, SIGNATURE):
+            yield name, path
+
+
+def _listed(name: str, allowed: Iterable[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in allowed)
+
+
+def _broken(name: str, what: str) -> VerificationError:
+    return VerificationError(f"{name} {what}", code="VHT-VERIFY-PACKAGE")

@@ -1,0 +1,96 @@
+"""The privacy statement that travels with a release (after NIST SP 800-226, section 2.4), typed and in plain words."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.errors import InputError
+
+__all__ = ["PrivacyStatement", "Share", "plain_words", "read_statement", "statement_schema"]
+
+
+class Share(BaseModel):
+    """What one release cost, as a part of the whole study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["component", "cohort"]
+    epsilon: float = Field(ge=0)
+    delta: float = Field(gt=0, lt=1)
+    events: tuple[PrivacyEvent, ...]
+
+
+class Named(BaseModel):
+    """A word of a fixed vocabulary and what it means."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    text: str = ""
+
+
+class NodeSpend(BaseModel):
+    """What truly ran at one node."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    epsilon: dict[Literal["train", "test"], float]
+    events: tuple[PrivacyEvent, ...]
+
+
+class PrivacyStatement(BaseModel):
+    """A guarantee for one patient at one node over a whole study; further members are allowed and kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    schema_version: str
+    framework: str
+    epsilon: float = Field(ge=0)
+    delta: float = Field(gt=0, lt=1)
+    epsilon_by_population: dict[Literal["train", "test"], float]
+    unit: str
+    neighbouring_relation: Named
+    accountant: Named
+    trust_model: Named
+    limits: tuple[str, ...]
+    nodes: dict[str, NodeSpend]
+    release: Share | None = None
+
+
+def statement_schema() -> dict[str, Any]:
+    """JSON Schema 2020-12 of ``privacy_statement.json``; the package ships it as a file."""
+    schema = PrivacyStatement.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def read_statement(raw: dict[str, Any]) -> PrivacyStatement:
+    """Raises InputError VHT-INPUT-STATEMENT."""
+    try:
+        return PrivacyStatement.model_validate(raw)
+    except ValidationError as error:
+        places = sorted({".".join(map(str, item["loc"])) or "statement" for item in error.errors()})
+        raise InputError(f"not a privacy statement at: {', '.join(places)}", code="VHT-INPUT-STATEMENT") from error
+
+
+def plain_words(statement: PrivacyStatement) -> list[str]:
+    """What the numbers promise and what they do not, one sentence each, for people."""
+    words = [
+        f"Differential privacy with epsilon {statement.epsilon:.3g} and delta {statement.delta:g} for each "
+        f"{statement.unit} at each hospital, over everything that this study released: training, metrics and tables.",
+        "Whether or not one particular patient's record was in a hospital's data changes the probability of any "
+        f"outcome of the study by a factor of at most e^{statement.epsilon:.3g}, except with probability delta.",
+    ]
+    if statement.release is not None:
+        words.append(
+            f"Of this, the noisy tables behind this {statement.release.kind} cost epsilon "
+            f"{statement.release.epsilon:.3g} at the same delta."
+        )
+    if statement.trust_model.text:
+        words.append(statement.trust_model.text)
+    words.extend(statement.limits)
+    words.append(
+        "A patient whose data serves other studies pays for each of them. No claim is made that this release is "
+        "anonymous in the legal sense."
+    )
+    return words
