@@ -1,8 +1,8 @@
 """A coordinator's state directory, and its one foreground service: gateway, SuperLink and SuperExec.
 
-    coordinator.toml   addresses and certificates        coordinator.key     signs packages and evidence
-    nodes.json         name -> SuperNode id and key      flower/             Flower's own state
-    serve.pid          of the running service            doorbell            touched when messages wait
+coordinator.toml   addresses and certificates        coordinator.key     signs packages and evidence
+nodes.json         name -> SuperNode id and key      flower/             Flower's own state
+serve.pid          of the running service            doorbell            touched when messages wait
 """
 
 import asyncio
@@ -137,7 +137,7 @@ class Coordinator:
         known[name] = made
         partial = self.state / "nodes.json.partial"
         partial.write_text(json.dumps({each: one.model_dump() for each, one in known.items()}, indent=2))
-        os.replace(partial, self.state / "nodes.json")
+        partial.replace(self.state / "nodes.json")
         return made
 
     def children(self) -> list[Child]:

@@ -64,7 +64,7 @@ class Doorbell:
 
 def _has_message(body: bytes) -> bool:
     from flwr.proto.fleet_pb2 import PullMessagesResponse
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         return len(PullMessagesResponse.FromString(body).messages_list) > 0

@@ -1,0 +1,187 @@
+"""The rounds of one run: train, evaluate, count marginals; a checkpoint after each; it can go on after a crash.
+
+A call that was already answered may be asked again: an enclave answers an exact retry from its own record, without
+new noise, so a resumed run costs no second budget.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from safetensors.numpy import load
+
+from strategies.evaluation import summarise
+from strategies.run_state import Dispatch, RoundState, RunDirectory, RunState
+from strategies.strategy import Weights, patient_weighted_mean, read_weights
+from strategies.wire import Answer
+from vht_federate.errors import CohortError, InputError, RevokedError, VhtError, WireError
+from vht_federate.framing import Call, Reply
+
+__all__ = ["Asker", "PairChooser", "Rounds", "Stopped", "pair_chooser"]
+
+PairChooser = Callable[[dict[str, object], Mapping[str, bytes]], list[list[str]]]
+
+
+class Asker(Protocol):
+    """One phase: calls per node out, answers per node in (``exchange.Exchange``)."""
+
+    def ask(self, calls: Mapping[str, Sequence[Call]], phase: str) -> dict[str, list[Answer]]: ...
+
+
+class Stopped(Exception):
+    """The coordinator asked this run to stop."""
+
+
+def pair_chooser() -> PairChooser:
+    """The installed chooser of two-way tables. Raises InputError VHT-INPUT-CHOOSER where there is none."""
+    for point in entry_points(group="vht.pair_choosers"):
+        chooser: PairChooser = point.load()
+        return chooser
+    raise InputError(
+        "no chooser of two-way tables is installed", code="VHT-INPUT-CHOOSER", hint="pip install 'vht-federate[synth]'"
+    )
+
+
+@dataclass
+class Rounds:
+    """Plays ``dispatch`` on the run in ``directory``. All that it learns is written before the next message."""
+
+    directory: RunDirectory
+    dispatch: Dispatch
+    state: RunState
+    asker: Asker
+    clock: Callable[[], datetime]
+    choose_pairs: Callable[[], PairChooser] = pair_chooser
+
+    def play(self) -> RunState:
+        """Run to the end. The state tells how it ended; nothing is raised for a refusal or a revocation."""
+        self.state.end("running")
+        self._save()
+        try:
+            self._train()
+            self._after_training()
+            self.state.end("completed", reason=self._who_took_part())
+        except RevokedError as error:
+            self.state.end("revoked", error)
+        except CohortError as error:
+            self.state.end("refused", error)
+        except Stopped:
+            self.state.end("stopped", reason="stopped by the coordinator")
+        except VhtError as error:
+            self.state.end("failed", error)
+        self._save()
+        return self.state
+
+    def _train(self) -> None:
+        done = {one.round for one in self.state.rounds if one.job == "train"}
+        for number in range(1, self.dispatch.plan.training.rounds + 1):
+            if number in done:
+                continue
+            weights = self.directory.weights(number - 1)
+            calls = {name: [self._call(name, "train", number, weights)] for name in self.state.taking_part()}
+            replies, finished = self._exchange(calls)
+            usable = self._usable(replies, load(weights))
+            if self._enough():
+                counts = [self.state.patients_noised[name] for name in usable]
+                self.directory.write_weights(number, patient_weighted_mean(list(usable.values()), counts))
+            self._record(finished)
+
+    def _usable(self, replies: Mapping[str, list[Reply]], like: Weights) -> dict[str, Weights]:
+        """Updates by node; a node whose update is none of this component's is lost."""
+        usable = {}
+        for name, (reply,) in replies.items():
+            try:
+                weights = read_weights(reply.tensors, like)
+                self.state.patients_noised[name] = float(reply.result["patients_noised"])
+            except (VhtError, KeyError, TypeError, ValueError):
+                self.state.lose(name, WireError("its update cannot be used", code="VHT-WIRE-WEIGHTS"))
+                continue
+            usable[name] = weights
+        return usable
+
+    def _after_training(self) -> None:
+        """Evaluation and the first marginals in one message, then the second marginals."""
+        plan, directory = self.dispatch.plan, self.directory
+        weights = directory.weights(plan.training.rounds)
+        first = [job for job, wanted in (("evaluate", plan.evaluation), ("marginals", plan.cohort)) if wanted]
+        done = {(one.job, one.round) for one in self.state.rounds}
+        if first and (first[-1], 1) not in done:
+            tensors = {"evaluate": weights, "marginals": b""}
+            names = self.state.taking_part()
+            calls = {name: [self._call(name, job, 1, tensors[job]) for job in first] for name in names}
+            self._record(self._exchange(calls)[1])
+        if plan.evaluation:
+            tables = {name: reply.result for name, reply in directory.outputs("evaluate", 1).items()}
+            self.state.evaluation = summarise(tables)
+        if plan.cohort and ("marginals", 2) not in done:
+            one_way = {name: reply.tensors for name, reply in directory.outputs("marginals", 1).items()}
+            params: dict[str, Any] = {"pairs": self.choose_pairs()(dict(self.dispatch.codebook or {}), one_way)}
+            calls = {name: [self._call(name, "marginals", 2, b"", params)] for name in self.state.taking_part()}
+            self._record(self._exchange(calls)[1])
+
+    def _call(self, name: str, job: str, round_: int, tensors: bytes, params: dict[str, Any] | None = None) -> Call:
+        return Call(self.state.nodes[name].visit, job, round_, params or {}, tensors)
+
+    def _exchange(self, calls: Mapping[str, Sequence[Call]]) -> tuple[dict[str, list[Reply]], list[RoundState]]:
+        """Ask, and keep all that came: replies of the nodes that answered everything, and the phase for the record.
+
+        Raises RevokedError where a node saw the permit revoked, Stopped; what had left the nodes is recorded first.
+        """
+        if self.directory.stop_requested():
+            raise Stopped
+        asked = next(iter(calls.values()), [])
+        started = time.monotonic()
+        answers = self.asker.ask(calls, "+".join(f"{call.job}-{call.round}" for call in asked))
+        seconds, now = round(time.monotonic() - started, 3), self.clock()
+        finished = [
+            RoundState(job=call.job, round=call.round, outputs={}, seconds=seconds, finished_at=now) for call in asked
+        ]
+        replies = {name: self._keep(name, calls[name], mine, finished) for name, mine in answers.items()}
+        revoked = [one.error for mine in answers.values() for one in mine if isinstance(one.error, RevokedError)]
+        if revoked or self.directory.stop_requested():
+            self.state.rounds += finished
+            self._save()
+            raise revoked[0] if revoked else Stopped
+        return {name: mine for name, mine in replies.items() if self.state.nodes[name].lost is None}, finished
+
+    def _keep(
+        self, name: str, calls: Sequence[Call], answers: Sequence[Answer], finished: Sequence[RoundState]
+    ) -> list[Reply]:
+        """What left a node is on record, whatever becomes of the round."""
+        kept = []
+        for call, answer, phase in zip(calls, answers, finished, strict=True):
+            if answer.reply is None:
+                self.state.lose(name, answer.error or VhtError("no answer"))
+                continue
+            self.directory.write_output(call.job, call.round, name, answer.reply)
+            phase.outputs[name] = answer.sha256
+            self.state.nodes[name].rounds.append(f"{call.job}-{call.round}")
+            kept.append(answer.reply)
+        return kept
+
+    def _record(self, finished: Sequence[RoundState]) -> None:
+        """Checkpoint a phase. Raises CohortError VHT-COHORT-NODES where fewer nodes than the minimum are left."""
+        self.state.rounds += finished
+        self._save()
+        if not self._enough():
+            left, least = len(self.state.taking_part()), self.dispatch.minimum_nodes
+            lost = ", ".join(f"{name} ({node.code})" for name, node in self.state.nodes.items() if node.lost)
+            raise CohortError(
+                f"{left} of {len(self.state.nodes)} nodes are left, at least {least} must be; lost: {lost}",
+                code="VHT-COHORT-NODES",
+                hint="what was released stays released and spent; start a new study when the nodes are back",
+            )
+
+    def _enough(self) -> bool:
+        return len(self.state.taking_part()) >= self.dispatch.minimum_nodes
+
+    def _who_took_part(self) -> str:
+        lost = [name for name, node in self.state.nodes.items() if node.lost]
+        words = f"{len(self.state.nodes) - len(lost)} of {len(self.state.nodes)} nodes took part to the end"
+        return f"{words}; lost: {', '.join(lost)}" if lost else words
+
+    def _save(self) -> None:
+        self.directory.write_state(self.state)

@@ -1,0 +1,46 @@
+"""The ServerApp: opens its run's directory and plays the rounds. It needs no torch; weights are bytes to it."""
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from strategies.exchange import Exchange
+from strategies.gateway import Doorbell
+from strategies.rounds import Rounds
+from strategies.run_state import RunDirectory
+from vht_federate.errors import InputError
+from vht_federate.processes import PidFile
+
+__all__ = ["PID_FILE", "app"]
+
+PID_FILE = "server.pid"
+app = ServerApp()
+
+
+@app.main()  # type: ignore[untyped-decorator]
+def main(grid: Grid, context: Context) -> None:
+    """Play the run whose directory the coordinator named. What ended it is in ``run.json``."""
+    directory = RunDirectory(Path(str(context.run_config["run-directory"])))
+    dispatch, state = directory.dispatch(), directory.state()
+    if state.ended:
+        raise InputError(f"this run already ended as {state.state}", code="VHT-INPUT-RUN")
+    bell = Doorbell(dispatch.doorbell) if dispatch.doorbell else None
+    exchange = Exchange(
+        grid,
+        {node.name: node.flower_node for node in dispatch.nodes},
+        dispatch.round_deadline_s,
+        bell.ring if bell else lambda: None,
+        directory.stop_requested,
+    )
+    rounds = Rounds(directory, dispatch, state, exchange, lambda: datetime.now(UTC))
+    with PidFile(directory.path / PID_FILE):
+        try:
+            rounds.play()
+        except Exception as error:
+            state.end("failed", reason=f"the ServerApp failed ({type(error).__name__}); see the SuperExec's log")
+            with suppress(OSError):
+                directory.write_state(state)
+            raise
