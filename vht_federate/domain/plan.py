@@ -87,7 +87,8 @@ class StudyPlan(BaseModel):
         return tuple(event for events in self._calls().values() for event in events)
 
     def _calls(self) -> dict[tuple[str, int], tuple[PrivacyEvent, ...]]:
-        training, calls = self.training, {}
+        training = self.training
+        calls: dict[tuple[str, int], tuple[PrivacyEvent, ...]] = {}
         count = PrivacyEvent(label="count", population="train", noise_multiplier=training.count_noise_multiplier)
         step = PrivacyEvent(
             label="train",

@@ -90,7 +90,10 @@ def _pld(mechanisms: tuple[_Mechanism, ...], delta: float) -> float:
     from dp_accounting.pld import PLDAccountant
 
     bound = _rdp(mechanisms, delta)
-    return bound if bound > LOOSE_ABOVE else _composed(PLDAccountant(), mechanisms, delta)
+    if bound > LOOSE_ABOVE:
+        return bound
+    interval = 1e-4 if bound <= 12 else 1e-3  # coarser is still pessimistic; a large epsilon needs a wide grid
+    return _composed(PLDAccountant(value_discretization_interval=interval), mechanisms, delta)
 
 
 def _composed(accountant, mechanisms: tuple[_Mechanism, ...], delta: float) -> float:  # type: ignore[no-untyped-def]

@@ -1,0 +1,91 @@
+"""The privacy statement of a release: what NIST SP 800-226 (2025) asks a differential privacy guarantee to state.
+
+Numbers are computed here from the events that truly ran at each node, never copied from a target.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.plan import StudyPlan
+from vht_federate.privacy.accounting import epsilon_by_population
+
+__all__ = ["privacy_statement"]
+
+_TRUST = {
+    "full-noise-at-each-node": (
+        "Every node adds the full noise; the coordinator sees noised updates of each node. The guarantee holds "
+        "against the coordinator, other nodes and anyone who sees the release. Each node trusts its own machine, "
+        "operators and installed code."
+    )
+}
+_NEIGHBOURING = {
+    "add-or-remove-one-patient": (
+        "Two datasets of one node are neighbours when one holds all records of one more patient than the other."
+    )
+}
+_POPULATIONS = (
+    "Patients are split by a fixed public rule on Patient.id into train and test. A patient pays for the releases of "
+    "its own set and for those on everybody."
+)
+_LIMITS = (
+    "A patient who is in the data of several nodes is protected by each node's guarantee, and their epsilons add up.",
+    "Noise is floating-point Gaussian noise: the attack on low-order bits of Mironov (2012) is not excluded by proof.",
+    "Running times, memory use and message times are not protected; a side channel of the hardware is out of scope.",
+    "Which nodes took part, when, and under which permit is public.",
+    "The guarantee bounds what a release reveals of one patient; true facts about a population can still be learned.",
+)
+_PUBLIC = (
+    "component (ports, clinical bounds, code)",
+    "plan (rates, steps, clipping norm, noise multipliers)",
+    "codebook",
+    "split rule",
+)
+
+
+def privacy_statement(plan: StudyPlan, ran: Mapping[str, Sequence[PrivacyEvent]]) -> dict[str, Any]:
+    """The statement for a release of ``plan`` for which node ``name`` truly ran ``ran[name]``.
+
+    ``epsilon`` is the most that any patient at any node paid. JSON values only; the same input gives the same output.
+    """
+    spent = {name: epsilon_by_population(ran[name], plan.delta) for name in sorted(ran)}
+    worst = {
+        population: max((node[population] for node in spent.values()), default=0.0) for population in ("train", "test")
+    }
+    return {
+        "schema_version": "1",
+        "framework": "NIST SP 800-226",
+        "epsilon": max(worst.values()),
+        "delta": plan.delta,
+        "epsilon_by_population": worst,
+        "unit": "patient",
+        "neighbouring_relation": {"name": plan.neighbouring, "text": _NEIGHBOURING[plan.neighbouring]},
+        "populations": _POPULATIONS,
+        "accountant": {
+            "method": "privacy loss distributions, pessimistic estimate, all releases of a node composed jointly",
+            "name": plan.accountant,
+            "library": f"dp-accounting {version('dp-accounting')}",
+        },
+        "trust_model": {"name": plan.trust_model, "text": _TRUST[plan.trust_model]},
+        "mechanism": _mechanism(plan),
+        "randomness": "ChaCha20 keystream under a 256-bit key of the operating system; Box-Muller; 53-bit uniforms",
+        "public_information": list(_PUBLIC),
+        "limits": list(_LIMITS),
+        "nodes": {
+            name: {"epsilon": spent[name], "events": [event.model_dump(mode="json") for event in ran[name]]}
+            for name in sorted(ran)
+        },
+    }
+
+
+def _mechanism(plan: StudyPlan) -> dict[str, Any]:
+    training = plan.training
+    return {
+        "name": "Gaussian",
+        "sampling": "Poisson: in each step each training patient is drawn independently",
+        "sampling_rate": training.sampling_rate,
+        "clipping": "L2, once per patient, on the average of the gradients of the patient's records",
+        "clipping_norm": training.clipping_norm,
+        "planned": [event.model_dump(mode="json") for event in plan.events()],
+    }

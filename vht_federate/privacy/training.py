@@ -1,0 +1,125 @@
+"""One round of patient-level DP-SGD at one node, exactly as the plan says (Abadi et al. 2016, patients as the unit).
+
+Imports torch. Nothing leaves this module but weights to which the planned noise was added.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vht_federate.domain.plan import TrainingPlan
+from vht_federate.errors import WireError
+from vht_federate.privacy.gradients import Loss, clipped_sum, unflatten
+from vht_federate.privacy.noise import NoiseSource
+from vht_federate.privacy.release import Private, release_gaussian
+
+__all__ = ["TrainingTensors", "load_weights", "noised_count", "train_round"]
+
+Weights = dict[str, NDArray[np.float32]]
+
+
+class TrainingTensors:
+    """Training patients on the device, patient-major. ``first[p]:first[p + 1]`` are the records of patient ``p``.
+
+    A patient without records is sampled like the others and contributes zero.
+    """
+
+    def __init__(
+        self,
+        values: NDArray[np.float32],
+        outcome: NDArray[np.float32],
+        patient: NDArray[np.int64],
+        patients: int,
+        device: str = "cpu",
+    ) -> None:
+        self.values = torch.from_numpy(np.ascontiguousarray(values)).to(device)
+        self.outcome = torch.from_numpy(np.ascontiguousarray(outcome)).to(device)
+        self.patients = patients
+        self.first = np.searchsorted(patient, np.arange(patients + 1))
+        self.device = device
+
+    def __repr__(self) -> str:
+        return "TrainingTensors(redacted)"
+
+    def records_of(self, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, outcomes and patient indices of the records of ``chosen`` patients (ascending)."""
+        sizes = self.first[chosen + 1] - self.first[chosen]
+        patient = np.repeat(chosen, sizes)
+        within = np.arange(len(patient)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        rows = torch.from_numpy(np.repeat(self.first[chosen], sizes) + within).to(self.device)
+        return self.values[rows], self.outcome[rows], torch.from_numpy(patient).to(self.device)
+
+
+def noised_count(data: Private[TrainingTensors], plan: TrainingPlan, noise: NoiseSource) -> float:
+    """The number of training patients with N(0, count_noise_multiplier^2) noise, at least 1."""
+    count = release_gaussian(data.map(lambda held: np.array(held.patients)), 1.0, plan.count_noise_multiplier, noise)
+    return max(1.0, float(count))
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Set the model's parameters to public ``weights``.
+
+    Raises WireError VHT-WIRE-WEIGHTS where names or shapes differ from the model's, or a value is not finite.
+    """
+    parameters = dict(model.named_parameters())
+    fits = set(weights) == set(parameters) and all(
+        weights[name].shape == tuple(value.shape) and np.isfinite(weights[name]).all()
+        for name, value in parameters.items()
+    )
+    if not fits:
+        raise WireError(
+            "the weights do not fit this component: names, shapes, or a value that is not finite",
+            code="VHT-WIRE-WEIGHTS",
+            hint="the coordinator must build its weights from the component and profile of the study",
+        )
+    with torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(torch.from_numpy(np.array(weights[name], dtype=np.float32)))
+
+
+def train_round(
+    model: torch.nn.Module,
+    loss: Loss,
+    data: Private[TrainingTensors],
+    patients_noised: float,
+    plan: TrainingPlan,
+    noise: NoiseSource,
+) -> Weights:
+    """``plan.local_steps`` private steps from the model's present weights; returns the weights, also left in the model.
+
+    Each step: Poisson sample of patients, one clipped contribution per patient, Gaussian noise, division by the
+    *expected* batch ``sampling_rate * patients_noised`` (public), then momentum, weight decay and the step, which
+    touch public values only. Momentum starts at zero in each round: weights are all that travels.
+    """
+    parameters = dict(model.named_parameters())
+    expected_batch = plan.sampling_rate * max(1.0, patients_noised)
+    velocity = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
+    for _ in range(plan.local_steps):
+        gradient = _noised_gradient(model, loss, data, plan, noise)
+        with torch.no_grad():
+            for name, value in parameters.items():
+                step = gradient[name].to(value.device) / expected_batch + plan.weight_decay * value.double()
+                velocity[name] = plan.momentum * velocity[name] + step
+                value.sub_((plan.learning_rate * velocity[name]).to(value.dtype))
+    return {name: value.detach().cpu().numpy().astype(np.float32) for name, value in parameters.items()}
+
+
+def _noised_gradient(
+    model: torch.nn.Module,
+    loss: Loss,
+    data: Private[TrainingTensors],
+    plan: TrainingPlan,
+    noise: NoiseSource,
+) -> dict[str, Tensor]:
+    """Noised sum of clipped contributions of one Poisson sample; one release over all coordinates together."""
+
+    def flat_sum(held: TrainingTensors) -> NDArray[np.float64]:
+        chosen = noise.poisson_sample(held.patients, plan.sampling_rate)
+        summed = clipped_sum(model, loss, *held.records_of(chosen), plan.clipping_norm)
+        return torch.cat([part.flatten() for part in summed.values()]).numpy()
+
+    noised = torch.from_numpy(release_gaussian(data.map(flat_sum), plan.clipping_norm, plan.noise_multiplier, noise))
+    return unflatten(noised, {name: value.shape for name, value in model.named_parameters()})
