@@ -1,4 +1,4 @@
-"""``vht pki``: certificates for a federation that brings none of its own."""
+"""``vht demo``, and ``vht pki``: certificates for a federation that brings none of its own."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from deploy.pki import issue_certificate, make_authority
 from vht_federate import output
 
-__all__ = ["pki"]
+__all__ = ["demo", "pki"]
 
 pki = typer.Typer(add_completion=False, no_args_is_help=True, help="Make a certificate authority and TLS certificates.")
 
@@ -36,3 +36,20 @@ def make_certificate(
     made = issue_certificate(ca, name, out, now=datetime.now(UTC), hosts=host or [])
     data = {"certificate": str(made.certificate), "key": str(made.key), "ca": str(made.ca)}
     output.emit("pki cert", data, f"certificate: {made.certificate}")
+
+
+@output.command("demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written; may exist.")] = Path("demo-out"),
+    uci: Annotated[
+        Path | None, typer.Option(help="Folder of the four UCI heart-disease files: four real hospitals.")
+    ] = None,
+    hospitals: Annotated[int, typer.Option(min=1, max=16, help="Generated hospitals.")] = 4,
+    patients: Annotated[int, typer.Option(min=50, help="Patients per generated hospital, on average.")] = 1500,
+    seed: Annotated[int, typer.Option(help="Of the generated data.")] = 7,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the pages up until Ctrl-C.")] = False,
+) -> None:
+    """Four hospitals, end to end, on this machine."""
+    from deploy.demo import DemoOptions, run_demo
+
+    run_demo(DemoOptions(out, uci, hospitals, patients, seed, keep))

@@ -96,10 +96,13 @@ class Commands:
             file.write(f"vht {shlex.join(arguments)}{' &' if background else ''}\n")
 
     def _spawn(self, arguments: tuple[str, ...], **options: Any) -> "subprocess.Popen[Any]":
+        return self._spawn_program([*_program(), *arguments], **options)
+
+    def _spawn_program(self, program: list[str], **options: Any) -> "subprocess.Popen[Any]":
         if self._closed:
             raise UnavailableError("the commands were closed", code="VHT-UNAVAILABLE-CLOSED")
         return subprocess.Popen(
-            [*_program(), *arguments],
+            program,
             stdin=subprocess.DEVNULL,
             env=self._environment,
             preexec_fn=_in_child,
@@ -137,6 +140,25 @@ class Commands:
             raise error_from_envelope(envelope["error"])
         data: dict[str, Any] = envelope["data"]
         return data
+
+    def python(self, module: str, *arguments: str) -> Any:
+        """Run a module of this installation beside the commands; the JSON of its last line.
+
+        Raises VhtError with the end of what it said on stderr.
+        """
+        with _signals_held(), self._lock:
+            process = self._spawn_program(
+                [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            self._running.add(process)
+        try:
+            out, err = process.communicate()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+        if process.returncode:
+            raise VhtError(f"{module} ended with exit code {process.returncode}: {' | '.join(err.splitlines()[-3:])}")
+        return json.loads(out.splitlines()[-1])
 
     def serve(self, name: str, *arguments: str, log: Path) -> Service:
         """Start a service in the background. Call from the main thread: the service dies with the calling thread."""

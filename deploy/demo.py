@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from deploy import harness
 from deploy.commands import Commands
+from deploy.harness import HarnessRequest
 from deploy.local import Hospital, LocalFederation, StudyTerms
 from vht_federate.errors import InputError
 from vht_federate.output import emit, people, progress, table
@@ -134,23 +134,46 @@ def _run(federation: LocalFederation, started: float) -> dict[str, Any]:
     root, terms, commands = federation.root, federation.terms, federation.commands
     federation.start()
     federation.save_endpoints()
+    progress("issuing the permit")
+    permit = federation.issue_permit()
+    study = federation.write_study()
+    prepare_harness(federation, study)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        baselines: Future[None] = beside.submit(harness.measure_baselines, federation)
-        progress("issuing the permit")
-        permit = federation.issue_permit()
-        study = federation.write_study()
+        baselines: Future[Any] = beside.submit(commands.python, "deploy.harness", "baselines", str(root))
         run = federation.run_study(study, root / "run")
         progress("verifying all evidence offline, with keys from outside the bundle")
         verified = commands.run("audit", "verify", str(root / "run" / "bundle"), "--trust", str(federation.trust))
         baselines.result()
     progress("comparing with what no hospital can know: the pooled data")
-    truth = harness.measure(federation)
+    truth = measure(federation)
     summary = _summary(federation, permit, run, verified, truth)
     summary["seconds"] = round(time.monotonic() - started, 1)
     (root / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     if terms.epsilon < summary["epsilon"] - 1e-9:
         raise InputError("the ledgers hold more than the study planned", code="VHT-BUDGET-SUMMARY")
     return summary
+
+
+def prepare_harness(federation: LocalFederation, study: Path) -> None:
+    """Write what the harness needs: where the data are, and the plan that ``vht study plan`` prints."""
+    plan = federation.commands.run("study", "plan", str(study))["plan"]
+    HarnessRequest.model_validate(
+        {
+            "hospitals": {hospital.name: hospital.folder for hospital in federation.hospitals},
+            "component": federation.terms.component,
+            "profile": federation.terms.profile,
+            "plan": plan,
+        }
+    ).write(federation.root)
+
+
+def measure(federation: LocalFederation) -> dict[str, Any]:
+    """Exact figures of the released component on all test patients, beside the baselines."""
+    weights = federation.root / "run" / "bundle" / "release" / federation.terms.component / "weights.safetensors"
+    figures: dict[str, Any] = federation.commands.python(
+        "deploy.harness", "release", str(federation.root), str(weights)
+    )
+    return figures
 
 
 def _summary(

@@ -84,6 +84,9 @@ def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
             except VhtError as error:
                 fail(name, error)
                 return None
+            except KeyboardInterrupt:
+                progress("interrupted")
+                raise typer.Exit(130) from None
 
         return run
 
