@@ -2,6 +2,7 @@
 
     VhtError                      code VHT-INTERNAL      exit 1
     ├── InputError                bad file, bad argument exit 2
+    │   ├── NotFoundError         nothing of that name, or not yours
     │   ├── ViewError
     │   └── WireError             malformed message between our processes
     ├── RefusedError              a rule says no         exit 3
@@ -27,6 +28,7 @@ __all__ = [
     "ComponentError",
     "EgressError",
     "InputError",
+    "NotFoundError",
     "PermitError",
     "PublicationError",
     "RefusedError",
@@ -62,6 +64,11 @@ class InputError(VhtError):
     default_code = "VHT-INPUT"
     exit_code = 2
     http_status = 400
+
+
+class NotFoundError(InputError):
+    default_code = "VHT-INPUT-NOT-FOUND"
+    http_status = 404
 
 
 class ViewError(InputError):
@@ -135,6 +142,7 @@ _BY_PREFIX: tuple[tuple[str, type[VhtError]], ...] = (
     ("VHT-UNAVAILABLE", UnavailableError),
     ("VHT-VIEW", ViewError),
     ("VHT-WIRE", WireError),
+    ("VHT-INPUT-NOT-FOUND", NotFoundError),
     ("VHT-INPUT", InputError),
     ("VHT-REFUSED", RefusedError),
 )

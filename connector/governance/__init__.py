@@ -1,0 +1,1 @@
+"""Who may visit, under which permit, on whose data, at what cost; and everything that says no."""

@@ -1,0 +1,153 @@
+"""Who decides at a node: local accounts (scrypt, RFC 7914), roles, console sessions, and the token of the machine.
+
+An approver may approve, reject, stop, ingest and record opt-outs; a viewer may look. The operator token, a file that
+only the node's own system user can read, acts as an approver under the name its holder gives.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import delete
+
+from connector.store.database import Database
+from connector.store.models import OperatorRow, SessionRow
+from vht_federate.errors import InputError, RefusedError
+
+__all__ = ["Accounts", "Actor", "Role", "SignedIn"]
+
+Role = Literal["viewer", "approver"]
+SESSION_HOURS = 8
+FAILURES_ALLOWED = 5
+FAILURE_WINDOW_S = 300.0
+MINIMUM_PASSWORD = 10
+_SCRYPT = {"n": 2**15, "r": 8, "p": 1, "maxmem": 2**26, "dklen": 64}
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A person who acts; ``via`` says how the node knows: "account" or "operator-token"."""
+
+    name: str
+    role: Role
+    via: str
+
+    def facts(self) -> dict[str, str]:
+        """How the evidence log names the actor."""
+        return {"operator": self.name, "via": self.via}
+
+    def require_approver(self) -> "Actor":
+        """Raises RefusedError VHT-REFUSED-ROLE."""
+        if self.role != "approver":
+            raise RefusedError(
+                f"{self.name} may look but not decide", code="VHT-REFUSED-ROLE", hint="ask an approver of this node"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class SignedIn:
+    """A console session: its actor, and the key that must come back with every form."""
+
+    actor: Actor
+    form_key: str
+
+
+class Accounts:
+    """Accounts and sessions of one node."""
+
+    def __init__(self, database: Database, operator_token: str, clock: Callable[[], datetime]) -> None:
+        self._database, self._token, self._clock = database, operator_token, clock
+        self._failures: dict[str, deque[float]] = defaultdict(deque)
+
+    def add(self, name: str, role: Role, password: str) -> None:
+        """Add an account, or give an existing one a new role and password."""
+        if not name.strip() or len(name) > 100:
+            raise InputError("an operator has a name of 1 to 100 characters", code="VHT-INPUT-OPERATOR")
+        if len(password) < MINIMUM_PASSWORD:
+            raise InputError(f"a password has at least {MINIMUM_PASSWORD} characters", code="VHT-INPUT-PASSWORD")
+        salt = secrets.token_bytes(16)
+        with self._database.write() as session:
+            session.merge(
+                OperatorRow(name=name, role=role, salt=salt, verifier=_scrypt(password, salt), created_at=self._clock())
+            )
+            session.execute(delete(SessionRow).where(SessionRow.actor == name))
+
+    def log_in(self, name: str, password: str) -> tuple[str, SignedIn]:
+        """The cookie's value and the session. Raises RefusedError VHT-REFUSED-LOGIN, the same for every reason."""
+        recent = self._recent_failures(name)
+        with self._database.read() as session:
+            row = session.get(OperatorRow, name)
+        salt, verifier = (row.salt, row.verifier) if row else (b"\0" * 16, b"\0" * 64)
+        right = hmac.compare_digest(_scrypt(password, salt), verifier)
+        if row is None or not right or len(recent) >= FAILURES_ALLOWED:
+            recent.append(time.monotonic())
+            raise RefusedError("this name and password do not match an account", code="VHT-REFUSED-LOGIN")
+        recent.clear()
+        return self._open(Actor(row.name, _role(row.role), "account"))
+
+    def log_in_with_token(self, token: str, name: str = "operator") -> tuple[str, SignedIn]:
+        """A session for the holder of the operator token. Raises RefusedError VHT-REFUSED-LOGIN."""
+        return self._open(self.of_token(token, name))
+
+    def of_token(self, token: str, name: str = "operator") -> Actor:
+        """The actor behind the operator token, under the name its holder gives; never above that account's role."""
+        if not hmac.compare_digest(token.encode(), self._token.encode()):
+            raise RefusedError("this is not the operator token of this node", code="VHT-REFUSED-LOGIN")
+        with self._database.read() as session:
+            row = session.get(OperatorRow, name)
+        return Actor(name, _role(row.role) if row else "approver", "operator-token")
+
+    def of_cookie(self, value: str) -> SignedIn | None:
+        """The live session behind a cookie, or None."""
+        with self._database.read() as session:
+            row = session.get(SessionRow, _digest(value))
+        if row is None or row.expires_at <= self._clock():
+            return None
+        return SignedIn(Actor(row.actor, _role(row.role), row.via), row.form_key)
+
+    def log_out(self, value: str) -> None:
+        with self._database.write() as session:
+            session.execute(delete(SessionRow).where(SessionRow.digest == _digest(value)))
+
+    def _open(self, actor: Actor) -> tuple[str, SignedIn]:
+        value, form_key = secrets.token_urlsafe(32), secrets.token_urlsafe(24)
+        now = self._clock()
+        with self._database.write() as session:
+            session.execute(delete(SessionRow).where(SessionRow.expires_at <= now))
+            session.add(
+                SessionRow(
+                    digest=_digest(value),
+                    actor=actor.name,
+                    via=actor.via,
+                    role=actor.role,
+                    form_key=form_key,
+                    expires_at=now + timedelta(hours=SESSION_HOURS),
+                )
+            )
+        return value, SignedIn(actor, form_key)
+
+    def _recent_failures(self, name: str) -> deque[float]:
+        recent = self._failures[name[:100]]
+        while recent and recent[0] < time.monotonic() - FAILURE_WINDOW_S:
+            recent.popleft()
+        return recent
+
+
+def _scrypt(password: str, salt: bytes) -> bytes:
+    arguments: dict[str, Any] = {"salt": salt, **_SCRYPT}
+    return hashlib.scrypt(password.encode(), **arguments)
+
+
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()
+
+
+def _role(value: str) -> Role:
+    return "approver" if value == "approver" else "viewer"

@@ -1,0 +1,141 @@
+"""What a node asks before it lets a study in: one verdict, one code, in the log before anybody hears of it.
+
+No step reads patients' data. The order is: the permit itself, its time and status, who signed the study, whether the
+permit covers what it asks, whether it concerns this node, whether its component is installed here, and the budget.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jwt
+from sqlalchemy.orm import Session
+
+from connector.governance.ledger import Ledger
+from connector.governance.status import PermitStatus
+from vht_federate.authority.check import check_request, read_permit, read_study
+from vht_federate.components.contract import read_component
+from vht_federate.domain.permit import Permit
+from vht_federate.domain.study import ComponentRef, StudyRequest
+from vht_federate.errors import ComponentError, PermitError, VhtError
+from vht_federate.evidence.canonical import digest_of, sha256_hex
+from vht_federate.evidence.keys import PublicKey
+from vht_federate.evidence.log import EvidenceLog
+
+__all__ = ["Installed", "Judge", "Judgement"]
+
+log = logging.getLogger("vht.node.judge")
+
+
+class Installed(Protocol):
+    """The components that this node's operator installed."""
+
+    def folder(self, ref: ComponentRef) -> Path:
+        """Where ``ref`` lies. Raises ComponentError VHT-COMPONENT-NOT-INSTALLED or VHT-COMPONENT-DIGEST."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A study that may visit, once an operator approves."""
+
+    permit: Permit
+    request: StudyRequest
+    request_digest: str
+    dataset_id: str
+    status_serial: int
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The rules of one node that holds the dataset ``dataset_id``."""
+
+    dataset_id: str
+    issuer: PublicKey
+    status: PermitStatus
+    installed: Installed
+    ledger: Ledger
+    evidence: EvidenceLog
+
+    def judge(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> Judgement:
+        """Everything but the budget. A refusal is logged as ``permit.checked`` and raised with its own code."""
+        about: dict[str, Any] = {"permit_sha256": sha256_hex(permit_token.encode())}
+        try:
+            permit = self._permit(permit_token)
+            about["permit_id"] = permit.permit_id
+            serial = self.status.require_good(permit).serial
+            about["status_serial"] = serial
+            request = read_study(study_token, permit, PublicKey.from_jwk(user_key))
+            about["request_digest"] = digest_of(request.claims())
+            check_request(permit, request)
+            self._concerns_this_node(request)
+            self.require_component(request)
+        except VhtError as error:
+            self.refused(error, **about)
+            raise
+        return Judgement(permit, request, about["request_digest"], self.dataset_id, serial)
+
+    def afford(self, session: Session, visit_id: str, judged: Judgement) -> None:
+        """The budget, against what was spent and reserved before. A refusal is logged and raised."""
+        try:
+            self.ledger.afford(session, visit_id, judged.permit, judged.request, judged.dataset_id)
+        except VhtError as error:
+            self.refused(
+                error,
+                permit_id=judged.permit.permit_id,
+                request_digest=judged.request_digest,
+                status_serial=judged.status_serial,
+            )
+            raise
+
+    def accepted(self, judged: Judgement, visit_id: str) -> None:
+        body = {
+            "permit_id": judged.permit.permit_id,
+            "outcome": "accepted",
+            "code": None,
+            "request_digest": judged.request_digest,
+            "status_serial": judged.status_serial,
+        }
+        self.evidence.append("permit.checked", body, permit_id=judged.permit.permit_id, visit=visit_id)
+
+    def refused(
+        self, error: VhtError, *, permit_id: str | None = None, visit_id: str | None = None, **about: Any
+    ) -> None:
+        body = {"permit_id": permit_id, "outcome": "refused", "code": error.code, **about}
+        self.evidence.append("permit.checked", body, permit_id=permit_id, visit=visit_id)
+        log.info("refused", extra={"facts": {"code": error.code, "permit": permit_id}})
+
+    def require_component(self, request: StudyRequest) -> Path:
+        """Folder of the component, whose files hash to what the permit and the study name."""
+        folder = self.installed.folder(request.component)
+        component = read_component(folder)
+        if request.component.profile not in component.profiles:
+            raise ComponentError(
+                f"component {component.name} has no profile {request.component.profile}", code="VHT-COMPONENT-PROFILE"
+            )
+        missing = sorted(set(component.columns(request.component.profile)) - set(request.columns))
+        if missing:
+            raise PermitError(
+                f"the study's component reads columns that the study does not ask for: {', '.join(missing)}",
+                code="VHT-PERMIT-COLUMN",
+            )
+        return folder
+
+    def _permit(self, token: str) -> Permit:
+        try:
+            kid = jwt.get_unverified_header(token).get("kid")
+        except jwt.PyJWTError as error:
+            raise PermitError("this is not a signed permit", code="VHT-PERMIT-MALFORMED") from error
+        if kid is not None and kid != self.issuer.kid:
+            raise PermitError(
+                "this permit comes from an issuer that this node does not trust",
+                code="VHT-PERMIT-ISSUER",
+                hint="the node's operator trusts one issuer: issuer.pub.json in the state directory",
+            )
+        return read_permit(token, self.issuer)
+
+    def _concerns_this_node(self, request: StudyRequest) -> None:
+        if self.dataset_id not in request.dataset_ids:
+            raise PermitError(
+                f"neither study nor permit names this node's dataset {self.dataset_id}", code="VHT-PERMIT-DATASET"
+            )

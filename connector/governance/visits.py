@@ -1,0 +1,264 @@
+"""The life of a visit: who asked, who decided, how it ended. Every step is in the evidence log before it holds.
+
+    requested -> approved -> ready -> closed
+        |            |          |---> revoked     the permit was withdrawn
+        |            |----------|---> failed      preparation, permit's end, restart
+        |------------|----------|---> rejected    an operator said no, or pressed stop
+
+A step is one writing transaction whose last act before the commit is the log entry: what the log holds and the
+database lacks after a crash is entered again by ``recovery``.
+"""
+
+import hmac
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from connector.governance.actors import Actor
+from connector.governance.judge import Judge, Judgement
+from connector.governance.ledger import Ledger, dumped
+from connector.governance.secret import NodeSecret
+from connector.store.database import Database
+from connector.store.models import VisitRow
+from vht_federate.authority.check import read_permit
+from vht_federate.domain.permit import Permit
+from vht_federate.domain.study import StudyRequest
+from vht_federate.errors import NotFoundError, RefusedError, RevokedError, VhtError
+from vht_federate.evidence.canonical import sha256_hex
+from vht_federate.evidence.keys import unverified_claims
+from vht_federate.evidence.log import EvidenceLog
+from vht_federate.privacy.accounting import epsilon_by_population
+
+__all__ = ["OPEN", "STOPPED", "Visits", "request_of"]
+
+OPEN = ("requested", "approved", "ready")
+STOPPED = "VHT-REFUSED-STOPPED"
+log = logging.getLogger("vht.node.visits")
+
+
+def request_of(visit: VisitRow) -> StudyRequest:
+    """The study request of a visit; its signature was verified when the visit was made."""
+    return StudyRequest.from_claims(unverified_claims(visit.request))
+
+
+class Visits:
+    """All visits of one node. Safe for threads: every change happens under ``guard``, in one transaction."""
+
+    def __init__(
+        self,
+        database: Database,
+        evidence: EvidenceLog,
+        ledger: Ledger,
+        judge: Judge,
+        secret: NodeSecret,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.database, self.evidence, self.ledger, self.judge = database, evidence, ledger, judge
+        self.guard = threading.RLock()
+        self.on_approved: Callable[[str], None] = lambda _: None
+        self.on_ended: Callable[[str], None] = lambda _: None
+        self._secret, self._clock = secret, clock
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def get(self, visit_id: str) -> VisitRow:
+        """Raises NotFoundError."""
+        with self.database.read() as session:
+            return _row(session, visit_id)
+
+    def all(self) -> list[VisitRow]:
+        """Newest first."""
+        with self.database.read() as session:
+            return list(session.scalars(select(VisitRow).order_by(VisitRow.created_at.desc())))
+
+    def of_token(self, visit_id: str, token: str) -> VisitRow:
+        """The visit whose bearer token this is. A foreign or unknown visit is not found, whichever it is."""
+        expected = self._secret.visit_token(visit_id)
+        if not hmac.compare_digest(expected.encode(), token.encode()):
+            raise _unknown()
+        return self.get(visit_id)
+
+    def token(self, visit_id: str) -> str:
+        return self._secret.visit_token(visit_id)
+
+    def permit_of(self, visit: VisitRow) -> Permit:
+        return read_permit(visit.permit, self.judge.issuer)
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    def request(self, permit: str, study: str, user_key: dict[str, Any], retry_key: str | None = None) -> VisitRow:
+        """Judge a study and enter its visit. The same request with the same ``retry_key`` finds the same visit.
+
+        Raises what the judge refuses with, and RefusedError VHT-REFUSED-DUPLICATE for an open visit of the same
+        signed request that another client made.
+        """
+        judged = self.judge.judge(permit, study, user_key)
+        key = sha256_hex(retry_key.encode()) if retry_key else None
+        with self.guard, self.database.write() as session:
+            same = session.scalars(
+                select(VisitRow).where(VisitRow.request_digest == judged.request_digest, VisitRow.state.in_(OPEN))
+            ).first()
+            if same is not None:
+                return self._repeated(same, judged, key)
+            visit_id = f"v-{secrets.token_hex(8)}"
+            self.judge.afford(session, visit_id, judged)
+            visit = self._entered(session, visit_id, judged, permit, study, key)
+            self.evidence.append("visit.requested", _asked(judged), permit_id=judged.permit.permit_id, visit=visit_id)
+            self.judge.accepted(judged, visit_id)
+        log.info("visit requested", extra={"facts": {"visit": visit_id, "study": judged.request.study_id}})
+        return visit
+
+    def approve(self, visit_id: str, actor: Actor) -> VisitRow:
+        """Reserve the plan's budget and let the visit be prepared. Approving twice changes nothing."""
+        visit = self.get(visit_id)
+        if visit.state in ("approved", "ready"):
+            return visit
+        permit, request = self.permit_of(visit), request_of(visit)
+        try:
+            self.judge.status.require_good(permit)
+            self.judge.require_component(request)
+            with self.guard, self.database.write() as session:
+                visit = _row(session, visit_id)
+                if visit.state in ("approved", "ready"):
+                    return visit
+                _expect(visit, "requested")
+                reserved = self.ledger.reserve(session, visit, permit, request, self._clock())
+                visit.state, visit.decided_by, visit.decided_at = "approved", actor.name, self._clock()
+                session.flush()
+                approved = {**actor.facts(), "digest": request.component.digest}
+                self._log(visit, "visit.approved", approved)
+                self._log(visit, "budget.reserved", reserved)
+        except RevokedError as error:
+            self.revoke(visit_id, error)
+            raise
+        except VhtError as error:
+            self.judge.refused(error, permit_id=permit.permit_id, visit_id=visit_id)
+            raise
+        log.info("visit approved", extra={"facts": {"visit": visit_id, "operator": actor.name}})
+        self.on_approved(visit_id)
+        return visit
+
+    def ready(self, visit_id: str, isolation: str) -> bool:
+        """The enclave stands. False where the visit ended meanwhile: then it must not stay."""
+        with self.guard, self.database.write() as session:
+            visit = _row(session, visit_id)
+            if visit.state != "approved":
+                return False
+            visit.state, visit.isolation = "ready", isolation
+        log.info("visit ready", extra={"facts": {"visit": visit_id, "isolation": isolation}})
+        return True
+
+    def reject(self, visit_id: str, actor: Actor, reason: str) -> VisitRow:
+        """An operator declines a request. Raises RefusedError VHT-REFUSED-STATE once it was approved."""
+        with self.guard:
+            visit = self.get(visit_id)
+            if visit.state == "rejected":
+                return visit
+            _expect(visit, "requested")
+            return self.end(visit_id, "rejected", code="VHT-REFUSED-OPERATOR", reason=reason, actor=actor)
+
+    def stop(self, visit_id: str, actor: Actor) -> VisitRow:
+        """Halt at once: the next round is refused, the enclave goes, what was not drawn is given back."""
+        return self.end(visit_id, "rejected", code=STOPPED, reason=f"stopped by {actor.name}", actor=actor)
+
+    def revoke(self, visit_id: str, error: RevokedError) -> VisitRow:
+        with self.guard:
+            visit = self.get(visit_id)
+            if visit.state in OPEN:
+                self._log(visit, "permit.revoked-seen", {"code": error.code})
+            return self.end(visit_id, "revoked", code=error.code, reason="the permit was revoked")
+
+    def end(self, visit_id: str, state: str, *, code: str | None, reason: str, actor: Actor | None = None) -> VisitRow:
+        """Bring a visit to its final ``state``. One that ended before stays as it is."""
+        with self.guard, self.database.write() as session:
+            visit = _row(session, visit_id)
+            if visit.state not in OPEN:
+                return visit
+            unapproved = visit.state == "requested" and state == "rejected"
+            visit.state, visit.code, visit.reason, visit.ended_at = state, code, reason, self._clock()
+            visit.decided_by = actor.name if actor else visit.decided_by
+            self.ledger.close(session, visit_id, self._clock())
+            session.flush()
+            body = {"reason": reason, "state": state, "code": code, **(actor.facts() if actor else {})}
+            if not unapproved:
+                body |= self._cost(session, visit)
+            entry = self._log(visit, "visit.rejected" if unapproved else "visit.closed", body)
+            visit.receipt = self.evidence.receipt(entry)
+        log.info("visit ended", extra={"facts": {"visit": visit_id, "state": state, "code": code}})
+        self.on_ended(visit_id)
+        return visit
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    def _cost(self, session: Session, visit: VisitRow) -> dict[str, Any]:
+        spent = self.ledger.spent_by(session, visit.id)
+        delta = request_of(visit).plan.delta
+        return {"spent": dumped(spent), "epsilon": epsilon_by_population(spent, delta), "delta": delta}
+
+    def _log(self, visit: VisitRow, kind: str, body: dict[str, Any]) -> Any:
+        return self.evidence.append(kind, body, permit_id=visit.permit_id, visit=visit.id)
+
+    def _repeated(self, same: VisitRow, judged: Judgement, retry_key: str | None) -> VisitRow:
+        if retry_key is not None and same.retry_key == retry_key:
+            return same
+        error = RefusedError(
+            "this signed request already has an open visit here",
+            code="VHT-REFUSED-DUPLICATE",
+            hint="repeat it with the Idempotency-Key it was first sent with, or sign a new request",
+        )
+        self.judge.refused(error, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
+        raise error
+
+    def _entered(
+        self, session: Session, visit_id: str, judged: Judgement, permit: str, study: str, key: str | None
+    ) -> VisitRow:
+        visit = VisitRow(
+            id=visit_id,
+            study_id=judged.request.study_id,
+            permit_id=judged.permit.permit_id,
+            dataset_id=judged.dataset_id,
+            request_digest=judged.request_digest,
+            retry_key=key,
+            user_kid=judged.request.user_kid,
+            state="requested",
+            reason="",
+            created_at=self._clock(),
+            permit=permit,
+            request=study,
+        )
+        session.add(visit)
+        session.flush()
+        return visit
+
+
+def _asked(judged: Judgement) -> dict[str, Any]:
+    request = judged.request
+    return {
+        "study_id": request.study_id,
+        "request_digest": judged.request_digest,
+        "user_kid": request.user_kid,
+        "component": request.component.model_dump(mode="json"),
+        "plan": request.plan.model_dump(mode="json"),
+    }
+
+
+def _row(session: Session, visit_id: str) -> VisitRow:
+    visit = session.get(VisitRow, visit_id)
+    if visit is None:
+        raise _unknown()
+    return visit
+
+
+def _unknown() -> NotFoundError:
+    return NotFoundError("no such visit")
+
+
+def _expect(visit: VisitRow, state: str) -> None:
+    if visit.state != state:
+        raise RefusedError(f"this visit is {visit.state}, not {state}", code="VHT-REFUSED-STATE")

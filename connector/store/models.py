@@ -1,0 +1,199 @@
+"""Tables of one node. No row holds a clinical value; a patient appears only as a keyed hash in ``opt_outs``."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, ForeignKey, LargeBinary, MetaData, String, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+__all__ = [
+    "Acknowledgement",
+    "Base",
+    "Draw",
+    "IngestRow",
+    "IssuerState",
+    "OperatorRow",
+    "OptOutRow",
+    "PseudonymKeyRow",
+    "Reservation",
+    "SessionRow",
+    "VisitRow",
+]
+
+
+class Moment(TypeDecorator[datetime]):
+    """An aware moment, kept in UTC on databases with and without time zones."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment without a time zone")
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class VisitRow(Base):
+    """One visit of a study to this node. ``state`` changes only through ``governance.visits``."""
+
+    __tablename__ = "visits"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    study_id: Mapped[str] = mapped_column(String(200))
+    permit_id: Mapped[str] = mapped_column(String(200), index=True)
+    dataset_id: Mapped[str] = mapped_column(String(200), index=True)
+    request_digest: Mapped[str] = mapped_column(String(64), index=True)
+    retry_key: Mapped[str | None] = mapped_column(String(64))  # sha256 of the client's Idempotency-Key
+    user_kid: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    code: Mapped[str | None] = mapped_column(String(64))
+    reason: Mapped[str] = mapped_column(Text, default="")
+    decided_by: Mapped[str | None] = mapped_column(String(100))
+    isolation: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Moment())
+    decided_at: Mapped[datetime | None] = mapped_column(Moment())
+    ended_at: Mapped[datetime | None] = mapped_column(Moment())
+    permit: Mapped[str] = mapped_column(Text)  # the exact signed bytes
+    request: Mapped[str] = mapped_column(Text)
+    receipt: Mapped[str | None] = mapped_column(Text)
+
+
+class Reservation(Base):
+    """Budget set aside for a visit: what the plan may spend and has not spent yet while ``open``."""
+
+    __tablename__ = "reservations"
+
+    visit_id: Mapped[str] = mapped_column(ForeignKey("visits.id"), primary_key=True)
+    permit_id: Mapped[str] = mapped_column(String(200), index=True)
+    dataset_id: Mapped[str] = mapped_column(String(200), index=True)
+    events: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    open: Mapped[bool]
+    reserved_at: Mapped[datetime] = mapped_column(Moment())
+    released_at: Mapped[datetime | None] = mapped_column(Moment())
+
+
+class Draw(Base):
+    """Budget spent: one row per (visit, job, round), written before noise is drawn and never removed.
+
+    It stands on its own, so that a spend found in the evidence log can be entered whatever else was lost.
+    """
+
+    __tablename__ = "draws"
+    __table_args__ = (UniqueConstraint("visit_id", "job", "round"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    visit_id: Mapped[str] = mapped_column(String(64), index=True)
+    permit_id: Mapped[str] = mapped_column(String(200), index=True)
+    dataset_id: Mapped[str] = mapped_column(String(200), index=True)
+    job: Mapped[str] = mapped_column(String(64))
+    round: Mapped[int]
+    events: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    request_sha256: Mapped[str] = mapped_column(String(64))
+    drawn_at: Mapped[datetime] = mapped_column(Moment())
+    output_sha256: Mapped[str | None] = mapped_column(String(64))
+    output_bytes: Mapped[int | None]
+    released_at: Mapped[datetime | None] = mapped_column(Moment())
+
+
+class Acknowledgement(Base):
+    """A receipt given for a released artefact."""
+
+    __tablename__ = "acknowledgements"
+    __table_args__ = (UniqueConstraint("visit_id", "kind", "sha256"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    visit_id: Mapped[str] = mapped_column(ForeignKey("visits.id"), index=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    sha256: Mapped[str] = mapped_column(String(64))
+    receipt: Mapped[str] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(Moment())
+
+
+class OptOutRow(Base):
+    """One exercise of the right to opt out (Article 71). ``subject`` is an HMAC under the node's secret."""
+
+    __tablename__ = "opt_outs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    subject: Mapped[str] = mapped_column(String(64), index=True)
+    since: Mapped[datetime] = mapped_column(Moment())
+    until: Mapped[datetime | None] = mapped_column(Moment())  # withdrawn at; None: in force
+    recorded_at: Mapped[datetime] = mapped_column(Moment())
+
+
+class PseudonymKeyRow(Base):
+    """The key of one permit's pseudonyms; erased keys stay as rows without key, so that none is made anew."""
+
+    __tablename__ = "pseudonym_keys"
+
+    permit_id: Mapped[str] = mapped_column(String(200), primary_key=True)
+    key: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    created_at: Mapped[datetime] = mapped_column(Moment())
+    erased_at: Mapped[datetime | None] = mapped_column(Moment())
+
+
+class IssuerState(Base):
+    """The newest status list seen of an issuer: an older one is refused as a rollback."""
+
+    __tablename__ = "issuer_state"
+
+    issuer_kid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    serial: Mapped[int]
+    token: Mapped[str] = mapped_column(Text)
+    seen_at: Mapped[datetime] = mapped_column(Moment())
+
+
+class IngestRow(Base):
+    """One intake of FHIR files, in numbers of lines."""
+
+    __tablename__ = "ingests"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    dataset_id: Mapped[str] = mapped_column(String(200), index=True)
+    at: Mapped[datetime] = mapped_column(Moment())
+    report: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class OperatorRow(Base):
+    """A person who may log in at the console."""
+
+    __tablename__ = "operators"
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))
+    salt: Mapped[bytes] = mapped_column(LargeBinary(16))
+    verifier: Mapped[bytes] = mapped_column(LargeBinary(64))
+    created_at: Mapped[datetime] = mapped_column(Moment())
+
+
+class SessionRow(Base):
+    """A console session; the cookie's value is kept as a hash."""
+
+    __tablename__ = "sessions"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    actor: Mapped[str] = mapped_column(String(100))
+    via: Mapped[str] = mapped_column(String(32))
+    role: Mapped[str] = mapped_column(String(16))
+    form_key: Mapped[str] = mapped_column(String(64))  # must come back with every form
+    expires_at: Mapped[datetime] = mapped_column(Moment())
