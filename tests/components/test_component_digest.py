@@ -1,0 +1,133 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vht_federate.components.digest import ComponentFiles, component_digest
+from vht_federate.components.registry import component_folder, folder_of_digest, installed
+from vht_federate.errors import ComponentError, InputError
+
+SHIPPED = component_folder("cardio-risk")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SHIPPED, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def test_a_copy_has_the_same_digest_wherever_it_lies(copy: Path) -> None:
+    assert component_digest(copy) == component_digest(SHIPPED)
+
+
+def test_one_changed_byte_in_any_file_changes_the_digest(copy: Path) -> None:
+    expected = component_digest(copy)
+    for file in sorted(copy.rglob("*")):
+        raw = file.read_bytes()
+        file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+        assert component_digest(copy) != expected
+        file.write_bytes(raw)
+    assert component_digest(copy) == expected
+
+
+def test_a_file_added_removed_or_renamed_changes_the_digest(copy: Path) -> None:
+    expected = component_digest(copy)
+    (copy / "extra.txt").write_bytes(b"")
+    assert component_digest(copy) != expected
+    (copy / "extra.txt").unlink()
+    (copy / "card.md").rename(copy / "card2.md")
+    assert component_digest(copy) != expected
+
+
+def test_bytecode_does_not_count(copy: Path) -> None:
+    expected = component_digest(copy)
+    (copy / "__pycache__").mkdir()
+    (copy / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"x")
+    (copy / "model.pyc").write_bytes(b"x")
+    assert component_digest(copy) == expected
+
+
+@given(st.dictionaries(st.sampled_from(["a", "ab", "b/a", "c"]), st.binary(max_size=4), max_size=4), st.data())
+def test_two_different_sets_of_files_never_share_a_digest(files: dict[str, bytes], data: st.DataObject) -> None:
+    other = data.draw(
+        st.dictionaries(st.sampled_from(["a", "ab", "b/a", "c"]), st.binary(max_size=4), max_size=4).filter(
+            lambda chosen: chosen != files
+        )
+    )
+    assert ComponentFiles(Path("x"), files).digest != ComponentFiles(Path("x"), other).digest
+
+
+@pytest.mark.parametrize("target", ["card.md", "/etc/hostname", "missing", "."])
+def test_a_symbolic_link_is_refused(copy: Path, target: str) -> None:
+    (copy / "link").symlink_to(target)
+    with pytest.raises(ComponentError) as caught:
+        component_digest(copy)
+    assert caught.value.code == "VHT-COMPONENT-FILES"
+
+
+def test_a_special_file_is_refused(copy: Path) -> None:
+    os.mkfifo(copy / "pipe")
+    with pytest.raises(ComponentError):
+        component_digest(copy)
+
+
+def test_expect_names_the_folder_and_both_digests(copy: Path) -> None:
+    files = ComponentFiles.read(copy)
+    files.expect(files.digest)
+    with pytest.raises(ComponentError) as caught:
+        files.expect("0" * 64)
+    assert caught.value.code == "VHT-COMPONENT-DIGEST"
+    assert files.digest[:12] in caught.value.message
+
+
+@pytest.mark.parametrize("broken", ["", "name = 3", "\xff", 'schema_version = "1"'])
+def test_a_broken_contract_is_an_input_error(copy: Path, broken: str) -> None:
+    (copy / "component.toml").write_text(broken, encoding="latin-1")
+    with pytest.raises(InputError):
+        ComponentFiles.read(copy).component()
+
+
+def test_named_paths_go_before_packaged_components(copy: Path) -> None:
+    assert installed()["cardio-risk"] == SHIPPED
+    assert installed([copy])["cardio-risk"] == copy
+    assert installed([copy.parent])["cardio-risk"] == copy
+    assert folder_of_digest(component_digest(SHIPPED)) == SHIPPED
+
+
+def test_a_digest_that_nobody_installed_is_refused(copy: Path) -> None:
+    (copy / "card.md").write_text("another card")
+    with pytest.raises(ComponentError):
+        folder_of_digest(component_digest(copy))
+    assert folder_of_digest(component_digest(copy), [copy]) == copy
+
+
+def test_unknown_names_empty_paths_and_doubles_are_refused(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for attempt in (
+        lambda: component_folder("no-such"),
+        lambda: installed([tmp_path / "empty"]),
+        lambda: installed([copy, copy]),
+        lambda: ComponentFiles.read(tmp_path / "empty"),
+    ):
+        with pytest.raises(InputError):
+            attempt()
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["show", "cardio-risk"], ["digest", "cardio-risk"]])
+def test_the_commands_print_one_envelope_and_load_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from vht_federate.cli import main; sys.argv[1:] = sys.argv[1:]\n"
+        "try:\n    main()\nexcept SystemExit as left:\n    assert not left.code, left\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "component", *arguments, "--json"], capture_output=True, text=True, check=True
+    )
+    envelope = json.loads(done.stdout)
+    assert envelope["ok"]
+    assert component_digest(SHIPPED) in done.stdout

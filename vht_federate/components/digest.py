@@ -1,0 +1,92 @@
+"""A component's files as they lie on disk, read once, and the digest over them.
+
+What was digested is what runs: the loader takes code from the bytes read here and never goes back to the folder, so
+that a file changed a moment later cannot slip in. Bytecode (``__pycache__``, ``*.pyc``) is neither covered nor used.
+"""
+
+import hashlib
+import stat
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vht_federate.components.contract import Component
+from vht_federate.errors import ComponentError, InputError
+
+__all__ = ["ComponentFiles", "component_digest"]
+
+_MAXIMUM_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class ComponentFiles:
+    """All files of one component: relative POSIX path -> bytes."""
+
+    folder: Path
+    files: dict[str, bytes] = field(repr=False)
+
+    @classmethod
+    def read(cls, folder: Path) -> "ComponentFiles":
+        """Read every file of ``folder``.
+
+        Raises ComponentError VHT-COMPONENT-FILES for a symbolic link, a special file, or more than 64 MiB, InputError
+        VHT-INPUT-COMPONENT where there is no component.toml.
+        """
+        if not (folder / "component.toml").is_file():
+            raise InputError(f"{folder.name} holds no component.toml", code="VHT-INPUT-COMPONENT")
+        files: dict[str, bytes] = {}
+        total = 0
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if "__pycache__" in path.relative_to(folder).parts or path.suffix == ".pyc":
+                continue
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                continue
+            if not stat.S_ISREG(mode):
+                raise ComponentError(
+                    f"component {folder.name}: {name} is a link or a special file",
+                    code="VHT-COMPONENT-FILES",
+                    hint="a component is made of plain files that lie in its folder",
+                )
+            total += path.lstat().st_size
+            if total > _MAXIMUM_BYTES:
+                raise ComponentError(f"component {folder.name} is larger than 64 MiB", code="VHT-COMPONENT-FILES")
+            files[name] = path.read_bytes()
+        return cls(folder, files)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the files sorted by path, each as ``length path length bytes`` (lengths 8 bytes, big-endian)."""
+        state = hashlib.sha256(b"vht-component-1\n")
+        for name in sorted(self.files):
+            for part in (name.encode(), self.files[name]):
+                state.update(len(part).to_bytes(8, "big"))
+                state.update(part)
+        return state.hexdigest()
+
+    def component(self) -> Component:
+        """The contract in these files. Raises InputError VHT-INPUT-COMPONENT."""
+        try:
+            return Component.model_validate(tomllib.loads(self.files["component.toml"].decode()))
+        except (KeyError, ValueError, ValidationError) as error:
+            raise InputError(
+                f"{self.folder.name} is not a component: {str(error).splitlines()[0]}", code="VHT-INPUT-COMPONENT"
+            ) from error
+
+    def expect(self, digest: str) -> None:
+        """Raises ComponentError VHT-COMPONENT-DIGEST unless these files have ``digest``."""
+        if self.digest != digest:
+            raise ComponentError(
+                f"the files of component {self.folder.name} are not the approved ones: digest {self.digest[:12]}… "
+                f"instead of {digest[:12]}…",
+                code="VHT-COMPONENT-DIGEST",
+                hint="'vht component digest' prints what lies on disk; the permit and the operator approve a digest",
+            )
+
+
+def component_digest(folder: Path) -> str:
+    """The digest of the component in ``folder``."""
+    return ComponentFiles.read(folder).digest
