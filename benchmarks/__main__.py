@@ -19,9 +19,7 @@ def main() -> None:
     unknown = set(chosen) - set(names())
     if unknown:
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(names())}")
-    held = [
-        report(name, importlib.import_module(f"benchmarks.{name.replace('-', '_')}").measure()) for name in chosen
-    ]
+    held = [report(name, importlib.import_module(f"benchmarks.{name.replace('-', '_')}").measure()) for name in chosen]
     sys.exit(0 if all(held) else 1)
 
 

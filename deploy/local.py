@@ -318,9 +318,7 @@ class LocalFederation:
 
     def operator(self, name: str) -> Client:
         """The operator's HTTP client of one hospital's internal listener."""
-        return Client(
-            f"https://{LOOPBACK}:{self.ports[f'{name}/internal']}", self.ca, token=self.operator_token(name)
-        )
+        return Client(f"https://{LOOPBACK}:{self.ports[f'{name}/internal']}", self.ca, token=self.operator_token(name))
 
     def approve_visits(self, study_id: str, *, deadline_s: float = 120.0, names: list[str] | None = None) -> list[str]:
         """Approve the requested visit of ``study_id`` at each hospital, as its operator would. The visit ids."""

@@ -85,9 +85,7 @@ def test_revoked_in_the_middle_no_node_contributes_to_the_next_round(federation:
         spent = next(iter(federation.ledgers()[name]["datasets"].values()))["spent"]["train"]
         assert spent > 0, "spent budget stays spent"
     assert max(released.values()) < SHORT["rounds"]
-    assert any(
-        e["kind"] == "permit.revoked-seen" for name in names for e in _log_kinds(federation, name)
-    )
+    assert any(e["kind"] == "permit.revoked-seen" for name in names for e in _log_kinds(federation, name))
 
 
 def test_a_killed_hospital_leaves_the_run_to_the_other_three(federation: LocalFederation) -> None:

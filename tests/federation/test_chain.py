@@ -60,11 +60,12 @@ def test_the_platform_lists_the_component_and_the_cohort(ran: Ran) -> None:
 
 def test_the_released_component_predicts_in_clinical_units(ran: Ran) -> None:
     import numpy as np
-
     from vht_federate.packaging.load import load_component
 
     component = load_component(ran.bundle / "release" / "cardio-risk")
-    ports = [port["name"] for port in json.loads((ran.bundle / "release/cardio-risk/component.json").read_text())["inputs"]]
+    ports = [
+        port["name"] for port in json.loads((ran.bundle / "release/cardio-risk/component.json").read_text())["inputs"]
+    ]
     young = [{"age": 35.0, "systolic_bp": 110.0}.get(name, np.nan) for name in ports]
     old = [{"age": 80.0, "systolic_bp": 180.0}.get(name, np.nan) for name in ports]
     low, high = component.predict(np.array([young, old], dtype=np.float32))
