@@ -1,0 +1,43 @@
+"""DuckDB as we run it: in memory, two threads, shut in one folder, its configuration locked.
+
+The order matters: folders first, then external access off, then the lock; after that no statement can read another
+file, fetch an extension or open the network.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+__all__ = ["locked", "quoted"]
+
+
+def quoted(path: Path | str) -> str:
+    """A SQL string literal."""
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+@contextmanager
+def locked(
+    folders: list[Path], *, spill: Path | None = None, memory: str = "512MB"
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that sees ``folders`` and, where a query outgrows ``memory``, spills into ``spill``."""
+    connection = duckdb.connect(
+        ":memory:",
+        config={
+            "memory_limit": memory,
+            "threads": 2,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "temp_directory": str(spill) if spill else "",
+        },
+    )
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(f"SET allowed_directories = [{', '.join(quoted(f'{folder}/') for folder in folders)}]")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        yield connection
+    finally:
+        connection.close()

@@ -1,0 +1,35 @@
+"""Pseudonyms at the door: what a FHIR id becomes inside the node, and how a FHIR reference names a patient.
+
+HMAC-SHA256 under a key that only the node holds: equal ids stay equal, and nobody without the key can go back or
+test a guess.
+"""
+
+import hashlib
+import hmac
+import re
+
+__all__ = ["content_key", "patient_id_of", "resource_key", "subject_key"]
+
+ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")  # FHIR R4 datatypes: id
+_REFERENCE = re.compile(r"(?:urn:uuid:|(?:https?://[^\s?#]+/)?Patient/)([A-Za-z0-9\-.]{1,64})(?:/_history/[^/\s]+)?")
+
+
+def subject_key(node_key: bytes, patient_id: str) -> str:
+    """64 hex digits that stand for a patient in this node's store."""
+    return hmac.digest(node_key, b"Patient/" + patient_id.encode(), "sha256").hex()
+
+
+def resource_key(node_key: bytes, resource_type: str, resource_id: str) -> str:
+    """32 hex digits that stand for one resource in this node's store."""
+    return hmac.digest(node_key, f"{resource_type}/{resource_id}".encode(), "sha256").hex()[:32]
+
+
+def content_key(node_key: bytes, content: bytes) -> str:
+    """A keyed digest of a resource's content: tells a repetition from a contradiction, and nothing else."""
+    return hashlib.blake2b(content, key=node_key, digest_size=16).hexdigest()
+
+
+def patient_id_of(reference: str) -> str | None:
+    """The Patient.id in ``Patient/ID``, ``urn:uuid:ID`` or an absolute URL; None for any other reference."""
+    found = _REFERENCE.fullmatch(reference)
+    return found[1] if found else None

@@ -1,0 +1,123 @@
+"""Intake: a folder of FHIR R4 NDJSON becomes the next generation of the store, every line accounted for."""
+
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+
+import orjson
+
+from connector.fhir.elements import Quarantine
+from connector.fhir.identity import content_key, resource_key, subject_key
+from connector.fhir.lines import Line, read_lines
+from connector.fhir.report import IngestReport
+from connector.fhir.resources import read_resource, refuse_modifiers
+from connector.fhir.settling import settle
+from connector.fhir.staging import Staging
+from connector.fhir.store import Store, table_name
+from connector.fhir.values import Units
+from vht_federate.components.contract import Port, read_component
+from vht_federate.errors import InputError
+
+__all__ = ["ingest", "installed_ports"]
+
+KEY_BYTES = 32
+SUBJECTS_HELD = 100_000
+
+
+def installed_ports() -> tuple[Port, ...]:
+    """The ports of every component that ships: they say which codes come in which units."""
+    root = Path(str(files("vht_federate.components")))
+    folders = sorted(path.parent for path in root.glob("*/component.toml"))
+    return tuple(port for folder in folders for port in read_component(folder).ports)
+
+
+def ingest(
+    folder: Path, store_dir: Path, *, node_key: bytes, dataset: str, ports: Iterable[Port] | None = None
+) -> IngestReport:
+    """Read ``*.ndjson`` and ``*.ndjson.gz`` in ``folder`` into ``store_dir``.
+
+    Reading the same data again changes nothing. A crash leaves the store as it was before. Raises InputError
+    VHT-INPUT-FHIR-FOLDER where there is nothing to read, UnavailableError VHT-UNAVAILABLE-INGEST while another
+    ingest runs.
+    """
+    if len(node_key) != KEY_BYTES:
+        raise InputError("the node's key has 32 bytes", code="VHT-INPUT-KEY")
+    paths = _sources(folder)
+    units = Units(tuple(installed_ports() if ports is None else ports))
+    store = Store(store_dir.resolve())
+    with store.writing() as work:
+        staging = Staging(work)
+        try:
+            for number, path in enumerate(paths):
+                _Reader(staging, node_key, units, number).read(path)
+        finally:
+            staging.close()
+        return settle(staging, store, work, dataset, [path.name for path in paths])
+
+
+def _sources(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder.name} is not a folder", code="VHT-INPUT-FHIR-FOLDER")
+    paths = sorted(
+        path for path in folder.iterdir() if path.name.endswith((".ndjson", ".ndjson.gz")) and path.is_file()
+    )
+    if not paths:
+        raise InputError(
+            f"{folder.name} holds no NDJSON",
+            code="VHT-INPUT-FHIR-FOLDER",
+            hint="expected are files such as Patient.ndjson or Observation.ndjson.gz, one resource a line",
+        )
+    return paths
+
+
+class _Reader:
+    """Reads one file into the staging tables."""
+
+    def __init__(self, staging: Staging, node_key: bytes, units: Units, number: int) -> None:
+        self._staging, self._key, self._units, self._number = staging, node_key, units, number
+        self._subjects: dict[str, str] = {}
+
+    def read(self, path: Path) -> None:
+        empty = True
+        for line in read_lines(path):
+            empty = False
+            if line.fault:
+                self._fault(line.number, "line", line.fault, "")
+                continue
+            try:
+                self._accept(line)
+            except Quarantine as verdict:
+                self._fault(line.number, "line", verdict.reason, verdict.path)
+        if empty:
+            self._fault(0, "file", "empty-file", "")
+
+    def _accept(self, line: Line) -> None:
+        try:
+            resource = orjson.loads(line.content)
+        except orjson.JSONDecodeError:
+            raise Quarantine("malformed-json", "") from None
+        # An escape may spell the key in another way; either sign is worth a walk through the tree.
+        if b"modifierExtension" in line.content or b"\\u" in line.content:
+            refuse_modifiers(resource)
+        reading = read_resource(resource, self._units)
+        content = content_key(self._key, orjson.dumps(resource, option=orjson.OPT_SORT_KEYS))
+        key = resource_key(self._key, reading.type, reading.id)
+        place = (self._number, line.number)
+        verdict, rejected = reading.verdict, reading.verdict.rejected
+        self._staging.add("line", (*place, reading.type, key, content, verdict.accepted, len(rejected)))
+        lead = (*place, key, self._subject(reading.patient_id))
+        for row in reading.rows:
+            self._staging.add(table_name(reading.type), lead + row)
+        for reason, path in rejected:
+            self._fault(line.number, "value", reason, path)
+
+    def _fault(self, line: int, kind: str, reason: str, path: str) -> None:
+        self._staging.add("fault", (self._number, line, kind, reason, path))
+
+    def _subject(self, patient_id: str) -> str:
+        known = self._subjects.get(patient_id)
+        if known is None:
+            if len(self._subjects) >= SUBJECTS_HELD:
+                self._subjects.clear()
+            known = self._subjects[patient_id] = subject_key(self._key, patient_id)
+        return known

@@ -1,0 +1,75 @@
+"""A file of NDJSON, plain or gzip, as numbered lines: in bounded memory, and with an account of what broke.
+
+Every line appears once: as its bytes, or as the reason why it cannot be read. A gzip stream that ends early or is
+damaged yields all the whole lines before the damage, and then one line that stands for the rest.
+"""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+__all__ = ["LINE_LIMIT", "Line", "read_lines"]
+
+CHUNK = 1 << 20
+LINE_LIMIT = 16 << 20  # bytes; a longer line is no resource that we read
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """``fault`` says why there is no ``content``."""
+
+    number: int
+    content: bytes = b""
+    fault: str | None = None
+
+
+def read_lines(path: Path, *, limit: int = LINE_LIMIT) -> Iterator[Line]:
+    """Lines of ``path``, counted from 1; the line end is not part of the content. An empty file has none.
+
+    Faults: ``blank-line``, ``line-too-long``, ``gzip-truncated``, ``gzip-corrupt``, ``unreadable-file``.
+    """
+    number, rest, skipping = 0, b"", False
+    for chunk, fault in _chunks(path):
+        if fault:
+            yield Line(number + 1, fault=fault)
+            return
+        *whole, last = (rest + chunk).split(b"\n")
+        for content in whole:
+            number += 1
+            yield _too_long(number) if skipping or len(content) > limit else _line(number, content)
+            skipping = False
+        skipping = skipping or len(last) > limit
+        rest = b"" if skipping else last
+    if skipping:
+        yield _too_long(number + 1)
+    elif rest:
+        yield _line(number + 1, rest)
+
+
+def _too_long(number: int) -> Line:
+    return Line(number, fault="line-too-long")
+
+
+def _line(number: int, content: bytes) -> Line:
+    return Line(number, content) if content.strip() else Line(number, fault="blank-line")
+
+
+def _chunks(path: Path) -> Iterator[tuple[bytes, str | None]]:
+    try:
+        with _open(path) as stream:
+            while chunk := stream.read1(CHUNK):
+                yield chunk, None
+    except EOFError:
+        yield b"", "gzip-truncated"
+    except (gzip.BadGzipFile, zlib.error):
+        yield b"", "gzip-corrupt"
+    except OSError:
+        yield b"", "unreadable-file"
+
+
+def _open(path: Path) -> gzip.GzipFile | BufferedReader:
+    # read1 hands over what was decoded before the damage shows; read would lose it.
+    return gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb")

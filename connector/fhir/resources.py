@@ -1,0 +1,242 @@
+"""What the node keeps of each resource: an allow-list of elements, and nothing else passes the door.
+
+No name, address, identifier, narrative, note or display is read. A resource with any ``modifierExtension`` (at any
+depth) or an ``implicitRules`` means something that we do not know: it is quarantined (FHIR R4, 2.5.4 and 2.27.1.0.1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from connector.fhir.elements import (
+    Node,
+    Quarantine,
+    boolean,
+    code,
+    codings,
+    identifier,
+    instant,
+    member,
+    members,
+    moment,
+    partial_date,
+    subject,
+)
+from connector.fhir.values import Units, Value, Verdict, read_value
+from vht_federate.domain.split import bucket_of
+
+__all__ = ["TABLES", "Reading", "read_resource", "refuse_modifiers"]
+
+Row = tuple[Any, ...]
+_NO_CODE: list[tuple[str | None, str | None]] = [(None, None)]
+
+# Columns of each row after (resource, subject), in order.
+TABLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "Patient": (
+        ("bucket", "uint8"),
+        ("birth_date", "date32"),
+        ("gender", "string"),
+        ("active", "bool"),
+        ("deceased", "bool"),
+        ("deceased_at", "timestamp"),
+    ),
+    "Observation": (
+        ("status", "string"),
+        ("effective", "timestamp"),
+        ("part", "int16"),
+        ("code_system", "string"),
+        ("code", "string"),
+        ("number", "float64"),
+        ("unit", "string"),
+        ("truth", "bool"),
+        ("value_system", "string"),
+        ("value_code", "string"),
+    ),
+    "Condition": (
+        ("verification", "string"),
+        ("onset", "timestamp"),
+        ("system", "string"),
+        ("code", "string"),
+    ),
+    "MedicationRequest": (
+        ("status", "string"),
+        ("intent", "string"),
+        ("prohibited", "bool"),
+        ("authored", "timestamp"),
+        ("system", "string"),
+        ("code", "string"),
+    ),
+    "Encounter": (
+        ("status", "string"),
+        ("class_code", "string"),
+        ("started", "timestamp"),
+        ("ended", "timestamp"),
+    ),
+}
+
+GENDERS = frozenset({"male", "female", "other", "unknown"})
+OBSERVATION_STATUS = frozenset(
+    {"registered", "preliminary", "final", "amended", "corrected", "cancelled", "entered-in-error", "unknown"}
+)
+REQUEST_STATUS = frozenset(
+    {"active", "on-hold", "cancelled", "completed", "entered-in-error", "stopped", "draft", "unknown"}
+)
+REQUEST_INTENT = frozenset(
+    {"proposal", "plan", "order", "original-order", "reflex-order", "filler-order", "instance-order", "option"}
+)
+ENCOUNTER_STATUS = frozenset(
+    {
+        "planned",
+        "arrived",
+        "triaged",
+        "in-progress",
+        "onleave",
+        "finished",
+        "cancelled",
+        "entered-in-error",
+        "unknown",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One accepted resource: ``rows`` without their two leading keys."""
+
+    type: str
+    id: str
+    patient_id: str
+    rows: list[Row]
+    verdict: Verdict = field(default_factory=Verdict)
+
+
+def refuse_modifiers(resource: Node) -> None:
+    """Raises Quarantine where any element carries a modifierExtension."""
+    waiting: list[Any] = [resource]
+    while waiting:
+        node = waiting.pop()
+        if type(node) is dict:
+            if "modifierExtension" in node:
+                raise Quarantine("modifier-extension", "modifierExtension")
+            waiting.extend(node.values())
+        elif type(node) is list:
+            waiting.extend(node)
+
+
+def read_resource(resource: Any, units: Units) -> Reading:
+    """Raises Quarantine with the reason and the path of the first element that does not fit."""
+    if type(resource) is not dict:
+        raise Quarantine("not-an-object", "")
+    kind = resource.get("resourceType")
+    if type(kind) is not str:
+        raise Quarantine("missing" if kind is None else "type", "resourceType")
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise Quarantine("unsupported-type", "resourceType")
+    if resource.get("implicitRules") is not None:
+        raise Quarantine("implicit-rules", f"{kind}.implicitRules")
+    return reader(resource, units)
+
+
+def _status(node: Node, where: str, allowed: frozenset[str], key: str = "status") -> str:
+    value = code(node, key, where, required=True)
+    if value is None or value not in allowed:
+        raise Quarantine("code", f"{where}.{key}")
+    return value
+
+
+def _patient(node: Node, _units: Units) -> Reading:
+    own = identifier(node, "Patient")
+    gender = code(node, "gender", "Patient")
+    if gender is not None and gender not in GENDERS:
+        raise Quarantine("code", "Patient.gender")
+    died = moment(node, "deceasedDateTime", "Patient")
+    dead = boolean(node, "deceasedBoolean", "Patient")
+    replaced = any(code(link, "type", "Patient.link") == "replaced-by" for link in members(node, "link", "Patient"))
+    active = boolean(node, "active", "Patient") is not False and not replaced
+    born = partial_date(node, "birthDate", "Patient")
+    return Reading("Patient", own, own, [(bucket_of(own), born, gender, active, bool(dead) or died is not None, died)])
+
+
+def _observation(node: Node, units: Units) -> Reading:
+    own, patient = identifier(node, "Observation"), subject(node, "Observation")
+    status = _status(node, "Observation", OBSERVATION_STATUS)
+    effective = _when(node, "effective", "Observation")
+    if effective is None:
+        raise Quarantine("missing", "Observation.effective[x]")
+    verdict = Verdict()
+    rows: list[Row] = []
+    places = [(node, "Observation")]
+    places += [(part, "Observation.component") for part in members(node, "component", "Observation")]
+    for part, (place, where) in enumerate(places):
+        meanings = codings(member(place, "code", where), f"{where}.code")
+        value = read_value(place, where, meanings, units, verdict)
+        if value is None:
+            continue
+        cells = _cells(value)
+        rows += [(status, effective, part, *meaning, *cell) for meaning in meanings or _NO_CODE for cell in cells]
+    return Reading("Observation", own, patient, rows, verdict)
+
+
+def _cells(value: Value) -> list[Row]:
+    plain = (value.number, value.unit, value.truth)
+    return [(*plain, *coding) for coding in value.codes] or [(*plain, None, None)]
+
+
+def _condition(node: Node, _units: Units) -> Reading:
+    own, patient = identifier(node, "Condition"), subject(node, "Condition")
+    onset = _when(node, "onset", "Condition") or moment(node, "recordedDate", "Condition")
+    if onset is None:
+        raise Quarantine("missing", "Condition.onset[x]")
+    where = "Condition.verificationStatus"
+    states = [spelled for _, spelled in codings(member(node, "verificationStatus", "Condition"), where)]
+    verification = states[0] if states else None
+    found = codings(member(node, "code", "Condition"), "Condition.code")
+    return Reading("Condition", own, patient, [(verification, onset, *coding) for coding in found])
+
+
+def _medication_request(node: Node, _units: Units) -> Reading:
+    kind = "MedicationRequest"
+    own, patient = identifier(node, kind), subject(node, kind)
+    status = _status(node, kind, REQUEST_STATUS)
+    intent = _status(node, kind, REQUEST_INTENT, "intent")
+    prohibited = boolean(node, "doNotPerform", kind) or False
+    authored = moment(node, "authoredOn", kind)
+    if authored is None:
+        raise Quarantine("missing", f"{kind}.authoredOn")
+    if node.get("medicationReference") is not None:
+        raise Quarantine("unresolved", f"{kind}.medicationReference")
+    concept = member(node, "medicationCodeableConcept", kind)
+    if concept is None:
+        raise Quarantine("missing", f"{kind}.medication[x]")
+    found = codings(concept, f"{kind}.medicationCodeableConcept")
+    return Reading(kind, own, patient, [(status, intent, prohibited, authored, *coding) for coding in found])
+
+
+def _encounter(node: Node, _units: Units) -> Reading:
+    own, patient = identifier(node, "Encounter"), subject(node, "Encounter")
+    status = _status(node, "Encounter", ENCOUNTER_STATUS)
+    kind = member(node, "class", "Encounter")
+    period = member(node, "period", "Encounter") or {}
+    started, ended = (moment(period, key, "Encounter.period") for key in ("start", "end"))
+    class_code = code(kind, "code", "Encounter.class") if kind else None
+    return Reading("Encounter", own, patient, [(status, class_code, started, ended)])
+
+
+def _when(node: Node, stem: str, where: str) -> Any:
+    """The moment of effective[x] or onset[x]: dateTime, instant, or the start of a period."""
+    period = member(node, f"{stem}Period", where)
+    return (
+        moment(node, f"{stem}DateTime", where)
+        or instant(node, f"{stem}Instant", where)
+        or (moment(period, "start", f"{where}.{stem}Period") if period else None)
+    )
+
+
+_READERS: dict[str, Callable[[Node, Units], Reading]] = {
+    "Patient": _patient,
+    "Observation": _observation,
+    "Condition": _condition,
+    "MedicationRequest": _medication_request,
+    "Encounter": _encounter,
+}

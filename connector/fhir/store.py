@@ -1,0 +1,140 @@
+"""The node's store: generations of Parquet parts, and one pointer to the generation that counts.
+
+    STORE/CURRENT                      name of the generation in force, replaced atomically
+    STORE/generations/000001/
+        observation-000001.parquet     one part per ingest and type; older parts are hard links
+        resource-000001.parquet        (type, resource, content, dataset): what has been seen
+        quarantine.jsonl               what was not read, and why
+        counts.json                    resources by type
+    STORE/ingesting/                   work in progress, worthless after a crash
+
+A generation is complete and on disk before CURRENT names it, so a crash leaves the last complete one.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from connector.fhir.resources import TABLES
+from vht_federate.errors import UnavailableError
+
+__all__ = ["Generation", "Store", "dataset_summary", "table_name"]
+
+SUPPRESSED_BELOW = 10
+
+
+@cache
+def table_name(resource_type: str) -> str:
+    """``MedicationRequest`` -> ``medication_request``."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in resource_type).lstrip("_")
+
+
+class Generation:
+    """One complete state of the store; never written again once it counts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.number = int(folder.name)
+
+    def parts(self, table: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{table}-[0-9]*.parquet"))
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        path = self.folder / "quarantine.jsonl"
+        return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+    def counts(self) -> dict[str, int]:
+        path = self.folder / "counts.json"
+        return dict(orjson.loads(path.read_bytes())) if path.exists() else {}
+
+
+class Store:
+    """A store folder; nothing is created before it is needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pointer = folder / "CURRENT"
+        self._generations = folder / "generations"
+
+    def current(self) -> Generation | None:
+        """The generation in force; None before the first ingest."""
+        try:
+            name = self._pointer.read_text().strip()
+        except FileNotFoundError:
+            return None
+        return Generation(self._generations / name)
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """An empty folder to work in; one writer at a time. Raises UnavailableError VHT-UNAVAILABLE-INGEST."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UnavailableError(
+                    "another ingest is writing to this store", code="VHT-UNAVAILABLE-INGEST", hint="wait until it ends"
+                ) from None
+            work = self.folder / "ingesting"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(mode=0o700)
+            try:
+                yield work
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+
+    def publish(self, fresh: Path) -> Generation:
+        """Make the files in ``fresh``, beside the parts of the generation in force, the new generation."""
+        before = self.current()
+        number = before.number + 1 if before else 1
+        if before:
+            for part in before.folder.glob("*.parquet"):
+                os.link(part, fresh / part.name)
+        for path in fresh.iterdir():
+            _sync(path)
+        _sync(fresh)
+        self._generations.mkdir(exist_ok=True, mode=0o700)
+        target = self._generations / f"{number:06d}"
+        shutil.rmtree(target, ignore_errors=True)  # left by a crash between here and the pointer
+        fresh.rename(target)
+        _sync(self._generations)
+        waiting = self.folder / "CURRENT.next"
+        waiting.write_text(target.name)
+        _sync(waiting)
+        waiting.replace(self._pointer)
+        _sync(self.folder)
+        self._forget(keep={number, number - 1})
+        return Generation(target)
+
+    def _forget(self, keep: set[int]) -> None:
+        # The generation before stays: a cohort may be reading it.
+        for folder in self._generations.iterdir():
+            if int(folder.name) not in keep:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def dataset_summary(store_dir: Path) -> dict[str, Any]:
+    """What a catalogue may say: counts to the nearest ten, and None for fewer than ten."""
+    generation = Store(store_dir).current()
+    counts = generation.counts() if generation else {}
+    resources = {kind: _rounded(counts.get(kind, 0)) for kind in TABLES}
+    return {"patients_rounded": resources["Patient"], "resources_rounded": resources}
+
+
+def _rounded(count: int) -> int | None:
+    return None if count < SUPPRESSED_BELOW else round(count, -1)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
