@@ -64,7 +64,7 @@ class Learner:
         self.profile = profile
 
     def model(self) -> torch.nn.Module:
-        return load_model(self.installed.folder, self.component, self.profile)
+        return load_model(self.installed.folder, self.profile)
 
     def fit_pooled(self, cohorts: Sequence[CohortArrays], *, penalty: float = 1e-3) -> Weights:
         """Without privacy, on all records together: full-batch L-BFGS, patients weigh alike."""

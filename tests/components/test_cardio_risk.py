@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.components.loader import build_model, load_entry
 from vht_federate.components.loss import loss_of
-from vht_federate.components.registry import component_folder
+from vht_federate.components.registry import find_component
 from vht_federate.errors import ComponentError, InputError
 
-FILES = ComponentFiles.read(component_folder("cardio-risk"))
+FILES = ComponentFiles.read(find_component("cardio-risk").folder)
 CONTRACT = FILES.component()
 PROFILES = sorted(CONTRACT.profiles)
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vht_federate.components.digest import ComponentFiles, component_digest
-from vht_federate.components.registry import component_folder, folder_of_digest, installed
+from vht_federate.components.registry import find_component, find_digest, installed
 from vht_federate.errors import ComponentError, InputError
 
-SHIPPED = component_folder("cardio-risk")
+SHIPPED = find_component("cardio-risk").folder
 
 
 @pytest.fixture
@@ -93,23 +93,23 @@ def test_a_broken_contract_is_an_input_error(copy: Path, broken: str) -> None:
 
 
 def test_named_paths_go_before_packaged_components(copy: Path) -> None:
-    assert installed()["cardio-risk"] == SHIPPED
-    assert installed([copy])["cardio-risk"] == copy
-    assert installed([copy.parent])["cardio-risk"] == copy
-    assert folder_of_digest(component_digest(SHIPPED)) == SHIPPED
+    assert installed()["cardio-risk"].folder == SHIPPED
+    assert installed([copy])["cardio-risk"].folder == copy
+    assert installed([copy.parent])["cardio-risk"].folder == copy
+    assert find_digest(component_digest(SHIPPED)).folder == SHIPPED
 
 
 def test_a_digest_that_nobody_installed_is_refused(copy: Path) -> None:
     (copy / "card.md").write_text("another card")
     with pytest.raises(ComponentError):
-        folder_of_digest(component_digest(copy))
-    assert folder_of_digest(component_digest(copy), [copy]) == copy
+        find_digest(component_digest(copy))
+    assert find_digest(component_digest(copy), [copy]).folder == copy
 
 
 def test_unknown_names_empty_paths_and_doubles_are_refused(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for attempt in (
-        lambda: component_folder("no-such"),
+        lambda: find_component("no-such"),
         lambda: installed([tmp_path / "empty"]),
         lambda: installed([copy, copy]),
         lambda: ComponentFiles.read(tmp_path / "empty"),

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from vht_federate import output
-from vht_federate.components.contract import Component, Port, read_component
-from vht_federate.components.digest import ComponentFiles, component_digest
-from vht_federate.components.registry import component_folder, installed
+from vht_federate.components.contract import Component, Port
+from vht_federate.components.digest import ComponentFiles
+from vht_federate.components.registry import find_component, installed
 
 __all__ = ["app"]
 
@@ -21,7 +21,7 @@ Chosen = Annotated[str, typer.Argument(help="Name of an installed component, or 
 
 
 def _folder(chosen: str, paths: list[Path] | None) -> Path:
-    return Path(chosen) if (Path(chosen) / "component.toml").is_file() else component_folder(chosen, paths or ())
+    return Path(chosen) if (Path(chosen) / "component.toml").is_file() else find_component(chosen, paths or ()).folder
 
 
 @app.command("list")
@@ -29,16 +29,15 @@ def _folder(chosen: str, paths: list[Path] | None) -> Path:
 def list_components(path: Paths = None) -> None:
     """Components that are installed here, with the digests a permit can name."""
     rows = []
-    for name, folder in installed(path or ()).items():
-        component = read_component(folder)
+    for name, found in installed(path or ()).items():
         rows.append(
             {
                 "name": name,
-                "version": component.version,
-                "title": component.title,
-                "profiles": sorted(component.profiles),
-                "digest": component_digest(folder),
-                "folder": str(folder),
+                "version": found.component.version,
+                "title": found.component.title,
+                "profiles": sorted(found.component.profiles),
+                "digest": found.digest(),
+                "folder": str(found.folder),
             }
         )
     shown = [(row["name"], row["version"], ", ".join(row["profiles"]), row["digest"]) for row in rows]

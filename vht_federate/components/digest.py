@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from vht_federate.components.contract import Component
 from vht_federate.errors import ComponentError, InputError
 
-__all__ = ["ComponentFiles", "component_digest"]
+__all__ = ["ComponentFiles", "component_digest", "component_files"]
 
 _MAXIMUM_BYTES = 64 << 20
 
@@ -36,26 +36,7 @@ class ComponentFiles:
         """
         if not (folder / "component.toml").is_file():
             raise InputError(f"{folder.name} holds no component.toml", code="VHT-INPUT-COMPONENT")
-        files: dict[str, bytes] = {}
-        total = 0
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if "__pycache__" in path.relative_to(folder).parts or path.suffix == ".pyc":
-                continue
-            mode = path.lstat().st_mode
-            if stat.S_ISDIR(mode):
-                continue
-            if not stat.S_ISREG(mode):
-                raise ComponentError(
-                    f"component {folder.name}: {name} is a link or a special file",
-                    code="VHT-COMPONENT-FILES",
-                    hint="a component is made of plain files that lie in its folder",
-                )
-            total += path.lstat().st_size
-            if total > _MAXIMUM_BYTES:
-                raise ComponentError(f"component {folder.name} is larger than 64 MiB", code="VHT-COMPONENT-FILES")
-            files[name] = path.read_bytes()
-        return cls(folder, files)
+        return cls(folder, {path.relative_to(folder).as_posix(): path.read_bytes() for path in component_files(folder)})
 
     @property
     def digest(self) -> str:
@@ -85,6 +66,25 @@ class ComponentFiles:
                 code="VHT-COMPONENT-DIGEST",
                 hint="'vht component digest' prints what lies on disk; the permit and the operator approve a digest",
             )
+
+
+def component_files(folder: Path) -> list[Path]:
+    """The files that the digest covers, sorted. Raises as ``ComponentFiles.read`` does."""
+    found: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        about = path.lstat()
+        if "__pycache__" in path.relative_to(folder).parts or path.suffix == ".pyc" or stat.S_ISDIR(about.st_mode):
+            continue
+        if not stat.S_ISREG(about.st_mode):
+            raise ComponentError(
+                f"component {folder.name}: {path.relative_to(folder)} is a link or a special file",
+                code="VHT-COMPONENT-FILES",
+                hint="a component is made of plain files that lie in its folder",
+            )
+        found.append(path)
+    if sum(path.lstat().st_size for path in found) > _MAXIMUM_BYTES:
+        raise ComponentError(f"component {folder.name} is larger than 64 MiB", code="VHT-COMPONENT-FILES")
+    return found
 
 
 def component_digest(folder: Path) -> str:

@@ -9,6 +9,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from vht_federate.errors import ComponentError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build_model", "load_entry"]
+__all__ = ["build_model", "load_entry", "load_model"]
 
 
 class _Memory(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -90,3 +91,8 @@ def build_model(files: ComponentFiles, profile: str) -> "nn.Module":
     if not isinstance(model, nn.Module):
         raise ComponentError(f"component {component.name} builds no torch module", code="VHT-COMPONENT-ENTRY")
     return model
+
+
+def load_model(folder: Path, profile: str) -> "nn.Module":
+    """``build_model`` from the files that lie in ``folder`` now."""
+    return build_model(ComponentFiles.read(folder), profile)

@@ -1,38 +1,54 @@
 """Which components are installed: those that ship with this package, and folders that someone names."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from vht_federate.components.contract import read_component
+from vht_federate.components.contract import Component, read_component
 from vht_federate.components.digest import component_digest
 from vht_federate.errors import ComponentError, InputError
 
-__all__ = ["component_folder", "folder_of_digest", "installed"]
+__all__ = ["Installed", "find_component", "find_digest", "installed"]
 
 _PACKAGED = Path(__file__).parent
 
 
-def installed(paths: Iterable[Path] = ()) -> dict[str, Path]:
-    """Component name -> folder, sorted by name. Each of ``paths`` is a component's folder, or a folder of them.
+@dataclass(frozen=True)
+class Installed:
+    """A component in a folder of this machine."""
+
+    folder: Path
+    component: Component
+
+    @property
+    def name(self) -> str:
+        return self.component.name
+
+    def digest(self) -> str:
+        """Computed from the files as they lie now."""
+        return component_digest(self.folder)
+
+
+def installed(paths: Iterable[Path] = ()) -> dict[str, Installed]:
+    """By name, sorted. Each of ``paths`` is a component's folder, or a folder of them.
 
     A named path goes before a packaged component of the same name. Raises InputError VHT-INPUT-COMPONENT for a path
     that holds none, VHT-INPUT-COMPONENT-TWICE where two named paths hold one name.
     """
-    named: dict[str, Path] = {}
+    named: dict[str, Installed] = {}
     for path in paths:
         found = _components_in(path)
         if not found:
             raise InputError(f"no component in {path}", code="VHT-INPUT-COMPONENT")
-        for folder in found:
-            name = read_component(folder).name
-            if name in named:
-                raise InputError(f"component {name} was named twice", code="VHT-INPUT-COMPONENT-TWICE")
-            named[name] = folder
-    packaged = {read_component(folder).name: folder for folder in _components_in(_PACKAGED)}
+        for one in found:
+            if one.name in named:
+                raise InputError(f"component {one.name} was named twice", code="VHT-INPUT-COMPONENT-TWICE")
+            named[one.name] = one
+    packaged = {one.name: one for one in _components_in(_PACKAGED)}
     return dict(sorted((packaged | named).items()))
 
 
-def component_folder(name: str, paths: Iterable[Path] = ()) -> Path:
+def find_component(name: str, paths: Iterable[Path] = ()) -> Installed:
     """Raises InputError VHT-INPUT-COMPONENT-UNKNOWN."""
     known = installed(paths)
     if name not in known:
@@ -44,11 +60,11 @@ def component_folder(name: str, paths: Iterable[Path] = ()) -> Path:
     return known[name]
 
 
-def folder_of_digest(digest: str, paths: Iterable[Path] = ()) -> Path:
+def find_digest(digest: str, paths: Iterable[Path] = ()) -> Installed:
     """The installed component with exactly these files. Raises ComponentError VHT-COMPONENT-DIGEST."""
-    for folder in installed(paths).values():
-        if component_digest(folder) == digest:
-            return folder
+    for one in installed(paths).values():
+        if one.digest() == digest:
+            return one
     raise ComponentError(
         f"no installed component has the digest {digest[:12]}…",
         code="VHT-COMPONENT-DIGEST",
@@ -56,7 +72,6 @@ def folder_of_digest(digest: str, paths: Iterable[Path] = ()) -> Path:
     )
 
 
-def _components_in(path: Path) -> list[Path]:
-    if (path / "component.toml").is_file():
-        return [path]
-    return sorted(folder.parent for folder in path.glob("*/component.toml"))
+def _components_in(path: Path) -> list[Installed]:
+    folders = [path] if (path / "component.toml").is_file() else sorted(f.parent for f in path.glob("*/component.toml"))
+    return [Installed(folder, read_component(folder)) for folder in folders]
