@@ -147,7 +147,7 @@ def tables_of(codes: Codes, tables: Sequence[Table]) -> NDArray[np.float64]:
 def _released(
     codes: Private[Codes], tables: Sequence[Table], multiplier: float, noise: NoiseSource
 ) -> Mapping[str, NDArray[np.float32]]:
-    exact = codes.map(lambda known: tables_of(known, tables))
+    exact: Private[Any] = codes.map(lambda known: tables_of(known, tables))
     noisy = release_gaussian(exact, sqrt(len(tables)), multiplier, noise)
     sizes = [int(np.prod(table.shape)) for table in tables]
     parts = np.split(noisy, np.cumsum(sizes)[:-1])

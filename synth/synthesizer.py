@@ -53,8 +53,8 @@ def fit(book: Codebook, tables: Sequence[NoisyTable], total: float) -> Model:
 
     Deterministic. JAX runs in float64 on the CPU while this function runs.
     """
-    tree = [pair for pair in (_names(book, table) for table in tables if len(table.table.columns) == 2)]
-    edges = rooted(sorted({pair for pair in tree if book.target not in pair}), book.inputs[0])
+    pairs = {_pair(_names(book, table)) for table in tables if len(table.table.columns) == 2}
+    edges = rooted(sorted(pair for pair in pairs if book.target not in pair), book.inputs[0])
     mbi = _mbi()
     domain = mbi.Domain(book.order, [book.cells(name) for name in book.order])
     measured = [_measurement(mbi, book, table) for table in tables]
@@ -138,6 +138,10 @@ def _measurement(mbi: Any, book: Codebook, table: NoisyTable) -> Any:
     merged = np.ravel_multi_index(tuple(cells), table.table.shape).ravel()
     matrix = (merged[None, :] == np.arange(counts.size)[:, None]).astype(np.float64)
     return mbi.LinearMeasurement(counts, names, table.stddev, query=_Merged(matrix))
+
+
+def _pair(names: tuple[str, ...]) -> Pair:
+    return names[0], names[1]
 
 
 def _names(book: Codebook, table: NoisyTable) -> tuple[str, ...]:

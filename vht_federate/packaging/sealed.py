@@ -3,6 +3,7 @@
 ``release.sha256`` everywhere in the project is the sha256 of the bytes of ``manifest.json``.
 """
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -67,17 +68,16 @@ def unseal(folder: Path, key: PublicKey, *, typ: str, allowed: Iterable[str], re
 
     Raises VerificationError VHT-VERIFY-PACKAGE naming the file, VHT-VERIFY-SIGNATURE for the seal itself.
     """
+    present = dict(_files(folder))
+    claims = _signed_claims(folder, key, typ)
     try:
         content = (folder / MANIFEST).read_bytes()
-        token = (folder / SIGNATURE).read_text().strip()
         manifest = json.loads(content)
         files = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _broken(MANIFEST, "is missing or not a manifest") from error
-    claims = key.verify(token, typ=typ)
     if claims.get("sha256") != sha256_hex(content) or claims.get("kind") != manifest.get("kind"):
         raise _broken(MANIFEST, "is not the one that was signed")
-    present = dict(_files(folder))
     for name in sorted(present.keys() | files.keys() | set(required)):
         if name not in files or not _listed(name, allowed):
             raise _broken(name, "is not listed" if name in present else "is required and absent")
@@ -86,6 +86,34 @@ def unseal(folder: Path, key: PublicKey, *, typ: str, allowed: Iterable[str], re
         if sha256_hex(present[name].read_bytes()) != files[name]["sha256"]:
             raise _broken(name, "was changed")
     return Sealed(folder, sha256_hex(content), manifest)
+
+
+def _signed_claims(folder: Path, key: PublicKey, typ: str) -> dict[str, Any]:
+    """What the seal says. The file is the statement and one newline, nothing else."""
+    try:
+        token, newline, rest = (folder / SIGNATURE).read_bytes().decode("ascii").partition("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _broken(SIGNATURE, "is missing or not a signature") from error
+    if newline != "\n" or rest:
+        raise _broken(SIGNATURE, "was changed")
+    try:
+        return key.verify(token, typ=typ)
+    except VerificationError as error:
+        raise VerificationError(f"{SIGNATURE}: {error.message}", code=error.code) from error
+
+
+def _one_spelling(content: bytes) -> str:
+    """The only line of the signature file. Base64url lets several last characters stand for the same signature; one
+    is ours, so that no byte of a sealed folder can change unseen. Raises VerificationError."""
+    token = content.decode("ascii", errors="replace")
+    signature = token[:-1].rpartition(".")[2]
+    try:
+        raw = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
+    except ValueError as error:
+        raise _broken(SIGNATURE, "is not a signature") from error
+    if not token.endswith("\n") or base64.urlsafe_b64encode(raw).rstrip(b"=").decode() != signature:
+        raise _broken(SIGNATURE, "is not spelled as it was written")
+    return token[:-1]
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -75,17 +75,18 @@ def read_statement(raw: dict[str, Any]) -> PrivacyStatement:
 
 def plain_words(statement: PrivacyStatement) -> list[str]:
     """What the numbers promise and what they do not, one sentence each, for people."""
-    words = [
-        f"Differential privacy with epsilon {statement.epsilon:.3g} and delta {statement.delta:g} for each "
-        f"{statement.unit} at each hospital, over everything that this study released: training, metrics and tables.",
-        "Whether or not one particular patient's record was in a hospital's data changes the probability of any "
-        f"outcome of the study by a factor of at most e^{statement.epsilon:.3g}, except with probability delta.",
-    ]
-    if statement.release is not None:
-        words.append(
-            f"Of this, the noisy tables behind this {statement.release.kind} cost epsilon "
-            f"{statement.release.epsilon:.3g} at the same delta."
-        )
+    epsilon, share = f"{statement.epsilon:.3g}", statement.release
+    promise = (
+        f"Differential privacy with epsilon {epsilon} and delta {statement.delta:g} for each {statement.unit} at each "
+        "hospital, over everything that this study released: training, metrics and tables."
+    )
+    meaning = (
+        "Whether or not one particular patient's records were in a hospital's data changes the probability of any "
+        f"outcome of the study by a factor of at most e^{epsilon}, except with probability delta."
+    )
+    words = [promise, meaning]
+    if share is not None:
+        words.append(f"The releases behind this {share.kind} alone cost epsilon {share.epsilon:.3g} at the same delta.")
     if statement.trust_model.text:
         words.append(statement.trust_model.text)
     words.extend(statement.limits)
