@@ -6,10 +6,11 @@ from typing import Any
 from vht_federate.evidence.canonical import canonical_bytes
 from vht_federate.evidence.merkle import hash_leaf
 
-__all__ = ["EXPORT_SCHEMA", "HEAD_TYP", "RECEIPT_TYP", "LogEntry", "TreeHead"]
+__all__ = ["EXPORT_SCHEMA", "EXPORT_TYP", "HEAD_TYP", "RECEIPT_TYP", "LogEntry", "TreeHead"]
 
 HEAD_TYP = "vht-tree-head+jwt"
 RECEIPT_TYP = "vht-receipt+jwt"
+EXPORT_TYP = "vht-log-export+jwt"
 EXPORT_SCHEMA = "1"
 _ENTRY_FIELDS = frozenset({"index", "time", "node", "kind", "permit_id", "visit", "body", "salt"})
 

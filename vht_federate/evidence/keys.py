@@ -22,6 +22,20 @@ from vht_federate.evidence.canonical import digest_of
 __all__ = ["PublicKey", "SigningKey", "unverified_claims"]
 
 
+def _require_canonical(token: str) -> None:
+    """One statement has one spelling: spare bits of base64url are zero and nothing stands around it (RFC 4648, 3.5).
+
+    Without this, a changed last character could still decode to the same signature.
+    """
+    for part in token.split("."):
+        try:
+            again = _unpad(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        except ValueError as error:
+            raise jwt.DecodeError from error
+        if again != part:
+            raise jwt.DecodeError
+
+
 def _unpad(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
@@ -73,6 +87,7 @@ class PublicKey:
         an auditor is the past. Raises VerificationError.
         """
         try:
+            _require_canonical(token)
             header = jwt.get_unverified_header(token)
             if header.get("typ") != typ:
                 raise VerificationError(f"expected a statement of type {typ}", code="VHT-VERIFY-TYPE")

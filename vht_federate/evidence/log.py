@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vht_federate.errors import UnavailableError, VerificationError
-from vht_federate.evidence.canonical import canonical_bytes
-from vht_federate.evidence.entry import EXPORT_SCHEMA, HEAD_TYP, RECEIPT_TYP, LogEntry, TreeHead
+from vht_federate.evidence.canonical import canonical_bytes, digest_of
+from vht_federate.evidence.entry import EXPORT_SCHEMA, EXPORT_TYP, HEAD_TYP, RECEIPT_TYP, LogEntry, TreeHead
 from vht_federate.evidence.keys import SigningKey
 from vht_federate.evidence.merkle import Frontier, hash_leaf
 
@@ -93,17 +93,25 @@ class EvidenceLog:
 
         ``entries`` has one item per leaf, in order: the full entry for those of this permit and for kind ``node.*``,
         else ``{"leaf": hex}``. ``heads`` are the signed heads right after each entry of this permit, which receipts
-        cite; ``head`` is the latest.
+        cite; ``head`` is the latest. ``statement`` (JWT ``vht-log-export+jwt``) is the node's signature over what is
+        shown, so that nobody on the way can hide an entry behind its hash.
         """
         with self._guard:
             items: list[dict[str, Any]] = []
             heads: list[str] = []
             for entry, head in zip(self._entries, self._heads, strict=True):
                 ours = entry.permit_id == permit_id
-                shown = ours or entry.kind.startswith("node.")
-                items.append(entry.as_dict() if shown else {"leaf": entry.leaf().hex()})
+                open_ = ours or entry.kind.startswith("node.")
+                items.append(entry.as_dict() if open_ else {"leaf": entry.leaf().hex()})
                 if ours:
                     heads.append(head)
+            shown = {
+                "node": self.name,
+                "permit_id": permit_id,
+                "size": self._tree.size,
+                "root": self._tree.root().hex(),
+                "entries_sha256": digest_of(items),
+            }
             return {
                 "schema_version": EXPORT_SCHEMA,
                 "node": self.name,
@@ -112,6 +120,7 @@ class EvidenceLog:
                 "entries": items,
                 "head": self._heads[-1] if self._heads else None,
                 "heads": heads,
+                "statement": self._key.sign(shown, typ=EXPORT_TYP),
             }
 
     # --- writing ------------------------------------------------------------------------------------------------

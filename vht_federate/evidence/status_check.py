@@ -1,0 +1,76 @@
+"""Was the permit good at every round? By its dates, and by the issuer's status lists in the bundle."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from vht_federate.authority.check import check_time, read_status
+from vht_federate.domain.permit import Permit, StatusList
+from vht_federate.errors import VhtError
+from vht_federate.evidence.bundle import read_statement_file
+from vht_federate.evidence.finding import broken
+from vht_federate.evidence.keys import PublicKey
+from vht_federate.evidence.visit_record import VisitRecord
+
+__all__ = ["SeenStatus", "check_rounds", "read_statuses"]
+
+
+@dataclass(frozen=True)
+class SeenStatus:
+    """A verified status list and the file it came in."""
+
+    file: str
+    status: StatusList
+
+
+def read_statuses(folder: Path, permit: Permit, issuer: PublicKey) -> tuple[SeenStatus, ...]:
+    """All lists of the bundle, oldest first. Raises VerificationError VHT-VERIFY-STATUS."""
+    seen = []
+    for path in sorted((folder / "status").glob("*.jwt")):
+        file = path.relative_to(folder).as_posix()
+        try:
+            seen.append(SeenStatus(file, read_status(read_statement_file(folder, file), issuer)))
+        except VhtError as error:
+            raise broken(file, error.message, "STATUS") from error
+    if not seen:
+        raise broken("status", "holds no status list of the issuer", "STATUS")
+    seen.sort(key=lambda one: (one.status.issued_at, one.status.serial))
+    for older, newer in zip(seen, seen[1:], strict=False):
+        if newer.status.serial < older.status.serial:
+            raise broken(newer.file, f"has a lower serial than the older {older.file}", "STATUS")
+    return tuple(seen)
+
+
+def check_rounds(record: VisitRecord, permit: Permit, statuses: tuple[SeenStatus, ...]) -> None:
+    """Each round began within the permit's dates and on a list that did not yet revoke it.
+
+    A node may rely on a list until it is stale, so a round that began within one validity after the revocation, on a
+    list from before it, is lawful; one that saw the revocation's serial, or began later, is not. Serials of a node
+    never fall.
+    """
+    revocation = _revocation(permit, statuses)
+    newest = 0
+    for entry, begun in record.begun.values():
+        place, at = record.log.place(entry), datetime.fromisoformat(entry.time)
+        try:
+            check_time(permit, at)
+        except VhtError as error:
+            raise broken(place, f"began while {error.message}", "STATUS") from error
+        if begun.status_serial < newest:
+            raise broken(place, "relied on an older status list than the round before it", "STATUS")
+        newest = begun.status_serial
+        if revocation is None:
+            continue
+        first, moment, validity = revocation
+        if begun.status_serial >= first.status.serial:
+            raise broken(place, f"began on status list {begun.status_serial}, which revokes the permit", "STATUS")
+        if at > moment + validity:
+            raise broken(place, f"began after the permit was revoked ({first.file})", "STATUS")
+
+
+def _revocation(permit: Permit, statuses: tuple[SeenStatus, ...]) -> tuple[SeenStatus, datetime, timedelta] | None:
+    for seen in statuses:
+        moment = seen.status.revoked.get(permit.permit_id)
+        if moment is not None:
+            return seen, moment, seen.status.valid_until - seen.status.issued_at
+    return None
