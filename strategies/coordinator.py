@@ -2,7 +2,7 @@
 
 coordinator.toml   addresses and certificates        coordinator.key     signs packages and evidence
 nodes.json         name -> SuperNode id and key      flower/             Flower's own state
-serve.pid          of the running service            doorbell            touched when messages wait
+serve.pid          of the running service            doorbell, replies   touched when something waits
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from pathlib import Path
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from strategies.gateway import Doorbell, make_gateway
+from strategies.doorbell import Doorbell
+from strategies.gateway import make_gateway
 from strategies.superlink import Control, SuperLinkPaths, flower_environment, superexec_command, superlink_command
 from strategies.supervision import Child, supervise
 from vht_federate.errors import InputError, UnavailableError
@@ -106,6 +107,10 @@ class Coordinator:
         return Doorbell((self.state / "doorbell").resolve())
 
     @property
+    def replies(self) -> Doorbell:
+        return Doorbell((self.state / "replies").resolve())
+
+    @property
     def address(self) -> str:
         """host:port that hospitals give their SuperNode."""
         return f"{self.config.host}:{self.config.port}"
@@ -158,7 +163,7 @@ class Coordinator:
     async def _serve(self, on_ready: Callable[[], None]) -> None:
         config = self.config
         identity = {"name": "coordinator", "evidence_key": self.signing_key().public.jwk()}
-        app = make_gateway(f"https://{self.superlink.address}", config.ca, self.doorbell, identity)
+        app = make_gateway(f"https://{self.superlink.address}", config.ca, self.doorbell, self.replies, identity)
         listener = Listener(app, config.host, config.port, config.certificate, config.key)
         watch = asyncio.create_task(supervise(self.children()))
         announce = asyncio.create_task(self._announce(on_ready))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message, MessageType
 
+from strategies.doorbell import Doorbell
 from strategies.wire import Answer, pack_calls, replies_of
 from vht_federate.errors import UnavailableError, VhtError, WireError
 from vht_federate.framing import Call
@@ -16,20 +17,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange"]
 
-POLL_S = 0.2
+POLL_S = 0.25
+AT_LEAST_EVERY_S = 1.0
+SETTLE_S = 0.1  # replies of several nodes, and the parts of one, come close together
 LATE = "VHT-UNAVAILABLE-DEADLINE"
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """Sends calls to nodes and gathers their answers. ``ring`` tells the gateway that messages wait."""
+    """Sends calls to nodes and gathers their answers."""
 
     grid: "Grid"
     nodes: Mapping[str, int]  # name -> Flower node id: the allow-list
     deadline_s: float
-    ring: Callable[[], None] = lambda: None
+    doorbell: Doorbell | None = None  # to ring when messages wait
+    replies: Doorbell | None = None  # rings when a reply may be there; without it the grid is asked more often
     stopped: Callable[[], bool] = lambda: False
-    poll_s: float = POLL_S
 
     def ask(self, calls: Mapping[str, Sequence[Call]], phase: str) -> dict[str, list[Answer]]:
         """Each node's answers to its calls, in order. Nothing is raised for a node: its answers carry the error.
@@ -48,7 +51,8 @@ class Exchange:
             for name, mine in calls.items()
         ]
         identifiers = self.grid.push_messages(messages)
-        self.ring()
+        if self.doorbell:
+            self.doorbell.ring()
         answers: dict[str, list[Answer]] = {}
         for (name, mine), identifier in zip(calls.items(), identifiers, strict=True):
             if identifier:
@@ -63,16 +67,24 @@ class Exchange:
     ) -> None:
         end = time.monotonic() + self.deadline_s
         while asked and time.monotonic() < end and not self.stopped():
+            rang = self.replies.last() if self.replies else 0
             for reply in self.grid.pull_messages(list(asked)):
                 name = asked.pop(reply.metadata.reply_to_message_id, None)
                 if name is not None:
                     answers[name] = _answers_of(reply, len(calls[name]))
             if asked:
-                time.sleep(self.poll_s)
+                self._pause(rang)
         for name in asked.values():
             # Whoever did not answer in time is out; a reply that comes later is never read.
             late = UnavailableError(f"no answer within {self.deadline_s:g} s", code=LATE)
             answers[name] = [Answer(None, error=late)] * len(calls[name])
+
+    def _pause(self, rang: int) -> None:
+        if self.replies:
+            self.replies.wait_here(rang, AT_LEAST_EVERY_S)
+            time.sleep(SETTLE_S)
+        else:
+            time.sleep(POLL_S)
 
 
 def _failed(why: str) -> Answer:

@@ -5,7 +5,6 @@ SuperLink listens on loopback and this TLS proxy forwards an exact list of fleet
 question "any message for me?" until there is one: Flower's SuperNode sleeps three seconds after each empty answer.
 """
 
-import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -18,12 +17,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from strategies.doorbell import Doorbell
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.serving import answer_typed_errors
 
-__all__ = ["FLEET_PATHS", "Doorbell", "make_gateway"]
+__all__ = ["FLEET_PATHS", "make_gateway"]
 
 PULL = "/v1/fleet/pull-messages"
+UPLOADED = "/v1/fleet/push-object"
 # Of Flower 1.41's twelve fleet paths all but register-node and unregister-node: the coordinator enrols, nobody else.
 FLEET_PATHS = frozenset(
     f"/v1/fleet/{name}"
@@ -37,29 +38,6 @@ _NOT_FORWARDED = frozenset(  # belong to one connection (RFC 9110 section 7.6.1)
     {"connection", "content-encoding", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding"}
     | {"upgrade", "accept-encoding", "server", "date", "proxy-authorization", "forwarded", "x-forwarded-for"}
 )
-
-
-@dataclass(frozen=True)
-class Doorbell:
-    """A file that a ServerApp touches when it has pushed messages."""
-
-    path: Path
-    look_s: float = 0.05
-
-    def ring(self) -> None:
-        self.path.touch()
-
-    def last(self) -> int:
-        try:
-            return self.path.stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
-
-    async def wait(self, seen: int, timeout_s: float) -> None:
-        """Return when it rang after ``seen``, at the latest after ``timeout_s``."""
-        end = time.monotonic() + timeout_s
-        while self.last() == seen and time.monotonic() < end:
-            await asyncio.sleep(self.look_s)
 
 
 def _has_message(body: bytes) -> bool:
@@ -76,14 +54,18 @@ def _has_message(body: bytes) -> bool:
 class _Upstream:
     http: httpx.AsyncClient
     doorbell: Doorbell
+    replies: Doorbell
     hold_s: float
     recheck_s: float
 
     async def ask(self, path: str, headers: Mapping[str, str], body: bytes) -> httpx.Response:
         try:
-            return await self.http.post(path, content=body, headers=dict(headers))
+            answer = await self.http.post(path, content=body, headers=dict(headers))
         except httpx.HTTPError as error:
             raise UnavailableError("the SuperLink does not answer", code="VHT-UNAVAILABLE-SUPERLINK") from error
+        if path == UPLOADED:
+            self.replies.ring()
+        return answer
 
     async def pull(self, request: Request, headers: Mapping[str, str], body: bytes) -> httpx.Response:
         """Ask again while there is no message and the asker is still there, for at most ``hold_s``."""
@@ -111,17 +93,22 @@ def make_gateway(
     superlink: str,
     ca: Path,
     doorbell: Doorbell,
+    replies: Doorbell,
     identity: Mapping[str, object],
     *,
     hold_s: float = 20.0,
     recheck_s: float = 2.0,
 ) -> FastAPI:
-    """The proxy before the SuperLink at ``superlink`` (https URL); ``hold_s`` stays under a SuperNode's 30 s."""
+    """The proxy before the SuperLink at ``superlink`` (https URL); ``hold_s`` stays under a SuperNode's 30 s.
+
+    A ServerApp rings ``doorbell`` when it has pushed messages; the gateway rings ``replies`` when a part of a reply
+    has arrived.
+    """
     context = ssl.create_default_context(cafile=str(ca))
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     http = httpx.AsyncClient(base_url=superlink, verify=context, timeout=60.0, limits=limits, trust_env=False)
-    upstream = _Upstream(http, doorbell, hold_s, recheck_s)
+    upstream = _Upstream(http, doorbell, replies, hold_s, recheck_s)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -44,7 +44,8 @@ class Dispatch(BaseModel):
     nodes: tuple[DispatchNode, ...] = Field(min_length=1)
     minimum_nodes: int = Field(ge=1)
     round_deadline_s: float = Field(gt=0)
-    doorbell: Path | None = None
+    doorbell: Path | None = None  # rung when messages were pushed
+    replies: Path | None = None  # rings when a part of a reply arrived
     codebook: dict[str, Any] | None = None
 
 

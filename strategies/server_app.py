@@ -2,13 +2,16 @@
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.superlink.grid import http_grid
 
+from strategies.doorbell import Doorbell
 from strategies.exchange import Exchange
-from strategies.gateway import Doorbell
 from strategies.rounds import Rounds
 from strategies.run_state import RunDirectory
 from vht_federate.errors import InputError
@@ -17,7 +20,13 @@ from vht_federate.processes import PidFile
 __all__ = ["PID_FILE", "app"]
 
 PID_FILE = "server.pid"
+LOOK_AGAIN_S = 0.05
 app = ServerApp()
+
+
+def _look_again_soon() -> None:
+    """A reply is visible before its objects are uploaded, and Flower 1.41 then waits a whole second by a constant."""
+    http_grid.pull_objects = partial(pull_objects, initial_backoff=LOOK_AGAIN_S, backoff_cap=1.0)
 
 
 @app.main()  # type: ignore[untyped-decorator]
@@ -25,14 +34,15 @@ def main(grid: Grid, context: Context) -> None:
     """Play the run whose directory the coordinator named. What ended it is in ``run.json``."""
     directory = RunDirectory(Path(str(context.run_config["run-directory"])))
     dispatch, state = directory.dispatch(), directory.state()
+    _look_again_soon()
     if state.ended:
         raise InputError(f"this run already ended as {state.state}", code="VHT-INPUT-RUN")
-    bell = Doorbell(dispatch.doorbell) if dispatch.doorbell else None
     exchange = Exchange(
         grid,
         {node.name: node.flower_node for node in dispatch.nodes},
         dispatch.round_deadline_s,
-        bell.ring if bell else lambda: None,
+        Doorbell(dispatch.doorbell) if dispatch.doorbell else None,
+        Doorbell(dispatch.replies) if dispatch.replies else None,
         directory.stop_requested,
     )
     rounds = Rounds(directory, dispatch, state, exchange, lambda: datetime.now(UTC))

@@ -57,7 +57,7 @@ def flower_environment(home: Path) -> dict[str, str]:
     """Environment of Flower's processes: no telemetry, no update check, no installs, a home of their own."""
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
-    return {**os.environ, **OFFLINE, "FLWR_HOME": str(home), "PATH": path, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3"}
+    return {**os.environ, **OFFLINE, "FLWR_HOME": str(home), "PATH": path, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5"}
 
 
 def _program(name: str) -> str:

@@ -24,10 +24,13 @@ def add_one(header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]
     return {"tables": 1}, save({"one": np.array([1.0], dtype=np.float32)})
 
 
+TOKEN = "open-sesame"
+
+
 class ToyEnclave:
     """Serves ``<folder>/<visit>.sock``; ``answer`` may raise a typed error, which is carried as a refusal."""
 
-    def __init__(self, folder: Path, visit: str, answer: Answer = add_one, *, token: str = "open-sesame") -> None:
+    def __init__(self, folder: Path, visit: str, answer: Answer = add_one, *, token: str = TOKEN) -> None:
         self.calls: list[tuple[str, int]] = []
         self._answer, self._token = answer, token
         self._path = folder / f"{visit}.sock"
