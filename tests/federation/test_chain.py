@@ -60,6 +60,7 @@ def test_the_platform_lists_the_component_and_the_cohort(ran: Ran) -> None:
 
 def test_the_released_component_predicts_in_clinical_units(ran: Ran) -> None:
     import numpy as np
+
     from vht_federate.packaging.load import load_component
 
     component = load_component(ran.bundle / "release" / "cardio-risk")
