@@ -41,7 +41,7 @@ def choose_pairs(codebook: Mapping[str, Any], tables: Mapping[str, bytes]) -> li
 
 
 def noise_of(tables: Sequence[Counts]) -> float:
-    """The standard deviation of a cell's noise, from how much the totals of tables that count the same people differ."""
+    """The standard deviation of a cell's noise, from how much the tables' totals (of the same people) differ."""
     totals = np.array([table.sum() for table in tables])
     cells = np.array([table.size for table in tables])
     return float(np.sqrt(np.mean((totals - np.median(totals)) ** 2 / cells)))
@@ -58,8 +58,9 @@ def dependence(counts: Counts, left: Counts, right: Counts, noise: float) -> flo
 
 
 def _coarse_share(column: Column, counts: Counts) -> Counts:
-    merged = np.bincount(coarse_cells(column), weights=np.clip(counts, 1.0, None))
-    return merged / merged.sum()
+    merged = np.bincount(coarse_cells(column), weights=np.clip(counts, 1.0, None)).astype(np.float64)
+    share: Counts = merged / merged.sum()
+    return share
 
 
 def spanning_tree(nodes: Sequence[str], weights: Mapping[Pair, float]) -> list[Pair]:

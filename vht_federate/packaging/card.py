@@ -36,7 +36,7 @@ def render_card(
     sections = [
         f"# {component.title} ({component.name} {component.version}, profile {profile})",
         f"{component.description}\n\nPredicts: {outcome.title}. Licence: {component.license}.",
-        description.strip(),
+        _body(description),
         "## Inputs\n\n"
         + markdown_table(("port", "meaning", "kind", "unit", "LOINC", "bounds"), map(_port, component.inputs(profile))),
         f"## How it was made\n\n{_making(facts)}",
@@ -61,6 +61,12 @@ def markdown_table(columns: tuple[str, ...], rows: Any) -> str:
         cells = ("–" if cell is None else str(cell).replace("|", "\\|") for cell in row)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _body(description: str) -> str:
+    """A component's own card without its title, which this card has."""
+    first, _, rest = description.strip().partition("\n")
+    return rest.strip() if first.startswith("# ") else description.strip()
 
 
 def _port(port: Port) -> tuple[str | None, ...]:

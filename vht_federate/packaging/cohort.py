@@ -39,12 +39,8 @@ REQUIRED = (*_FLAT, *_ABOUT, "fhir/Patient.ndjson")
 ALLOWED = (*(name.replace(".", r"\.") for name in (*_FLAT, *_ABOUT)), rf"fhir/({'|'.join(FHIR_TYPES)})\.ndjson")
 
 # Both stand in meta of every resource of a synthetic cohort; the platform refuses FHIR without them.
-TEST_DATA_TAG = {
-    "system": "http://terminology.hl7.org/CodeSystem/v3-ActReason",
-    "code": "HTEST",
-    "display": "test health data",
-}
-PROVENANCE_TAG = {"system": "urn:vht:tag", "code": "synthetic", "display": "synthetic, drawn from noisy marginals"}
+TEST_DATA_TAG = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActReason", "code": "HTEST"}
+PROVENANCE_TAG = {"system": "urn:vht:tag", "code": "synthetic"}
 
 
 @dataclass(frozen=True, repr=False)
