@@ -56,6 +56,10 @@ class NodeSettings(BaseModel):
     key: Path
     ca: Path
     issuer_url: Annotated[str, Field(pattern=r"^https://")]
+    hdab: str = "Health Data Access Body"  # how the catalogue names the permit issuer
+    holder: str | None = None  # how the catalogue names the hospital; None: by the node's name
+    contact_url: Annotated[str, Field(pattern=r"^https?://")] | None = None  # None: the outward listener
+    component_paths: tuple[Path, ...] = ()  # folders of components installed beside those that ship
     dataset: DatasetSettings
     epsilon_cap: float = Field(default=3.0, gt=0, le=100)
     delta: float = Field(default=1e-5, gt=0, lt=0.01)

@@ -104,6 +104,16 @@ class Accounts:
             row = session.get(OperatorRow, name)
         return Actor(name, _role(row.role) if row else "approver", "operator-token")
 
+    def as_operator(self, actor: Actor, name: str | None) -> Actor:
+        """``actor`` under ``name``: the token's holder gives one; a session cannot act as somebody else."""
+        if name is None or name == actor.name:
+            return actor
+        if actor.via != "operator-token":
+            raise RefusedError("a session acts under its own name only", code="VHT-REFUSED-ROLE")
+        with self._database.read() as session:
+            row = session.get(OperatorRow, name)
+        return Actor(name, _role(row.role) if row else "approver", "operator-token")
+
     def of_cookie(self, value: str) -> SignedIn | None:
         """The live session behind a cookie, or None."""
         with self._database.read() as session:

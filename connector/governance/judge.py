@@ -109,6 +109,11 @@ class Judge:
         """Folder of the component, whose files hash to what the permit and the study name."""
         folder = self.installed.folder(request.component)
         component = read_component(folder)
+        if component.name != request.component.name:
+            raise ComponentError(
+                f"the files with this digest are component {component.name}, not {request.component.name}",
+                code="VHT-COMPONENT-NAME",
+            )
         if request.component.profile not in component.profiles:
             raise ComponentError(
                 f"component {component.name} has no profile {request.component.profile}", code="VHT-COMPONENT-PROFILE"

@@ -39,6 +39,8 @@ class Releases:
             self._visits.revoke(visit.id, error)
             raise
         with self._visits.guard, self._visits.database.write() as session:
+            if not self._visits.ledger.spent_by(session, visit.id):
+                raise RefusedError("this node contributed nothing to that release", code="VHT-REFUSED-STATE")
             held = session.scalars(
                 select(Acknowledgement).filter_by(visit_id=visit.id, kind=kind, sha256=sha256)
             ).one_or_none()

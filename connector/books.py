@@ -1,0 +1,151 @@
+"""What the node's operator and its programs may read: visits, costs, intake. Public values and rounded counts only."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from connector.governance.ledger import Ledger, loaded
+from connector.governance.visits import request_of
+from connector.settings import NodeFiles, NodeSettings
+from connector.store.database import Database
+from connector.store.models import Draw, IngestRow, Reservation, VisitRow
+from vht_federate.domain.permit import Permit
+from vht_federate.errors import NotFoundError
+from vht_federate.evidence.keys import unverified_claims
+from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.privacy.ledger import Account
+
+__all__ = ["Books"]
+
+
+@dataclass(frozen=True)
+class Books:
+    """Reads the database of one node; writes nothing."""
+
+    settings: NodeSettings
+    files: NodeFiles
+    database: Database
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.settings.epsilon_cap, self.settings.delta)
+
+    def visits(self) -> list[dict[str, Any]]:
+        """Newest first."""
+        with self.database.read() as session:
+            rows = session.scalars(select(VisitRow).order_by(VisitRow.created_at.desc(), VisitRow.id))
+            return [self._described(session, row) for row in rows]
+
+    def visit(self, visit_id: str) -> dict[str, Any]:
+        """Raises NotFoundError."""
+        with self.database.read() as session:
+            row = session.get(VisitRow, visit_id)
+            if row is None:
+                raise NotFoundError("no such visit")
+            request, permit = request_of(row), Permit.from_claims(unverified_claims(row.permit))
+            return {
+                **self._described(session, row),
+                "permit": permit.claims(),
+                "request": request.claims(),
+                "receipt": row.receipt,
+            }
+
+    def budget(self) -> dict[str, Any]:
+        """``{datasets: {id: account}, permits: {id: account}}``, an account as ``{cap, delta, spent, reserved, …}``.
+
+        ``spent`` and ``if_spent`` are epsilon by population; ``reserved`` is what open visits may still add.
+        """
+        with self.database.read() as session:
+            dataset_id = self.settings.dataset.id
+            permits = {row.permit_id: row.permit for row in session.scalars(select(VisitRow))}
+            return {
+                "datasets": {dataset_id: _account(self.ledger.dataset_account(session, dataset_id))},
+                "permits": {
+                    permit_id: _account(
+                        self.ledger.permit_account(session, Permit.from_claims(unverified_claims(token)))
+                    )
+                    for permit_id, token in sorted(permits.items())
+                    if _touched(session, permit_id)
+                },
+            }
+
+    def ingests(self) -> list[dict[str, Any]]:
+        """Newest first, in numbers of lines."""
+        with self.database.read() as session:
+            rows = session.scalars(select(IngestRow).order_by(IngestRow.id.desc()).limit(50))
+            return [{"dataset": row.dataset_id, "at": row.at.isoformat(), **row.report} for row in rows]
+
+    def newest_ingest(self) -> datetime | None:
+        with self.database.read() as session:
+            return session.scalars(select(IngestRow.at).order_by(IngestRow.id.desc()).limit(1)).first()
+
+    def _described(self, session: Session, row: VisitRow) -> dict[str, Any]:
+        request, permit = request_of(row), Permit.from_claims(unverified_claims(row.permit))
+        user = next((user for user in permit.data_users if user.kid == row.user_kid), None)
+        draws = session.scalars(select(Draw).where(Draw.visit_id == row.id).order_by(Draw.id)).all()
+        spent = tuple(event for draw in draws for event in loaded(draw.events))
+        return {
+            "visit": row.id,
+            "study_id": row.study_id,
+            "title": request.title,
+            "dataset": row.dataset_id,
+            "permit_id": row.permit_id,
+            "permit_expires_at": permit.expires_at.isoformat(),
+            "user": user.name if user else row.user_kid,
+            "purpose": request.purpose.value,
+            "component": request.component.model_dump(mode="json"),
+            "state": row.state,
+            "code": row.code,
+            "reason": row.reason,
+            "operator": row.decided_by,
+            "isolation": row.isolation,
+            "created_at": row.created_at.isoformat(),
+            "decided_at": row.decided_at.isoformat() if row.decided_at else None,
+            "ended_at": row.ended_at.isoformat() if row.ended_at else None,
+            "calls_planned": len(request.plan.calls()),
+            "calls_begun": len(draws),
+            "delta": request.plan.delta,
+            "epsilon_planned": epsilon_by_population(request.plan.events(), request.plan.delta),
+            "epsilon_spent": epsilon_by_population(spent, request.plan.delta),
+            "reserved": _reserved(session, row.id),
+            "rounds": [_round(draw) for draw in draws],
+        }
+
+
+def _round(draw: Draw) -> dict[str, Any]:
+    return {
+        "job": draw.job,
+        "round": draw.round,
+        "events": draw.events,
+        "request_sha256": draw.request_sha256,
+        "begun_at": draw.drawn_at.isoformat(),
+        "output_sha256": draw.output_sha256,
+        "output_bytes": draw.output_bytes,
+        "released_at": draw.released_at.isoformat() if draw.released_at else None,
+    }
+
+
+def _reserved(session: Session, visit_id: str) -> bool:
+    held = session.get(Reservation, visit_id)
+    return held is not None and held.open
+
+
+def _touched(session: Session, permit_id: str) -> bool:
+    drawn = session.scalars(select(Draw.id).where(Draw.permit_id == permit_id).limit(1)).first()
+    held = session.scalars(select(Reservation.visit_id).where(Reservation.permit_id == permit_id).limit(1)).first()
+    return drawn is not None or held is not None
+
+
+def _account(account: Account) -> dict[str, Any]:
+    spent, if_spent = account.epsilon_spent(), account.epsilon_if_spent()
+    return {
+        "cap": account.epsilon,
+        "delta": account.delta,
+        "spent": spent,
+        "if_spent": if_spent,
+        "reserved": {population: if_spent[population] - spent[population] for population in spent},
+        "entries": len(account.spent),
+    }

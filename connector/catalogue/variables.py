@@ -1,0 +1,57 @@
+"""The variables of a node's dataset: what its store keeps of each FHIR R4 resource, in words.
+
+The names are the columns of ``connector.fhir.resources.TABLES``; the subject is a keyed hash of Patient.id.
+"""
+
+__all__ = ["VARIABLES"]
+
+_KEYS = (("subject", "string", "Pseudonym of the patient at this node, never disclosed"),)
+
+# table -> (column, XSD datatype, description)
+VARIABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "Patient": (
+        *_KEYS,
+        ("bucket", "integer", "Fixed public split into training and test patients"),
+        ("birth_date", "date", "Patient.birthDate"),
+        ("gender", "string", "Patient.gender"),
+        ("active", "boolean", "Patient.active"),
+        ("deceased", "boolean", "Patient.deceased[x] says or implies death"),
+        ("deceased_at", "dateTime", "Patient.deceasedDateTime"),
+    ),
+    "Observation": (
+        *_KEYS,
+        ("status", "string", "Observation.status"),
+        ("effective", "dateTime", "Observation.effective[x]"),
+        ("part", "integer", "Position of a component within a panel"),
+        ("code_system", "string", "System of Observation.code, usually LOINC"),
+        ("code", "string", "Observation.code"),
+        ("number", "double", "Value of Observation.valueQuantity"),
+        ("unit", "string", "UCUM unit of Observation.valueQuantity"),
+        ("truth", "boolean", "Observation.valueBoolean"),
+        ("value_system", "string", "System of Observation.valueCodeableConcept"),
+        ("value_code", "string", "Code of Observation.valueCodeableConcept"),
+    ),
+    "Condition": (
+        *_KEYS,
+        ("verification", "string", "Condition.verificationStatus"),
+        ("onset", "dateTime", "Condition.onset[x]"),
+        ("system", "string", "System of Condition.code, usually SNOMED CT"),
+        ("code", "string", "Condition.code"),
+    ),
+    "MedicationRequest": (
+        *_KEYS,
+        ("status", "string", "MedicationRequest.status"),
+        ("intent", "string", "MedicationRequest.intent"),
+        ("prohibited", "boolean", "MedicationRequest.doNotPerform"),
+        ("authored", "dateTime", "MedicationRequest.authoredOn"),
+        ("system", "string", "System of the medication's code, usually ATC"),
+        ("code", "string", "MedicationRequest.medicationCodeableConcept"),
+    ),
+    "Encounter": (
+        *_KEYS,
+        ("status", "string", "Encounter.status"),
+        ("class_code", "string", "Encounter.class"),
+        ("started", "dateTime", "Encounter.period.start"),
+        ("ended", "dateTime", "Encounter.period.end"),
+    ),
+}

@@ -1,0 +1,161 @@
+"""From approval to a ready visit, beside the request that approved it: read the cohort, start the enclave.
+
+Nothing of a patient is read before the budget is reserved; a cohort below the permit's minimum ends the visit and its
+files, and nobody learns the count.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from connector.enclave.visit import EnclaveInfo, Gate, VisitSpec
+from connector.governance.optouts import excluded_subjects
+from connector.governance.visits import Visits, request_of
+from connector.settings import NodeFiles
+from connector.store.models import VisitRow
+from vht_federate.components.contract import Component, read_component
+from vht_federate.errors import CohortError, VhtError
+
+__all__ = ["CohortBuilder", "Enclaves", "Preparation"]
+
+log = logging.getLogger("vht.node.preparation")
+
+
+class Enclaves(Protocol):
+    """The host of all enclaves of a node (``connector.enclave.host.EnclaveHost``)."""
+
+    def start(self, visit: VisitSpec, component_dir: Path, gate: Gate) -> EnclaveInfo: ...
+
+    def stop(self, visit_id: str) -> None: ...
+
+
+class CohortBuilder(Protocol):
+    """Reads the permitted columns of the store (``connector.views.build_cohort``)."""
+
+    def __call__(
+        self,
+        store_dir: Path,
+        component: Component,
+        profile: str,
+        *,
+        columns: tuple[str, ...],
+        excluded_subjects: set[str],
+        destination: Path,
+    ) -> Any: ...
+
+
+class Preparation:
+    """Prepares approved visits one after the other, and clears up behind visits that ended."""
+
+    def __init__(
+        self,
+        visits: Visits,
+        files: NodeFiles,
+        enclaves: Enclaves,
+        gate: Gate,
+        build_cohort: CohortBuilder,
+    ) -> None:
+        self._visits, self._files, self._enclaves, self._gate = visits, files, enclaves, gate
+        self._build_cohort = build_cohort
+        self._prepare = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vht-prepare")
+        self._clear = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vht-clear")
+        visits.on_approved = lambda visit_id: self._submit(self._prepare, self.prepare, visit_id)
+        visits.on_ended = lambda visit_id: self._submit(self._clear, self.clear, visit_id)
+
+    def prepare(self, visit_id: str) -> None:
+        """Bring an approved visit to ready, or end it as failed with the code of what went wrong."""
+        visit = self._visits.get(visit_id)
+        if visit.state != "approved":
+            return
+        try:
+            self._build(visit)
+            info = self._start(visit)
+            if not self._visits.ready(visit_id, info.isolation):
+                self.clear(visit_id)
+        except VhtError as error:
+            log.warning("preparation refused", extra={"facts": {"visit": visit_id, "code": error.code}})
+            self._visits.end(visit_id, "failed", code=error.code, reason=error.message)
+        except Exception as error:
+            log.exception("preparation failed", extra={"facts": {"visit": visit_id}})
+            reason = f"the visit could not be prepared ({type(error).__name__})"
+            self._visits.end(visit_id, "failed", code="VHT-INTERNAL", reason=reason)
+
+    def clear(self, visit_id: str) -> None:
+        """Stop the visit's enclave and delete everything the visit left at this node. Doing it twice is fine."""
+        try:
+            self._enclaves.stop(visit_id)
+        finally:
+            shutil.rmtree(self._files.visit(visit_id), ignore_errors=True)
+
+    def clear_leftovers(self) -> None:
+        """Delete folders of visits that have none running: what a crash left behind."""
+        for folder in self._files.visits.glob("*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Finish the step in progress and take no more."""
+        self._prepare.shutdown(wait=True, cancel_futures=True)
+        self._clear.shutdown(wait=True)
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    def _build(self, visit: VisitRow) -> None:
+        permit, request = self._visits.permit_of(visit), request_of(visit)
+        component = read_component(self._visits.judge.require_component(request))
+        with self._visits.database.read() as session:
+            excluded = excluded_subjects(session, permit)
+        destination = self._files.cohort(visit.id)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        permitted = tuple(column for column in request.columns if column in permit.columns)
+        manifest = self._build_cohort(
+            self._files.fhir,
+            component,
+            request.component.profile,
+            columns=permitted,
+            excluded_subjects=excluded,
+            destination=destination,
+        )
+        if manifest.patients < permit.minimum_cohort:
+            raise CohortError(
+                f"the cohort at this node is below the permit's minimum of {permit.minimum_cohort} patients",
+                code="VHT-COHORT-SMALL",
+            )
+        body = {
+            "columns": sorted(permitted),
+            "minimum_cohort_met": True,
+            "opt_outs_as_of": permit.issued_at.isoformat(),
+        }
+        self._visits.evidence.append("cohort.built", body, permit_id=visit.permit_id, visit=visit.id)
+
+    def _start(self, visit: VisitRow) -> EnclaveInfo:
+        request = request_of(visit)
+        spec = VisitSpec(
+            visit=visit.id,
+            study_id=request.study_id,
+            component=request.component,
+            plan=request.plan,
+            codebook=request.codebook,
+            cohort=self._files.cohort(visit.id).resolve(),
+            folder=self._files.visit(visit.id).resolve(),
+        )
+        folder = self._visits.judge.require_component(request)
+        info = self._enclaves.start(spec, folder, self._gate)
+        body = {"component_digest": info.component_digest, "isolation": info.isolation, "device": info.device}
+        self._visits.evidence.append("enclave.started", body, permit_id=visit.permit_id, visit=visit.id)
+        return info
+
+    @staticmethod
+    def _submit(pool: ThreadPoolExecutor, step: Callable[[str], None], visit_id: str) -> None:
+        def run() -> None:
+            try:
+                step(visit_id)
+            except Exception:
+                log.exception("a step beside the requests failed", extra={"facts": {"visit": visit_id}})
+
+        try:
+            pool.submit(run)
+        except RuntimeError:  # the node is stopping: it clears up by itself
+            log.info("not started, the node is stopping", extra={"facts": {"visit": visit_id}})

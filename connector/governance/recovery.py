@@ -1,0 +1,101 @@
+"""After a crash: the evidence log is what happened, and the database follows it.
+
+Each step writes its log entry just before its commit, so the log may hold one step that the database lacks, never
+the other way round. Enter it; then end every visit whose enclave died with the process. Nothing spent is given back.
+"""
+
+import logging
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from connector.governance.visits import OPEN, Visits
+from connector.store.models import Draw, VisitRow
+from vht_federate.evidence.entry import LogEntry
+
+__all__ = ["RESTARTED", "abandon_open_visits", "follow_the_log"]
+
+log = logging.getLogger("vht.node.recovery")
+RESTARTED = "VHT-UNAVAILABLE-RESTART"
+
+
+def follow_the_log(visits: Visits, *, dataset_id: str) -> int:
+    """Enter what the log holds and the database lacks. The number of spends that were entered."""
+    entered = 0
+    with visits.guard, visits.database.write() as session:
+        for entry in visits.evidence.entries():
+            if entry.kind == "round.begun":
+                entered += _enter_draw(session, entry, dataset_id)
+            elif entry.kind == "round.released":
+                _enter_release(session, entry)
+            elif entry.kind in ("visit.closed", "visit.rejected"):
+                _enter_end(visits, session, entry)
+    if entered:
+        log.warning("spends entered from the evidence log", extra={"facts": {"draws": entered}})
+    return entered
+
+
+def abandon_open_visits(visits: Visits, *, reason: str) -> list[str]:
+    """End visits that were approved or ready: their enclaves are gone. Requested ones wait on for an operator."""
+    seen_revoked = {e.visit for e in visits.evidence.entries() if e.kind == "permit.revoked-seen"}
+    approved = {e.visit for e in visits.evidence.entries() if e.kind == "visit.approved"}
+    ended = []
+    for visit in visits.all():
+        if visit.state not in OPEN or (visit.state == "requested" and visit.id not in approved | seen_revoked):
+            continue
+        if visit.id in seen_revoked:
+            visits.end(visit.id, "revoked", code="VHT-PERMIT-REVOKED", reason="the permit was revoked")
+        else:
+            visits.end(visit.id, "failed", code=RESTARTED, reason=reason)
+        ended.append(visit.id)
+    return ended
+
+
+def _enter_draw(session: Session, entry: LogEntry, dataset_id: str) -> int:
+    body = entry.body
+    if _draw(session, entry) is not None:
+        return 0
+    session.add(
+        Draw(
+            visit_id=entry.visit,
+            permit_id=entry.permit_id,
+            dataset_id=body.get("dataset", dataset_id),
+            job=body["job"],
+            round=body["round"],
+            events=body["events"],
+            request_sha256=body["request_sha256"],
+            drawn_at=datetime.fromisoformat(entry.time),
+        )
+    )
+    session.flush()
+    return 1
+
+
+def _enter_release(session: Session, entry: LogEntry) -> None:
+    draw = _draw(session, entry)
+    if draw is not None and draw.output_sha256 is None:
+        draw.output_sha256 = entry.body["output_sha256"]
+        draw.output_bytes = entry.body.get("output_bytes")
+        draw.released_at = datetime.fromisoformat(entry.time)
+        session.flush()
+
+
+def _enter_end(visits: Visits, session: Session, entry: LogEntry) -> None:
+    visit = session.get(VisitRow, entry.visit)
+    if visit is None or visit.state not in OPEN:
+        return
+    body: dict[str, Any] = entry.body
+    visit.state, visit.code, visit.reason = body["state"], body["code"], body["reason"]
+    visit.ended_at = datetime.fromisoformat(entry.time)
+    visit.receipt = visits.evidence.receipt(entry)
+    visits.ledger.close(session, visit.id, visit.ended_at)
+    session.flush()
+
+
+def _draw(session: Session, entry: LogEntry) -> Draw | None:
+    body = entry.body
+    return session.scalars(
+        select(Draw).where(Draw.visit_id == entry.visit, Draw.job == body["job"], Draw.round == body["round"])
+    ).one_or_none()

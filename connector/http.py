@@ -1,0 +1,61 @@
+"""What both listeners have in common: a limit on bodies, failures that say nothing, bearer tokens."""
+
+import logging
+
+from fastapi import FastAPI, Header
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vht_federate.errors import InputError, VhtError
+
+__all__ = ["Guarded", "bearer", "plain_app"]
+
+log = logging.getLogger("vht.node.http")
+MAXIMUM_BODY = 4 << 20
+
+
+def plain_app(title: str) -> FastAPI:
+    """An application without generated documentation pages, which would load scripts from elsewhere."""
+    return FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
+
+
+def bearer(authorization: str | None = Header(default=None)) -> str:
+    """The token of ``Authorization: Bearer …``, empty where there is none."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+class Guarded:
+    """ASGI middleware: refuses large bodies, and turns a failure into a 500 whose cause only the node's log knows."""
+
+    def __init__(self, app: ASGIApp, service: str) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, read = False, 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MAXIMUM_BODY:
+                raise InputError("the request is too large", code="VHT-INPUT-SIZE")
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, counted, noted)
+        except Exception as error:
+            known = isinstance(error, VhtError)
+            if not known:
+                log.exception("a request failed", extra={"facts": {"service": self._service}})
+            if not started:
+                shown = error if isinstance(error, VhtError) else VhtError("internal error", hint="see node.log")
+                await JSONResponse({"error": shown.envelope()}, status_code=shown.http_status)(scope, receive, send)

@@ -1,0 +1,238 @@
+"""One hospital's node, put together: everything an open state directory is made of, in one object.
+
+``Node.open`` holds the directory (database, evidence log, keys) and suffices for intake and opt-outs; ``start`` adds
+what runs: the enclave host, visits in preparation, the SuperNode.
+"""
+
+import contextlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from connector.books import Books
+from connector.fhir import dataset_summary, ingest, subject_key
+from connector.governance.actors import Accounts
+from connector.governance.gate import VisitGate
+from connector.governance.judge import Judge
+from connector.governance.ledger import Ledger
+from connector.governance.optouts import opt_out, withdraw
+from connector.governance.preparation import CohortBuilder, Enclaves, Preparation
+from connector.governance.recovery import abandon_open_visits, follow_the_log
+from connector.governance.releases import Releases
+from connector.governance.secret import NodeSecret
+from connector.governance.status import IssuerService, PermitStatus, StatusSource
+from connector.governance.visits import Visits
+from connector.settings import NodeFiles, NodeSettings
+from connector.store import Database, migrate
+from connector.store.models import IngestRow
+from connector.supernode import SuperNode
+from vht_federate.components.registry import find_digest
+from vht_federate.domain.study import ComponentRef
+from vht_federate.evidence.keys import PublicKey, SigningKey
+from vht_federate.evidence.log import EvidenceLog
+
+__all__ = ["InstalledComponents", "Node", "open_database", "utc_now"]
+
+log = logging.getLogger("vht.node")
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def open_database(settings: NodeSettings, files: NodeFiles) -> Database:
+    """The node's database at the newest schema."""
+    database = Database(settings.database_url) if settings.database_url else Database.at(files.database)
+    migrate(database)
+    return database
+
+
+class InstalledComponents:
+    """Components that ship with this installation, and those in ``component_paths`` of node.toml."""
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        self._paths = paths
+
+    def folder(self, ref: ComponentRef) -> Path:
+        return find_digest(ref.digest, self._paths).folder
+
+
+class Node:
+    """An open node. Use as a context manager: whatever happens, children stop and the directory is left openable."""
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        status_source: StatusSource | None = None,
+    ) -> None:
+        self.settings, self.files = NodeSettings.read(state), NodeFiles(state.resolve())
+        self.clock = clock
+        self._closing = contextlib.ExitStack()
+        self._run_dir: Path | None = None
+        self.enclaves: Enclaves | None = None
+        self.preparation: Preparation | None = None
+        self.supernode: SuperNode | None = None
+        with contextlib.ExitStack() as opening:
+            self._open(opening, status_source)
+            self._closing = opening.pop_all()
+
+    def _open(self, opening: contextlib.ExitStack, status_source: StatusSource | None) -> None:
+        self.secret = NodeSecret.read(self.files.node_secret)
+        self.key = SigningKey.read(self.files.evidence_key)
+        self.issuer = PublicKey.read(self.files.issuer_key)
+        self.database = open_database(self.settings, self.files)
+        opening.callback(self.database.close)
+        self.evidence = EvidenceLog(self.files.evidence, self.key, self.settings.name, self.clock)
+        opening.callback(self.evidence.close)
+        if status_source is None:
+            service = IssuerService(self.settings.issuer_url, self.settings.ca)
+            opening.callback(service.close)
+            status_source = service
+        self.ledger = Ledger(self.settings.epsilon_cap, self.settings.delta)
+        status = PermitStatus(status_source, self.issuer, self.database, self.clock)
+        installed = InstalledComponents(self.settings.component_paths)
+        judge = Judge(self.settings.dataset.id, self.issuer, status, installed, self.ledger, self.evidence)
+        self.visits = Visits(self.database, self.evidence, self.ledger, judge, self.secret, self.clock)
+        self.gate = VisitGate(self.visits, self.clock)
+        self.releases = Releases(self.visits, self.clock)
+        self.accounts = Accounts(self.database, self.files.operator_token.read_text().strip(), self.clock)
+        self.books = Books(self.settings, self.files, self.database)
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def start(self, *, enclaves: Enclaves | None = None, build_cohort: CohortBuilder | None = None) -> None:
+        """Recover from whatever was, then begin: enclaves may start, the SuperNode reports to its coordinator."""
+        self._make_run_dir()
+        follow_the_log(self.visits, dataset_id=self.settings.dataset.id)
+        self.enclaves = enclaves or self._enclave_host()
+        builder = build_cohort or self._cohort_builder()
+        self.preparation = Preparation(self.visits, self.files, self.enclaves, self.gate, builder)
+        abandon_open_visits(self.visits, reason="the node was restarted")
+        self.preparation.clear_leftovers()
+        self.evidence.append("node.started", {"version": version("vht-federate")})
+        if self.settings.coordinator is not None:
+            self.supernode = SuperNode(self.settings.coordinator, self.files, self.run_dir)
+            self.supernode.start()
+        log.info("node started", extra={"facts": {"node": self.settings.name, "pid_file": str(self.files.pid)}})
+
+    def close(self) -> None:
+        """Stop everything this node started, end its open visits, and let go of the directory."""
+        with self._closing:
+            if self._run_dir is not None:
+                self._stop_running()
+
+    def __enter__(self) -> "Node":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the enclaves' sockets; exists while the node runs."""
+        if self._run_dir is None:
+            raise RuntimeError("the node was not started")
+        return self._run_dir
+
+    def _stop_running(self) -> None:
+        with contextlib.ExitStack() as steps:  # last in, first out; each runs though another failed
+            steps.callback(self._remove_run_dir)
+            if self.preparation is not None:
+                steps.callback(self.preparation.clear_leftovers)
+                steps.callback(self.preparation.close)
+                steps.callback(abandon_open_visits, self.visits, reason="the node was stopped")
+            if self.supernode is not None:
+                steps.callback(self.supernode.close)
+        log.info("node stopped", extra={"facts": {"node": self.settings.name}})
+
+    def _make_run_dir(self) -> None:
+        """Short, because a Unix socket's path has 108 bytes at most; private; its predecessor is removed."""
+        with contextlib.suppress(OSError):
+            left = Path(self.files.run_dir.read_text().strip())
+            if left.name.startswith("vht-") and left.parent == Path(tempfile.gettempdir()) and left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+        self._run_dir = Path(tempfile.mkdtemp(prefix="vht-"))
+        self.files.run_dir.write_text(f"{self._run_dir}\n")
+
+    def _remove_run_dir(self) -> None:
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self.files.run_dir.unlink(missing_ok=True)
+        self._run_dir = None
+
+    def _enclave_host(self) -> Enclaves:
+        from connector.enclave.host import EnclaveHost
+
+        return EnclaveHost(self.run_dir)
+
+    @staticmethod
+    def _cohort_builder() -> CohortBuilder:
+        from connector.views import build_cohort
+
+        return build_cohort
+
+    # --- data ---------------------------------------------------------------------------------------------------
+
+    def ingest(self, folder: Path) -> dict[str, Any]:
+        """Take in a folder of FHIR NDJSON. The report, in numbers of lines and values."""
+        dataset = self.settings.dataset.id
+        report = ingest(folder, self.files.fhir, node_key=self.secret.subject_key, dataset=dataset).to_dict()
+        totals = {name: report[name] for name in ("files", "lines", "accepted", "quarantined", "duplicate")}
+        kept = {**totals, "values": report["values"], "reasons": report["reasons"]}
+        with self.database.write() as session:
+            session.add(IngestRow(dataset_id=dataset, at=self.clock(), report=kept))
+            session.flush()
+            self.evidence.append("dataset.ingested", {"dataset": dataset, **totals})
+        log.info("ingested", extra={"facts": totals})
+        return report
+
+    def opt_out(self, patient_id: str, *, since: datetime | None = None) -> None:
+        """Record that a patient opted out, effective ``since`` (now)."""
+        subject = subject_key(self.secret.subject_key, patient_id)
+        with self.database.write() as session:
+            opt_out(session, subject, since or self.clock(), self.clock())
+
+    def withdraw_opt_out(self, patient_id: str, *, at: datetime | None = None) -> bool:
+        """Record that a patient withdrew the opt-out. False where none was in force."""
+        subject = subject_key(self.secret.subject_key, patient_id)
+        with self.database.write() as session:
+            return withdraw(session, subject, at or self.clock())
+
+    def summary(self) -> dict[str, Any]:
+        """Rounded counts for the catalogue."""
+        return dataset_summary(self.files.fhir)
+
+    # --- telling ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        public = self.files.supernode_key.with_suffix(".pub")
+        return {
+            "name": self.settings.name,
+            "evidence_key": self.key.public.jwk(),
+            "supernode_key": public.read_text().strip(),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """What an operator asks first."""
+        states = [visit.state for visit in self.visits.all()]
+        head = self.evidence.head()
+        return {
+            "name": self.settings.name,
+            "running": self._run_dir is not None,
+            "outward": self.settings.outward_url,
+            "internal": self.settings.internal_url,
+            "dataset": {"id": self.settings.dataset.id, **self.summary()},
+            "visits": {state: states.count(state) for state in sorted(set(states))},
+            "budget": self.books.budget(),
+            "evidence": {"entries": head.size if head else 0, "root": head.root if head else None},
+            "supernode": self.supernode.status() if self.supernode else None,
+            "coordinator": self.settings.coordinator.address if self.settings.coordinator else None,
+        }
