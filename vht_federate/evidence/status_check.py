@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 from vht_federate.authority.check import check_time, read_status
@@ -23,7 +24,7 @@ class SeenStatus:
     status: StatusList
 
 
-def read_statuses(folder: Path, permit: Permit, issuer: PublicKey) -> tuple[SeenStatus, ...]:
+def read_statuses(folder: Path, issuer: PublicKey) -> tuple[SeenStatus, ...]:
     """All lists of the bundle, oldest first. Raises VerificationError VHT-VERIFY-STATUS."""
     seen = []
     for path in sorted((folder / "status").glob("*.jwt")):
@@ -35,7 +36,7 @@ def read_statuses(folder: Path, permit: Permit, issuer: PublicKey) -> tuple[Seen
     if not seen:
         raise broken("status", "holds no status list of the issuer", "STATUS")
     seen.sort(key=lambda one: (one.status.issued_at, one.status.serial))
-    for older, newer in zip(seen, seen[1:], strict=False):
+    for older, newer in pairwise(seen):
         if newer.status.serial < older.status.serial:
             raise broken(newer.file, f"has a lower serial than the older {older.file}", "STATUS")
     return tuple(seen)

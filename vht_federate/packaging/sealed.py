@@ -3,7 +3,6 @@
 ``release.sha256`` everywhere in the project is the sha256 of the bytes of ``manifest.json``.
 """
 
-import base64
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -100,20 +99,6 @@ def _signed_claims(folder: Path, key: PublicKey, typ: str) -> dict[str, Any]:
         return key.verify(token, typ=typ)
     except VerificationError as error:
         raise VerificationError(f"{SIGNATURE}: {error.message}", code=error.code) from error
-
-
-def _one_spelling(content: bytes) -> str:
-    """The only line of the signature file. Base64url lets several last characters stand for the same signature; one
-    is ours, so that no byte of a sealed folder can change unseen. Raises VerificationError."""
-    token = content.decode("ascii", errors="replace")
-    signature = token[:-1].rpartition(".")[2]
-    try:
-        raw = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
-    except ValueError as error:
-        raise _broken(SIGNATURE, "is not a signature") from error
-    if not token.endswith("\n") or base64.urlsafe_b64encode(raw).rstrip(b"=").decode() != signature:
-        raise _broken(SIGNATURE, "is not spelled as it was written")
-    return token[:-1]
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -1,0 +1,87 @@
+"""``vht audit``: verify evidence offline, build trust files, show what a bundle claims."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vht_federate import output
+from vht_federate.errors import InputError
+from vht_federate.evidence.keys import PublicKey, unverified_claims
+from vht_federate.evidence.run_check import read_run
+from vht_federate.evidence.trust import TrustFile
+
+__all__ = ["app"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Verify evidence offline; build trust files.")
+
+Bundle = Annotated[Path, typer.Argument(help="Folder of the evidence bundle.")]
+Trust = Annotated[Path, typer.Option("--trust", help="Trusted public keys, from outside the bundle.")]
+
+
+@app.command("verify")
+@output.command("audit verify")
+def verify(bundle: Bundle, trust: Trust) -> None:
+    """Check everything offline, and trace the permit from issue to release. Exit code 4 where anything fails."""
+    from vht_federate.evidence.verify import verify_bundle
+
+    held = verify_bundle(bundle, TrustFile.read(trust))
+    checks = output.table("Verified", ["file", "what holds"], [(check.where, check.what) for check in held.checks])
+    rows = [(f"{line.time:%Y-%m-%d %H:%M:%S}", line.who, line.what, line.where) for line in held.trace]
+    trace = output.table("Trace of the permit", ["time (UTC)", "who", "what", "where"], rows)
+    notes = [f"note: {note}" for note in held.notes]
+    epsilon, delta = held.as_dict()["epsilon"], held.study.plan.delta
+    verdict = (
+        f"The evidence holds: study {held.study.study_id} under permit {held.permit.permit_id} ended as "
+        f"{held.run.state}; at most epsilon {epsilon:.4f} at delta {delta:g} per patient at any node."
+    )
+    output.emit("audit verify", held.as_dict(), trace, checks, *notes, verdict)
+
+
+@app.command("trust")
+@output.command("audit trust")
+def make_trust(
+    issuer: Annotated[Path, typer.Option(help="The permit issuer's public key (.pub.json).")],
+    coordinator: Annotated[Path, typer.Option(help="The coordinator's public key (.pub.json).")],
+    node: Annotated[list[str], typer.Option(help="NAME=FILE, once per node.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+) -> None:
+    """Put the public keys that you trust into one file. Obtain each key from its owner, not from a bundle."""
+    nodes = {}
+    for item in node:
+        name, found, file = item.partition("=")
+        if not found or not name or name in nodes:
+            raise InputError(f"--node {item} is not NAME=FILE, or names a node twice", code="VHT-INPUT-TRUST")
+        nodes[name] = PublicKey.read(Path(file))
+    made = TrustFile.of(PublicKey.read(issuer), PublicKey.read(coordinator), nodes)
+    made.write(out)
+    kids = {"issuer": made.issuer_key.kid, "coordinator": made.coordinator_key.kid}
+    kids |= {name: key.kid for name, key in nodes.items()}
+    data = {"trust": str(out), "keys": kids}
+    output.emit("audit trust", data, output.table(f"Trusted keys in {out}", ["who", "key"], kids.items()))
+
+
+@app.command("show")
+@output.command("audit show")
+def show(bundle: Bundle) -> None:
+    """Show what a bundle claims, without verifying anything."""
+    try:
+        manifest = json.loads((bundle / "manifest.json").read_bytes())
+        permit = unverified_claims((bundle / "permit.jwt").read_text().strip())
+        study = unverified_claims((bundle / "study.jws").read_text().strip())
+        run = read_run((bundle / "run.json").read_bytes())
+        files = {str(name): int(about["bytes"]) for name, about in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{bundle.name} is not an evidence bundle", code="VHT-INPUT-BUNDLE") from error
+    data = {
+        "verified": False,
+        "study_id": study.get("study_id"),
+        "permit_id": permit.get("permit_id"),
+        "state": run.state,
+        "nodes": sorted(run.nodes),
+        "files": files,
+    }
+    claims = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in data.items()]
+    summary = output.table("Claims, NOT VERIFIED", ["what", "claim"], claims[:-1])
+    output.emit("audit show", data, summary, output.table("Files", ["file", "bytes"], files.items()))

@@ -1,0 +1,209 @@
+"""Offline verification of an evidence bundle with nothing but trusted public keys.
+
+Order: the seal over all bytes; permit; study; status lists; each node's log (signatures, hashes, legal order,
+ledger recomputed, permit good at every round); the coordinator's account against the logs; receipts; releases. The
+seal protects against everybody but the coordinator; the nodes' own signatures protect against the coordinator.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vht_federate.authority.check import check_request, read_permit, read_study
+from vht_federate.domain.permit import Permit
+from vht_federate.domain.study import StudyRequest
+from vht_federate.errors import VerificationError, VhtError
+from vht_federate.evidence.bundle import open_bundle, read_statement_file
+from vht_federate.evidence.finding import Check, broken
+from vht_federate.evidence.keys import PublicKey
+from vht_federate.evidence.ledger_check import Compose, check_ceiling, check_ledger
+from vht_federate.evidence.node_log import NodeLog, read_node_log
+from vht_federate.evidence.release_check import check_releases
+from vht_federate.evidence.run_check import RunClaims, check_run, read_run
+from vht_federate.evidence.status_check import SeenStatus, check_rounds, read_statuses
+from vht_federate.evidence.trace import TraceLine, trace_of
+from vht_federate.evidence.trust import TrustFile
+from vht_federate.evidence.visit_record import VisitRecord, visit_records
+from vht_federate.privacy.accounting import epsilon_by_population
+
+__all__ = ["TrustFile", "Verification", "verify_bundle"]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A bundle that holds. ``epsilon``: node -> population -> epsilon of this run, recomputed from the node's log."""
+
+    sha256: str  # of the bundle's manifest.json
+    permit: Permit
+    study: StudyRequest
+    run: RunClaims
+    epsilon: dict[str, dict[str, float]]
+    entries: dict[str, int]  # node -> entries of its log
+    releases: dict[str, str]  # kind -> sha256 of its manifest
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]  # what could not be verified, and why that is no failure
+    trace: tuple[TraceLine, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON that ``vht audit verify --json`` prints."""
+        return {
+            "verified": True,
+            "sha256": self.sha256,
+            "permit_id": self.permit.permit_id,
+            "study_id": self.study.study_id,
+            "state": self.run.state,
+            "participants": self.run.present(),
+            "epsilon": max((max(one.values()) for one in self.epsilon.values()), default=0.0),
+            "delta": self.study.plan.delta,
+            "epsilon_by_node": self.epsilon,
+            "entries": sum(self.entries.values()),
+            "entries_by_node": self.entries,
+            "releases": self.releases,
+            "checks": [{"where": check.where, "what": check.what} for check in self.checks],
+            "notes": list(self.notes),
+            "trace": [line.as_dict() for line in self.trace],
+        }
+
+
+def verify_bundle(folder: Path, trust: TrustFile, *, compose: Compose = epsilon_by_population) -> Verification:
+    """Raises VerificationError (exit 4) at the first thing that does not hold, naming file and entry."""
+    sealed = open_bundle(folder, trust.coordinator_key)
+    audit = _Audit(folder, trust, compose)
+    audit.note("manifest.json", f"signed by the coordinator; all {len(sealed.manifest['files'])} files are unchanged")
+    audit.read_papers()
+    if (sealed.manifest.get("study_id"), sealed.manifest.get("permit_id")) != (
+        audit.request.study_id,
+        audit.permit.permit_id,
+    ):
+        raise broken("manifest.json", "names another study or another permit than the bundle holds", "BUNDLE")
+    audit.read_logs()
+    audit.compare_run()
+    audit.check_receipts()
+    releases = audit.check_releases()
+    return Verification(
+        sha256=sealed.sha256,
+        permit=audit.permit,
+        study=audit.request,
+        run=audit.run,
+        epsilon=audit.spent,
+        entries={name: log.size for name, log in audit.logs.items()},
+        releases=releases,
+        checks=tuple(audit.checks),
+        notes=tuple(audit.notes),
+        trace=trace_of(audit.permit, audit.request, audit.statuses, audit.logs.values()),
+    )
+
+
+@dataclass
+class _Audit:
+    """The verification under way."""
+
+    folder: Path
+    trust: TrustFile
+    compose: Compose
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    logs: dict[str, NodeLog] = field(default_factory=dict)
+    records: dict[str, dict[str, VisitRecord]] = field(default_factory=dict)
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
+    found: Mapping[str, VisitRecord] = field(default_factory=dict)
+    permit: Permit = field(init=False)
+    request: StudyRequest = field(init=False)
+    run: RunClaims = field(init=False)
+    statuses: tuple[SeenStatus, ...] = ()
+
+    def note(self, where: str, what: str) -> None:
+        self.checks.append(Check(where, what))
+
+    def read_papers(self) -> None:
+        """Permit, study, status lists, run.json."""
+        with _naming("permit.jwt", "PERMIT"):
+            self.permit = read_permit(read_statement_file(self.folder, "permit.jwt"), self.trust.issuer_key)
+        self.note("permit.jwt", f"signed by the trusted issuer: {self.permit.permit_id}")
+        with _naming("user.pub.json", "STUDY"):
+            user = PublicKey.from_jwk(json.loads((self.folder / "user.pub.json").read_bytes()))
+        with _naming("study.jws", "STUDY"):
+            self.request = read_study(read_statement_file(self.folder, "study.jws"), self.permit, user)
+            check_request(self.permit, self.request, compose=self.compose)
+        self.note("study.jws", "signed by a data user of the permit, and within it")
+        self.statuses = read_statuses(self.folder, self.trust.issuer_key)
+        self.note("status", f"{len(self.statuses)} status lists signed by the issuer")
+        self.run = read_run((self.folder / "run.json").read_bytes())
+
+    def read_logs(self) -> None:
+        """Every node's log by itself."""
+        for path in sorted((self.folder / "nodes").glob("*.json")):
+            file, name = f"nodes/{path.name}", path.stem
+            key = self.trust.node_key(name)
+            if key is None or name not in self.run.nodes:
+                raise broken(file, "belongs to a node that is not in the trust file or not in the run", "LOG")
+            log = read_node_log(file, path.read_bytes(), name, self.permit.permit_id, key)
+            self.logs[name], self.records[name] = log, visit_records(log)
+            self.note(file, f"signed by {name}; all {log.size} entries hashed again; legal order")
+            for record in self.records[name].values():
+                check_ledger(record, self.compose)
+                check_rounds(record, self.permit, self.statuses)
+            total = check_ceiling(file, self.permit, self.records[name].values(), self.compose)
+            begun = sum(len(record.begun) for record in self.records[name].values())
+            self.note(
+                file,
+                f"ledger recomputed from {begun} rounds: epsilon {max(total.values()):.4f} of {self.permit.epsilon:g}; "
+                "permit good at every round",
+            )
+
+    def compare_run(self) -> None:
+        self.found = check_run(self.run, self.permit, self.request, self.records)
+        outputs = sum(len(self.run.outputs_of(name)) for name in self.found)
+        self.note("run.json", f"{outputs} outputs, each in its node's log under the same digest, and none besides")
+        for name, node in sorted(self.run.nodes.items()):
+            plan = self.request.plan
+            record = self.found.get(name)
+            if record is None:
+                events = [event for call in self.run.outputs_of(name) for event in plan.events_of(*call)]
+                told = "with a log that does not hold its visit" if name in self.logs else "without its log"
+                self.notes.append(f"{name}: {told}; the run lost it ({node.lost or 'it took no part'})")
+            else:
+                events = list(record.events())
+                if node.lost:
+                    self.notes.append(f"{name}: the run lost it ({node.lost}); its log holds")
+            self.spent[name] = dict(self.compose(events, plan.delta))
+
+    def check_receipts(self) -> None:
+        for path in sorted((self.folder / "receipts").glob("*.json")):
+            file, name = f"receipts/{path.name}", path.stem
+            key = self.trust.node_key(name)
+            if key is None:
+                raise broken(file, "belongs to a node that is not in the trust file", "RECEIPT")
+            if name in self.logs:
+                count = self.logs[name].check_receipts(file, path.read_bytes(), key)
+                self.note(file, f"{count} receipts of {name} are kept by its log")
+            else:
+                self.notes.append(f"{file}: not compared, because the log of {name} is not in the bundle")
+
+    def check_releases(self) -> dict[str, str]:
+        sealed = check_releases(
+            self.folder, self.trust.coordinator_key, self.permit, self.request, self.run, self.found, self.spent
+        )
+        for kind, one in sealed.items():
+            where = one.folder.relative_to(self.folder).as_posix()
+            what = f"{kind} {one.sha256[:12]}… is whole and acknowledged by every contributing node"
+            self.note(where, f"{what}; its privacy statement equals the ledgers")
+        return {kind: one.sha256 for kind, one in sealed.items()}
+
+
+class _naming:  # noqa: N801 - a context manager reads as a verb
+    """Turn any typed error into a VerificationError that names ``file``."""
+
+    def __init__(self, file: str, code: str) -> None:
+        self._file, self._code = file, code
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, VhtError) and not isinstance(error, VerificationError):
+            raise broken(self._file, f"{error.message} ({error.code})", self._code) from error
+        if isinstance(error, ValueError | OSError):
+            raise broken(self._file, "cannot be read", self._code) from error
