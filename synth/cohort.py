@@ -31,6 +31,7 @@ from vht_federate.privacy.accounting import epsilon
 __all__ = ["make_cohort", "metadata_of"]
 
 FHIR_SAMPLE = 50
+_HEADLINES = ("column_mean", "pair_mean", "worst_column", "worst_pair")
 MAXIMUM_ROWS = 1_000_000
 
 
@@ -150,5 +151,5 @@ def _facts(
         "epsilon": request.statement["epsilon"],
         "cohort_epsilon": share.epsilon,
         "delta": share.delta,
-        "quality": {name: quality[name] for name in ("column_mean", "pair_mean", "worst_column", "worst_pair")},
+        "quality": {name: quality[name] for name in _HEADLINES} | {"noise_dominated": len(quality["noise_dominated"])},
     }

@@ -79,6 +79,9 @@ def _quality(quality: dict[str, Any]) -> str:
         for what, row in (("worst column", quality["worst_column"]), ("worst pair", quality["worst_pair"]))
     ]
     means = f"Mean over columns {quality['column_mean']}, over released pairs {quality['pair_mean']}."
+    weak = len(quality["noise_dominated"])
+    if weak:
+        means += f" **{weak} released tables are dominated by their noise**: do not rely on those relations."
     return f"{note}\n\n{markdown_table(('', 'columns', 'metric', 'score', 'expected'), rows)}\n\n{means}"
 
 

@@ -23,6 +23,7 @@ from vht_federate.packaging.codebook import Codebook
 __all__ = ["TOLERANCE", "Score", "diagnose", "gate", "report", "simplex"]
 
 TOLERANCE = 0.15  # a score may lie this far below what the noise alone explains
+NOISE_DOMINATED = 0.5  # below this, a released table says more of its noise than of its counts
 BOOTSTRAPS = 5
 Counts = NDArray[np.float64]
 
@@ -66,8 +67,9 @@ def report(
         "pairs": [score.row() for score in pairs],
         "column_mean": _json(float(np.mean([score.score for score in columns]))),
         "pair_mean": _json(float(np.mean([score.score for score in pairs]))),
-        "worst_column": min(columns, key=_shortfall).row(),
-        "worst_pair": min(pairs, key=_shortfall).row(),
+        "worst_column": min(columns, key=_least).row(),
+        "worst_pair": min(pairs, key=_least).row(),
+        "noise_dominated": [list(score.names) for score in scores if not score.expected >= NOISE_DOMINATED],
         "tolerance": TOLERANCE,
         "diagnostic": diagnose(reference, table, metadata),
         "holds": all(score.holds for score in scores),
@@ -172,8 +174,8 @@ def _plain(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(plain)
 
 
-def _shortfall(score: Score) -> float:
-    return score.score - score.expected if np.isfinite(score.score) else -np.inf
+def _least(score: Score) -> float:
+    return score.score if np.isfinite(score.score) else -np.inf
 
 
 def _json(value: float) -> float | None:
