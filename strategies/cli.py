@@ -1,13 +1,20 @@
 """``vht coordinator`` and ``vht study``: thin commands over the modules of this room."""
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vht_federate import output
-from vht_federate.errors import InputError
+from vht_federate.errors import InputError, VhtError
+
+if TYPE_CHECKING:
+    from strategies.study import StudySession
 
 __all__ = ["coordinator", "study"]
 
@@ -50,7 +57,12 @@ def coordinator_serve(state: State) -> None:
 def coordinator_enrol(
     state: State,
     name: Annotated[str, typer.Option(help="Name of the hospital, as in study files.")],
-    supernode_key: Annotated[str, typer.Option(help="File with the SuperNode's OpenSSH public key; - reads stdin.")],
+    supernode_key: Annotated[
+        str,
+        typer.Option(
+            "--supernode-key", "--supernode", help="File with the SuperNode's OpenSSH public key; - reads stdin."
+        ),
+    ],
 ) -> None:
     """Let a hospital's SuperNode connect; the coordinator must be running."""
     from strategies.coordinator import Coordinator
@@ -78,10 +90,13 @@ def coordinator_status(state: State) -> None:
     rows = [(name, one.node_id, online.get(one.node_id, "unknown")) for name, one in opened.enrolments().items()]
     data = {
         "running": pid is not None,
-        "superlink": answers,
+        "ready": answers,
         "pid": pid,
         "address": opened.address,
-        "nodes": [{"name": name, "node_id": str(node), "status": status} for name, node, status in rows],
+        "nodes": [
+            {"name": name, "node_id": str(node), "status": status, "online": status == "online"}
+            for name, node, status in rows
+        ],
     }
     words = f"coordinator {opened.address}: {'running' if pid else 'stopped'}"
     output.emit("coordinator status", data, words, output.table("Hospitals", ["name", "node id", "status"], rows))
@@ -96,4 +111,141 @@ def coordinator_stop(state: State) -> None:
     pid = Coordinator.open(state).stop()
     output.emit(
         "coordinator stop", {"stopped": pid is not None, "pid": pid}, "stopped" if pid else "it was not running"
+    )
+
+
+# --- study ------------------------------------------------------------------------------------------------------
+
+Study = Annotated[Path, typer.Argument(help="The study file (study.toml).")]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@contextmanager
+def _interruptible(session: "StudySession") -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the run, close the visits, and leave with 130."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        output.progress("stopping the run and closing the visits")
+        with suppress(VhtError):
+            session.stop()
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@study.command("init")
+@output.command("study init")
+def study_init(out: Annotated[Path, typer.Argument(help="File to write (study.toml).")]) -> None:
+    """Write a commented study file to fill in."""
+    from strategies.template import STUDY_TEMPLATE
+
+    if out.exists():
+        raise InputError(f"{out} exists", code="VHT-INPUT-EXISTS")
+    out.write_text(STUDY_TEMPLATE)
+    output.emit("study init", {"study": str(out)}, f"Fill in {out}, then: vht study plan {out}")
+
+
+@study.command("plan")
+@output.command("study plan")
+def study_plan(study_file: Study) -> None:
+    """Show what a study will do and cost: calibrated noise, epsilon per population, every call."""
+    from strategies.plan import plan_study
+    from vht_federate.domain.study import StudyFile
+
+    planned = plan_study(StudyFile.read(study_file), _now())
+    plan = planned.request.plan
+    data = {
+        "study_id": planned.request.study_id,
+        "permit_id": planned.permit.permit_id,
+        "component": planned.request.component.model_dump(mode="json"),
+        "columns": list(planned.request.columns),
+        "minimum_nodes": planned.minimum_nodes,
+        "plan": plan.model_dump(mode="json"),
+        "epsilon": planned.epsilon,
+        "permit_epsilon": planned.permit.epsilon,
+        "calls": [{"job": job, "round": number} for job, number in plan.calls()],
+    }
+    rows = [
+        (f"{job} {number}", event.label, event.population, event.noise_multiplier, event.sampling_rate, event.steps)
+        for job, number in plan.calls()
+        for event in plan.events_of(job, number)
+    ]
+    spent = [
+        (name, f"{value:.4f}", f"{planned.permit.epsilon:g}", f"{plan.delta:g}")
+        for name, value in planned.epsilon.items()
+    ]
+    output.emit(
+        "study plan",
+        data,
+        output.table("What it spends", ["call", "release", "population", "noise", "rate", "steps"], rows),
+        output.table("What a patient pays", ["population", "epsilon", "permit's ceiling", "delta"], spent),
+    )
+
+
+@study.command("run")
+@output.command("study run")
+def study_run(
+    study_file: Study,
+    out: Annotated[Path, typer.Option(help="Folder for the run, its release and its evidence.")],
+    wait_approval: Annotated[
+        bool, typer.Option(help="Wait for the operators; without, go on later with 'vht study resume'.")
+    ] = True,
+) -> None:
+    """Ask the hospitals, run the rounds, release and publish."""
+    from strategies.study import StudySession
+
+    session = StudySession.start(study_file, out, _now, output.progress)
+    with _interruptible(session):
+        session.ask()
+        if wait_approval:
+            _finish("study run", session)
+        else:
+            visits = {name: visit.visit for name, visit in session.visits.by_node.items()}
+            output.emit("study run", {"state": "requested", "visits": visits}, f"then: vht study resume {out}")
+
+
+@study.command("resume")
+@output.command("study resume")
+def study_resume(out: Annotated[Path, typer.Argument(help="The --out folder of 'vht study run'.")]) -> None:
+    """Go on with a run that was interrupted; what was answered is not paid for twice."""
+    from strategies.study import StudySession
+
+    session = StudySession.reopen(out, _now, output.progress)
+    with _interruptible(session):
+        _finish("study resume", session)
+
+
+def _finish(name: str, session: "StudySession") -> None:
+    result = session.go_on()
+    rows = [(key, value) for key, value in result["figures"].items() if isinstance(value, int | float | str)]
+    words = f"{result['study_id']} {result['state']}: {result['reason']}"
+    paths = output.table("Where", ["what", "path"], result["paths"].items())
+    output.emit(name, result, words, output.table("Result", ["what", "value"], rows), paths)
+
+
+@study.command("status")
+@output.command("study status")
+def study_status(out: Annotated[Path, typer.Argument(help="The --out folder of 'vht study run'.")]) -> None:
+    """Show how far a run came."""
+    from strategies.run_state import RunDirectory
+
+    state = RunDirectory(out).state()
+    phases = [(one.job, one.round, len(one.outputs), one.seconds) for one in state.rounds]
+    nodes = [(name, node.visit, len(node.rounds), node.lost) for name, node in state.nodes.items()]
+    output.emit(
+        "study status",
+        state.model_dump(mode="json"),
+        f"{state.study_id}: {state.state} {state.reason}".strip(),
+        output.table("Phases", ["job", "round", "nodes", "seconds"], phases),
+        output.table("Nodes", ["name", "visit", "answers", "lost"], nodes),
     )

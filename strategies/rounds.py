@@ -15,7 +15,7 @@ from safetensors.numpy import load
 
 from strategies.evaluation import summarise
 from strategies.run_state import Dispatch, RoundState, RunDirectory, RunState
-from strategies.strategy import Weights, patient_weighted_mean, read_weights
+from strategies.strategy import Weights, next_weights, read_weights
 from strategies.wire import Answer
 from vht_federate.errors import CohortError, InputError, RevokedError, VhtError, WireError
 from vht_federate.framing import Call, Reply
@@ -85,8 +85,8 @@ class Rounds:
             replies, finished = self._exchange(calls)
             usable = self._usable(replies, load(weights))
             if self._enough():
-                counts = [self.state.patients_noised[name] for name in usable]
-                self.directory.write_weights(number, patient_weighted_mean(list(usable.values()), counts))
+                trust_model = self.dispatch.plan.trust_model
+                self.directory.write_weights(number, next_weights(trust_model, usable, self.state.patients_noised))
             self._record(finished)
 
     def _usable(self, replies: Mapping[str, list[Reply]], like: Weights) -> dict[str, Weights]:

@@ -83,7 +83,6 @@ class RunState(BaseModel):
     state: State
     reason: str = ""
     error: dict[str, str] | None = None
-    flower_run: str | None = None
     nodes: dict[str, NodeState] = Field(default_factory=dict)
     rounds: list[RoundState] = Field(default_factory=list)
     patients_noised: dict[str, float] = Field(default_factory=dict)

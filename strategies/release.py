@@ -1,0 +1,228 @@
+"""After the rounds: package, cohort, receipts, closing, evidence, local verification, publication.
+
+Nothing is released before every node that took part has the digest in its log; nothing is published that does not
+verify here first.
+"""
+
+import io
+import shutil
+import tarfile
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+from strategies.figures import events_of_log, events_of_run, figures_of
+from strategies.run_state import RunState
+from strategies.study_run import StudyRun
+from strategies.visits import Visits
+from vht_federate.client import Client
+from vht_federate.errors import CohortError, InputError, UnavailableError, VhtError
+from vht_federate.evidence.bundle import BundleParts, write_bundle
+from vht_federate.evidence.keys import PublicKey, SigningKey
+from vht_federate.packaging.card import CardFacts
+from vht_federate.packaging.cohort import CohortRequest, CohortResult
+from vht_federate.packaging.component import write_package
+from vht_federate.privacy.statement import privacy_statement
+
+__all__ = ["Release", "Released"]
+
+
+@dataclass
+class Released:
+    """What a run left in its folder. Paths are absolute."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Release:
+    """The release of one completed run."""
+
+    run: StudyRun
+    visits: Visits
+    key: SigningKey
+
+    def release(self) -> Released:
+        """All steps, in order. Raises the first typed error; the run's folder then shows how far it came."""
+        run, out = self.run, self.run.out.resolve()
+        state = run.directory.state()
+        self._clear()
+        statement = self._statement(state)
+        sealed = self._package(state, statement)
+        artefacts = {"component": sealed}
+        made = self._cohort(statement)
+        if made is not None:
+            artefacts["cohort"] = made.sha256
+        receipts = self._acknowledged(state, artefacts)
+        for name, receipt in self.run.close(self.visits, "the study is complete").items():
+            receipts.setdefault(name, []).append(receipt)
+        state.releases = artefacts
+        run.directory.write_state(state)
+        self.write_evidence(state, receipts, cohort=made is not None)
+        self._verify()
+        cohort = {"rows": made.rows, "epsilon": made.epsilon} if made else None
+        paths = {"package": f"release/{run.planned.component.name}", "bundle": "bundle", "run": "run.json"}
+        paths |= {"cohort": "cohort"} if made else {}
+        return Released(
+            figures=figures_of(run.directory, state, statement, cohort),
+            paths={name: str(out / path) for name, path in paths.items()},
+        )
+
+    # ---- artefacts -------------------------------------------------------------------------------------------
+
+    def _statement(self, state: RunState) -> dict[str, Any]:
+        """From what every node truly drew, by its own log; by what arrived where its log cannot be had."""
+        plan, ran = self.run.planned.request.plan, {}
+        for name, node in state.nodes.items():
+            if name not in self.visits.by_node:
+                continue
+            try:
+                ran[name] = events_of_log(self.visits.evidence(name), node.visit)
+            except VhtError:
+                if node.lost is None:
+                    raise
+                ran[name] = events_of_run(state, plan, name)
+        return privacy_statement(plan, {name: events for name, events in ran.items() if events})
+
+    def _package(self, state: RunState, statement: dict[str, Any]) -> str:
+        planned, plan = self.run.planned, self.run.planned.request.plan
+        taking_part = state.taking_part()
+        facts = CardFacts(
+            study_id=planned.request.study_id,
+            permit_id=planned.permit.permit_id,
+            purpose=planned.request.purpose.value,
+            created_at=self.run.clock(),
+            nodes=len(taking_part),
+            rounds=plan.training.rounds,
+            patients_noised=sum(state.patients_noised[name] for name in taking_part),
+            training=plan.training.model_dump(mode="json"),
+            evaluation=(state.evaluation or {}).get("mean") or None,
+        )
+        sealed = write_package(
+            self.run.out / "release" / planned.component.name,
+            planned.component_dir,
+            planned.request.component.profile,
+            weights=self.run.directory.weights(plan.training.rounds),
+            facts=facts,
+            statement=statement,
+            run=state.model_dump(mode="json"),
+            key=self.key,
+        )
+        return sealed.sha256
+
+    def _cohort(self, statement: dict[str, Any]) -> CohortResult | None:
+        planned = self.run.planned
+        if planned.request.plan.cohort is None or planned.request.codebook is None:
+            return None
+        points = list(entry_points(group="vht.cohort_makers"))
+        if not points:
+            raise InputError(
+                "no cohort maker is installed", code="VHT-INPUT-COHORT-MAKER", hint="pip install 'vht-federate[synth]'"
+            )
+        self.run.say("making the synthetic cohort from the noisy marginals")
+        directory = self.run.directory
+        tables = [
+            {name: reply.tensors for name, reply in directory.outputs("marginals", number).items()} for number in (1, 2)
+        ]
+        request = CohortRequest(
+            study_id=planned.request.study_id,
+            permit_id=planned.permit.permit_id,
+            component=planned.component,
+            component_digest=planned.request.component.digest,
+            profile=planned.request.component.profile,
+            plan=planned.request.plan,
+            codebook=planned.request.codebook,
+            one_way=tables[0],
+            two_way=tables[1],
+            statement=statement,
+            created_at=self.run.clock(),
+            out=self.run.out / "cohort",
+            key=self.key,
+        )
+        made: CohortResult = points[0].load()(request)
+        return made
+
+    # ---- evidence --------------------------------------------------------------------------------------------
+
+    def _acknowledged(self, state: RunState, artefacts: dict[str, str]) -> dict[str, list[str]]:
+        """Receipts by node. A node that is gone is lost; fewer than the minimum raise CohortError VHT-COHORT-NODES."""
+        receipts: dict[str, list[str]] = {}
+        for name in state.taking_part():
+            try:
+                receipts[name] = [self.visits.acknowledge(name, kind, one) for kind, one in artefacts.items()]
+            except UnavailableError as error:
+                state.lose(name, error)
+        left, least = len(state.taking_part()), self.run.planned.minimum_nodes
+        if left < least:
+            raise CohortError(f"{left} nodes acknowledged the release, at least {least} must", code="VHT-COHORT-NODES")
+        for kind, sha256 in artefacts.items():
+            self.run.say(f"{kind} {sha256[:12]}… acknowledged by {left} nodes")
+        return receipts
+
+    def _clear(self) -> None:
+        """Remove what an interrupted release left behind."""
+        for name in ("release", "cohort", "bundle"):
+            shutil.rmtree(self.run.out / name, ignore_errors=True)
+
+    def write_evidence(self, state: RunState, receipts: dict[str, list[str]], *, cohort: bool) -> None:
+        """Write ``bundle/``: also for a run that was refused, revoked or stopped, then without a release."""
+        run, planned = self.run, self.run.planned
+        shutil.rmtree(run.out / "bundle", ignore_errors=True)
+        run.keep_status("end")
+        nodes = {}
+        for name, node in state.nodes.items():
+            try:
+                if name in self.visits.by_node:
+                    nodes[name] = self.visits.evidence(name)
+            except VhtError:
+                if node.lost is None:
+                    raise
+        released = state.releases
+        parts = BundleParts(
+            permit=planned.permit_token,
+            study=(run.out / "study.jws").read_text().strip(),
+            user_key=planned.user_key.public,
+            statuses={name: (run.out / f"status-{name}.jwt").read_text().strip() for name in ("start", "end")},
+            nodes=nodes,
+            run=(run.out / "run.json").read_bytes(),
+            receipts={name: tokens for name, tokens in receipts.items() if name in nodes},
+            component=run.out / "release" / planned.component.name if "component" in released else None,
+            component_name=planned.component.name,
+            cohort=run.out / "cohort" if cohort and "cohort" in released else None,
+        )
+        write_bundle(
+            run.out / "bundle",
+            parts,
+            self.key,
+            study_id=planned.request.study_id,
+            permit_id=planned.permit.permit_id,
+            created_at=run.clock(),
+        )
+
+    def _verify(self) -> None:
+        """With keys as this coordinator knows them: whoever audits brings their own. Raises VerificationError."""
+        from vht_federate.evidence.verify import TrustFile, verify_bundle
+
+        federation = self.run.planned.file.federation
+        with Client(str(federation.issuer), federation.ca) as client:
+            issuer = PublicKey.from_jwk(client.get("/keys")["keys"][0])
+        nodes = {name: PublicKey.from_jwk(visit.evidence_key) for name, visit in self.visits.by_node.items()}
+        verify_bundle(self.run.out / "bundle", TrustFile.of(issuer, self.key.public, nodes))
+        self.run.say("all evidence verifies")
+
+    def publish(self) -> dict[str, Any] | None:
+        """Hand the bundle to the platform, where the study names one. Raises PublicationError as the platform does."""
+        federation = self.run.planned.file.federation
+        if federation.platform is None:
+            return None
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
+            for path in sorted((self.run.out / "bundle").rglob("*")):
+                if path.is_file():
+                    archive.add(path, arcname=path.relative_to(self.run.out / "bundle").as_posix(), recursive=False)
+        files = {"bundle": ("bundle.tar.gz", packed.getvalue(), "application/gzip")}
+        with Client(federation.platform, federation.ca, timeout_s=120) as client:
+            answer: dict[str, Any] = client.request("POST", "/publications", files=files).json()
+        self.run.say(f"published as {answer.get('publication')}")
+        return answer

@@ -1,0 +1,164 @@
+"""A coordinator's side of the visits: ask each hospital, wait for its operator, close, collect receipts and logs."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from vht_federate.client import Client
+from vht_federate.domain.study import NodeRef
+from vht_federate.errors import (
+    InputError,
+    RefusedError,
+    RevokedError,
+    UnavailableError,
+    VhtError,
+    WireError,
+    error_from_envelope,
+)
+
+__all__ = ["Visit", "Visits"]
+
+READY = "ready"
+ENDED = frozenset({"closed", "rejected", "revoked", "failed"})
+POLL_S = 0.5
+
+
+class Visit(BaseModel):
+    """One hospital's visit. ``token`` is a secret between this coordinator and that hospital."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    node: str
+    url: str
+    visit: str
+    token: str
+    evidence_key: dict[str, str]  # JWK, as the node told it over TLS; an auditor brings their own
+
+
+_FILE = TypeAdapter(dict[str, Visit])
+
+
+@dataclass(frozen=True)
+class Visits:
+    """All visits of one run, kept in ``visits.json`` (mode 0600)."""
+
+    ca: Path
+    by_node: dict[str, Visit]
+
+    def request(self, nodes: Sequence[NodeRef], body: Mapping[str, Any], folder: Path) -> dict[str, VhtError]:
+        """Ask every node for a visit, noting each in ``folder`` at once; the refusals by node."""
+        refused: dict[str, VhtError] = {}
+        for node in nodes:
+            try:
+                with Client(node.url, self.ca) as client:
+                    identity = client.get("/identity")
+                    answer = client.post("/visits", json=dict(body))
+                self.by_node[node.name] = Visit(
+                    node=node.name,
+                    url=node.url,
+                    visit=answer["visit"],
+                    token=answer["token"],
+                    evidence_key=identity["evidence_key"],
+                )
+                self.write(folder)
+            except VhtError as error:
+                refused[node.name] = error
+            except (KeyError, TypeError, ValidationError):
+                refused[node.name] = WireError(f"{node.name} answered with no visit", code="VHT-WIRE-VISIT")
+        return refused
+
+    @classmethod
+    def read(cls, folder: Path, ca: Path) -> "Visits":
+        """Raises InputError VHT-INPUT-RUN."""
+        try:
+            return cls(ca, _FILE.validate_json((folder / "visits.json").read_bytes()))
+        except (OSError, ValidationError) as error:
+            raise InputError(f"{folder} holds no visits to go on with", code="VHT-INPUT-RUN") from error
+
+    def write(self, folder: Path) -> None:
+        partial = folder / "visits.json.partial"
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({name: visit.model_dump() for name, visit in self.by_node.items()}, file, indent=2)
+        partial.replace(folder / "visits.json")
+
+    def _client(self, node: str) -> Client:
+        visit = self.by_node[node]
+        return Client(visit.url, self.ca, token=visit.token)
+
+    def _path(self, node: str, rest: str = "") -> str:
+        return f"/visits/{self.by_node[node].visit}{rest}"
+
+    def state(self, node: str) -> dict[str, Any]:
+        """``{"state", "reason", "code", …}`` of one visit. Raises the node's error or UnavailableError."""
+        with self._client(node) as client:
+            return dict(client.get(self._path(node)))
+
+    def await_ready(
+        self, deadline_s: float, changed: Callable[[str, str], None], enough: Callable[[int], bool] = lambda _: False
+    ) -> dict[str, VhtError]:
+        """Wait until every visit is ready, ended, or the deadline passed; the reason of each that is not ready.
+
+        ``changed(node, state)`` is told of every change; ``enough(ready)`` may end the waiting early.
+        """
+        seen: dict[str, str] = dict.fromkeys(self.by_node, "requested")
+        failures: dict[str, VhtError] = {}
+        end = time.monotonic() + deadline_s
+        while True:
+            for node in self.by_node:
+                if seen[node] == READY or seen[node] in ENDED:
+                    continue
+                try:
+                    answer = self.state(node)
+                except UnavailableError:
+                    continue  # it may come back before the deadline
+                if answer["state"] != seen[node]:
+                    seen[node] = answer["state"]
+                    changed(node, seen[node])
+                if seen[node] in ENDED:
+                    failures[node] = _ended(node, answer)
+            open_ = [node for node, state in seen.items() if state != READY and state not in ENDED]
+            ready = sum(1 for state in seen.values() if state == READY)
+            if not open_ or enough(ready) or time.monotonic() >= end:
+                break
+            time.sleep(POLL_S)
+        for node in open_:
+            failures[node] = UnavailableError(
+                f"{node} did not open its visit within {deadline_s:g} s", code="VHT-UNAVAILABLE-APPROVAL"
+            )
+        return failures
+
+    def acknowledge(self, node: str, kind: str, sha256: str) -> str:
+        """The node's signed receipt that it knows of a release made from its contribution."""
+        with self._client(node) as client:
+            return str(client.post(self._path(node, "/releases"), json={"kind": kind, "sha256": sha256})["receipt"])
+
+    def close(self, node: str, reason: str) -> str | None:
+        """Close one visit; its receipt, or None where it was closed before or the node does not answer."""
+        try:
+            with self._client(node) as client:
+                return (
+                    str(client.post(self._path(node, "/close"), json={"reason": reason}).get("receipt") or "") or None
+                )
+        except VhtError:
+            return None
+
+    def evidence(self, node: str) -> dict[str, Any]:
+        """The node's log under this permit. Raises the node's error or UnavailableError."""
+        with self._client(node) as client:
+            return dict(client.get(self._path(node, "/evidence")))
+
+
+def _ended(node: str, answer: Mapping[str, Any]) -> VhtError:
+    code, reason = answer.get("code") or "", answer.get("reason") or f"its visit is {answer['state']}"
+    if answer["state"] == "revoked":
+        return RevokedError(f"{node}: {reason}", code=code or "VHT-PERMIT-REVOKED")
+    if code:
+        return error_from_envelope({"code": code, "message": f"{node}: {reason}"})
+    return RefusedError(f"{node}: {reason}", code="VHT-REFUSED-VISIT")
