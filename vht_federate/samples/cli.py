@@ -1,0 +1,51 @@
+"""``vht data``: cohorts to try the system on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vht_federate import output
+from vht_federate.samples import generator, uci
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Generate or import FHIR cohorts.")
+
+
+@app.command("generate")
+@output.command("data generate")
+def generate(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one, or one written by this command.")],
+    hospitals: Annotated[int, typer.Option(help="How many hospitals.")] = 4,
+    patients: Annotated[int, typer.Option(help="Patients per hospital, on average.")] = 1500,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 7,
+    canaries: Annotated[Path | None, typer.Option(help="Plant unique strings for leak tests; list them here.")] = None,
+) -> None:
+    """Synthetic cardiometabolic cohorts as FHIR R4, with the truth beside them."""
+    made = generator.generate(out, hospitals=hospitals, patients=patients, seed=seed, canaries=canaries)
+    _show("data generate", out, made)
+
+
+@app.command("import-uci")
+@output.command("data import-uci")
+def import_uci(
+    folder: Annotated[Path, typer.Argument(help="Holds processed.{cleveland,hungarian,switzerland,va}.data.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one, or one written by this command.")],
+) -> None:
+    """The four hospitals of UCI Heart Disease as FHIR R4, missing values kept missing."""
+    _show("data import-uci", out, uci.import_folder(folder, out))
+
+
+def _show(name: str, out: Path, made: list[generator.GeneratedHospital]) -> None:
+    rows = [(h.name, h.kind, h.patients, sum(h.resources.values())) for h in made]
+    output.emit(
+        name,
+        {
+            "folder": str(out),
+            "patients": sum(h.patients for h in made),
+            "resources": sum(sum(h.resources.values()) for h in made),
+            "hospitals": [{"name": h.name, "patients": h.patients, "resources": h.resources} for h in made],
+        },
+        output.table(f"Written to {out}", ("hospital", "kind", "patients", "resources"), rows),
+    )
