@@ -12,7 +12,7 @@ from typing import Any
 
 from vht_federate.errors import InputError, VerificationError
 from vht_federate.evidence.canonical import sha256_hex
-from vht_federate.evidence.keys import PublicKey, SigningKey
+from vht_federate.evidence.keys import PublicKey, SigningKey, unverified_claims
 
 __all__ = ["MANIFEST", "SIGNATURE", "Sealed", "empty_folder", "seal", "unseal", "write_json"]
 
@@ -62,8 +62,8 @@ def seal(folder: Path, facts: dict[str, Any], key: SigningKey, *, typ: str, allo
     return Sealed(folder, digest, manifest)
 
 
-def unseal(folder: Path, key: PublicKey, *, typ: str, allowed: Iterable[str], required: Iterable[str]) -> Sealed:
-    """Verify signature, manifest, every file, and that there is no other file.
+def unseal(folder: Path, key: PublicKey | None, *, typ: str, allowed: Iterable[str], required: Iterable[str]) -> Sealed:
+    """Verify signature, manifest, every file, and that there is no other file. ``key`` None: all but who signed.
 
     Raises VerificationError VHT-VERIFY-PACKAGE naming the file, VHT-VERIFY-SIGNATURE for the seal itself.
     """
@@ -87,7 +87,7 @@ def unseal(folder: Path, key: PublicKey, *, typ: str, allowed: Iterable[str], re
     return Sealed(folder, sha256_hex(content), manifest)
 
 
-def _signed_claims(folder: Path, key: PublicKey, typ: str) -> dict[str, Any]:
+def _signed_claims(folder: Path, key: PublicKey | None, typ: str) -> dict[str, Any]:
     """What the seal says. The file is the statement and one newline, nothing else."""
     try:
         token, newline, rest = (folder / SIGNATURE).read_bytes().decode("ascii").partition("\n")
@@ -96,7 +96,7 @@ def _signed_claims(folder: Path, key: PublicKey, typ: str) -> dict[str, Any]:
     if newline != "\n" or rest:
         raise _broken(SIGNATURE, "was changed")
     try:
-        return key.verify(token, typ=typ)
+        return key.verify(token, typ=typ) if key else unverified_claims(token)
     except VerificationError as error:
         raise VerificationError(f"{SIGNATURE}: {error.message}", code=error.code) from error
 
