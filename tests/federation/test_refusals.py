@@ -109,7 +109,7 @@ def _refusals(asking: Asking) -> dict[str, tuple[str, dict[str, Any]]]:
         ),
         "a purpose that the permit does not name": ("VHT-PERMIT-PURPOSE", {"purpose": "53.1.d"}),
         "an expired permit": ("VHT-PERMIT-EXPIRED", {"permit": asking.foreign_permit(asking.issuer, **_expired())}),
-        "a permit signed by a stranger": ("VHT-PERMIT-SIGNATURE", {"permit": asking.foreign_permit(stranger)}),
+        "a permit signed by a stranger": ("VHT-PERMIT-ISSUER", {"permit": asking.foreign_permit(stranger)}),
         "a forged permit": ("VHT-PERMIT-SIGNATURE", {"permit": _flipped(asking.permit)}),
         "a data user whom the permit does not name": (
             "VHT-PERMIT-USER",
