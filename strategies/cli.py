@@ -200,13 +200,16 @@ def study_run(
     wait_approval: Annotated[
         bool, typer.Option(help="Wait for the operators; without, go on later with 'vht study resume'.")
     ] = True,
+    check_first: Annotated[
+        bool, typer.Option(help="Compare with the permit before asking; without, the hospitals alone judge.")
+    ] = True,
 ) -> None:
     """Ask the hospitals, run the rounds, release and publish."""
     from strategies.study import StudySession
 
     session = StudySession.start(study_file, out, _now, output.progress)
     with _interruptible(session):
-        session.ask()
+        session.ask(check_first=check_first)
         if wait_approval:
             _finish("study run", session)
         else:

@@ -52,9 +52,9 @@ class StudySession:
         session.visits = Visits.read(out, planned.file.federation.ca)
         return session
 
-    def ask(self) -> None:
+    def ask(self, *, check_first: bool = True) -> None:
         """Request the visits."""
-        self.visits = self.run.ask(self.visits)
+        self.visits = self.run.ask(self.visits, check_first=check_first)
         (self.out / STUDY_FILE).write_text(f"{self.study}\n")
 
     def go_on(self) -> dict[str, Any]:

@@ -50,9 +50,13 @@ class StudyRun:
 
     # ---- asking ----------------------------------------------------------------------------------------------
 
-    def ask(self, visits: Visits) -> Visits:
-        """Check locally, then request a visit at every node, into ``visits``. Raises the first refusal where too few nodes accept."""
-        check_locally(self.planned, self.clock())
+    def ask(self, visits: Visits, *, check_first: bool = True) -> Visits:
+        """Request a visit at every node, into ``visits``. Raises the first refusal where too few nodes accept.
+
+        ``check_first`` refuses here what the nodes would refuse anyway, before anybody is bothered.
+        """
+        if check_first:
+            check_locally(self.planned, self.clock())
         coordinator = self.coordinator
         coordinator.require_running()
         missing = [node.name for node in self.planned.file.nodes if node.name not in coordinator.enrolments()]

@@ -1,0 +1,36 @@
+"""Metrics from noised tables."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies.evaluation import area_under_curve, metrics_of, summarise
+
+bins = st.lists(st.floats(-5, 500), min_size=4, max_size=4)
+
+
+def test_perfect_chance_and_inverted_scores() -> None:
+    assert area_under_curve([0, 0, 10], [10, 0, 0]) == 1.0
+    assert area_under_curve([5, 5, 5], [7, 7, 7]) == pytest.approx(0.5)
+    assert area_under_curve([10, 0, 0], [0, 0, 10]) == 0.0
+
+
+@given(bins, bins)
+def test_it_is_a_probability_and_swapping_the_classes_mirrors_it(up: list[float], down: list[float]) -> None:
+    forth, back = area_under_curve(up, down), area_under_curve(down, up)
+    assert -1e-9 <= forth <= 1 + 1e-9
+    assert forth + back == pytest.approx(1.0)
+
+
+def test_noise_below_zero_counts_as_empty() -> None:
+    table = {"confusion": [50.0, -3.0, 10.0, 40.0], "positives": [-1.0, 50.0], "negatives": [50.0, -2.0]}
+    metrics = metrics_of(table)
+    assert metrics == {"auc": 1.0, "accuracy": 0.9, "sensitivity": 0.8, "specificity": 1.0}
+
+
+def test_a_node_without_a_readable_table_has_no_metrics() -> None:
+    good = {"confusion": [1.0, 1.0, 1.0, 1.0], "positives": [1.0, 1.0], "negatives": [1.0, 1.0]}
+    summary = summarise({"a": good, "b": {"confusion": [1.0]}, "c": {}})
+    assert list(summary["nodes"]) == ["a"]
+    assert summary["mean"]["accuracy"] == 0.5
+    assert summarise({})["mean"] == {}

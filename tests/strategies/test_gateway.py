@@ -1,0 +1,146 @@
+"""Hospitals reach the fleet API and nothing else."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request, Response
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.message_pb2 import Message, Metadata
+
+import strategies.gateway as gateway
+from deploy.pki import make_authority
+from strategies.doorbell import Doorbell
+from strategies.gateway import FLEET_PATHS, make_gateway
+from vht_federate.testing.asgi import AppClient
+
+MESSAGE = PullMessagesResponse(messages_list=[Message(metadata=Metadata(message_id="m"))]).SerializeToString()
+PULL = "/v1/fleet/pull-messages"
+
+
+class Upstream:
+    """A SuperLink that records what reaches it, and has a message from the ``after``-th question on."""
+
+    def __init__(self, after: int = 1) -> None:
+        self.asked: list[str] = []
+        self.headers: dict[str, str] = {}
+        self.app = FastAPI()
+
+        @self.app.api_route("/{path:path}", methods=["GET", "POST", "PUT", "DELETE"])
+        async def record(request: Request) -> Response:
+            self.asked.append(request.url.path)
+            self.headers = dict(request.headers)
+            body = await request.body()
+            if request.url.path == PULL:
+                body = MESSAGE if len(self.asked) >= after else b""
+            return Response(body, media_type="application/x-protobuf")
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_authority(tmp_path_factory.mktemp("pki"), now=datetime.now(UTC)).ca
+
+
+def build(
+    upstream: Upstream, ca: Path, monkeypatch: pytest.MonkeyPatch, *, hold_s: float = 2.0, recheck_s: float = 0.05
+) -> FastAPI:
+    client = httpx.AsyncClient
+
+    def over_asgi(**options: object) -> httpx.AsyncClient:
+        return client(transport=httpx.ASGITransport(upstream.app), base_url=str(options["base_url"]))
+
+    monkeypatch.setattr(gateway.httpx, "AsyncClient", over_asgi)
+    bells = Doorbell(ca.with_name("doorbell"), 0.01), Doorbell(ca.with_name("replies"), 0.01)
+    app = make_gateway("https://superlink", ca, *bells, {"name": "coordinator"}, hold_s=hold_s, recheck_s=recheck_s)
+    monkeypatch.undo()
+    return app
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run",
+        "/v1/control/list-nodes",
+        "/v1/control/register-node",
+        "/v1/runtime/acquire-task",
+        "/v1/runtime/pull-messages",
+        "/v1/fleet/register-node",
+        "/v1/fleet/unregister-node",
+        "/v1/fleet/../control/start-run",
+        "/v1/fleet/%2e%2e/control/start-run",
+        "/v1/fleet/pull-messages/../../control/start-run",
+        "/v1/fleet//pull-messages",
+        "//v1/control/start-run",
+        "/v1/Fleet/pull-messages",
+        "/docs",
+        "/openapi.json",
+        "/",
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "GET", "PUT", "DELETE"])
+def test_every_other_path_is_not_found(path: str, method: str, ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = Upstream()
+    answer = AppClient(build(upstream, ca, monkeypatch)).request(method, path, content=b"x")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "VHT-INPUT-NOT-FOUND"
+    assert upstream.asked == []
+
+
+@pytest.mark.parametrize("path", sorted(FLEET_PATHS))
+def test_a_fleet_path_is_forwarded_with_its_body_and_signature(
+    path: str, ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = Upstream()
+    headers = {"flwr-signature": "abc", "x-forwarded-for": "10.0.0.1"}
+    answer = AppClient(build(upstream, ca, monkeypatch)).post(path, content=b"body", headers=headers)
+    assert answer.status_code == 200
+    assert answer.content == (MESSAGE if path == PULL else b"body")
+    assert answer.headers["content-type"] == "application/x-protobuf"
+    assert upstream.asked == [path]
+    assert upstream.headers["flwr-signature"] == "abc"
+    assert "x-forwarded-for" not in upstream.headers
+
+
+def test_a_fleet_path_answers_only_to_post(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = Upstream()
+    assert AppClient(build(upstream, ca, monkeypatch)).get(PULL).status_code == 404
+    assert upstream.asked == []
+
+
+def test_flower_still_has_the_paths_that_are_forwarded() -> None:
+    from flwr.superlink.routers.fleet.router import router
+
+    known = {getattr(route, "path", "") for route in router.routes}
+    assert known >= FLEET_PATHS
+    assert known - FLEET_PATHS == {"/v1/fleet/register-node", "/v1/fleet/unregister-node"}
+
+
+def test_an_empty_answer_is_held_until_there_is_a_message(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = Upstream(after=3)
+    answer = AppClient(build(upstream, ca, monkeypatch)).post(PULL)
+    assert answer.content == MESSAGE
+    assert len(upstream.asked) == 3
+
+
+def test_an_empty_answer_goes_out_when_the_time_is_up(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = Upstream(after=10_000)
+    answer = AppClient(build(upstream, ca, monkeypatch, hold_s=0.3)).post(PULL)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert len(upstream.asked) > 1
+
+
+def test_a_doorbell_wakes_whoever_waits(tmp_path: Path) -> None:
+    bell = Doorbell(tmp_path / "bell", 0.01)
+
+    async def ring_later() -> float:
+        seen, started = bell.last(), time.monotonic()
+        waiting = asyncio.create_task(bell.wait(seen, 10))
+        await asyncio.sleep(0.05)
+        bell.ring()
+        await waiting
+        return time.monotonic() - started
+
+    assert asyncio.run(ring_later()) < 5
