@@ -1,0 +1,56 @@
+"""Any model whose records do not share state, by ``torch.func``: slower, and exact."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vht_federate.errors import ComponentError
+from vht_federate.privacy.engine.loss import Loss
+from vht_federate.privacy.engine.refusal import refusal
+from vht_federate.privacy.gradients import clipped_sum
+
+__all__ = ["general_sum"]
+
+
+class _ByIndex(nn.Module):
+    """``model`` as a function of a record's number: the general engine takes one input, models take several."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._inputs = tuple(inputs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Trained ones alone: a frozen parameter has no share in a contribution's norm."""
+        return ((name, value) for name, value in super().named_parameters(*args, **kwargs) if value.requires_grad)
+
+    def forward(self, index: Tensor) -> Tensor:
+        output: Tensor = self.model(*(value[index] for value in self._inputs))
+        return output
+
+
+def general_sum(
+    model: nn.Module, loss: Loss, inputs: Sequence[Tensor], targets: Tensor, patient: Tensor, clipping_norm: float
+) -> dict[str, Tensor]:
+    """Sum over patients of clipped contributions, in the parameters' type.
+
+    Raises ComponentError VHT-COMPONENT-GRADIENTS where ``torch.func`` cannot follow the model either.
+    """
+    index = torch.arange(len(targets), device=targets.device)
+    try:
+        total = clipped_sum(_ByIndex(model, inputs), loss, index, targets, patient, clipping_norm)
+    except ComponentError:
+        raise
+    except RuntimeError:
+        # torch's message may quote numbers of the batch: it stays out.
+        raise refusal(
+            "torch.func cannot run this model record by record",
+            "avoid in-place changes of buffers, .item() and control flow that depends on values",
+        ) from None
+    kinds = dict(model.named_parameters())
+    return {
+        name: value.to(kinds[name].dtype)
+        for name, value in ((prefixed.removeprefix("model."), value) for prefixed, value in total.items())
+    }

@@ -1,0 +1,1 @@
+"""Per-patient gradients of one kind of layer each."""

@@ -1,0 +1,124 @@
+"""``conv1d`` and ``conv2d``: a weight matrix applied to patches (im2col)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from vht_federate.privacy.engine.layers.matrix import MatrixUse
+from vht_federate.privacy.engine.use import rows_of
+
+__all__ = ["ConvolutionUse", "Geometry", "padding_of"]
+
+
+def padding_of(padding: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """What ``F.pad`` must add (last dimension first): 'same' pads the odd one at the end, as torch does."""
+    if padding == "valid":
+        return [0] * (2 * len(kernel))
+    amounts = []
+    for axis in reversed(range(len(kernel))):
+        if padding == "same":
+            total = dilation[axis] * (kernel[axis] - 1)
+            amounts += [total // 2, total - total // 2]
+        else:
+            one = padding if isinstance(padding, int) else padding[axis % len(padding)]
+            amounts += [int(one), int(one)]
+    return amounts
+
+
+class Geometry:
+    """Stride, padding, dilation and groups of one convolution of one or two dimensions."""
+
+    def __init__(
+        self,
+        kernel: Sequence[int],
+        stride: int | Sequence[int],
+        padding: str | int | Sequence[int],
+        dilation: int | Sequence[int],
+        groups: int,
+    ) -> None:
+        self.kernel = tuple(kernel)
+        self.stride = _each_axis(stride, len(kernel))
+        self.dilation = _each_axis(dilation, len(kernel))
+        self.pad = padding_of(padding, self.kernel, self.dilation)
+        self.groups = groups
+
+    def patches(self, inputs: Tensor) -> Tensor:
+        """[N, channels, ...] to [N, channels, positions of the kernel..., output positions...], a strided view."""
+        padded = F.pad(inputs, self.pad) if any(self.pad) else inputs
+        padded = padded.contiguous()
+        axes = len(self.kernel)
+        strides = padded.stride()
+        sizes = [
+            (padded.shape[2 + axis] - self.dilation[axis] * (self.kernel[axis] - 1) - 1) // self.stride[axis] + 1
+            for axis in range(axes)
+        ]
+        return padded.as_strided(
+            (*padded.shape[:2], *self.kernel, *sizes),
+            (
+                *strides[:2],
+                *(strides[2 + axis] * self.dilation[axis] for axis in range(axes)),
+                *(strides[2 + axis] * self.stride[axis] for axis in range(axes)),
+            ),
+        )
+
+
+def _each_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    several = (value,) if isinstance(value, int) else tuple(value)
+    return several * axes if len(several) == 1 else several
+
+
+class ConvolutionUse(MatrixUse):
+    """Records [N, channels, length] or [N, channels, height, width]."""
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        names: tuple[str | None, str | None],
+        shape: torch.Size,
+        geometry: Geometry,
+        edge: GradientEdge,
+        outputs: int,
+    ) -> None:
+        super().__init__(names, shape, edge, (inputs,))
+        self._inputs, self._geometry, self._outputs = inputs, geometry, outputs
+
+    def bytes_held(self) -> int:
+        return (self._inputs.numel() + 2 * self._outputs) * self._inputs.element_size()
+
+    def _bind(self, gradient: Tensor) -> None:
+        self._a = self._inputs.detach().reshape(self.patients, self.each, *self._inputs.shape[1:])
+        self._b = gradient.reshape(self.patients, self.each, self._geometry.groups, -1, gradient.shape[2:].numel())
+
+    @property
+    def length(self) -> int:
+        return self.each * self._b.shape[-1]
+
+    def ghost(self) -> bool:
+        return self._geometry.groups == 1 and super().ghost()
+
+    def operands(self, rows: slice) -> tuple[Tensor, Tensor]:
+        inputs, outputs = self._by_group(rows)
+        return inputs[:, 0], outputs[:, 0]
+
+    def _by_group(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Patches [p, groups, length, in] and gradients [p, groups, length, out]."""
+        inputs, outputs = rows_of(self._a, rows), rows_of(self._b, rows)
+        p, each, groups = outputs.shape[:3]
+        patches = self._geometry.patches(inputs.flatten(0, 1))
+        positions = outputs.shape[-1]
+        wide = patches.shape[1] // groups * self.shape[2:].numel()
+        a = patches.reshape(p, each, groups, wide, positions).permute(0, 2, 1, 4, 3).reshape(p, groups, -1, wide)
+        b = outputs.permute(0, 2, 1, 4, 3).reshape(p, groups, -1, outputs.shape[3])
+        return a, b
+
+    def gradients(self, rows: slice) -> dict[str, Tensor]:
+        inputs, outputs = self._by_group(rows)
+        made = {}
+        if self.weight:
+            made[self.weight] = (outputs.transpose(2, 3) @ inputs).view(len(inputs), *self.shape)
+        if self.bias:
+            made[self.bias] = outputs.sum(2).flatten(1)
+        return made

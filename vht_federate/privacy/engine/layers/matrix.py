@@ -1,0 +1,88 @@
+"""A weight matrix used as ``output = weight @ input + bias`` at several rows of a patient: the core of most layers.
+
+A patient's weight gradient is ``sum over rows of outer(gradient, input)``. With one row its norm is the product of two
+norms; with many it is either the Gram matrices' inner product (ghost norm; Li et al., ICLR 2022) or the matrix itself.
+Which one is decided by cost: floating-point operations of each way, with the traffic of the matrix.
+"""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from vht_federate.privacy.engine.use import Use, squared
+
+__all__ = ["MatrixUse"]
+
+_OPERATIONS_PER_FLOAT_KEPT = 16  # writing, squaring and summing an instantiated gradient, in units of one multiply-add
+
+
+class MatrixUse(Use):
+    """``names`` of weight and bias, None where that one is not trained. ``shape`` of the weight."""
+
+    def __init__(
+        self,
+        names: tuple[str | None, str | None],
+        shape: torch.Size,
+        edge: GradientEdge | Tensor,
+        held: tuple[Tensor, ...],
+    ) -> None:
+        super().__init__(tuple(name for name in names if name), edge, held)
+        (self.weight, self.bias), self.shape = names, shape
+
+    @abstractmethod
+    def operands(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Inputs [patients, length, in] and output gradients [patients, length, out] of the patients in rows."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Rows of one patient."""
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        return self.shape[1:].numel(), self.shape[0]
+
+    def floats(self) -> int:
+        wide, high = self.widths
+        return wide * high * bool(self.weight) + high * bool(self.bias)
+
+    def ghost(self) -> bool:
+        if self.length == 1:
+            return True
+        wide, high = self.widths
+        gram = self.length * self.length * (wide + high) + self.length * wide * high
+        return bool(self.weight) and gram < (self.length + _OPERATIONS_PER_FLOAT_KEPT) * wide * high
+
+    def squared_norms(self, rows: slice) -> Tensor:
+        inputs, outputs = self.operands(rows)
+        if self.length == 1:
+            there = squared(inputs) if self.weight else torch.zeros_like(outputs[:, 0, 0])
+            return squared(outputs) * (there + 1.0 if self.bias else there)
+        gram = torch.bmm(inputs, inputs.transpose(1, 2)) if self.weight else 0.0
+        return (torch.bmm(outputs, outputs.transpose(1, 2)) * (gram + bool(self.bias))).sum((1, 2)).clamp_min(0.0)
+
+    def weighted(self, factor: Tensor) -> dict[str, Tensor]:
+        inputs, outputs = self.operands(slice(0, self.patients))
+        scaled = (outputs * factor[:, None, None]).flatten(0, 1)
+        total = {}
+        if self.weight:
+            total[self.weight] = self.ordered((scaled.T @ inputs.flatten(0, 1)).view(self.shape), 0)
+        if self.bias:
+            total[self.bias] = self.ordered(scaled.sum(0), 0)
+        return total
+
+    def gradients(self, rows: slice) -> dict[str, Tensor]:
+        inputs, outputs = self.operands(rows)
+        made = {}
+        if self.weight:
+            product = torch.bmm(outputs.transpose(1, 2), inputs)
+            made[self.weight] = self.ordered(product.view(len(product), *self.shape), 1)
+        if self.bias:
+            made[self.bias] = self.ordered(outputs.sum(1), 1)
+        return made
+
+    def ordered(self, gradient: Tensor, dimension: int) -> Tensor:  # noqa: ARG002 — for layers that permute rows
+        """``gradient`` with its rows (along ``dimension``) in the parameter's order."""
+        return gradient

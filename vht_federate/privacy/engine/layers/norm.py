@@ -1,0 +1,59 @@
+"""``layer_norm``, ``group_norm`` and ``rms_norm``: the scale and shift of normalised inputs; gradients are small."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from vht_federate.privacy.engine.use import Use, rows_of
+
+__all__ = ["NormUse"]
+
+
+class NormUse(Use):
+    """``normalise``: the layer without scale and shift. ``channels_last``: scale runs over the last dimensions
+
+    (layer and RMS norm) and not over the second (group norm).
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        normalise: Callable[[Tensor], Tensor],
+        weight: tuple[str | None, tuple[int, ...]],
+        bias: str | None,
+        channels_last: bool,
+        edge: GradientEdge,
+    ) -> None:
+        self._weight, self._shape = weight
+        super().__init__(tuple(name for name in (self._weight, bias) if name), edge, (inputs,))
+        self._inputs, self._normalise, self._bias, self._channels_last = inputs, normalise, bias, channels_last
+
+    def bytes_held(self) -> int:
+        return 3 * self._inputs.numel() * self._inputs.element_size()
+
+    def _bind(self, gradient: Tensor) -> None:
+        self._b = gradient.reshape(self.patients, -1, *gradient.shape[1:])
+
+    def floats(self) -> int:
+        size = 1
+        for extent in self._shape:
+            size *= extent
+        return size * len(self.parameters)
+
+    def gradients(self, rows: slice) -> dict[str, Tensor]:
+        outputs = rows_of(self._b, rows)
+        made = {}
+        if self._weight:
+            inputs = rows_of(self._inputs.detach().view(self.patients, -1, *self._inputs.shape[1:]), rows)
+            normal = self._normalise(inputs.flatten(0, 1)).view(outputs.shape)
+            made[self._weight] = self._summed(normal * outputs)
+        if self._bias:
+            made[self._bias] = self._summed(outputs)
+        return made
+
+    def _summed(self, product: Tensor) -> Tensor:
+        """[p, records, ...] to [p, *shape]."""
+        if self._channels_last:
+            return product.reshape(len(product), -1, *self._shape).sum(1)
+        return product.reshape(*product.shape[:2], self._shape[0], -1).sum((1, 3))

@@ -1,0 +1,108 @@
+"""Before the first patient: does the fast engine follow this model? Asked with made-up records, never with patients'.
+
+Three records of noise go through the model; only the middle one gets a gradient. Its contribution must equal
+autograd's own gradient, and the contributions of the others must be exactly zero: a model that mixes the records of a
+batch, or keeps them elsewhere than in the first dimension, is found here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vht_federate.privacy.engine.clipping import add
+from vht_federate.privacy.engine.handlers import HANDLERS
+from vht_federate.privacy.engine.layers.recurrent import GatesUse
+from vht_federate.privacy.engine.refusal import Unsupported, check_buffers_kept
+from vht_federate.privacy.engine.tape import Tape
+from vht_federate.privacy.engine.use import Use
+
+__all__ = ["Profile", "bind_gradients", "forward", "probe"]
+
+_RECORDS = 3
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the probe learned: memory of one record's activations, and whether a layer is recurrent."""
+
+    record_bytes: int
+    recurrent: bool
+
+
+def forward(model: nn.Module, names: dict[int, str], inputs: Sequence[Tensor], records: int) -> tuple[Tensor, Tape]:
+    """The model's output, recorded. Raises Unsupported where the tape cannot follow."""
+    tape = Tape(names, records, HANDLERS)
+    with torch.enable_grad(), tape:
+        outputs = model(*inputs)
+    if not isinstance(outputs, Tensor) or outputs.shape[:1] != (records,):
+        raise Unsupported("the output is not one tensor with a row per record")
+    return outputs, tape
+
+
+def bind_gradients(outputs: Tensor, tape: Tape, seeds: Tensor, patients: int, each: int) -> list[Use]:
+    """One backward pass for activations alone; the uses that the loss depends on, ready to answer."""
+    if not tape.uses or not outputs.requires_grad:
+        return []
+    edges: Sequence[Any] = [use.edge for use in tape.uses]
+    gradients = torch.autograd.grad(outputs, edges, seeds, allow_unused=True)
+    if not all(use.intact for use in tape.uses):
+        raise Unsupported("a layer's input is changed in place after the layer")
+    bound = []
+    for use, gradient in zip(tape.uses, gradients, strict=True):
+        if gradient is not None:
+            use.bind(gradient, patients, each)
+            bound.append(use)
+    return bound
+
+
+def probe(
+    model: nn.Module, parameters: dict[str, nn.Parameter], names: dict[int, str], inputs: Sequence[Tensor]
+) -> Profile:
+    """Raise Unsupported where the fast engine would be wrong, ComponentError where the model keeps what it sees."""
+    made_up = [_made_up(value) for value in inputs]
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        outputs, tape = forward(model, names, made_up, _RECORDS)
+    finally:
+        check_buffers_kept(model, before)
+    if not outputs.requires_grad:
+        raise Unsupported("the output does not depend on a trained parameter")
+    seeds = torch.zeros_like(outputs)
+    seeds[1] = _noise(outputs.shape[1:], outputs)
+    wanted = list(parameters.values())
+    expected = torch.autograd.grad(outputs, wanted, seeds, allow_unused=True, retain_graph=True)
+    by_name = dict(zip(parameters, expected, strict=True))
+    found: dict[str, Tensor] = {}
+    record_bytes = sum(use.bytes_held() for use in tape.uses) // _RECORDS
+    everyone = slice(0, _RECORDS)
+    for use in bind_gradients(outputs, tape, seeds, _RECORDS, 1):
+        made = use.gradients(everyone)
+        if any(not bool((value[[0, 2]] == 0).all()) for value in made.values()):
+            raise Unsupported("records of a batch are mixed")
+        if not isinstance(use, GatesUse):  # their parameters reach no other function: the tape has seen to it
+            add(found, {name: value[1] for name, value in made.items()})
+    for name, reference in by_name.items():
+        if reference is not None and not _close(found.get(name), reference):
+            raise Unsupported("a parameter's gradient is not where the engine looks")
+    return Profile(max(1, record_bytes), tape.recurrent)
+
+
+def _made_up(value: Tensor) -> Tensor:
+    shape = (_RECORDS, *value.shape[1:])
+    return _noise(shape, value) if value.is_floating_point() else value.new_zeros(shape)
+
+
+def _noise(shape: Sequence[int], like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(20)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(like)
+
+
+def _close(found: Tensor | None, reference: Tensor) -> bool:
+    if found is None:
+        return not bool(reference.any())
+    largest = reference.abs().max().clamp_min(found.abs().max())
+    precision = torch.finfo(reference.dtype).eps ** 0.5
+    return bool(torch.isfinite(largest)) and bool((found - reference).abs().max() <= precision * largest)

@@ -1,0 +1,77 @@
+"""One use of parameters in a forward pass, and what it contributes to each patient's gradient."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+__all__ = ["Use", "per_group", "rows_of", "squared"]
+
+
+class Use(ABC):
+    """Recorded in the forward pass; ``bind`` gives it the gradient of its output; then it answers for patients.
+
+    ``parameters``: names of the trained parameters in it. ``edge``: what to ask autograd the gradient of.
+    ``held``: tensors that it remembers from the forward pass; they must not be changed in place after it.
+    """
+
+    def __init__(self, parameters: tuple[str, ...], edge: GradientEdge | Tensor, held: tuple[Tensor, ...]) -> None:
+        self.parameters = parameters
+        self.edge = edge
+        self._held = held
+        self._versions = tuple(tensor._version for tensor in held)
+        self.patients = 0
+        self.each = 0
+
+    @property
+    def intact(self) -> bool:
+        return all(tensor._version == version for tensor, version in zip(self._held, self._versions, strict=True))
+
+    @abstractmethod
+    def bytes_held(self) -> int:
+        """Memory of this use for one forward and backward pass, about."""
+
+    def bind(self, gradient: Tensor, patients: int, each: int) -> None:
+        """``gradient`` of the records' weighted losses by this use's output, records in order of patients."""
+        self.patients, self.each = patients, each
+        self._bind(gradient)
+
+    @abstractmethod
+    def _bind(self, gradient: Tensor) -> None: ...
+
+    @abstractmethod
+    def floats(self) -> int:
+        """Floats of one patient's gradient."""
+
+    def ghost(self) -> bool:
+        """Whether norms are cheaper without the patients' gradients."""
+        return False
+
+    def squared_norms(self, rows: slice) -> Tensor:
+        """[patients in rows]; only where ``ghost()``."""
+        raise NotImplementedError
+
+    def weighted(self, factor: Tensor) -> dict[str, Tensor]:
+        """Sum over all patients of factor [patients] times their gradients; only where ``ghost()``."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def gradients(self, rows: slice) -> Mapping[str, Tensor]:
+        """{name: [patients in rows, *shape]}."""
+
+
+def per_group(tensor: Tensor, patients: int) -> Tensor:
+    """[records, ..., width] as [patients, rows of a patient, width], a view where the memory allows."""
+    return tensor.reshape(patients, -1, tensor.shape[-1])
+
+
+def rows_of(tensor: Tensor, rows: slice) -> Tensor:
+    return tensor if rows.start == 0 and rows.stop == len(tensor) else tensor[rows]
+
+
+def squared(tensor: Tensor) -> Tensor:
+    """Squared L2 norm of all but the first dimension."""
+    norms: Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+    return norms.square()
