@@ -91,6 +91,7 @@ async def serve(listeners: list[Listener], *, on_started: "list[asyncio.Event] |
             log_level="warning",
             access_log=False,
             server_header=False,
+            ws="none",
             timeout_graceful_shutdown=3,
         )
         servers.append(_Server(config))
