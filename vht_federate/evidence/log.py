@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vht_federate.errors import UnavailableError, VerificationError
+from vht_federate.errors import InputError, UnavailableError, VerificationError
 from vht_federate.evidence.canonical import canonical_bytes, digest_of
 from vht_federate.evidence.entry import EXPORT_SCHEMA, EXPORT_TYP, HEAD_TYP, RECEIPT_TYP, LogEntry, TreeHead
 from vht_federate.evidence.keys import SigningKey
@@ -222,16 +222,18 @@ class EvidenceLog:
             _cut_last_line(self.folder / "log.jsonl", len(lines.pop()) + 1)
         if len(lines) != len(heads):
             raise self._disagree(f"{len(lines)} entries but {len(heads)} heads")
-        self._entries = [self._parse(index, line) for index, line in enumerate(lines)]
+        for index, (line, head) in enumerate(zip(lines, heads, strict=True)):
+            self._entries.append(self._parse(index, line))
+            self._head = self._check_head(head)
         self._heads = heads
-        self._head = self._check_head(heads[-1]) if heads else None
 
     def _parse(self, index: int, line: bytes) -> LogEntry:
         try:
             entry = LogEntry.from_dict(json.loads(line))
-        except ValueError as error:
+            again = canonical_bytes(entry.as_dict())
+        except (ValueError, InputError) as error:
             raise self._disagree(f"entry {index} is not an entry") from error
-        if entry.index != index or entry.node != self.name or canonical_bytes(entry.as_dict()) != line:
+        if entry.index != index or entry.node != self.name or again != line:
             raise self._disagree(f"entry {index} is out of place or was rewritten")
         self._tree.add(hash_leaf(line))
         return entry
@@ -241,9 +243,9 @@ class EvidenceLog:
             claims = self._key.public.verify(token, typ=HEAD_TYP)
             head = TreeHead(**claims, token=token)
         except (VerificationError, TypeError) as error:
-            raise self._disagree("the last head is not signed by this node's key") from error
+            raise self._disagree(f"head {self._tree.size} is not signed by this node's key") from error
         if (head.node, head.size, head.root) != (self.name, self._tree.size, self._tree.root().hex()):
-            raise self._disagree("the last head does not cover the entries")
+            raise self._disagree(f"head {self._tree.size} does not cover the entries before it")
         return head
 
     def _disagree(self, what: str) -> VerificationError:

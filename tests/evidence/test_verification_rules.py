@@ -1,0 +1,274 @@
+"""A bundle whose signatures are all genuine and whose story still breaks a rule: each is found at its entry."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vht_federate.errors import VerificationError
+from vht_federate.evidence.verify import verify_bundle
+from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.testing.rehearsal import REHEARSED_PLAN, Rehearsal
+
+PLAN = REHEARSED_PLAN.model_copy(update={"evaluation": None, "cohort": None})
+NAMES = ("hospital-1", "hospital-2")
+NODE = "hospital-1"
+
+
+def rehearsal(root: Path, **changes: Any) -> Rehearsal:
+    return Rehearsal(root, names=NAMES, plan=PLAN, **changes)
+
+
+def code_of(played: Rehearsal, folder: Path, needle: str = "") -> str:
+    with pytest.raises(VerificationError) as caught:
+        verify_bundle(played.bundle(folder), played.trust)
+    assert needle in caught.value.message, caught.value.message
+    return caught.value.code
+
+
+def prepared(root: Path, **changes: Any) -> Rehearsal:
+    """Negotiated, first round played."""
+    made = rehearsal(root, **changes)
+    made.status("start")
+    made.negotiate()
+    made.round("train", 1, NAMES)
+    return made
+
+
+def finish(made: Rehearsal) -> Rehearsal:
+    made.round("train", 2, NAMES)
+    made.release()
+    made.close()
+    made.status("end")
+    return made
+
+
+Step = Callable[[Rehearsal], Any]
+
+
+def _log(kind: str, **body: Any) -> Step:
+    return lambda made: made.log(NODE, kind, body)
+
+
+def _twice(made: Rehearsal) -> None:
+    made.begin(NODE, "train", 1)
+
+
+def _unbegun(made: Rehearsal) -> None:
+    made.release_round(NODE, "train", 2)
+
+
+def _after_revocation(made: Rehearsal) -> None:
+    made.log(NODE, "permit.revoked-seen", {"status_serial": 8})
+    made.begin(NODE, "train", 2)
+
+
+def _released_after_revocation(made: Rehearsal) -> None:
+    made.begin(NODE, "train", 2)
+    made.log(NODE, "permit.revoked-seen", {"status_serial": 8})
+    made.release_round(NODE, "train", 2)
+
+
+def _after_the_end(made: Rehearsal) -> None:
+    made.close([NODE])
+    made.begin(NODE, "train", 2)
+
+
+def _other_events(made: Rehearsal) -> None:
+    entry = made.begin(NODE, "train", 2).body
+    event = {**entry["events"][0], "noise_multiplier": 60.0}
+    made.log(NODE, "round.begun", {**entry, "job": "train", "round": 3, "events": [event]})
+
+
+def _unplanned(made: Rehearsal) -> None:
+    entry = made.begin(NODE, "train", 2).body
+    made.log(NODE, "round.begun", {**entry, "round": 3})
+
+
+def _wrong_total(made: Rehearsal) -> None:
+    made.begin(NODE, "train", 2)
+    body = {"job": "train", "round": 2, "output_sha256": "ab" * 32, "epsilon": {"train": 0.1, "test": 0.0}}
+    made.log(NODE, "round.released", body)
+
+
+def _older_status(made: Rehearsal) -> None:
+    made.begin(NODE, "train", 2, status_serial=6)
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "words"),
+    [
+        (_twice, "ORDER", "draws train 1 twice"),
+        (_unbegun, "ORDER", "no round.begun"),
+        (_after_revocation, "ORDER", "after the permit was seen revoked"),
+        (_released_after_revocation, "ORDER", "after the permit was seen revoked"),
+        (_after_the_end, "ORDER", "after the visit's end"),
+        (_log("visit.requested", study_id="x"), "ORDER", "stands twice"),
+        (_log("visit.approved", operator="o", digest="ab"), "ORDER", "comes too late"),
+        (_log("visit.rejected", reason="hush"), "ORDER", "hides what was spent"),
+        (_log("round.begun", job="train"), "ORDER", "lacks or garbles"),
+        (_log("coffee.made"), "ORDER", "unknown kind"),
+        (_log("enclave.started", component_digest="ab" * 32), "ORDER", "runs another component"),
+        (_log("cohort.built", columns=[], minimum_cohort_met=False), "ORDER", "fewer patients"),
+        (_other_events, "LEDGER", "draws other events"),
+        (_unplanned, "LEDGER", "draws other events"),
+        (_wrong_total, "LEDGER", "states another epsilon"),
+        (_older_status, "STATUS", "older status list"),
+    ],
+)
+def test_an_entry_that_breaks_the_order_is_named(step: Step, code: str, words: str, tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        step(made)
+        assert code_of(made, tmp_path / "bundle", words) == f"VHT-VERIFY-{code}"
+        assert code_of(made, tmp_path / "again", f"nodes/{NODE}.json entry ").startswith("VHT-VERIFY")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "words"),
+    [
+        ("round.begun", {}, "before its visit was requested"),
+        ("visit.closed", {}, "before its visit was requested"),
+    ],
+)
+def test_a_visit_begins_with_its_request(kind: str, body: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        made.logs[NODE].append(kind, body, permit_id=made.permit.permit_id, visit="visit-ghost")
+        assert code_of(made, tmp_path / "bundle", words) == "VHT-VERIFY-ORDER"
+
+
+def test_an_entry_of_this_permit_without_a_visit_is_refused_unless_it_refuses(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        made.logs[NODE].append("permit.checked", {"outcome": "refused"}, permit_id=made.permit.permit_id)
+        verify_bundle(finish(made).bundle(tmp_path / "good"), made.trust)
+        made.logs[NODE].append("permit.checked", {"outcome": "accepted"}, permit_id=made.permit.permit_id)
+        assert code_of(made, tmp_path / "bundle", "belongs to no visit") == "VHT-VERIFY-ORDER"
+
+
+def test_a_final_account_that_forgets_a_round_is_named(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        body = {"reason": "ended", "spent": [], "epsilon": {"train": 0.0, "test": 0.0}}
+        made.log(NODE, "visit.closed", body)
+        assert code_of(made, tmp_path / "bundle", "accounts for other events") == "VHT-VERIFY-LEDGER"
+
+
+def test_two_visits_together_must_stay_below_the_permits_ceiling(tmp_path: Path) -> None:
+    one = epsilon_by_population(PLAN.events(), PLAN.delta)["train"]
+    with prepared(tmp_path, permit_fields={"epsilon": one * 1.2}) as made:
+        finish(made)
+        verify_bundle(made.bundle(tmp_path / "good"), made.trust)
+        log = made.logs[NODE]
+        for entry in list(log.entries()):
+            if entry.visit == f"visit-{NODE}" and entry.kind != "release.acknowledged":
+                log.append(entry.kind, entry.body, permit_id=entry.permit_id, visit="visit-again")
+        assert code_of(made, tmp_path / "bundle", "the permit's ceiling") == "VHT-VERIFY-LEDGER"
+
+
+def test_a_plan_above_the_permits_ceiling_is_refused_before_any_log(tmp_path: Path) -> None:
+    with prepared(tmp_path, permit_fields={"epsilon": 0.1}) as made:
+        assert code_of(made, tmp_path / "bundle", "VHT-BUDGET-PERMIT") == "VHT-VERIFY-STUDY"
+
+
+def test_a_round_after_the_permits_end_is_named(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        made.clock.advance(timedelta(days=31).total_seconds())
+        finish(made)
+        assert code_of(made, tmp_path / "bundle", "has expired") == "VHT-VERIFY-STATUS"
+
+
+def test_a_run_that_ends_at_the_revocation_holds_and_says_so(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        made.revoked_at = made.clock.now + timedelta(seconds=1)
+        made.clock.advance(2)
+        for name in NAMES:
+            made.log(name, "permit.revoked-seen", {"code": "VHT-PERMIT-REVOKED"})
+            made.log(name, "round.refused", {"job": "train", "round": 2, "code": "VHT-PERMIT-REVOKED"})
+        made.close()
+        made.status("end")
+        made.run["state"] = "revoked"
+        held = verify_bundle(made.bundle(tmp_path / "bundle"), made.trust)
+    assert held.run.state == "revoked"
+    assert held.releases == {}
+    assert any("revoked" in line.what for line in held.trace)
+    assert held.epsilon[NODE]["train"] > 0
+
+
+def test_a_round_on_a_list_that_revokes_is_named(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        made.revoked_at = made.clock.now
+        made.status("end")
+        made.begin(NODE, "train", 2, status_serial=8)
+        assert code_of(made, tmp_path / "bundle", "which revokes the permit") == "VHT-VERIFY-STATUS"
+
+
+def test_a_round_long_after_the_revocation_is_named_whatever_list_it_claims(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        made.revoked_at = made.clock.now
+        made.status("end")
+        made.clock.advance(61)
+        made.begin(NODE, "train", 2)
+        assert code_of(made, tmp_path / "bundle", "after the permit was revoked") == "VHT-VERIFY-STATUS"
+
+
+def test_a_release_from_a_revoked_run_is_refused(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        finish(made)
+        made.run["state"] = "revoked"
+        assert code_of(made, tmp_path / "bundle", "ended as revoked") == "VHT-VERIFY-RELEASE"
+
+
+def test_a_run_that_lost_a_node_holds_with_a_note(tmp_path: Path) -> None:
+    names = ("hospital-1", "hospital-2", "hospital-3")
+    with Rehearsal(tmp_path, names=names, plan=PLAN) as made:
+        made.play(lost={"hospital-3": ("train", 2)})
+        with_log = verify_bundle(made.bundle(tmp_path / "with"), made.trust)
+        without = verify_bundle(made.bundle(tmp_path / "without", made.parts(without=["hospital-3"])), made.trust)
+    assert with_log.run.present() == ["hospital-1", "hospital-2"]
+    assert [note.split(":")[0] for note in with_log.notes] == ["hospital-3"]
+    assert "without its log" in without.notes[0]
+    assert with_log.epsilon["hospital-3"] == without.epsilon["hospital-3"]
+
+
+def test_a_completed_run_below_the_permits_minimum_of_nodes_is_refused(tmp_path: Path) -> None:
+    with rehearsal(tmp_path) as made:
+        made.play(lost={"hospital-2": ("train", 2)})
+        assert code_of(made, tmp_path / "bundle", "the permit asks for 2") == "VHT-VERIFY-RUN"
+
+
+def test_a_release_that_a_node_did_not_acknowledge_is_refused(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        made.round("train", 2, NAMES)
+        logged = made.log
+        made.log = lambda *args: None if args[:2] == (NODE, "release.acknowledged") else logged(*args)  # type: ignore
+        with pytest.raises(AttributeError):  # no entry, no receipt
+            made.release()
+        made.log = logged  # type: ignore[method-assign]
+        made.close()
+        made.status("end")
+        words = "does not acknowledge the release of release/cardio-risk"
+        assert code_of(made, tmp_path / "bundle", words) == "VHT-VERIFY-RELEASE"
+
+
+def test_a_kind_of_release_that_the_permit_does_not_allow_is_refused(tmp_path: Path) -> None:
+    with prepared(tmp_path, permit_fields={"release_types": ["cohort"]}) as made:
+        finish(made)
+        assert code_of(made, tmp_path / "bundle", "does not allow to be released") == "VHT-VERIFY-RELEASE"
+
+
+def test_a_node_that_does_not_close_its_visit_is_named(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        made.round("train", 2, NAMES)
+        made.release()
+        made.close(["hospital-2"])
+        made.status("end")
+        assert code_of(made, tmp_path / "bundle", f"nodes/{NODE}.json: does not close") == "VHT-VERIFY-RUN"
+
+
+def test_an_unknown_node_is_refused_even_with_a_perfect_log(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        finish(made)
+        nodes = {name: jwk for name, jwk in made.trust.nodes.items() if name != NODE}
+        trust = made.trust.model_copy(update={"nodes": nodes})
+        with pytest.raises(VerificationError, match=f"nodes/{NODE}.json"):
+            verify_bundle(made.bundle(tmp_path / "bundle"), trust)
