@@ -1,0 +1,135 @@
+"""What a publication has to pass: plain archive, no rows, evidence that verifies, a cohort that fits its codebook."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vht_federate.central.archive import Limits, pack, unpack
+from vht_federate.central.cohort_rows import look_at_cohort
+from vht_federate.central.rows import look_for_rows
+from vht_federate.central.store import Catalogue, NewRelease, Publication
+from vht_federate.errors import InputError, PublicationError, VerificationError
+from vht_federate.evidence.canonical import sha256_hex
+from vht_federate.evidence.trust import TrustFile
+from vht_federate.evidence.verify import Verification, verify_bundle
+from vht_federate.packaging.codebook import Codebook
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """Takes archives into a catalogue, one at a time. ``trust`` is a file, read for every publication."""
+
+    def __init__(self, catalogue: Catalogue, trust: Path, clock: Callable[[], datetime], limits: Limits) -> None:
+        self._catalogue = catalogue
+        self._trust = trust
+        self._clock = clock
+        self._limits = limits
+
+    def admit(self, archive: BinaryIO) -> tuple[Publication, bool]:
+        """The publication, and whether it is new: the same bundle again changes nothing.
+
+        Raises PublicationError VHT-PUBLICATION-*; then nothing of the archive is kept.
+        """
+        work = Path(tempfile.mkdtemp(dir=self._catalogue.incoming))
+        try:
+            bundle = work / "bundle"
+            unpack(archive, bundle, self._limits)
+            look_for_rows(bundle)
+            known = self._known(bundle)
+            if known is not None:
+                return known, False
+            verified = self._verified(bundle)
+            if not verified.releases:
+                raise PublicationError(
+                    f"the run ended as {verified.run.state} and released nothing",
+                    code="VHT-PUBLICATION-EMPTY",
+                    hint="only completed runs are published",
+                )
+            if "cohort" in verified.releases:
+                _check_cohort(bundle / "cohort", verified)
+            with (work / "bundle.tar.gz").open("wb") as file:
+                pack(bundle, file)
+            new = self._publication(verified)
+            return self._catalogue.add(work, new, _releases(bundle, verified)), True
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _known(self, bundle: Path) -> Publication | None:
+        """A publication with the very same bytes: every file as the one that was verified."""
+        manifest = bundle / "manifest.json"
+        known = self._catalogue.find(sha256_hex(manifest.read_bytes())) if manifest.is_file() else None
+        if known is None:
+            return None
+        kept = self._catalogue.folder(known.id) / "bundle"
+        return known if _digests(bundle) == _digests(kept) else None
+
+    def _verified(self, bundle: Path) -> Verification:
+        try:
+            return verify_bundle(bundle, TrustFile.read(self._trust))
+        except VerificationError as error:
+            raise PublicationError(
+                f"the evidence does not hold: {error.message} ({error.code})",
+                code="VHT-PUBLICATION-EVIDENCE",
+                hint=error.hint,
+            ) from error
+
+    def _publication(self, verified: Verification) -> Publication:
+        return Publication(
+            id=verified.sha256[:16],
+            sha256=verified.sha256,
+            received_at=self._clock().isoformat(),
+            study_id=verified.study.study_id,
+            study_title=verified.study.title,
+            permit_id=verified.permit.permit_id,
+            evidence={**verified.as_dict(), "permit": verified.permit.claims()},
+            releases={},
+        )
+
+
+def _check_cohort(folder: Path, verified: Verification) -> None:
+    """The cohort's codebook is the one in the signed study, which every node checked; its rows fit it."""
+    try:
+        codebook = json.loads((folder / "codebook.json").read_bytes())
+        rows = int(json.loads((folder / "manifest.json").read_bytes())["rows"])
+        book = Codebook.read(codebook)
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        raise PublicationError(
+            "cohort/ is not described by a codebook and a number of rows", code="VHT-PUBLICATION-COLUMNS"
+        ) from error
+    if codebook != verified.study.codebook:
+        raise PublicationError(
+            "cohort/codebook.json is not the codebook of the signed study", code="VHT-PUBLICATION-COLUMNS"
+        )
+    look_at_cohort(folder, book, rows)
+
+
+def _releases(bundle: Path, verified: Verification) -> list[NewRelease]:
+    found = []
+    for kind, sha256 in verified.releases.items():
+        folder = "cohort" if kind == "cohort" else f"release/{verified.study.component.name}"
+        facts = _facts(bundle / folder, kind)
+        about = facts["component"]
+        stem = f"{about['name']}-{about['version']}" if kind == "component" else f"{about['profile']}-cohort"
+        found.append(NewRelease(f"{stem}-{sha256[:8]}", kind, folder, sha256, facts))
+    return found
+
+
+def _facts(folder: Path, kind: str) -> dict[str, Any]:
+    """What lists and pages need of a release's manifest, with a component's title and description."""
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+    facts = {name: value for name, value in manifest.items() if name not in ("files", "tables_sha256")}
+    facts["bytes"] = sum(file["bytes"] for file in manifest["files"].values())
+    if kind == "component":
+        described = json.loads((folder / "component.json").read_bytes())
+        facts |= {name: described[name] for name in ("title", "description", "profile_title")}
+    return facts
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_hex(path.read_bytes()) for path in files}
