@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vht_federate.errors import VhtError
@@ -43,12 +44,12 @@ def progress(message: str) -> None:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    """A Rich table of ``rows`` (any values; None shows as a dash)."""
+    """A Rich table of ``rows`` (any values, shown as they are; None shows as a dash)."""
     made = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*("-" if value is None else str(value) for value in row))
+        made.add_row(*("-" if value is None else escape(str(value)) for value in row))
     return made
 
 
@@ -66,7 +67,7 @@ def fail(name: str, error: VhtError) -> None:
     if json_mode():
         print(json.dumps({"schema_version": SCHEMA_VERSION, "command": name, "ok": False, "error": error.envelope()}))
     else:
-        _progress.print(f"[bold red]{error.code}[/] {error.message}", highlight=False)
+        _progress.print(f"[bold red]{error.code}[/] {escape(error.message)}", highlight=False)
         if error.hint:
             _progress.print(f"  hint: {error.hint}", highlight=False, markup=False)
     sys.stdout.flush()

@@ -84,6 +84,22 @@ class SigningTrust:
         played.trust.model_copy(update={"nodes": nodes}).write(self.path)
 
 
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(trust: Path, tmp_path: Path) -> None:
+    with Rehearsal(tmp_path / "odd", names=("hospital-1", "hospital-2", "hospital-3")) as odd:
+        odd.status("start")
+        odd.negotiate()
+        for name in odd.names:
+            odd.log(name, "round.refused", {"job": "[/]", "round": 1, "code": "[red]VHT-X[/]"})
+        odd.run |= {"state": "failed"}
+        odd.run["nodes"]["hospital-3"]["lost"] = "[/] gone"
+        bundle = odd.bundle(tmp_path / "bundle")
+        odd.trust.write(tmp_path / "odd.json")
+    code, output = run("audit", "verify", str(bundle), "--trust", str(tmp_path / "odd.json"))
+    assert code == 0, output
+    assert "[red]VHT-X[/]" in "".join(output.split())
+    assert "[/] gone" in output
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"issuer": {}, "coordinator": {}, "nodes": {"a": {}}}', "[1]"])
 def test_a_file_that_is_no_trust_file_is_an_input_error(text: str, played: Rehearsal, tmp_path: Path) -> None:
     path = tmp_path / "trust.json"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from vht_federate import output
 from vht_federate.errors import InputError
@@ -30,7 +31,7 @@ def verify(bundle: Bundle, trust: Trust) -> None:
     checks = output.table("Verified", ["file", "what holds"], [(check.where, check.what) for check in held.checks])
     rows = [(f"{line.time:%Y-%m-%d %H:%M:%S}", line.who, line.what, line.where) for line in held.trace]
     trace = output.table("Trace of the permit", ["time (UTC)", "who", "what", "where"], rows)
-    notes = [f"note: {note}" for note in held.notes]
+    notes = [escape(f"note: {note}") for note in held.notes]
     epsilon, delta = held.as_dict()["epsilon"], held.study.plan.delta
     verdict = (
         f"The evidence holds: study {held.study.study_id} under permit {held.permit.permit_id} ended as "
