@@ -30,6 +30,7 @@ SUMMARIES = {
     "pki": "Make a certificate authority and TLS certificates.",
     "platform": "Run the central platform.",
     "study": "Plan, run and publish a study.",
+    "view": "Check, run and explain SQL on FHIR v2 views.",
 }
 
 

@@ -1,0 +1,100 @@
+"""FHIR R4's element definitions, as views see them: which elements a type has, of which type, one or many.
+
+Read once from ``fhir_r4.json`` (written by ``derive.py``); nothing here imports the FHIR models.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["EMPTY", "Choice", "Element", "element", "is_primitive", "is_resource", "is_type", "kind"]
+
+EMPTY = "empty"
+"""The type of what is always the empty collection."""
+
+_KINDS = {
+    "boolean": "boolean",
+    "integer": "integer",
+    "integer64": "integer",
+    "positiveInt": "integer",
+    "unsignedInt": "integer",
+    "decimal": "decimal",
+    "date": "date",
+    "dateTime": "date",
+    "instant": "date",
+    "time": "time",
+    **dict.fromkeys(
+        ("base64Binary", "canonical", "code", "id", "markdown", "oid", "string", "uri", "url", "uuid", "xhtml"),
+        "string",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Element:
+    """One JSON property of a type. ``targets`` are the types a reference may point at; none means any."""
+
+    name: str
+    type: str
+    many: bool
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``value[x]``: at most one of ``options`` is present, each under its own JSON property."""
+
+    name: str
+    options: Mapping[str, Element]
+
+
+def kind(type_name: str) -> str:
+    """What a value of this type computes as: boolean, integer, decimal, date, time, string; ``complex``; ``empty``."""
+    return EMPTY if type_name == EMPTY else _KINDS.get(type_name, "complex")
+
+
+def is_primitive(type_name: str) -> bool:
+    return type_name in _KINDS
+
+
+@functools.cache
+def _definitions() -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "fhir_r4.json").read_text())
+    return found
+
+
+def is_type(type_name: str) -> bool:
+    return is_primitive(type_name) or type_name in _definitions()
+
+
+def is_resource(type_name: str) -> bool:
+    """True of the types that stand alone in NDJSON."""
+    line = type_name
+    while line and line != "Resource":
+        line = _definitions().get(line, {}).get("", "")
+    return line == "Resource" and type_name not in {"Resource", "DomainResource"}
+
+
+@functools.cache
+def element(type_name: str, name: str) -> Element | Choice | None:
+    """The element ``name`` of a complex type or resource, own or inherited; None where there is none."""
+    definition = _definitions().get(type_name)
+    if definition is None or not name:
+        return None
+    if name == "resourceType" and is_resource(type_name):
+        return Element(name, "code", False)
+    if f"{name}[x]" in definition:
+        return _choice(name, definition[f"{name}[x]"])
+    if name not in definition:
+        return element(definition[""], name)
+    notation = definition[name]
+    many = notation.endswith("*")
+    base, _, targets = notation.rstrip("*").partition("<")
+    return Element(name, base, many, tuple(targets.rstrip(">").split("|")) if targets else ())
+
+
+def _choice(name: str, notation: str) -> Choice:
+    options = {one: Element(name + one[0].upper() + one[1:], one, False) for one in notation.split("|")}
+    return Choice(name, options)

@@ -1,0 +1,134 @@
+"""Runs compiled views on a DuckDB that can read the named files and nothing else.
+
+The lock is set in the one order that holds: ``allowed_paths``, then ``enable_external_access = false``, then
+``lock_configuration = true``; from then on no file, no network, no extension, no setting is within a query's reach.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+
+from connector.views.sql.plan import LINE_FAULT, Plan, compile_view
+from connector.views.sql.schema import text_literal
+from vht_federate.errors import InputError, ViewError
+
+__all__ = ["DEFAULT_MEMORY", "explain", "locked", "query_error", "run", "run_plan", "spooled"]
+
+DEFAULT_MEMORY = "2GB"
+
+
+@contextmanager
+def locked(
+    files: Sequence[str], *, threads: int = 1, memory: str = DEFAULT_MEMORY
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An in-memory DuckDB that can open ``files`` alone."""
+    config = {
+        "threads": threads,
+        "memory_limit": memory,
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "temp_directory": "",
+    }
+    connection = duckdb.connect(":memory:", config=config)
+    try:
+        connection.execute(f"SET allowed_paths = [{', '.join(text_literal(name) for name in files)}]")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def spooled(lines: Iterable[bytes]) -> Iterator[str]:
+    """The path of a file with these lines: in memory where the system has such files, else private and removed."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("vht-view")
+        with os.fdopen(descriptor, "wb") as file:
+            _write(file, lines)
+            yield f"/proc/self/fd/{descriptor}"
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "resources.ndjson"
+            with path.open("wb") as file:
+                _write(file, lines)
+            yield str(path)
+
+
+def _write(file: Any, lines: Iterable[bytes]) -> None:
+    for line in lines:
+        file.write(line)
+        file.write(b"\n")
+    file.flush()
+
+
+def query_error(error: duckdb.Error) -> ViewError | InputError:
+    """What DuckDB raised, without its message: that may quote a value of a patient."""
+    text = str(error)
+    for code in ("VHT-VIEW-NOT-SINGLE", "VHT-VIEW-DEPTH"):
+        if code in text:
+            place = text.split(code, 1)[1].split("\n")[0].strip()
+            message = "more than one value" if code.endswith("SINGLE") else "the walk goes too deep"
+            hint = 'take first(), or set "collection": true' if code.endswith("SINGLE") else ""
+            return ViewError(f"{place}: {message}", code=code, hint=hint)
+    if LINE_FAULT in text or isinstance(error, duckdb.InvalidInputException | duckdb.ConversionException):
+        return InputError("a line is no FHIR resource as the view reads it", code=LINE_FAULT)
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return InputError("the view needs more memory than it is allowed", code="VHT-INPUT-MEMORY")
+    if isinstance(error, duckdb.IOException):
+        return InputError("a file cannot be read to its end", code="VHT-INPUT-FILE")
+    if isinstance(error, duckdb.OutOfRangeException):
+        return ViewError("a number leaves its range", code="VHT-VIEW-RANGE")
+    return ViewError("the view does not run", code="VHT-VIEW-QUERY")
+
+
+def run_plan(plan: Plan, connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows keyed by column name, in the order of the resources."""
+    names = [column.name for column in plan.columns]
+    parsed = [position for position, column in enumerate(plan.columns) if column.json]
+    try:
+        for macro in plan.macros:
+            connection.execute(macro)
+        cursor = connection.execute(plan.query(files))
+        while rows := cursor.fetchmany(4096):
+            for row in rows:
+                values = list(row)
+                for position in parsed:
+                    values[position] = _parsed(values[position])
+                yield dict(zip(names, values, strict=True))
+    except duckdb.Error as error:
+        raise query_error(error) from None
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [orjson.loads(one) for one in value]
+    return None if value is None else orjson.loads(value)
+
+
+def run(view: Mapping[str, Any], resources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of ``view`` over ``resources`` (of any types: those of the view's type count).
+
+    Raises: ViewError for the view, InputError VHT-INPUT-FHIR-LINE for a resource that does not fit FHIR.
+    """
+    plan = compile_view(view)
+    lines = []
+    for resource in resources:
+        if not isinstance(resource, Mapping) or not isinstance(resource.get("resourceType"), str):
+            raise InputError("a resource is an object with a resourceType", code=LINE_FAULT)
+        if resource["resourceType"] == plan.resource:
+            lines.append(orjson.dumps(resource))
+    with spooled(lines) as path, locked([path]) as connection:
+        return list(run_plan(plan, connection, [path]))
+
+
+def explain(view: Mapping[str, Any], files: Sequence[str] | None = None) -> str:
+    """The SQL that runs for ``view``, over ``files`` or a file named after its resource type."""
+    plan = compile_view(view)
+    return plan.script(files if files is not None else [f"{plan.resource}.ndjson"])

@@ -1,0 +1,85 @@
+"""SQL macros for what takes more than one expression: partial dates, boundaries, reference keys.
+
+Times: FHIRPath 2.0 (N1) compares partial dates component by component and answers empty where precision runs out.
+That is the same as comparing the intervals that the texts denote: disjoint intervals decide, equal intervals are
+equal, overlapping ones are unknown. Seconds and their fractions count as one precision. A text without an offset is
+taken as UTC for comparison; ``lowBoundary`` and ``highBoundary`` take +14:00 and -12:00 as the specification says.
+"""
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["prelude"]
+
+_OFFSET = r"(Z|[+-]\d\d:\d\d)$"
+
+_MACROS = {
+    "vht_low_date": "(t) AS CASE length(t) WHEN 4 THEN t || '-01-01' WHEN 7 THEN t || '-01' ELSE t END",
+    "vht_high_date": (
+        "(t) AS CASE length(t) WHEN 4 THEN t || '-12-31' "
+        "WHEN 7 THEN CAST(last_day(CAST(t || '-01' AS DATE)) AS VARCHAR) ELSE t END"
+    ),
+    "vht_point": (
+        f"(t) AS epoch_us(CAST(CASE WHEN regexp_matches(t, '{_OFFSET}') THEN t ELSE t || 'Z' END AS TIMESTAMPTZ))"
+    ),
+    "vht_start": "(t) AS CASE WHEN length(t) <= 10 THEN vht_point(vht_low_date(t) || 'T00:00:00Z') "
+    "ELSE vht_point(t) END",
+    "vht_stop": "(t) AS CASE WHEN length(t) <= 10 THEN vht_point(vht_high_date(t) || 'T23:59:59.999999Z') "
+    "ELSE vht_point(t) END",
+    "vht_date_equal": (
+        "(a, b) AS CASE WHEN vht_stop(a) < vht_start(b) OR vht_start(a) > vht_stop(b) THEN false "
+        "WHEN vht_start(a) = vht_start(b) AND vht_stop(a) = vht_stop(b) THEN true END"
+    ),
+    "vht_date_before": (
+        "(a, b) AS CASE WHEN vht_stop(a) < vht_start(b) THEN true WHEN vht_start(a) > vht_stop(b) "
+        "OR vht_start(a) = vht_start(b) AND vht_stop(a) = vht_stop(b) THEN false END"
+    ),
+    "vht_date_not_after": (
+        "(a, b) AS CASE WHEN vht_stop(a) < vht_start(b) "
+        "OR vht_start(a) = vht_start(b) AND vht_stop(a) = vht_stop(b) THEN true "
+        "WHEN vht_start(a) > vht_stop(b) THEN false END"
+    ),
+    "vht_fraction": (
+        r"(t, fill) AS rpad(regexp_extract(t, '\.(\d+)', 1), "
+        r"CAST(greatest(3, length(regexp_extract(t, '\.(\d+)', 1))) AS INTEGER), fill)"
+    ),
+    "vht_offset": f"(t, fallback) AS coalesce(nullif(regexp_extract(t, '{_OFFSET}'), ''), fallback)",
+    "vht_low_stamp": (
+        "(t) AS CASE WHEN length(t) <= 10 THEN vht_low_date(t) || 'T00:00:00.000+14:00' "
+        "ELSE substr(t, 1, 19) || '.' || vht_fraction(t, '0') || vht_offset(t, '+14:00') END"
+    ),
+    "vht_high_stamp": (
+        "(t) AS CASE WHEN length(t) <= 10 THEN vht_high_date(t) || 'T23:59:59.999-12:00' "
+        "ELSE substr(t, 1, 19) || '.' || vht_fraction(t, '9') || vht_offset(t, '-12:00') END"
+    ),
+    "vht_low_time": "(t) AS substr(t, 1, 8) || '.' || vht_fraction(t, '0')",
+    "vht_high_time": "(t) AS substr(t, 1, 8) || '.' || vht_fraction(t, '9')",
+    "vht_places": (
+        r"(x) AS CAST(length(regexp_extract(x, '\.(\d+)', 1)) "
+        r"- coalesce(TRY_CAST(regexp_extract(x, '[eE]\+?(-?\d+)', 1) AS INTEGER), 0) AS INTEGER)"
+    ),
+    "vht_low_decimal": "(x) AS round(CAST(x AS DOUBLE) - 0.5 * pow(10, -vht_places(x)), vht_places(x) + 1)",
+    "vht_high_decimal": "(x) AS round(CAST(x AS DOUBLE) + 0.5 * pow(10, -vht_places(x)), vht_places(x) + 1)",
+    "vht_reference_key": (
+        r"(r, type) AS nullif(regexp_extract(r, '(?:^|/)' || type || "
+        r"'/([A-Za-z0-9.-]{1,64})(?:/_history/[A-Za-z0-9.-]{1,64})?$', 1), '')"
+    ),
+    "vht_urn_key": "(r) AS CASE WHEN starts_with(r, 'urn:uuid:') THEN substr(r, 10) END",
+}
+_USE = re.compile(r"\bvht_[a-z_]+")
+
+
+def prelude(sqls: Iterable[str]) -> tuple[str, ...]:
+    """The CREATE statements of every macro that ``sqls`` use, those that others build on first."""
+    wanted: dict[str, None] = {}
+
+    def want(name: str) -> None:
+        for inner in _USE.findall(_MACROS[name]):
+            want(inner)
+        wanted[name] = None
+
+    for sql in sqls:
+        for name in _USE.findall(sql):
+            if name in _MACROS:
+                want(name)
+    return tuple(f"CREATE TEMP MACRO {name}{_MACROS[name]};" for name in wanted)

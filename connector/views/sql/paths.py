@@ -1,0 +1,157 @@
+"""FHIRPath to SQL: names resolve against FHIR's definitions, and each name read grows the read schema."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from connector.views.sql import functions, operators
+from connector.views.sql.definition import Constant
+from connector.views.sql.elements import EMPTY, Choice, element
+from connector.views.sql.faults import Place, view_error
+from connector.views.sql.grammar import Binary, Call, Index, Literal, Member, Name, Negative, Node, This, parse
+from connector.views.sql.schema import text_literal
+from connector.views.sql.values import NOTHING, Choosing, Value, as_list, member, plain, single
+
+__all__ = ["PathCompiler", "literal"]
+
+_LOGIC = {"and", "or", "xor", "implies"}
+_MAX_INTEGER = 2**63 - 1
+
+
+def literal(text: str, type_name: str, place: Place, at: int | None = None) -> Value:
+    """A literal or constant as a value. Raises: VHT-VIEW-LIMIT for an integer beyond 64 bits."""
+    kind = Value("", type_name).kind
+    if kind == "boolean":
+        return Value(text, type_name)
+    if kind == "integer":
+        if abs(int(text)) > _MAX_INTEGER:
+            raise view_error("LIMIT", place, "an integer has at most 64 bits", at=at)
+        return Value(f"CAST({text} AS BIGINT)", type_name)
+    if kind == "decimal":
+        return Value(f"CAST({text_literal(text)} AS DOUBLE)", type_name)
+    return Value(text_literal(text), type_name)
+
+
+@dataclass
+class PathCompiler:
+    """Compiles the paths of one view. ``lenient`` (in ``repeat``, whose paths apply to several types): a name that a
+    type does not have is empty there instead of an error."""
+
+    constants: Mapping[str, Constant]
+    place: Place = field(default_factory=Place)
+    row_index: str = "0"
+    row_index_used: bool = False
+    lenient: bool = False
+    _names: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def fresh(self) -> str:
+        return f"_x{next(self._names)}_"
+
+    def path(self, text: str, focus: Value, place: Place, row_index: str, *, lenient: bool = False) -> Value:
+        """Compile ``text`` with ``focus`` as ``$this``. ``row_index_used`` says afterwards whether it asked for it."""
+        self.place, self.row_index, self.lenient, self.row_index_used = place, row_index, lenient, False
+        return self.value(parse(text, place), focus)
+
+    def value(self, node: Node, focus: Value) -> Value:
+        made = self.any(node, focus)
+        if isinstance(made, Choosing):
+            raise view_error(
+                "CHOICE", self.place, f"{made.choice.name} can be of several types", at=node.at,
+                hint=f"write {made.choice.name}.ofType(…) with one of: {', '.join(made.choice.options)}",
+            )  # fmt: skip
+        return made
+
+    def any(self, node: Node, focus: Value) -> Value | Choosing:
+        """As ``value``, but a choice element may still be open."""
+        match node:
+            case Literal():
+                return literal(node.text, node.type, self.place, node.at)
+            case Name():
+                return self._constant(node)
+            case This():
+                return focus
+            case Member():
+                return self._member(node, focus)
+            case Call():
+                return functions.call(self, node, focus)
+            case Index():
+                return self._index(node, focus)
+            case Negative():
+                return operators.negate(self.value(node.operand, focus), self.fresh(), self.place, node.at)
+            case Binary():
+                return self._binary(node, focus)
+
+    def condition(self, node: Node, focus: Value) -> str:
+        return operators.boolean(self.value(node, focus), self.fresh(), self.place, node.at)
+
+    def single(self, value: Value, at: int) -> Value:
+        return single(value, self.fresh(), self.place, at)
+
+    def listed(self, value: Value) -> str:
+        return as_list(value, self.fresh())
+
+    def step(self, source: Value, name: str, at: int) -> Value | Choosing:
+        """``source.name`` by FHIR's definitions."""
+        if source.type == EMPTY:
+            return NOTHING
+        found = element(source.type, name)
+        if found is None and self.lenient and not source.root and source.kind != "complex":
+            return NOTHING
+        if found is None or source.node is None:
+            if self.lenient and found is None:
+                return NOTHING
+            raise view_error("ELEMENT", self.place, f"{source.type} has no element '{name[:40]}'", at=at)
+        if isinstance(found, Choice):
+            return Choosing(source, found)
+        return member(source, found, self.fresh())
+
+    def _constant(self, node: Name) -> Value:
+        if node.name == "rowIndex":
+            self.row_index_used = True
+            return Value(self.row_index, "integer")
+        constant = self.constants.get(node.name)
+        if constant is None:
+            raise view_error("CONSTANT", self.place, f"no constant is named '{node.name[:40]}'", at=node.at)
+        return literal(constant.text, constant.type, self.place, node.at)
+
+    def _member(self, node: Member, focus: Value) -> Value | Choosing:
+        if node.source is None:
+            if node.name == focus.type and focus.root:
+                return focus
+            return self.step(focus, node.name, node.at)
+        return self.step(self.value(node.source, focus), node.name, node.at)
+
+    def _index(self, node: Index, focus: Value) -> Value:
+        source = self.value(node.source, focus)
+        index = self.single(self.value(node.index, focus), node.at)
+        if index.kind != "integer":
+            raise view_error("TYPE", self.place, "an index is an integer", at=node.at)
+        if source.type == EMPTY:
+            return NOTHING
+        if not source.many:
+            if source.root:
+                raise view_error("TYPE", self.place, "the resource is not a list", at=node.at)
+            return replace(source, sql=f"CASE WHEN {index.sql} = 0 THEN {source.sql} END")
+        return source.one(f"CASE WHEN {index.sql} >= 0 THEN ({self.listed(source)})[{index.sql} + 1] END")
+
+    def _binary(self, node: Binary, focus: Value) -> Value:
+        if node.operator in {"and", "or"}:
+            return operators.conjunction(node.operator, self._chain(node, focus))
+        if node.operator in _LOGIC:
+            return operators.conjunction(
+                node.operator, [self.condition(node.left, focus), self.condition(node.right, focus)]
+            )
+        left, right = self.value(node.left, focus), self.value(node.right, focus)
+        return operators.apply(node.operator, left, right, self.fresh, self.place, node.at)
+
+    def _chain(self, node: Binary, focus: Value) -> list[str]:
+        """The conditions of ``a or b or c``, without nesting: a code list may be long."""
+        conditions: list[str] = []
+        rest: Node = node
+        while isinstance(rest, Binary) and rest.operator == node.operator:
+            conditions.append(self.condition(rest.right, focus))
+            rest = rest.left
+        return [self.condition(rest, focus), *reversed(conditions)]
+
+    def column(self, value: Value) -> str:
+        return plain(value)

@@ -1,0 +1,87 @@
+"""``repeat``: everything that its paths reach, over and over, as one list in depth-first order.
+
+The elements are kept as JSON, whose type is the same at every depth; a recursive query correlated to the row walks
+them. A path must name an element first, so each step goes deeper into a finite document and the walk ends.
+"""
+
+from collections.abc import Callable
+
+from connector.views.sql.definition import Iteration
+from connector.views.sql.elements import EMPTY
+from connector.views.sql.faults import Place, view_error
+from connector.views.sql.grammar import Call, Index, Member, Node, parse
+from connector.views.sql.paths import PathCompiler
+from connector.views.sql.schema import ReadNode, text_literal
+from connector.views.sql.values import NOTHING, Value, as_list, fail_sql
+
+__all__ = ["MAX_DEPTH", "repeat_list"]
+
+MAX_DEPTH = 100
+TOO_DEEP = "VHT-VIEW-DEPTH"
+
+
+def repeat_list(
+    compiler: PathCompiler, iteration: Iteration, focus: Value, row_index: str, nodes: dict[str, ReadNode]
+) -> tuple[Value, str]:
+    """An item of the walk (its node holds what columns read of it) and the SQL of the list of all items as JSON.
+
+    ``nodes`` keeps the items' node from one compilation to the next. Raises: ViewError VHT-VIEW-REPEAT for a path
+    that does not go deeper or paths that end in different types.
+    """
+
+    def steps(start: Value) -> list[Value]:
+        found = []
+        for text, place in paths:
+            _goes_deeper(parse(text, place), place)
+            value = compiler.path(text, start, place, row_index, lenient=True)
+            if value.type != EMPTY:
+                if value.node is None or value.kind != "complex":
+                    raise view_error("REPEAT", place, f"repeat walks elements, not a {value.type}")
+                value.node.whole = True
+                found.append(value)
+        return found
+
+    paths = [(text, iteration.place.item(index)) for index, text in enumerate(iteration.paths)]
+    starts = steps(focus)
+    if not starts:
+        return NOTHING, "CAST([] AS JSON[])"
+    node = nodes.setdefault(str(iteration.place), ReadNode(starts[0].type))
+    walk = "_w" + compiler.fresh()
+    inner = steps(Value(f"{walk}.item", node.type, node=node))
+    if {value.type for value in [*starts, *inner]} != {node.type}:
+        raise view_error("REPEAT", iteration.place, "the paths of a repeat end in one type")
+    return Value("", node.type, True, node=node), _walk(walk, node, starts, inner, iteration.place, compiler.fresh)
+
+
+def _walk(
+    walk: str, node: ReadNode, starts: list[Value], inner: list[Value], place: Place, fresh: Callable[[], str]
+) -> str:
+    first, deeper, position = _concat(starts, fresh), _concat(inner, fresh), fresh()
+    trails = f"list_transform(range(len({first})), lambda {position}: [{position}])"
+    further = f"list_transform(range(len(inside)), lambda {position}: list_append(trail, {position}))"
+    too_deep = f"len(trail) >= {MAX_DEPTH} AND len({deeper}) > 0"
+    inside = f"CASE WHEN {too_deep} THEN {fail_sql(TOO_DEEP, place, 0)} ELSE {deeper} END AS inside"
+    opened = f"SELECT from_json(node, {text_literal(node.structure())}) AS item, trail FROM {walk}"  # noqa: S608
+    return (
+        f"(WITH RECURSIVE {walk}(node, trail) AS (SELECT UNNEST({first}), UNNEST({trails}) UNION ALL "  # noqa: S608
+        f"SELECT UNNEST(inside), UNNEST({further}) FROM (SELECT {inside}, trail FROM ({opened}) AS {walk})) "
+        f"SELECT coalesce(list(node ORDER BY trail), []) FROM {walk})"
+    )
+
+
+def _concat(values: list[Value], fresh: Callable[[], str]) -> str:
+    if not values:
+        return "CAST([] AS JSON[])"
+    lists = [f"coalesce({as_list(value, fresh())}, [])" for value in values]
+    return lists[0] if len(lists) == 1 else f"list_concat({', '.join(lists)})"
+
+
+def _goes_deeper(node: Node, place: Place) -> None:
+    """Refuse ``$this``, ``where(…)`` alone and the like: the first step names an element."""
+    while isinstance(node, Member | Call | Index):
+        source = node.source
+        if source is None:
+            break
+        node = source
+    if not isinstance(node, Member) and not (isinstance(node, Call) and node.name == "extension"):
+        raise view_error("REPEAT", place, "a path of a repeat starts with the name of an element")
