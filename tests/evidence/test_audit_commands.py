@@ -68,6 +68,27 @@ def test_people_read_a_table_of_checks_and_the_trace(played: Rehearsal, trust: P
         assert words in " ".join(output.split()), words
 
 
+def test_the_report_is_one_page_that_shows_the_verdict_the_trace_and_the_keys(
+    played: Rehearsal, trust: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report.html"
+    vht("audit", "report", str(played.root / "bundle"), "--trust", str(trust), "--out", str(out))
+    page = out.read_text()
+    for words in (
+        "The evidence holds", played.permit.permit_id, "nodes/hospital-2.json entry", "Signature",
+        played.coordinator.public.kid, "acknowledges the cohort",
+    ):  # fmt: skip
+        assert words in page, words
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_no_report_is_written_where_the_evidence_fails(played: Rehearsal, tmp_path: Path) -> None:
+    other, out = SigningTrust(played, tmp_path).path, tmp_path / "report.html"
+    vht("audit", "report", str(played.root / "bundle"), "--trust", str(other), "--out", str(out), code=4)
+    assert not out.exists()
+
+
 def test_a_broken_bundle_leaves_with_four_and_names_the_file(played: Rehearsal, trust: Path, tmp_path: Path) -> None:
     other = SigningTrust(played, tmp_path).path
     error = vht("audit", "verify", str(played.root / "bundle"), "--trust", str(other), code=4)

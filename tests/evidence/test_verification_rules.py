@@ -256,6 +256,23 @@ def test_a_kind_of_release_that_the_permit_does_not_allow_is_refused(tmp_path: P
         assert code_of(made, tmp_path / "bundle", "does not allow to be released") == "VHT-VERIFY-RELEASE"
 
 
+def test_opt_outs_of_another_day_are_named(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        about = {"minimum_cohort_met": True, "opt_outs_as_of": made.permit.issued_at.isoformat(), "columns": ["age"]}
+        made.log(NODE, "cohort.built", about)
+        verify_bundle(finish(made).bundle(tmp_path / "good"), made.trust)
+    with prepared(tmp_path / "late") as made:
+        late = made.permit.issued_at + timedelta(days=1)
+        made.log(NODE, "cohort.built", {**about, "opt_outs_as_of": late.isoformat()})
+        assert code_of(made, tmp_path / "bundle", "Article 71") == "VHT-VERIFY-RUN"
+
+
+def test_columns_beyond_the_study_are_named(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        made.log(NODE, "cohort.built", {"minimum_cohort_met": True, "columns": ["age", "genome"]})
+        assert code_of(made, tmp_path / "bundle", "genome") == "VHT-VERIFY-RUN"
+
+
 def test_a_node_that_does_not_close_its_visit_is_named(tmp_path: Path) -> None:
     with prepared(tmp_path) as made:
         made.round("train", 2, NAMES)

@@ -1,6 +1,7 @@
-"""``vht audit``: verify evidence offline, build trust files, show what a bundle claims."""
+"""``vht audit``: verify evidence offline, report it, build trust files, show what a bundle claims."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,21 @@ def verify(bundle: Bundle, trust: Trust) -> None:
         f"{held.run.state}; at most epsilon {epsilon:.4f} at delta {delta:g} per patient at any node."
     )
     output.emit("audit verify", held.as_dict(), trace, checks, *notes, verdict)
+
+
+@app.command("report")
+@output.command("audit report")
+def report(
+    bundle: Bundle, trust: Trust, out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html")
+) -> None:
+    """Verify, then write a page that an auditor can print and sign. Nothing is written where anything fails."""
+    from vht_federate.evidence.report import report_html
+    from vht_federate.evidence.verify import verify_bundle
+
+    keys = TrustFile.read(trust)
+    held = verify_bundle(bundle, keys)
+    out.write_text(report_html(held, keys, verified_at=datetime.now(UTC)), encoding="utf-8")
+    output.emit("audit report", {"report": str(out), "sha256": held.sha256}, f"report: {out}")
 
 
 @app.command("trust")

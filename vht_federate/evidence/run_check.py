@@ -116,6 +116,9 @@ def _check_visit(context: _Context, record: VisitRecord) -> None:
     beyond = sorted(set(record.columns) - set(request.columns))
     if beyond:
         raise broken(file, f"read columns that the study did not ask for: {', '.join(beyond)}", "RUN")
+    as_of = record.opt_outs_as_of
+    if as_of is not None and as_of != context.permit.issued_at:
+        raise broken(file, "applied opt-outs of another day than the permit's issue (Article 71)", "RUN")
     dataset = record.reserved[1].dataset if record.reserved else None
     if dataset is not None and dataset not in request.dataset_ids:
         raise broken(file, f"spent on dataset {dataset}, which the study does not name", "RUN")

@@ -57,6 +57,7 @@ class Reserved(_Body):
 class Built(_Body):
     columns: tuple[str, ...]
     minimum_cohort_met: bool
+    opt_outs_as_of: AwareDatetime | None = None
 
 
 class Started(_Body):
@@ -107,6 +108,7 @@ class VisitRecord:
     released: dict[tuple[str, int], tuple[LogEntry, Released]] = field(default_factory=dict)
     acknowledged: list[tuple[LogEntry, Acknowledged]] = field(default_factory=list)
     columns: tuple[str, ...] = ()
+    opt_outs_as_of: AwareDatetime | None = None
     closed: tuple[LogEntry, Closed] | None = None
     rejected: bool = False
     revoked_seen: LogEntry | None = None
@@ -173,7 +175,7 @@ class VisitRecord:
         self._require(entry, self.reserved is not None, "comes before a budget was reserved")
         body = self._read(entry, Built)
         self._require(entry, body.minimum_cohort_met, "has fewer patients than the permit's minimum")
-        self.columns = body.columns
+        self.columns, self.opt_outs_as_of = body.columns, body.opt_outs_as_of
 
     def _on_started(self, entry: LogEntry) -> None:
         self._require(entry, self.reserved is not None, "comes before a budget was reserved")
