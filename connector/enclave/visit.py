@@ -17,7 +17,8 @@ class VisitSpec(BaseModel):
     """One approved visit. All fields are public; the cohort's folder holds what is not.
 
     ``cohort``: folder with ``cohort.safetensors``. ``folder``: the visit's own folder, the only place where its
-    enclave writes.
+    enclave writes. ``closed``: a folder (the node's state directory) of which it may read nothing but its own; None:
+    the folder of all visits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,6 +30,7 @@ class VisitSpec(BaseModel):
     codebook: dict[str, Any] | None = None
     cohort: Path
     folder: Path
+    closed: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class Gate(Protocol):
 
     ``begin`` comes before any noise is drawn: it judges the visit's state, the permit and its status, draws the
     round's planned events from the reservation and logs; it raises the typed error that refuses (and has logged it).
-    ``release`` comes before the answer leaves; raising keeps it inside. ``refused`` tells of a call that the enclave
-    itself refused, for the log.
+    ``release`` comes before the answer of ``output_bytes`` leaves; raising keeps it inside. ``refused`` tells of a call
+    that the enclave itself refused, for the log.
     """
 
     def begin(self, visit: str, job: str, round: int, request_sha256: str) -> None: ...
 
-    def release(self, visit: str, job: str, round: int, output_sha256: str) -> None: ...
+    def release(self, visit: str, job: str, round: int, output_sha256: str, output_bytes: int) -> None: ...
 
     def refused(self, visit: str, job: str, round: int, code: str) -> None: ...

@@ -62,7 +62,11 @@ class CohortArrays:
 
 @dataclass(frozen=True)
 class VisitData:
-    """Everything a job may use. ``state`` lives as long as the enclave and is shared by its jobs; never logged."""
+    """Everything a job may use.
+
+    ``state`` lives as long as the enclave and is shared by its jobs; it is never logged. ``released`` holds the results
+    of this visit's earlier calls, by (job, round): they are public, and survive a restart of the enclave.
+    """
 
     component: Component
     profile: str
@@ -72,6 +76,7 @@ class VisitData:
     noise: NoiseSource
     build_model: Callable[[], Any]  # () -> torch.nn.Module of this component and profile
     state: dict[str, Any] = field(default_factory=dict, repr=False)
+    released: Mapping[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,259 @@
+"""The connector's side of enclaves: starts one process per visit, answers its questions, stops it. No torch here.
+
+A process that dies, misbehaves on the control channel, or whose code tried to get out is reported once to ``on_lost``.
+Its socket and token are gone before that, so that no courier reaches what is not there.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from connector.enclave.visit import EnclaveInfo, Gate, VisitSpec
+from vht_federate.errors import (
+    EgressError,
+    InputError,
+    RefusedError,
+    UnavailableError,
+    VhtError,
+    WireError,
+    error_from_envelope,
+)
+from vht_federate.framing import receive_frame, send_frame
+
+__all__ = ["EnclaveHost"]
+
+log = logging.getLogger("vht.node.enclave")
+
+_SOCKET_PATH_LIMIT = 100  # sockaddr_un holds 108 bytes
+_INHERITED = (
+    "PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES",
+    "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE",
+)  # fmt: skip
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(eq=False)
+class _Running:
+    """One child and what the host knows of it."""
+
+    spec: VisitSpec
+    gate: Gate
+    process: "subprocess.Popen[bytes]"
+    channel: socket.socket
+    settled: threading.Event = field(default_factory=threading.Event)  # ready, failed or gone
+    info: EnclaveInfo | None = None
+    failure: VhtError | None = None
+    stopping: bool = False
+    refusing: bool = False  # the gate's last answer was no
+    idle: threading.Event = field(default_factory=threading.Event)  # the courier has its answer
+
+
+class EnclaveHost:
+    """All enclaves of one connector. ``run_dir``: a short private folder for sockets and tokens.
+
+    ``on_lost(visit, error)`` is called from a thread of this host when a ready enclave ends that nobody stopped.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        on_lost: Callable[[str, VhtError], None] | None = None,
+        start_timeout_s: float = 120.0,
+    ) -> None:
+        self.run_dir = run_dir
+        self.on_lost = on_lost
+        self._start_timeout_s = start_timeout_s
+        self._running: dict[str, _Running] = {}
+        self._lock = threading.Lock()
+
+    def start(self, visit: VisitSpec, component_dir: Path, gate: Gate) -> EnclaveInfo:
+        """Start the enclave of ``visit`` on the component in ``component_dir``; returns when it is ready.
+
+        Raises the error for which the enclave would not start (ComponentError VHT-COMPONENT-DIGEST, CohortError …),
+        UnavailableError VHT-UNAVAILABLE-ENCLAVE where it does not become ready in time.
+        """
+        token = secrets.token_urlsafe(32)
+        one = self._spawn(visit, gate)
+        threading.Thread(target=self._converse, args=(one,), name=f"vht-enclave-{visit.visit}", daemon=True).start()
+        order = {
+            "spec": visit.model_dump(mode="json"),
+            "component": str(component_dir.resolve()),
+            "socket": str(self._path(visit.visit, "sock")),
+            "token": token,
+        }
+        with contextlib.suppress(OSError):  # a child that is gone already shows in ``settled``
+            send_frame(one.channel, order)
+        in_time = one.settled.wait(self._start_timeout_s)
+        if one.info is None or one.stopping:
+            self.stop(visit.visit)
+            late = "it was not ready in time" if not in_time else "it ended before it was ready"
+            raise one.failure or UnavailableError(f"the enclave did not start: {late}", code="VHT-UNAVAILABLE-ENCLAVE")
+        descriptor = os.open(self._path(visit.visit, "token"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(token)
+        log.info("enclave ready", extra={"facts": {"visit": visit.visit, "isolation": one.info.isolation}})
+        return one.info
+
+    def stop(self, visit_id: str) -> None:
+        """End the enclave of ``visit_id`` now, in the middle of whatever it does. One that is not there is fine.
+
+        Only a refusal on its way to the courier is waited for, a second at most: the coordinator learns the reason.
+        """
+        with self._lock:
+            one = self._running.get(visit_id)
+            if one is not None:
+                one.stopping = True
+        if one is not None:
+            if one.refusing:
+                one.idle.wait(1.0)
+            self._end(one)
+
+    def running(self) -> tuple[str, ...]:
+        """Visits whose enclave is ready."""
+        with self._lock:
+            return tuple(sorted(name for name, one in self._running.items() if one.info is not None))
+
+    def close(self) -> None:
+        """Stop all."""
+        with self._lock:
+            visits = list(self._running)
+        for visit in visits:
+            self.stop(visit)
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    def _path(self, visit_id: str, suffix: str) -> Path:
+        return self.run_dir / f"{visit_id}.{suffix}"
+
+    def _spawn(self, visit: VisitSpec, gate: Gate) -> _Running:
+        if len(os.fsencode(self._path(visit.visit, "sock"))) > _SOCKET_PATH_LIMIT or "/" in visit.visit:
+            raise InputError("the path of this visit's socket is too long", code="VHT-INPUT-VISIT")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with self._lock, theirs:
+            if visit.visit in self._running:
+                ours.close()
+                raise RefusedError("this visit has an enclave already", code="VHT-REFUSED-ENCLAVE")
+            self._path(visit.visit, "sock").unlink(missing_ok=True)
+            visit.folder.mkdir(parents=True, exist_ok=True)
+            with (visit.folder / "enclave.log").open("ab") as output:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-B", "-m", "connector.enclave.worker", str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    env=_environment(visit.folder),
+                    cwd=visit.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            one = _Running(visit, gate, process, ours)
+            self._running[visit.visit] = one
+        return one
+
+    def _converse(self, one: _Running) -> None:
+        """Answer one enclave until its channel closes."""
+        try:
+            while True:
+                header, _ = receive_frame(one.channel, max_body=0)
+                self._hear(one, header)
+        except (VhtError, OSError) as error:
+            if isinstance(error, VhtError) and error.code != "VHT-WIRE-TRUNCATED":
+                one.failure = one.failure or error
+        finally:
+            self._end(one)
+            one.settled.set()
+            self._report(one)
+
+    def _hear(self, one: _Running, header: dict[str, Any]) -> None:
+        kind = header.pop("kind", None)
+        if kind == "ready" and one.info is None:
+            one.info = _info_of(header, one)
+            one.settled.set()
+        elif kind == "failed":
+            one.failure = error_from_envelope(dict(header.get("error") or {}))
+        elif kind == "breach":
+            one.failure = EgressError("code in the enclave tried to get out", code=str(header.get("code")))
+        elif kind in ("begin", "release", "refused"):
+            one.idle.clear()
+            answer = _judged(one, kind, header)
+            one.refusing = not answer["ok"]
+            send_frame(one.channel, answer)
+        elif kind == "answered":
+            one.idle.set()
+        else:
+            raise WireError("an enclave said something unknown", code="VHT-WIRE-CONTROL")
+
+    def _end(self, one: _Running) -> None:
+        """Cut the tether, reap the child, remove its files. Twice is fine."""
+        with contextlib.suppress(OSError):
+            one.channel.shutdown(socket.SHUT_RDWR)
+        try:
+            one.process.wait(timeout=3.0)
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
+        with self._lock:
+            mine = self._running.get(one.spec.visit) is one
+            if mine:
+                del self._running[one.spec.visit]
+                for suffix in ("sock", "token"):
+                    self._path(one.spec.visit, suffix).unlink(missing_ok=True)
+
+    def _report(self, one: _Running) -> None:
+        one.channel.close()
+        if one.stopping or one.info is None:
+            return
+        error = one.failure or UnavailableError(
+            "the enclave of this visit ended", code="VHT-UNAVAILABLE-ENCLAVE", hint="what it drew stays spent"
+        )
+        log.warning("enclave lost", extra={"facts": {"visit": one.spec.visit, "code": error.code}})
+        if self.on_lost is not None:
+            self.on_lost(one.spec.visit, error)
+
+
+def _judged(one: _Running, kind: str, header: dict[str, Any]) -> dict[str, Any]:
+    """The gate's answer to one question. A gate that fails says no."""
+    visit, job, round_ = one.spec.visit, str(header.get("job")), int(header.get("round") or 0)
+    try:
+        if kind == "begin":
+            one.gate.begin(visit, job, round_, str(header["request_sha256"]))
+        elif kind == "release":
+            one.gate.release(visit, job, round_, str(header["output_sha256"]), int(header["output_bytes"]))
+        else:
+            one.gate.refused(visit, job, round_, str(header["code"]))
+    except VhtError as error:
+        return {"ok": False, "error": error.envelope()}
+    except Exception as error:
+        log.exception("the gate failed", extra={"facts": {"visit": visit, "job": job, "round": round_}})
+        return {"ok": False, "error": VhtError(f"the gate failed ({type(error).__name__})").envelope()}
+    return {"ok": True}
+
+
+def _info_of(header: dict[str, Any], one: _Running) -> EnclaveInfo:
+    try:
+        info = EnclaveInfo(**header)
+    except TypeError as error:
+        raise WireError("an enclave said something unknown", code="VHT-WIRE-CONTROL") from error
+    if (info.visit, info.pid, info.component_digest) != (
+        one.spec.visit,
+        one.process.pid,
+        one.spec.component.digest,
+    ):
+        raise WireError("an enclave introduced itself as another", code="VHT-WIRE-CONTROL")
+    return info
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Nothing secret, one thread, and temporary files in the visit's own folder."""
+    kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {**kept, **dict.fromkeys(_THREADS, "1"), "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}

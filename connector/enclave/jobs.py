@@ -1,0 +1,132 @@
+"""The jobs ``train`` and ``evaluate``. They run in an enclave; torch is imported when they do."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vht_federate.components.job import CohortArrays, JobCall, JobReply, VisitData
+from vht_federate.errors import RefusedError
+from vht_federate.privacy.release import Private, release_gaussian
+from vht_federate.secagg import protocol_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vht_federate.privacy.training import TrainingTensors
+
+__all__ = ["evaluate", "train"]
+
+
+def train(data: VisitData, call: JobCall) -> JobReply:
+    """One round: the global weights come in, the weights after ``local_steps`` private steps go out.
+
+    Result: ``patients_noised`` (released once, in round 1, and repeated), ``steps``.
+    """
+    from vht_federate.components.loss import loss_of
+    from vht_federate.privacy.training import load_weights, noised_count, train_round
+
+    _no_params(call)
+    plan, model = data.plan.training, _model(data)
+    load_weights(model, call.tensors)
+    patients = _patients_noised(data, call.round)
+    held = _training_tensors(data)
+    if patients is None:
+        patients = noised_count(held, plan, data.noise)
+    weights = train_round(model, loss_of(data.component), held, patients, plan, data.noise)
+    return JobReply(
+        {"patients_noised": patients, "steps": plan.local_steps}, protocol_of(data.plan.trust_model).encode(weights)
+    )
+
+
+def evaluate(data: VisitData, call: JobCall) -> JobReply:
+    """Noised tables of the global weights on the test patients.
+
+    Result: ``confusion`` [tn, fp, fn, tp] at threshold 0.5, ``positives`` and ``negatives`` (histograms of the score in
+    ``score_bins`` equal bins, by label). A patient's score is the mean over its records, its label the largest of its
+    outcomes; a score that is not finite counts as 0. Each patient adds one to one cell of each of the two tables.
+    """
+    from vht_federate.privacy.training import load_weights
+
+    _no_params(call)
+    plan, model = data.plan.evaluation, _model(data)
+    if plan is None:
+        raise RefusedError("the plan of this study has no evaluation", code="VHT-REFUSED-PLAN")
+    load_weights(model, call.tensors)
+    scored = data.cohort.map(lambda cohort: _scores(model, cohort.of("test")))
+    confusion = release_gaussian(
+        scored.map(lambda pair: _cells(2 * pair[1] + (pair[0] >= 0.5), 4)), 1.0, plan.noise_multiplier, data.noise
+    )
+    bins = plan.score_bins
+    histogram = release_gaussian(
+        scored.map(lambda pair: _cells(bins * pair[1] + np.minimum((pair[0] * bins).astype(int), bins - 1), 2 * bins)),
+        1.0,
+        plan.noise_multiplier,
+        data.noise,
+    )
+    return JobReply(
+        {
+            "confusion": confusion.tolist(),
+            "positives": histogram[bins:].tolist(),
+            "negatives": histogram[:bins].tolist(),
+        }
+    )
+
+
+def _no_params(call: JobCall) -> None:
+    if call.params:
+        raise RefusedError(f"{call.job} takes no parameters: the plan says all", code="VHT-REFUSED-CALL")
+
+
+def _model(data: VisitData) -> "nn.Module":
+    """The visit's model, on the device, kept between rounds."""
+    if "model" not in data.state:
+        import torch
+
+        data.state["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        data.state["model"] = data.build_model().to(data.state["device"])
+    model: nn.Module = data.state["model"]
+    return model
+
+
+def _training_tensors(data: VisitData) -> "Private[TrainingTensors]":
+    """Training patients on the device, kept between rounds."""
+    from vht_federate.privacy.training import TrainingTensors
+
+    def tensors(cohort: CohortArrays) -> TrainingTensors:
+        chosen = cohort.of("train")
+        return TrainingTensors(chosen.values, chosen.outcome, chosen.patient, chosen.patients, data.state["device"])
+
+    if "training" not in data.state:
+        data.state["training"] = data.cohort.map(tensors)
+    held: Private[TrainingTensors] = data.state["training"]
+    return held
+
+
+def _patients_noised(data: VisitData, round_: int) -> float | None:
+    """The count that round 1 released; None in round 1, which releases it."""
+    if round_ == 1:
+        return None
+    first = data.released.get(("train", 1))
+    if first is None:
+        raise RefusedError("round 1 of the training was not released by this visit", code="VHT-REFUSED-ORDER")
+    return float(first["patients_noised"])
+
+
+def _scores(model: Any, cohort: CohortArrays) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(score in 0..1, label 0/1) of each patient with records."""
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        risk = torch.sigmoid(model(torch.from_numpy(cohort.values).to(device))).cpu().numpy().astype(np.float64)
+    records = np.bincount(cohort.patient, minlength=cohort.patients)
+    present = records > 0
+    total = np.bincount(cohort.patient, weights=np.nan_to_num(risk, nan=0.0), minlength=cohort.patients)
+    label = np.zeros(cohort.patients, dtype=np.int64)
+    np.maximum.at(label, cohort.patient, (cohort.outcome > 0.5).astype(np.int64))
+    return total[present] / records[present], label[present]
+
+
+def _cells(cell: NDArray[Any], cells: int) -> NDArray[np.float64]:
+    return np.bincount(cell.astype(np.int64), minlength=cells).astype(np.float64)
