@@ -34,6 +34,7 @@ from connector.store.models import IngestRow
 from connector.supernode import SuperNode
 from vht_federate.components.registry import find_digest
 from vht_federate.domain.study import ComponentRef
+from vht_federate.errors import VhtError
 from vht_federate.evidence.keys import PublicKey, SigningKey
 from vht_federate.evidence.log import EvidenceLog
 
@@ -148,6 +149,8 @@ class Node:
             if self.preparation is not None:
                 steps.callback(self.preparation.clear_leftovers)
                 steps.callback(self.preparation.close)
+                if self.enclaves is not None:
+                    steps.callback(self.enclaves.close)
                 steps.callback(abandon_open_visits, self.visits, reason="the node was stopped")
             if self.supernode is not None:
                 steps.callback(self.supernode.close)
@@ -170,7 +173,13 @@ class Node:
     def _enclave_host(self) -> Enclaves:
         from connector.enclave.host import EnclaveHost
 
-        return EnclaveHost(self.run_dir)
+        return EnclaveHost(
+            self.run_dir, on_lost=self._enclave_lost, start_timeout_s=self.settings.enclave_start_timeout_s
+        )
+
+    def _enclave_lost(self, visit_id: str, error: VhtError) -> None:
+        if self.preparation is not None:
+            self.preparation.lost(visit_id, error)
 
     @staticmethod
     def _cohort_builder() -> CohortBuilder:

@@ -125,8 +125,11 @@ class SuperNode:
         with self._lock:
             self._stop.set()
             running = [child.process for child in self._children if child.process and child.process.poll() is None]
-        for process in running:
-            stop_tree(process.pid, patience_s=3.0)
+        stopping = [threading.Thread(target=stop_tree, args=(one.pid,), kwargs={"patience_s": 3.0}) for one in running]
+        for thread in stopping:
+            thread.start()
+        for thread in stopping:
+            thread.join()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(timeout=10)

@@ -89,7 +89,7 @@ def _add_views(app: FastAPI, pages: _Pages) -> None:
             ended=[visit for visit in visits if visit["state"] not in ("requested", "approved", "ready")][:20],
             budget=node.books.budget(),
             refusals=refusals(node.evidence, 10),
-            status=node.status(),
+            facts=node.status(),
         )
         shown.headers["Refresh"] = str(REFRESH_S)
         return shown

@@ -27,6 +27,7 @@ from vht_federate.privacy.accounting import epsilon_by_population
 __all__ = ["VisitGate"]
 
 log = logging.getLogger("vht.node.gate")
+GRACE_S = 1.0
 LOGGED_REFUSALS = 100  # per visit: a coordinator that keeps asking cannot fill the disk
 _JOB = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MAXIMUM_ROUND = 10**9
@@ -98,11 +99,11 @@ class VisitGate:
         try:
             return self._visits.judge.status.require_good(self._visits.permit_of(row))
         except RevokedError as error:
-            self._visits.revoke(row.id, error)
+            self._visits.revoke(row.id, error, grace_s=GRACE_S)
             raise
         except VhtError as error:
             if error.code == "VHT-PERMIT-EXPIRED":
-                self._visits.end(row.id, "failed", code=error.code, reason="the permit expired")
+                self._visits.end(row.id, "failed", code=error.code, reason="the permit expired", grace_s=GRACE_S)
             raise
 
     def _draw(

@@ -6,6 +6,7 @@ files, and nobody learns the count.
 
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,8 @@ class Enclaves(Protocol):
     def start(self, visit: VisitSpec, component_dir: Path, gate: Gate) -> EnclaveInfo: ...
 
     def stop(self, visit_id: str) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class CohortBuilder(Protocol):
@@ -63,7 +66,7 @@ class Preparation:
         self._prepare = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vht-prepare")
         self._clear = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vht-clear")
         visits.on_approved = lambda visit_id: self._submit(self._prepare, self.prepare, visit_id)
-        visits.on_ended = lambda visit_id: self._submit(self._clear, self.clear, visit_id)
+        visits.on_ended = lambda visit_id, grace_s: self._submit(self._clear, self.clear, visit_id, grace_s)
 
     def prepare(self, visit_id: str) -> None:
         """Bring an approved visit to ready, or end it as failed with the code of what went wrong."""
@@ -72,6 +75,9 @@ class Preparation:
             return
         try:
             self._build(visit)
+            if self._visits.get(visit_id).state != "approved":
+                self.clear(visit_id)
+                return
             info = self._start(visit)
             if not self._visits.ready(visit_id, info.isolation):
                 self.clear(visit_id)
@@ -89,6 +95,10 @@ class Preparation:
             self._enclaves.stop(visit_id)
         finally:
             shutil.rmtree(self._files.visit(visit_id), ignore_errors=True)
+
+    def lost(self, visit_id: str, error: VhtError) -> None:
+        """The enclave of a ready visit ended by itself: so does the visit."""
+        self._visits.end(visit_id, "failed", code=error.code, reason=error.message)
 
     def clear_leftovers(self) -> None:
         """Delete folders of visits that have none running: what a crash left behind."""
@@ -140,6 +150,7 @@ class Preparation:
             codebook=request.codebook,
             cohort=self._files.cohort(visit.id).resolve(),
             folder=self._files.visit(visit.id).resolve(),
+            closed=self._files.state,
         )
         folder = self._visits.judge.require_component(request)
         info = self._enclaves.start(spec, folder, self._gate)
@@ -148,9 +159,10 @@ class Preparation:
         return info
 
     @staticmethod
-    def _submit(pool: ThreadPoolExecutor, step: Callable[[str], None], visit_id: str) -> None:
+    def _submit(pool: ThreadPoolExecutor, step: Callable[[str], None], visit_id: str, delay_s: float = 0.0) -> None:
         def run() -> None:
             try:
+                time.sleep(delay_s)
                 step(visit_id)
             except Exception:
                 log.exception("a step beside the requests failed", extra={"facts": {"visit": visit_id}})

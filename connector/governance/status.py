@@ -10,7 +10,7 @@ from connector.store.models import IssuerState
 from vht_federate.authority.check import check_status, check_time
 from vht_federate.client import Client
 from vht_federate.domain.permit import Permit, StatusList
-from vht_federate.errors import PermitError, VhtError
+from vht_federate.errors import PermitError, UnavailableError, VhtError
 from vht_federate.evidence.keys import PublicKey
 
 __all__ = ["IssuerService", "PermitStatus", "StatusSource"]
@@ -31,13 +31,19 @@ class IssuerService:
 
     def fetch(self) -> str:
         try:
-            return self._client.request("GET", "/status-list").text.strip()
+            try:
+                return self._ask()
+            except UnavailableError:  # the connection kept from last time may have gone with an issuer's restart
+                return self._ask()
         except VhtError as error:
             raise PermitError(
                 "the permit issuer's status list cannot be fetched, so nothing may run",
                 code="VHT-PERMIT-STATUS-UNREACHABLE",
                 hint="is the permit issuer's service running, and does issuer_url in node.toml name it?",
             ) from error
+
+    def _ask(self) -> str:
+        return self._client.request("GET", "/status-list").text.strip()
 
     def close(self) -> None:
         self._client.close()

@@ -62,7 +62,7 @@ class Visits:
         self.database, self.evidence, self.ledger, self.judge = database, evidence, ledger, judge
         self.guard = threading.RLock()
         self.on_approved: Callable[[str], None] = lambda _: None
-        self.on_ended: Callable[[str], None] = lambda _: None
+        self.on_ended: Callable[[str, float], None] = lambda _, __: None
         self._secret, self._clock = secret, clock
 
     # --- reading ------------------------------------------------------------------------------------------------
@@ -167,15 +167,29 @@ class Visits:
         """Halt at once: the next round is refused, the enclave goes, what was not drawn is given back."""
         return self.end(visit_id, "rejected", code=STOPPED, reason=f"stopped by {actor.name}", actor=actor)
 
-    def revoke(self, visit_id: str, error: RevokedError) -> VisitRow:
+    def revoke(self, visit_id: str, error: RevokedError, *, grace_s: float = 0.0) -> VisitRow:
+        """The issuer withdrew the permit: log that it was seen, and end the visit."""
         with self.guard:
             visit = self.get(visit_id)
             if visit.state in OPEN:
                 self._log(visit, "permit.revoked-seen", {"code": error.code})
-            return self.end(visit_id, "revoked", code=error.code, reason="the permit was revoked")
+            reason = "the permit was revoked"
+            return self.end(visit_id, "revoked", code=error.code, reason=reason, grace_s=grace_s)
 
-    def end(self, visit_id: str, state: str, *, code: str | None, reason: str, actor: Actor | None = None) -> VisitRow:
-        """Bring a visit to its final ``state``. One that ended before stays as it is."""
+    def end(
+        self,
+        visit_id: str,
+        state: str,
+        *,
+        code: str | None,
+        reason: str,
+        actor: Actor | None = None,
+        grace_s: float = 0.0,
+    ) -> VisitRow:
+        """Bring a visit to its final ``state``. One that ended before stays as it is.
+
+        ``grace_s`` is how long its enclave may still live, so that a refusal in progress reaches the coordinator.
+        """
         with self.guard, self.database.write() as session:
             visit = _row(session, visit_id)
             if visit.state not in OPEN:
@@ -191,7 +205,7 @@ class Visits:
             entry = self._log(visit, "visit.rejected" if unapproved else "visit.closed", body)
             visit.receipt = self.evidence.receipt(entry)
         log.info("visit ended", extra={"facts": {"visit": visit_id, "state": state, "code": code}})
-        self.on_ended(visit_id)
+        self.on_ended(visit_id, grace_s)
         return visit
 
     # --- parts --------------------------------------------------------------------------------------------------
