@@ -33,6 +33,7 @@ def add(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
         total[name] = total[name] + value if name in total else value
 
 
+@torch.no_grad()
 def sum_clipped(uses: Sequence[Use], patients: int, clipping_norm: float, gradient_bytes: int) -> Clipped:
     """Sum over patients of their gradients, each scaled to at most ``clipping_norm`` over all uses together."""
     ghosts, kept = _divided(uses)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vht_federate.privacy.engine.clipping import add
 from vht_federate.privacy.engine.handlers import HANDLERS
 from vht_federate.privacy.engine.layers.recurrent import GatesUse
-from vht_federate.privacy.engine.refusal import Unsupported, check_buffers_kept
+from vht_federate.privacy.engine.refusal import Unsupported, check_buffers_kept, refusal
 from vht_federate.privacy.engine.tape import Tape
 from vht_federate.privacy.engine.use import Use
 
@@ -47,7 +47,10 @@ def bind_gradients(outputs: Tensor, tape: Tape, seeds: Tensor, patients: int, ea
     if not tape.uses or not outputs.requires_grad:
         return []
     edges: Sequence[Any] = [use.edge for use in tape.uses]
-    gradients = torch.autograd.grad(outputs, edges, seeds, allow_unused=True)
+    return _bound(tape, torch.autograd.grad(outputs, edges, seeds, allow_unused=True), patients, each)
+
+
+def _bound(tape: Tape, gradients: Sequence[Tensor | None], patients: int, each: int) -> list[Use]:
     if not all(use.intact for use in tape.uses):
         raise Unsupported("a layer's input is changed in place after the layer")
     bound = []
@@ -72,14 +75,11 @@ def probe(
         raise Unsupported("the output does not depend on a trained parameter")
     seeds = torch.zeros_like(outputs)
     seeds[1] = _noise(outputs.shape[1:], outputs)
-    wanted = list(parameters.values())
-    expected = torch.autograd.grad(outputs, wanted, seeds, allow_unused=True, retain_graph=True)
+    uses, expected = _with_own_gradients(outputs, tape, list(parameters.values()), seeds)
     by_name = dict(zip(parameters, expected, strict=True))
     found: dict[str, Tensor] = {}
-    record_bytes = sum(use.bytes_held() for use in tape.uses) // _RECORDS
-    everyone = slice(0, _RECORDS)
-    for use in bind_gradients(outputs, tape, seeds, _RECORDS, 1):
-        made = use.gradients(everyone)
+    for use in uses:
+        made = use.gradients(slice(0, _RECORDS))
         if any(not bool((value[[0, 2]] == 0).all()) for value in made.values()):
             raise Unsupported("records of a batch are mixed")
         if not isinstance(use, GatesUse):  # their parameters reach no other function: the tape has seen to it
@@ -87,7 +87,21 @@ def probe(
     for name, reference in by_name.items():
         if reference is not None and not _close(found.get(name), reference):
             raise Unsupported("a parameter's gradient is not where the engine looks")
+    record_bytes = sum(use.bytes_held() for use in tape.uses) // _RECORDS
     return Profile(max(1, record_bytes), tape.recurrent)
+
+
+def _with_own_gradients(
+    outputs: Tensor, tape: Tape, wanted: list[nn.Parameter], seeds: Tensor
+) -> tuple[list[Use], Sequence[Tensor | None]]:
+    """The uses, and autograd's gradients of the parameters; ComponentError where it has none to give."""
+    asked: Sequence[Any] = [*(use.edge for use in tape.uses), *wanted]
+    try:
+        gradients = torch.autograd.grad(outputs, asked, seeds, allow_unused=True)
+    except RuntimeError:
+        raise refusal("autograd itself cannot differentiate this model", "look for changes in place") from None
+    uses = _bound(tape, gradients[: len(tape.uses)], _RECORDS, 1)
+    return uses, gradients[len(tape.uses) :]
 
 
 def _made_up(value: Tensor) -> Tensor:

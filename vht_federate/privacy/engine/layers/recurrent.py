@@ -63,7 +63,7 @@ class GruLayer(torch.autograd.Function):
             torch.addmm(b_new, before, w_new, out=hidden)
             new.addcmul_(gate[:, :size], hidden).tanh_()
             torch.lerp(new, before, gate[:, size:], out=after)
-        stash.inputs, stash.states = inputs, states[:-1]
+        stash.inputs, stash.states = inputs.detach(), states[:-1]
         ctx.kept, ctx.stash = (gates, news, hidden_news, states, w_ih, w_hh), stash
         return states[1:]
 
@@ -141,7 +141,7 @@ class LstmLayer(torch.autograd.Function):
             o, i, f, g = torch.split(gate, size, dim=1)
             cell = torch.mul(f, cells[step], out=cells[step + 1]).addcmul_(i, g)
             torch.mul(o, torch.tanh(cell, out=squashed[step]), out=states[step + 1])
-        stash.inputs, stash.states = inputs, states[:-1]
+        stash.inputs, stash.states = inputs.detach(), states[:-1]
         ctx.kept, ctx.stash = (gates, cells, squashed, w_ih, w_hh), stash
         return states[1:], cells[-1].clone()
 
