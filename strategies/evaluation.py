@@ -22,8 +22,9 @@ def area_under_curve(positives: Sequence[float], negatives: Sequence[float]) -> 
     up, down = _cells(positives), _cells(negatives)
     if up.sum() <= 0 or down.sum() <= 0:
         return 0.5
+    up, down = up / up.sum(), down / down.sum()
     below = np.concatenate([[0.0], np.cumsum(down)[:-1]])
-    return float((up * (below + down / 2)).sum() / (up.sum() * down.sum()))
+    return float((up * (below + down / 2)).sum())
 
 
 def _share(part: float, whole: float) -> float:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import strategies
 from strategies.coordinator import Coordinator
 from strategies.plan import PlannedStudy, check_locally, initial_weights
 from strategies.run_state import Dispatch, DispatchNode, NodeState, RunDirectory, RunState
@@ -23,7 +22,7 @@ from vht_federate.processes import PidFile
 
 __all__ = ["StudyRun"]
 
-FLOWER_APP = Path(strategies.__file__).parent / "flower_app"
+FLOWER_APP = Path(__file__).parent / "flower_app"
 ONLINE_DEADLINE_S = 60.0
 START_DEADLINE_S = 120.0  # from submission until the ServerApp opened its run
 GRACE_S = 3.0

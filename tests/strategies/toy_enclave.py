@@ -3,13 +3,14 @@
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
 
-from vht_federate.errors import VhtError
+from vht_federate.errors import VhtError, WireError
 from vht_federate.framing import receive_frame, send_frame
 
 Answer = Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]
@@ -47,7 +48,7 @@ class ToyEnclave:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            with sock:
+            with sock, suppress(OSError, WireError):  # whoever asked may have been killed
                 header, body = receive_frame(sock)
                 try:
                     if header["token"] != self._token:

@@ -1,0 +1,174 @@
+"""Real SuperLink, SuperExec, gateway, SuperNodes and warm executors on loopback; only the enclaves are stand-ins."""
+
+import os
+import signal
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load, save
+from small_federation import SmallFederation, small_federation, wait_until
+from toy_enclave import ToyEnclave, add_one
+
+from strategies.run_state import Dispatch, DispatchNode, NodeState, RunDirectory, RunState
+from strategies.server_app import PID_FILE
+from strategies.study_run import FLOWER_APP
+from vht_federate.domain.plan import EvaluationPlan, StudyPlan, TrainingPlan
+from vht_federate.processes import PidFile, alive
+
+NAMES = ("hospital-1", "hospital-2")
+INITIAL = save({"w": np.zeros(3, dtype=np.float32)})
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallFederation]:
+    with small_federation(tmp_path_factory.mktemp("federation"), NAMES) as made:
+        yield made
+
+
+def submit(federation: SmallFederation, folder: Path, study: str, *, rounds: int, deadline_s: float) -> RunDirectory:
+    directory = RunDirectory(folder)
+    training = TrainingPlan(
+        rounds=rounds, local_steps=1, sampling_rate=0.5, clipping_norm=1, noise_multiplier=1, learning_rate=0.1
+    )
+    dispatch = Dispatch(
+        study_id=study,
+        plan=StudyPlan(delta=1e-5, training=training, evaluation=EvaluationPlan(noise_multiplier=1)),
+        nodes=tuple(DispatchNode(name=n, visit=f"v-{study}", flower_node=federation.nodes[n]) for n in NAMES),
+        minimum_nodes=2,
+        round_deadline_s=deadline_s,
+        doorbell=federation.coordinator.doorbell.path,
+        replies=federation.coordinator.replies.path,
+    )
+    states = {one.name: NodeState(flower_node=one.flower_node, visit=one.visit) for one in dispatch.nodes}
+    directory.create(dispatch, INITIAL, RunState(study_id=study, state="requested", nodes=states))
+    start(federation, directory)
+    return directory
+
+
+def start(federation: SmallFederation, directory: RunDirectory) -> int:
+    return federation.coordinator.control.start_run(FLOWER_APP, {"run-directory": str(directory.path)})
+
+
+@pytest.mark.federation
+def test_two_hospitals_train_and_evaluate(federation: SmallFederation, tmp_path: Path) -> None:
+    enclaves = [ToyEnclave(federation.enclaves[name], "v-both") for name in NAMES]
+    directory = submit(federation, tmp_path / "run", "both", rounds=3, deadline_s=60)
+    wait_until(lambda: directory.state().ended, "the run's end", 120)
+    state = directory.state()
+    assert (state.state, state.reason) == ("completed", "2 of 2 nodes took part to the end")
+    assert load(directory.weights(3))["w"].tolist() == [3.0, 3.0, 3.0]
+    for enclave in enclaves:
+        assert enclave.calls == [("train", 1), ("train", 2), ("train", 3), ("evaluate", 1)]
+        enclave.close()
+
+
+@pytest.mark.federation
+def test_a_hospital_reaches_no_control_or_runtime_path_and_needs_a_known_key(federation: SmallFederation) -> None:
+    coordinator = federation.coordinator
+    context = ssl.create_default_context(cafile=str(coordinator.config.ca))
+    with httpx.Client(base_url=f"https://{coordinator.address}", verify=context, trust_env=False) as client:
+        assert client.get("/health").json() == {"status": "ok", "service": "coordinator"}
+        assert client.get("/identity").json()["evidence_key"] == coordinator.signing_key().public.jwk()
+        for path in ("/v1/control/list-nodes", "/v1/control/start-run", "/v1/runtime/acquire-task", "/docs"):
+            assert client.post(path, headers={"content-type": "application/protobuf"}).status_code == 404
+        stranger = client.post("/v1/fleet/pull-messages", headers={"content-type": "application/protobuf"})
+    assert stranger.status_code in (400, 401)
+
+
+@pytest.mark.faults
+def test_a_run_goes_on_after_its_server_app_was_killed(federation: SmallFederation, tmp_path: Path) -> None:
+    hold, second = threading.Event(), threading.Event()
+
+    def slow(header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        if (header["job"], header["round"]) == ("train", 2) and not hold.is_set():
+            second.set()
+            hold.wait(30)
+        return add_one(header, body)
+
+    enclaves = [ToyEnclave(federation.enclaves[name], "v-again", slow) for name in NAMES]
+    directory = submit(federation, tmp_path / "run", "again", rounds=2, deadline_s=60)
+    wait_until(second.is_set, "the second round", 90)
+    server = PidFile(directory.path / PID_FILE)
+    pid = server.running()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    hold.set()
+    wait_until(lambda: server.running() is None, "the ServerApp's death")
+    assert directory.state().state == "running"
+    start(federation, directory)
+    wait_until(lambda: directory.state().ended, "the run's end", 120)
+    assert directory.state().state == "completed"
+    assert [(one.job, one.round) for one in directory.state().rounds] == [("train", 1), ("train", 2), ("evaluate", 1)]
+    assert load(directory.weights(2))["w"].tolist() == [2.0, 2.0, 2.0]
+    for enclave in enclaves:
+        assert enclave.calls.count(("train", 1)) == 1
+        enclave.close()
+
+
+@pytest.mark.faults
+def test_a_killed_superexec_and_a_killed_superlink_come_back(federation: SmallFederation) -> None:
+    def child(program: str) -> psutil.Process | None:
+        for one in psutil.Process(federation.service.pid).children():
+            with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+                if any(program in part for part in one.cmdline()):
+                    return one
+        return None
+
+    for program in ("flower-superexec", "flower-superlink"):
+        found = child(program)
+        assert found is not None
+        found.kill()
+        wait_until(lambda p=program, old=found.pid: (one := child(p)) is not None and one.pid != old, f"{program} back")
+    wait_until(federation.coordinator.control.answers, "the SuperLink answering again", 60)
+    assert set(federation.coordinator.control.nodes()) >= set(federation.nodes.values())
+
+
+@pytest.mark.faults
+def test_a_hospital_killed_in_the_middle_ends_the_run_as_refused(federation: SmallFederation, tmp_path: Path) -> None:
+    reached = threading.Event()
+
+    def note(header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        reached.set()
+        return add_one(header, body)
+
+    def stuck(header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        reached.set()
+        time.sleep(3)
+        return add_one(header, body)
+
+    enclaves = [
+        ToyEnclave(federation.enclaves[name], "v-killed", answer)
+        for name, answer in zip(NAMES, (note, stuck), strict=True)
+    ]
+    directory = submit(federation, tmp_path / "run", "killed", rounds=2, deadline_s=15)
+    wait_until(reached.is_set, "the first round", 90)
+    federation.kill(NAMES[1])
+    wait_until(lambda: directory.state().ended, "the run's end", 120)
+    state = directory.state()
+    assert state.state == "refused"
+    assert state.error is not None
+    assert state.error["code"] == "VHT-COHORT-NODES"
+    assert state.nodes[NAMES[1]].code == "VHT-UNAVAILABLE-DEADLINE"
+    assert list(state.rounds[0].outputs) == [NAMES[0]]
+    for enclave in enclaves:
+        enclave.close()
+
+
+@pytest.mark.federation
+def test_ctrl_c_leaves_no_process_and_the_state_opens_again(federation: SmallFederation) -> None:
+    children = [one.pid for one in psutil.Process(federation.service.pid).children(recursive=True)]
+    assert len(children) >= 2
+    os.kill(federation.service.pid, signal.SIGINT)
+    federation.service.wait(30)
+    assert not [pid for pid in children if alive(pid)]
+    assert federation.coordinator.pid_file.running() is None
+    assert set(federation.coordinator.enrolments()) == set(NAMES)
