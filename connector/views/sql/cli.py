@@ -9,6 +9,7 @@ import typer
 
 from connector.views.sql.definition import MAX_BYTES
 from connector.views.sql.plan import Plan, compile_view
+from connector.views.sql.shipped import shipped
 from connector.views.sql.sources import Account, arrow_schema, execute, find_files
 from connector.views.sql.writers import write_rows
 from vht_federate import output
@@ -19,12 +20,17 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, help="Check, run and explain SQL on FHIR v2 views.")
 
 SHOWN = 20
-ViewFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A ViewDefinition as JSON.")]
+ViewFile = Annotated[Path, typer.Argument(metavar="FILE", help="A ViewDefinition as JSON, or a shipped view's name.")]
 Data = Annotated[Path, typer.Option("--data", exists=True, help="An NDJSON file, or a folder of them.")]
 
 
 def read_view_file(path: Path) -> Any:
-    """The view in ``path``. Raises: ViewError VHT-VIEW-LIMIT or -SHAPE before anything big is parsed."""
+    """The view in ``path``, or the shipped one of that name.
+
+    Raises: ViewError VHT-VIEW-LIMIT or -SHAPE before anything big is parsed, VHT-VIEW-UNKNOWN.
+    """
+    if not path.is_file():
+        return shipped(str(path))
     if path.stat().st_size > MAX_BYTES:
         raise ViewError(f"{path.name}: a view has at most {MAX_BYTES} bytes", code="VHT-VIEW-LIMIT")
     try:
