@@ -66,7 +66,7 @@ class Learner:
     def model(self) -> torch.nn.Module:
         return load_model(self.installed.folder, self.profile)
 
-    def fit_pooled(self, cohorts: Sequence[CohortArrays], *, penalty: float = 1e-3) -> Weights:
+    def fit_pooled(self, cohorts: Sequence[CohortArrays], *, penalty: float = 1e-5) -> Weights:
         """Without privacy, on all records together: full-batch L-BFGS, patients weigh alike."""
         model = self.model()
         values = torch.from_numpy(np.concatenate([cohort.values for cohort in cohorts]))

@@ -188,16 +188,11 @@ class LocalFederation:
             )
 
     def _enrol(self) -> None:
-        coordinator = str(self.root / "coordinator")
-        self._run_all(
-            [
-                (
-                    "coordinator", "enrol", coordinator, "--name", h.name,
-                    "--supernode", str(self.node_state(h.name) / "supernode.pub"),
-                )
-                for h in self.hospitals
-            ]
-        )  # fmt: skip
+        for h in self.hospitals:
+            self.commands.run(
+                "coordinator", "enrol", str(self.root / "coordinator"), "--name", h.name,
+                "--supernode-key", str(self.node_state(h.name) / "supernode.pub"),
+            )  # fmt: skip
 
     def _start_platform(self) -> None:
         keys = [part for h in self.hospitals for part in ("--node", f"{h.name}={self._evidence_key(h.name)}")]
@@ -245,14 +240,14 @@ class LocalFederation:
         """Issue the permit of these terms into ``study/<name>.jwt``; ``changes`` override its fields. Its id."""
         terms, study = self.terms, self.root / "study"
         component = self.commands.run("component", "show", terms.component)
-        columns = component["profiles"][terms.profile]["columns"]
+        profile = component["profiles"][terms.profile]
         fields = {
             "hdab": "Health Data Access Body (local)",
             "application_ref": f"application-{terms.study_id}",
             "days": terms.permit_days,
             "categories": ["51.1.a"],
             "dataset_ids": [hospital.dataset for hospital in self.hospitals],
-            "columns": columns,
+            "columns": [*profile["inputs"], profile["outcome"]],
             "purposes": ["53.1.e.ii"],
             "purpose_text": terms.title,
             "controller": "Cardiology Research Institute",

@@ -29,6 +29,7 @@ class Asking:
         plan = self.federation.commands.run("study", "plan", str(self.federation.study_file))
         self.permit = (self.study_folder / "permit.jwt").read_text().strip()
         component = self.federation.commands.run("component", "show", "cardio-risk")
+        profile = component["profiles"]["cardiometabolic"]
         self.request: dict[str, Any] = {
             "study_id": "asking",
             "title": "asking",
@@ -44,7 +45,7 @@ class Asking:
                 "digest": component["digest"],
                 "profile": "cardiometabolic",
             },
-            "columns": component["profiles"]["cardiometabolic"]["columns"],
+            "columns": [*profile["inputs"], profile["outcome"]],
             "plan": {**plan["plan"], "cohort": None},
             "codebook": None,
         }
