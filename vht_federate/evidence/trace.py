@@ -56,6 +56,8 @@ def describe(entry: LogEntry) -> str:
     body: dict[str, Any] = entry.body
     say = body.get
     match entry.kind:
+        case "node.started":
+            return f"starts (version {say('version')})"
         case "permit.checked":
             return f"checks permit and request: {say('outcome')}{_code(body)}"
         case "visit.requested":

@@ -188,7 +188,7 @@ class _Audit:
         )
         for kind, one in sealed.items():
             where = one.folder.relative_to(self.folder).as_posix()
-            what = f"{kind} {one.sha256[:12]}… is whole and acknowledged by every contributing node"
+            what = f"{kind} {one.sha256[:12]}… is whole and acknowledged by every node that took part to the end"
             self.note(where, f"{what}; its privacy statement equals the ledgers")
         return {kind: one.sha256 for kind, one in sealed.items()}
 
