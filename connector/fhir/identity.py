@@ -1,7 +1,7 @@
 """Pseudonyms at the door: what a FHIR id becomes inside the node, and how a FHIR reference names a patient.
 
-HMAC-SHA256 under a key that only the node holds: equal ids stay equal, and nobody without the key can go back or
-test a guess.
+Keyed under a secret that only the node holds (HMAC-SHA256 for patients; keyed BLAKE2b, RFC 7693, for the many
+resources): equal ids stay equal, and nobody without the key can go back or test a guess.
 """
 
 import hashlib
@@ -21,12 +21,13 @@ def subject_key(node_key: bytes, patient_id: str) -> str:
 
 def resource_key(node_key: bytes, resource_type: str, resource_id: str) -> str:
     """32 hex digits that stand for one resource in this node's store."""
-    return hmac.digest(node_key, f"{resource_type}/{resource_id}".encode(), "sha256").hex()[:32]
+    name = f"{resource_type}/{resource_id}".encode()
+    return hashlib.blake2b(name, key=node_key, digest_size=16, person=b"resource").hexdigest()
 
 
 def content_key(node_key: bytes, content: bytes) -> str:
     """A keyed digest of a resource's content: tells a repetition from a contradiction, and nothing else."""
-    return hashlib.blake2b(content, key=node_key, digest_size=16).hexdigest()
+    return hashlib.blake2b(content, key=node_key, digest_size=16, person=b"content").hexdigest()
 
 
 def patient_id_of(reference: str) -> str | None:

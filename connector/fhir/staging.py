@@ -12,7 +12,7 @@ from connector.fhir.store import table_name
 
 __all__ = ["SCHEMAS", "Staging"]
 
-BATCH_ROWS = 20_000
+BATCH_ROWS = 5_000
 _TYPES: dict[str, Any] = {
     "uint8": pa.uint8(),
     "int16": pa.int16(),

@@ -84,8 +84,8 @@ def read_value(node: Node, where: str, meanings: list[Coding], units: Units, ver
 
 
 def _quantity(node: Node, where: str, meanings: list[Coding], units: Units) -> Value | str:
-    where = f"{where}.valueQuantity"
     quantity = member(node, "valueQuantity", where) or {}
+    where = f"{where}.valueQuantity"
     amount = number(quantity, "value", where)
     system, coded = code(quantity, "system", where), code(quantity, "code", where)
     if amount is None:
@@ -104,8 +104,7 @@ def _quantity(node: Node, where: str, meanings: list[Coding], units: Units) -> V
 
 
 def _concept(node: Node, where: str, _meanings: list[Coding], _units: Units) -> Value | str:
-    where = f"{where}.valueCodeableConcept"
-    found = codings(member(node, "valueCodeableConcept", where), where)
+    found = codings(member(node, "valueCodeableConcept", where), f"{where}.valueCodeableConcept")
     return Value(codes=tuple(found)) if found else "no-code"
 
 

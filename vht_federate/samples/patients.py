@@ -138,7 +138,7 @@ def _fates(factors: dict[str, Floats], rng: np.random.Generator) -> tuple[Days, 
     event = FIRST_LANDMARK + (rng.exponential(1.0 / hazard_per_year(factors)) * 365.25).astype(np.int64)
     earlier = np.where(rng.random(count) < 0.035, FIRST_LANDMARK - rng.integers(60, 3000, size=count), NEVER)
     fatal, other = rng.random(count) < 0.15, rng.random(count) < 0.04
-    other_death = FIRST_LANDMARK + rng.integers(-200, LAST_DAY - FIRST_LANDMARK, size=count)
+    other_death = FIRST_LANDMARK + rng.integers(-20, LAST_DAY - FIRST_LANDMARK, size=count)
     died = np.where(other, other_death, np.where(fatal, event + rng.integers(0, 30, size=count), NEVER))
     died = np.where(died > LAST_DAY, NEVER, died)
     event = np.where((event > LAST_DAY) | ((died != NEVER) & (event > died)), NEVER, event)
