@@ -28,22 +28,8 @@ _CONTAINERS = {
     b"\x80\x05": "pickle",
     b"\x89HDF": "HDF5",
 }
-_PERSONAL = frozenset(
-    [
-        "family",
-        "given",
-        "telecom",
-        "birthDate",
-        "address",
-        "postalCode",
-        "maritalStatus",
-        "photo",
-        "contact",
-        "deceasedDateTime",
-        "mrn",
-        "ssn",
-    ]
-)
+_PERSONAL_NAMES = ("family", "given", "birthDate", "deceasedDateTime", "maritalStatus", "photo", "mrn", "ssn")
+_PERSONAL = frozenset((*_PERSONAL_NAMES, "telecom", "address", "postalCode", "contact"))
 _TABLE_LINES = 20
 _TENSOR_ROWS = 1_000
 _NUMBER = re.compile(r"-?\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE)

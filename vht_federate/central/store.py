@@ -10,7 +10,6 @@ two leaves a folder that the next attempt replaces.
 """
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +120,7 @@ class Catalogue:
         target = self.folder(new.id)
         if target.exists():
             shutil.rmtree(target)
-        os.replace(prepared, target)
+        prepared.replace(target)
         with Session(self._engine) as session, session.begin():
             session.add(
                 _PublicationRow(

@@ -1,0 +1,111 @@
+"""Pages and API of the platform over one admitted publication."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from publishable import Platform
+
+from vht_federate.central.app import build_app
+from vht_federate.central.archive import pack
+from vht_federate.testing.asgi import AppClient
+
+
+@pytest.fixture
+def client(platform: Platform) -> AppClient:
+    return AppClient(build_app(platform.catalogue, platform.admission, title="A catalogue", maximum_upload=1 << 24))
+
+
+def send(client: AppClient, bundle: Path):  # type: ignore[no-untyped-def]
+    archive = io.BytesIO()
+    pack(bundle, archive)
+    return client.post("/publications", files={"bundle": ("bundle.tar.gz", archive.getvalue(), "application/gzip")})
+
+
+def test_an_empty_platform_says_that_it_is_empty(client: AppClient) -> None:
+    home = client.get("/")
+    assert home.status_code == 200
+    assert "No component yet" in home.text
+    assert "No synthetic cohort yet" in home.text
+    assert "Nothing was published yet" in client.get("/evidence").text
+    assert client.get("/api/components").json() == {"components": []}
+    assert client.get("/health").json() == {"status": "ok", "service": "platform"}
+
+
+def test_a_publication_is_admitted_once_and_listed(client: AppClient, bundle: Path) -> None:
+    first, again = send(client, bundle), send(client, bundle)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json()
+    assert len(client.get("/api/publications").json()["publications"]) == 1
+    component = client.get("/api/components").json()["components"][0]
+    cohort = client.get("/api/cohorts").json()["cohorts"][0]
+    assert (component["name"], cohort["rows"], cohort["nodes"]) == ("cardio-risk", 60, 3)
+    assert component["id"] == first.json()["component"]
+    assert client.get(f"/api/components/{component['id']}").json()["component"]["inputs"][0]["name"] == "age"
+    assert client.get(f"/api/cohorts/{cohort['id']}").json()["codebook"]["target"] == "cvd_10y"
+
+
+def test_every_page_renders_and_every_link_of_it_answers(client: AppClient, bundle: Path) -> None:
+    pages = send(client, bundle).json()["pages"]
+    waiting, seen = ["/", "/evidence", "/use", *pages.values()], set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen or not path.startswith("/"):
+            continue
+        seen.add(path)
+        answer = client.get(path)
+        assert answer.status_code == 200, path
+        if answer.headers["content-type"].startswith("text/html"):
+            assert "<h1>" in answer.text
+            assert not re.search(r"\bNone\b|Undefined|> *nan *<", re.sub(r"<[^>]*>", "", answer.text)), path
+            waiting += re.findall(r'href="(/[^"#]*)"', answer.text)
+    assert len(seen) > 30
+
+
+def test_pages_say_what_matters(client: AppClient, bundle: Path) -> None:
+    pages = send(client, bundle).json()["pages"]
+    component = client.get(pages["component"]).text
+    assert "8480-6" in component
+    assert "mm[Hg]" in component
+    assert "Differential privacy with epsilon" in component
+    assert "evidence verified" in component
+    cohort = client.get(pages["cohort"]).text
+    assert "Worst column" in cohort
+    assert "No row is a patient" in cohort
+    assert "<script>" not in cohort
+    assert cohort.count('class="marginal"') == 12
+    evidence = client.get(pages["evidence"]).text
+    assert "issues permit permit-rehearsal-1" in evidence
+    assert "nodes/hospital-1.json" in evidence
+
+
+def test_files_are_served_as_downloads_and_only_those_of_the_bundle(client: AppClient, bundle: Path) -> None:
+    identifier = send(client, bundle).json()["publication"]
+    base = f"/api/publications/{identifier}"
+    card = client.get(f"{base}/files/release/cardio-risk/model_card.md")
+    assert card.text == (bundle / "release/cardio-risk/model_card.md").read_text()
+    assert "attachment" in card.headers["content-disposition"]
+    for path in ("../../platform.sqlite", "..%2f..%2fplatform.sqlite", "/etc/passwd", "release", "nothing"):
+        assert client.get(f"{base}/files/{path}").status_code == 404, path
+    assert client.get(f"{base}/bundle.tar.gz").content[:2] == b"\x1f\x8b"
+
+
+def test_what_is_not_there_is_a_page_for_people_and_json_for_programs(client: AppClient) -> None:
+    page = client.get("/components/none", headers={"accept": "text/html"})
+    assert page.status_code == 404
+    assert "Back to the catalogue" in page.text
+    program = client.get("/api/components/none")
+    assert program.status_code == 404
+    assert program.json()["error"]["code"] == "VHT-INPUT-NOT-FOUND"
+
+
+def test_a_request_that_is_too_large_or_no_archive_is_refused(client: AppClient) -> None:
+    large = client.post("/publications", content=b"x", headers={"content-length": str(1 << 30)})
+    assert large.json()["error"]["code"] == "VHT-PUBLICATION-SIZE"
+    for options in ({"data": {"bundle": "text"}}, {"files": {"other": b"x"}}, {"content": b"x"}):
+        answer = client.post("/publications", **options)  # type: ignore[arg-type]
+        assert answer.status_code in (400, 422), options
+        assert answer.json()["error"]["code"].startswith("VHT-")
+    bad = client.post("/publications", files={"bundle": ("b.tar.gz", b"not an archive")})
+    assert bad.json()["error"]["code"] == "VHT-PUBLICATION-ARCHIVE"

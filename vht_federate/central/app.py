@@ -1,0 +1,170 @@
+"""The platform's HTTP application: publications in; catalogue, files and pages out.
+
+Publishing needs no account: the evidence is the credential, and what does not verify against the platform's own trust
+file is refused.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from vht_federate.central.admission import Admission
+from vht_federate.central.store import Catalogue, Publication
+from vht_federate.central.views import Views
+from vht_federate.errors import InputError, PublicationError, VhtError
+from vht_federate.serving import answer_typed_errors
+from vht_federate.web import install, templates
+
+__all__ = ["build_app"]
+
+NAV = [("/", "Catalogue"), ("/evidence", "Evidence"), ("/use", "How to use")]
+
+
+def build_app(catalogue: Catalogue, admission: Admission, *, title: str, maximum_upload: int) -> FastAPI:
+    """``maximum_upload`` in bytes."""
+    app = answer_typed_errors(FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None))
+    install(app)
+    views = Views(catalogue)
+    _add_publishing(app, admission, maximum_upload)
+    _add_api(app, catalogue, views)
+    _add_pages(app, catalogue, views, title)
+    return app
+
+
+def _add_publishing(app: FastAPI, admission: Admission, maximum_upload: int) -> None:
+    one_at_a_time = threading.Lock()
+
+    def admit(upload: UploadFile) -> tuple[Publication, bool]:
+        with one_at_a_time:
+            return admission.admit(upload.file)
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok", "service": "platform"}
+
+    @app.post("/publications")
+    async def publish(request: Request) -> JSONResponse:
+        length = request.headers.get("content-length", "")
+        if not length.isdigit() or int(length) > maximum_upload:
+            raise PublicationError(
+                f"a publication names its length, of at most {maximum_upload} bytes", code="VHT-PUBLICATION-SIZE"
+            )
+        async with request.form(max_files=1, max_fields=0) as form:
+            upload = form.get("bundle")
+            if not isinstance(upload, UploadFile):
+                raise PublicationError(
+                    "send the evidence bundle as the multipart file 'bundle'", code="VHT-PUBLICATION-ARCHIVE"
+                )
+            publication, new = await run_in_threadpool(admit, upload)
+        return JSONResponse(_receipt(publication), status_code=201 if new else 200)
+
+
+def _receipt(publication: Publication) -> dict[str, Any]:
+    component, cohort = publication.releases.get("component"), publication.releases.get("cohort")
+    pages = {"evidence": f"/evidence/{publication.id}"}
+    pages |= {kind: f"/{kind}s/{identifier}" for kind, identifier in publication.releases.items()}
+    return {"publication": publication.id, "component": component, "cohort": cohort, "pages": pages}
+
+
+def _add_api(app: FastAPI, catalogue: Catalogue, views: Views) -> None:
+    def listed(kind: str) -> list[dict[str, Any]]:
+        return [views.release(release) for release in catalogue.releases(kind)]
+
+    @app.get("/api/components")
+    def components() -> dict[str, Any]:
+        return {"components": listed("component")}
+
+    @app.get("/api/components/{identifier}")
+    def component(identifier: str) -> dict[str, Any]:
+        found = views.component(catalogue.release("component", identifier))
+        return {**found["release"], "component": found["component"], "files": found["files"]}
+
+    @app.get("/api/cohorts")
+    def cohorts() -> dict[str, Any]:
+        return {"cohorts": listed("cohort")}
+
+    @app.get("/api/cohorts/{identifier}")
+    def cohort(identifier: str) -> dict[str, Any]:
+        found = views.cohort(catalogue.release("cohort", identifier))
+        codebook = found["book"].model_dump(mode="json")
+        return {**found["release"], "codebook": codebook, "sdmetrics": found["quality"], "files": found["files"]}
+
+    @app.get("/api/publications")
+    def publications() -> dict[str, Any]:
+        rows = catalogue.publications()
+        return {"publications": [{**_receipt(row), "received_at": row.received_at} for row in rows]}
+
+    @app.get("/api/publications/{identifier}")
+    def publication(identifier: str) -> dict[str, Any]:
+        found = catalogue.publication(identifier)
+        head = {"received_at": found.received_at, "sha256": found.sha256, "study_id": found.study_id}
+        return {**_receipt(found), **head, "evidence": found.evidence, "files": views.files(found)}
+
+    @app.get("/api/publications/{identifier}/bundle.tar.gz")
+    def archive(identifier: str) -> FileResponse:
+        found = catalogue.publication(identifier)
+        name = f"evidence-{found.id}.tar.gz"
+        return FileResponse(views.archive(found), media_type="application/gzip", filename=name)
+
+    @app.get("/api/publications/{identifier}/files/{path:path}")
+    def file(identifier: str, path: str) -> FileResponse:
+        found = views.file(catalogue.publication(identifier), path)
+        return FileResponse(found, media_type="application/octet-stream", filename=found.name)
+
+
+def _add_pages(app: FastAPI, catalogue: Catalogue, views: Views, title: str) -> None:
+    pages = templates(Path(__file__).parent / "templates", title, NAV)
+
+    def page(request: Request, name: str, status: int = 200, /, **context: Any) -> Response:
+        return pages.TemplateResponse(request, name, context, status_code=status)
+
+    @app.get("/", response_class=HTMLResponse)
+    def home(request: Request) -> Response:
+        components = [views.release(release) for release in catalogue.releases("component")]
+        cohorts = [views.release(release) for release in catalogue.releases("cohort")]
+        count = len(catalogue.publications())
+        return page(request, "home.html", components=components, cohorts=cohorts, publications=count)
+
+    @app.get("/components/{identifier}", response_class=HTMLResponse)
+    def component(request: Request, identifier: str) -> Response:
+        return page(request, "component.html", **views.component(catalogue.release("component", identifier)))
+
+    @app.get("/cohorts/{identifier}", response_class=HTMLResponse)
+    def cohort(request: Request, identifier: str) -> Response:
+        return page(request, "cohort.html", **views.cohort(catalogue.release("cohort", identifier)))
+
+    @app.get("/evidence", response_class=HTMLResponse)
+    def publications(request: Request) -> Response:
+        return page(request, "publications.html", publications=catalogue.publications())
+
+    @app.get("/evidence/{identifier}", response_class=HTMLResponse)
+    def evidence(request: Request, identifier: str) -> Response:
+        found = catalogue.publication(identifier)
+        return page(request, "evidence.html", publication=found, evidence=found.evidence, files=views.files(found))
+
+    @app.get("/use", response_class=HTMLResponse)
+    def use(request: Request) -> Response:
+        return page(request, "use.html", origin=f"{request.url.scheme}://{request.url.netloc}")
+
+    def refusal(request: Request, error: VhtError, status: int) -> Response:
+        api = request.url.path.startswith(("/api/", "/publications", "/health"))
+        if not api and "text/html" in request.headers.get("accept", ""):
+            return page(request, "error.html", status, error=error, status=status)
+        return JSONResponse({"error": error.envelope()}, status_code=status)
+
+    @app.exception_handler(VhtError)
+    async def typed(request: Request, error: VhtError) -> Response:
+        return refusal(request, error, 404 if error.code == "VHT-INPUT-NOT-FOUND" else error.http_status)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        code = {404: "VHT-INPUT-NOT-FOUND", 405: "VHT-INPUT-METHOD"}.get(error.status_code, "VHT-INPUT")
+        shown = InputError(str(error.detail), code=code, hint="the catalogue is at /")
+        return refusal(request, shown, error.status_code)
