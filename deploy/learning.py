@@ -79,7 +79,7 @@ class Learner:
             optimiser.zero_grad()
             loss = binary_cross_entropy_with_logits(model(values), outcome, weight=weight, reduction="sum")
             total = loss / weight.sum() + penalty * sum((p**2).sum() for p in model.parameters())
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]
             return total
 
         optimiser.step(closure)  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ Built from the public commands and HTTP APIs only, so that everything here can b
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +132,7 @@ class LocalFederation:
         for name in (*[hospital.name for hospital in self.hospitals], "platform"):
             self._await_health(name)
 
-    def _run_all(self, calls: list[tuple[str, ...]]) -> list[dict[str, Any]]:
+    def _run_all(self, calls: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(max_workers=2) as pool:
             return list(pool.map(lambda call: self.commands.run(*call), calls))
 

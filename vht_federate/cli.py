@@ -53,10 +53,10 @@ def _load(name: str, point: EntryPoint) -> click.Command:
 class _Commands(TyperGroup):
     """Sub-commands from entry points, loaded when named."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return sorted(_points())
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         point = _points().get(cmd_name)
         return _load(cmd_name, point) if point else None
 
@@ -80,7 +80,7 @@ def _show_version(value: bool) -> None:
 @app.callback()
 def root(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON envelope instead of tables.")] = False,
-    show_version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+    show_version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,  # noqa: ARG001
 ) -> None:
     """Train virtual human twin components across hospitals; no row leaves a hospital."""
     set_json_mode(as_json)
