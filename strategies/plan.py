@@ -10,7 +10,14 @@ from vht_federate.components.digest import ComponentFiles, component_digest
 from vht_federate.components.registry import find_component
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.plan import CohortPlan, EvaluationPlan, StudyPlan, TrainingPlan
-from vht_federate.domain.study import STUDY_TYP, ComponentRef, StudyFile, StudyRequest
+from vht_federate.domain.study import (
+    STUDY_TYP,
+    ComponentRef,
+    PrivacyTargets,
+    StudyFile,
+    StudyRequest,
+    TrainingChoices,
+)
 from vht_federate.errors import BudgetError, CohortError, InputError
 from vht_federate.evidence.keys import SigningKey, unverified_claims
 from vht_federate.packaging.codebook import codebook_for
@@ -42,13 +49,12 @@ class PlannedStudy:
         return replace(self, request=self.request.model_copy(update={"created_at": created_at}))
 
 
-def resolve_plan(file: StudyFile) -> StudyPlan:
+def resolve_plan(privacy: PrivacyTargets, training: TrainingChoices) -> StudyPlan:
     """Calibrate every noise multiplier so that no patient pays more than ``privacy.epsilon``.
 
     Three releases share ``cohort_epsilon``, two share ``evaluation_epsilon`` (test patients); training, on training
     patients, gets what the marginals and the noised count leave. Raises BudgetError VHT-BUDGET-INFEASIBLE.
     """
-    privacy, training = file.privacy, file.training
     cohort = evaluation = None
     if privacy.cohort_epsilon is not None:
         noise = calibrate_gaussian(privacy.cohort_epsilon, privacy.delta, releases=3)
@@ -85,7 +91,7 @@ def plan_study(file: StudyFile, now: datetime) -> PlannedStudy:
     user_key = SigningKey.read(file.study.user_key)
     folder = file.component.path or find_component(file.component.name).folder
     component = read_component(folder)
-    plan = resolve_plan(file)
+    plan = resolve_plan(file.privacy, file.training)
     request = StudyRequest(
         study_id=file.study.id,
         title=file.study.title,

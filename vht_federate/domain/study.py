@@ -14,7 +14,7 @@ from vht_federate.domain.permit import Identifier, Sha256
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import InputError
 
-__all__ = ["STUDY_TYP", "ComponentRef", "NodeRef", "StudyFile", "StudyRequest"]
+__all__ = ["STUDY_TYP", "ComponentRef", "NodeRef", "PrivacyTargets", "StudyFile", "StudyRequest", "TrainingChoices"]
 
 STUDY_TYP = "vht-study+jwt"
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
@@ -89,7 +89,7 @@ class _Component(BaseModel):
     path: Path | None = None  # folder of the component's files; None: the one installed under this name
 
 
-class _Privacy(BaseModel):
+class PrivacyTargets(BaseModel):
     """Targets; noise multipliers are calibrated from them by ``vht study plan`` (and shown)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -99,7 +99,7 @@ class _Privacy(BaseModel):
     evaluation_epsilon: float | None = Field(default=None, gt=0)  # on test patients alone; None: no evaluation
 
 
-class _Training(BaseModel):
+class TrainingChoices(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     rounds: int = Field(default=5, ge=1)
     local_steps: int = Field(default=12, ge=1)
@@ -128,8 +128,8 @@ class StudyFile(BaseModel):
 
     study: _Study
     component: _Component
-    privacy: _Privacy
-    training: _Training = _Training()
+    privacy: PrivacyTargets
+    training: TrainingChoices = TrainingChoices()
     federation: _Federation
     nodes: tuple[NodeRef, ...] = Field(min_length=1)
 

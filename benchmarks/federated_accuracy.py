@@ -1,0 +1,69 @@
+"""What federation and privacy cost on generated hospitals: five seeds of the demo's study, epsilon 3, delta 1e-5.
+
+The federated figure is computed by the functions that enclaves and the coordinator run, without Flower between them;
+the peers are the same component on pooled data without privacy, and each hospital alone under the same plan.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.table import Row
+from deploy.demo import terms_for
+from deploy.harness import auc
+from deploy.learning import Learner, cohorts_of
+from strategies.plan import resolve_plan
+from vht_federate.domain.plan import StudyPlan
+from vht_federate.domain.study import PrivacyTargets, TrainingChoices
+from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.privacy.noise import SecureNoise
+from vht_federate.samples.generator import generate
+
+SEEDS = (1, 2, 3, 4, 5)
+
+
+def demo_plan(uci: bool) -> StudyPlan:
+    """The plan that ``vht study plan`` resolves for the demo's study."""
+    terms = terms_for(uci)
+    targets = PrivacyTargets(
+        epsilon=terms.epsilon,
+        delta=terms.delta,
+        cohort_epsilon=terms.cohort_epsilon,
+        evaluation_epsilon=terms.evaluation_epsilon,
+    )
+    return resolve_plan(targets, TrainingChoices(**terms.training))
+
+
+def _one(seed: int, plan: StudyPlan) -> tuple[float, float, float]:
+    """AUC on all test patients: federated, pooled without privacy, mean of each hospital alone."""
+    learner = Learner("cardio-risk", terms_for(uci=False).profile)
+    with tempfile.TemporaryDirectory() as place:
+        data = Path(place) / "data"
+        generate(data, hospitals=4, patients=1500, seed=seed)
+        folders = {path.name: path for path in sorted(data.iterdir()) if (path / "Patient.ndjson").exists()}
+        cohorts = list(cohorts_of(folders, learner, Path(place) / "cohorts").values())
+    train, test = [cohort.of("train") for cohort in cohorts], [cohort.of("test") for cohort in cohorts]
+
+    def judged(weights: dict[str, np.ndarray]) -> float:
+        scored = learner.predict(weights, test)
+        return auc(np.concatenate([score for score, _ in scored]), np.concatenate([label for _, label in scored]))
+
+    federated = judged(learner.fit_private(train, plan, SecureNoise()))
+    local = [judged(learner.fit_private([cohort], plan, SecureNoise())) for cohort in train]
+    return federated, judged(learner.fit_pooled(train)), float(np.mean(local))
+
+
+def measure() -> list[Row]:
+    plan = demo_plan(uci=False)
+    spent = epsilon_by_population(plan.events(), plan.delta)
+    figures = np.array([_one(seed, plan) for seed in SEEDS])
+    federated, pooled, local = figures.mean(axis=0)
+    spread = figures[:, 0].std()
+    return [
+        Row("auc_federated", federated, "AUC", "within 0.03 of pooled", federated >= pooled - 0.03, "pooled", pooled),
+        Row("auc_above_local", federated, "AUC", "above local", federated > local, "each hospital alone", local),
+        Row("auc_pooled_nonprivate", pooled, "AUC", "between .70 and .85", 0.70 < pooled < 0.85),
+        Row("auc_federated_sd", spread, "AUC", "informational", True),
+        Row("epsilon", max(spent.values()), "epsilon at 1e-5", "<= 3", max(spent.values()) <= 3.0),
+    ]
