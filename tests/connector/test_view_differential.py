@@ -1,0 +1,167 @@
+"""Compiled views against a slow oracle (fhirpathpy, row by row): shipped views on real exports, random paths."""
+
+import io
+import itertools
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import view_oracle
+from hypothesis import HealthCheck, given, settings
+
+from connector.views import run
+from connector.views.sql.shipped import names, shipped
+from vht_federate.errors import ViewError
+
+EXPORT = Path(__file__).parents[3] / "shared" / "data" / "gsd_r4_ndjson.tgz"
+TAKEN = {"Observation": 1600, "Condition": 1000, "Encounter": 1000, "MedicationRequest": 800, "Procedure": 800,
+         "Patient": 615}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def export() -> dict[str, list[dict[str, Any]]]:
+    """The first resources of each type of a Synthea export of 615 patients."""
+    if not EXPORT.is_file():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the export is missing: {EXPORT}")
+        pytest.skip("the Synthea export (../shared/data/gsd_r4_ndjson.tgz) is not on this machine")
+    found = {}
+    with tarfile.open(EXPORT) as archive:
+        for member in archive:
+            kind = Path(member.name).stem
+            file = archive.extractfile(member)
+            if kind in TAKEN and file is not None:
+                lines = itertools.islice(io.BufferedReader(file), TAKEN[kind])  # type: ignore[type-var]
+                found[kind] = [json.loads(line) for line in lines]
+    assert sum(len(resources) for resources in found.values()) > 5000
+    return found
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_shipped_view_gives_the_oracles_rows_in_its_order(
+    name: str, export: dict[str, list[dict[str, Any]]]
+) -> None:
+    view = shipped(name)
+    expected = view_oracle.rows(view, export[view["resource"]])
+    assert expected
+    assert run(view, export[view["resource"]]) == expected
+
+
+OBSERVATION_PATHS = [
+    "code.coding.code",
+    "code.coding.where(system = 'http://loinc.org').code",
+    "code.coding.exists(code = '8302-2')",
+    "component.value.ofType(Quantity).value",
+    "component.where(value.ofType(Quantity).value > 100).code.coding.code",
+    "component.code.coding[1].code",
+    "component[1].code.coding.code",
+    "value.exists()",
+    "value.ofType(CodeableConcept).text.exists().not()",
+    "value.ofType(Quantity).value * 2 + 1",
+    "value.ofType(Quantity).value / 3 >= 20 and value.ofType(Quantity).unit = 'cm'",
+    "value.ofType(Quantity).value > 50 or code.coding.code = '8302-2'",
+    "(value.ofType(Quantity).unit = 'cm') implies (value.ofType(Quantity).value > 100)",
+    "(value.ofType(Quantity).unit = 'cm') xor component.exists()",
+    "effective.ofType(dateTime) > @2012-01-01",
+    "issued <= @2015-06-01T00:00:00Z",
+    "subject.reference.exists() and subject.type.empty()",
+    "category.coding.code.first() & '/' & code.coding.code.first()",
+    "code.coding.code.count()",
+    "code.coding.last().display",
+    "-2 * value.ofType(Quantity).value - 1",
+    "7 div 2 + 7 mod 4",
+    "meta.tag.where(system.exists()).code",
+    "extension('http://none').value.ofType(string)",
+]
+
+
+def test_paths_over_observations_give_the_oracles_values(export: dict[str, list[dict[str, Any]]]) -> None:
+    resources = [*export["Observation"][:60], *(one for one in export["Observation"] if "component" in one)][:100]
+    columns = [
+        {"name": f"p{number}", "path": path, "collection": True} for number, path in enumerate(OBSERVATION_PATHS)
+    ]
+    view = {"resource": "Observation", "select": [{"column": columns}]}
+    for got, expected in zip(run(view, resources), view_oracle.rows(view, resources), strict=True):
+        for number, path in enumerate(OBSERVATION_PATHS):
+            assert _rounded(got[f"p{number}"]) == _rounded(expected[f"p{number}"]), path
+
+
+def _rounded(values: list[Any]) -> list[Any]:
+    """Decimals of the oracle divide in decimal, ours in binary."""
+    return [round(float(one), 9) if isinstance(one, int | float) and not isinstance(one, bool) else one
+            for one in values]  # fmt: skip
+
+
+_words = st.sampled_from(["a", "b", "c"])
+_name = st.fixed_dictionaries({}, optional={
+    "use": st.sampled_from(["official", "usual"]), "family": _words, "given": st.lists(_words, min_size=1, max_size=3),
+})  # fmt: skip
+_contact = st.fixed_dictionaries({}, optional={"name": _name, "gender": _words,
+                                                "telecom": st.lists(st.fixed_dictionaries({"value": _words}),
+                                                                    min_size=1, max_size=2)})  # fmt: skip
+_patient = st.fixed_dictionaries(
+    {"resourceType": st.just("Patient"), "id": _words},
+    optional={
+        "name": st.lists(_name.filter(bool), min_size=1, max_size=3), "active": st.booleans(), "gender": _words,
+        "contact": st.lists(_contact.filter(bool), min_size=1, max_size=3), "multipleBirthInteger": st.integers(0, 3),
+        "maritalStatus": st.fixed_dictionaries({"coding": st.lists(st.fixed_dictionaries({"code": _words}),
+                                                                   min_size=1, max_size=2)}),
+    },
+)  # fmt: skip
+
+_filters = st.sampled_from([
+    "", ".where(use = 'official')", ".where(given.exists())", ".where(family = 'a' or family = 'b')", ".first()",
+    "[1]", ".where(given.count() > 1)", ".where((use = 'usual').not())", ".last()", ".where(family.empty())",
+])  # fmt: skip
+_names = st.tuples(st.sampled_from(["name", "contact.name"]), _filters, _filters).map("".join)
+_strings = st.one_of(
+    st.tuples(_names, st.sampled_from([".family", ".given", ".given.first()", ".given[1]", ".use"])).map("".join),
+    st.sampled_from(["gender", "contact.gender", "contact.telecom.value", "maritalStatus.coding.code", "id"]),
+)
+_booleans = st.recursive(
+    st.one_of(
+        st.tuples(_strings, st.sampled_from([".exists()", ".empty()", ".count() > 1"])).map("".join),
+        st.tuples(_strings, st.sampled_from([" = 'a'", " != 'b'"])).map("".join),
+        st.sampled_from(["active", "multipleBirth.ofType(integer) + 1 > 2", "multipleBirth.exists()"]),
+    ).map(lambda text: f"({text})"),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from([" and ", " or ", " xor ", " implies "]), inner).map("".join),
+        inner.map(lambda text: f"{text}.not()"),
+    ).map(lambda text: f"({text})"),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(patients=st.lists(_patient, min_size=1, max_size=4), strings=st.lists(_strings, min_size=1, max_size=3),
+       booleans=st.lists(_booleans, min_size=1, max_size=3), steps=_names,
+       iteration=st.sampled_from(["forEach", "forEachOrNull"]), inner=_booleans)  # fmt: skip
+def test_random_views_give_the_oracles_rows(
+    patients: list[dict[str, Any]], strings: list[str], booleans: list[str], steps: str, iteration: str, inner: str
+) -> None:
+    columns = [{"name": f"s{number}", "path": path, "collection": True} for number, path in enumerate(strings)]
+    columns += [{"name": f"b{number}", "path": path} for number, path in enumerate(booleans)]
+    below = [{"name": "index", "path": "%rowIndex"}, {"name": "family", "path": "family"},
+             {"name": "given", "path": "given", "collection": True}]  # fmt: skip
+    view = {
+        "resource": "Patient",
+        "where": [{"path": f"{inner} or true"}],
+        "select": [
+            {"column": columns},
+            {iteration: steps, "column": below, "unionAll": [
+                {"forEach": "given", "column": [{"name": "one", "path": "$this"}]},
+                {"forEachOrNull": "period", "column": [{"name": "one", "path": "id"}]},
+            ]},
+        ],
+    }  # fmt: skip
+    try:
+        got: list[Any] | None = run(view, patients)
+    except ViewError as error:
+        assert error.code in {"VHT-VIEW-NOT-SINGLE", "VHT-VIEW-TYPE"}
+        got = None
+    if got is not None:
+        assert got == view_oracle.rows(view, patients)
