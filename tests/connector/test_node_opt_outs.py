@@ -1,0 +1,141 @@
+"""Opt-outs hold as of a permit's issue date (Article 71), and are kept without a patient's identifier."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from node_kit import Hospital
+
+from connector.governance.optouts import excluded_subjects, opt_out, withdraw
+from connector.governance.pseudonyms import erase, pseudonymiser
+from connector.store import Database, migrate
+from connector.store.models import OptOutRow
+from vht_federate.domain.permit import Permit
+from vht_federate.errors import InputError, PermitError
+
+ISSUED = datetime(2026, 3, 1, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    made = Database.at(tmp_path / "node.sqlite")
+    migrate(made)
+    yield made
+    made.close()
+
+
+def permit(**changes: Any) -> Permit:
+    fields = {
+        "permit_id": "p",
+        "hdab": "HDAB",
+        "application_ref": "a",
+        "issued_at": ISSUED,
+        "not_before": ISSUED,
+        "expires_at": ISSUED + 30 * DAY,
+        "categories": ("51.1.a",),
+        "dataset_ids": ("d",),
+        "columns": ("age",),
+        "purposes": ("53.1.e.ii",),
+        "purpose_text": "",
+        "controller": "c",
+        "data_users": ({"name": "u", "kind": "academic", "kid": "k"},),
+        "component_digests": ("0" * 64,),
+        "epsilon": 1.0,
+        "delta": 1e-5,
+        "minimum_nodes": 1,
+        **changes,
+    }
+    return Permit.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "excluded"),
+    [
+        (ISSUED - DAY, None, True),
+        (ISSUED, None, True),
+        (ISSUED + timedelta(seconds=1), None, False),
+        (ISSUED + DAY, None, False),
+        (ISSUED - 2 * DAY, ISSUED - DAY, False),
+        (ISSUED - 2 * DAY, ISSUED, False),
+        (ISSUED - 2 * DAY, ISSUED + DAY, True),
+    ],
+)
+def test_what_counts_is_the_moment_the_permit_was_issued(
+    database: Database, since: datetime, until: datetime | None, excluded: bool
+) -> None:
+    with database.write() as session:
+        opt_out(session, "s", since, ISSUED)
+        if until:
+            assert withdraw(session, "s", until)
+    with database.read() as session:
+        assert excluded_subjects(session, permit()) == ({"s"} if excluded else set())
+        assert excluded_subjects(session, permit(overrides_opt_out=True)) == set()
+
+
+def test_a_withdrawal_opens_the_next_permit_and_an_opt_out_again_closes_the_one_after(database: Database) -> None:
+    with database.write() as session:
+        opt_out(session, "s", ISSUED - 9 * DAY, ISSUED)
+        withdraw(session, "s", ISSUED + DAY)
+        opt_out(session, "s", ISSUED + 5 * DAY, ISSUED)
+    with database.read() as session:
+        found = [
+            bool(excluded_subjects(session, permit(issued_at=ISSUED + days * DAY, not_before=ISSUED + 7 * DAY)))
+            for days in (0, 2, 6)
+        ]
+    assert found == [True, False, True]
+
+
+def test_repeating_changes_nothing_and_withdrawing_nothing_is_said(database: Database) -> None:
+    with database.write() as session:
+        opt_out(session, "s", ISSUED, ISSUED)
+        opt_out(session, "s", ISSUED + DAY, ISSUED)
+        assert session.query(OptOutRow).count() == 1
+        assert not withdraw(session, "other", ISSUED)
+        with pytest.raises(InputError):
+            withdraw(session, "s", ISSUED - DAY)
+
+
+@settings(max_examples=20, deadline=None)
+@given(moments=st.lists(st.integers(-5, 5), min_size=1, max_size=6, unique=True))
+def test_any_history_agrees_with_reading_it_in_order(moments: list[int], tmp_path_factory: Any) -> None:
+    """Alternate opt-out and withdrawal in time order; at issue the last word counts."""
+    database = Database.at(tmp_path_factory.mktemp("h") / "node.sqlite")
+    migrate(database)
+    history = sorted(moments)
+    with database.write() as session:
+        for number, days in enumerate(history):
+            moment = ISSUED + days * DAY
+            opt_out(session, "s", moment, ISSUED) if number % 2 == 0 else withdraw(session, "s", moment)
+    said = [number % 2 == 0 for number, days in enumerate(history) if days <= 0]
+    with database.read() as session:
+        assert bool(excluded_subjects(session, permit())) is bool(said and said[-1])
+    database.close()
+
+
+def test_the_registry_holds_no_identifier(stocked: Hospital) -> None:
+    with stocked.open() as node:
+        node.opt_out("p7")
+        with node.database.read() as session:
+            (row,) = session.query(OptOutRow).all()
+        assert len(row.subject) == 64
+    assert b"p7" not in (stocked.state / "node.log").read_bytes() if (stocked.state / "node.log").exists() else True
+
+
+def test_pseudonyms_hold_under_one_permit_only_and_end_with_its_key(database: Database) -> None:
+    with database.write() as session:
+        one, again = pseudonymiser(session, "p1", ISSUED), pseudonymiser(session, "p1", ISSUED)
+        two = pseudonymiser(session, "p2", ISSUED)
+        assert one("s") == again("s") != two("s")
+        assert one("s") != one("t")
+        erase(session, "p1", ISSUED)
+        with pytest.raises(PermitError) as caught:
+            pseudonymiser(session, "p1", ISSUED)
+        assert caught.value.code == "VHT-PERMIT-ERASED"
+        erase(session, "never used", ISSUED)
+        with pytest.raises(PermitError):
+            pseudonymiser(session, "never used", ISSUED)
