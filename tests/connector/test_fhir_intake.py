@@ -336,6 +336,56 @@ def test_a_kill_in_the_middle_leaves_the_last_complete_state(tmp_path: Path) -> 
     assert len(rows(store, "patient")) == 151
 
 
+# Forks a publication for each file operation that it does, and kills it just before that operation.
+CRASHES = """
+import os, shutil, signal, sys; from pathlib import Path; from connector.fhir import Store
+base, work = map(Path, sys.argv[1:])
+for stop in range(1, 1000):
+    folder = work / str(stop)
+    shutil.copytree(base, folder)
+    child = os.fork()
+    if not child:
+        seen = [0]
+        def count(event, arguments):
+            if event.startswith(("open", "os.", "shutil.")) and str(folder) in str(arguments):
+                writes = event == "open" and "w" in str(arguments[1])
+                assert not (writes and str(arguments[0]).endswith("/CURRENT")), "the pointer is replaced, never written"
+                seen[0] += 1
+                if seen[0] == stop:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        with Store(folder).writing() as place:
+            fresh = place / "fresh"
+            fresh.mkdir()
+            (fresh / "patient-000002.parquet").write_bytes(b"second")
+            sys.addaudithook(count)
+            Store(folder).publish(fresh)
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    print("whole" if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0 else "killed", flush=True)
+    if os.WIFEXITED(status):
+        break
+"""
+
+
+def test_a_kill_before_any_operation_of_publishing_leaves_the_old_state_or_the_new(tmp_path: Path) -> None:
+    take(tmp_path, [patient(1), observation("o1")])
+    (tmp_path / "work").mkdir()
+    command = [sys.executable, "-c", CRASHES, str(tmp_path / "store"), str(tmp_path / "work")]
+    outcomes = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+    assert outcomes[-1] == "whole"
+    assert outcomes.count("killed") >= 15
+    seen = []
+    for number in range(1, len(outcomes) + 1):
+        generation = Store(tmp_path / "work" / str(number)).current()
+        assert generation is not None
+        assert len(generation.parts("observation")) == 1
+        seen.append(len(generation.parts("patient")))
+    assert set(seen) == {1, 2}
+    assert seen == sorted(seen)
+    killed = tmp_path / "work" / str(len(outcomes) // 2)
+    assert ingest(write(tmp_path / "in", "data.ndjson", [patient(3)]), killed, node_key=KEY, dataset="d").accepted == 1
+
+
 def test_the_catalogue_sees_tens_and_nothing_below_ten(tmp_path: Path) -> None:
     assert dataset_summary(tmp_path / "store")["patients_rounded"] is None
     take(tmp_path, [*(patient(n) for n in range(36)), *(observation(f"o{n}") for n in range(7))])
