@@ -1,56 +1,27 @@
 """``vht node``: run one hospital's connector. Commands talk to the running node, or open its directory themselves."""
 
 import secrets
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from connector.intake_cli import app as intake
+from connector.reach import State, reach, running
 from connector.settings import CoordinatorSettings, DatasetSettings, NodeFiles, NodeSettings
+from connector.tables import budget_table, visit_tables, visits_table
 from vht_federate import output
-from vht_federate.client import Client
 from vht_federate.domain.law import DataCategory
-from vht_federate.errors import InputError, UnavailableError
+from vht_federate.errors import InputError
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import free_port
+from vht_federate.serving import await_ready, free_port, listening
 
 __all__ = ["app"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Run one hospital's connector.")
 
-State = Annotated[Path, typer.Argument(help="State directory of the node.")]
 Visit = Annotated[str, typer.Argument(help="Id of the visit (vht node visits).")]
 Operator = Annotated[str, typer.Option("--operator", help="Your name, for the evidence log.")]
-LONG_S = 3600.0
-
-
-def _running(state: Path) -> bool:
-    NodeSettings.read(state)
-    return PidFile(NodeFiles(state).pid).running() is not None
-
-
-def _client(state: Path) -> Client:
-    """The running node's internal API. Raises UnavailableError VHT-UNAVAILABLE-NODE."""
-    if not _running(state):
-        raise UnavailableError(
-            "this node is not running", code="VHT-UNAVAILABLE-NODE", hint=f"start it with 'vht node serve {state}'"
-        )
-    settings = NodeSettings.read(state)
-    try:
-        token = NodeFiles(state).operator_token.read_text().strip()
-    except OSError as error:
-        raise InputError("the operator token cannot be read", code="VHT-INPUT-CONFIG") from error
-    return Client(settings.internal_url, settings.ca, token=token, timeout_s=LONG_S)
-
-
-def _alone(state: Path, act: Callable[[Any], Any]) -> Any:
-    """Open the directory of a node that does not run, and keep it from starting meanwhile."""
-    from connector.node import Node
-
-    with PidFile(NodeFiles(state).pid), Node(state) as node:
-        return act(node)
 
 
 def _categories(words: list[str]) -> tuple[DataCategory, ...]:
@@ -141,21 +112,26 @@ def stop(state: State) -> None:
 
 @app.command("status")
 @output.command("node status")
-def status(state: State) -> None:
+def status(
+    state: State,
+    wait: Annotated[float, typer.Option(help="Seconds to wait until it answers; exit code 5 where it does not.")] = 0.0,
+) -> None:
     """Show visits, budget and processes; also of a node that does not run."""
-    if _running(state):
-        with _client(state) as client:
+    settings = NodeSettings.read(state)
+    ports = (settings.port, settings.internal_port)
+    await_ready(
+        lambda: running(state) and all(listening(settings.host, port) for port in ports),
+        wait_s=wait,
+        what=f"node {settings.name}",
+    )
+    if running(state):
+        with reach(state) as client:
             data = client.get("/api/status")
     else:
         data = _offline_status(state)
-    accounts = [
-        (kind, name, one["cap"], *(f"{one[part][p]:.3f}" for part in ("spent", "reserved") for p in ("train", "test")))
-        for kind in ("datasets", "permits")
-        for name, one in data["budget"][kind].items()
-    ]
-    columns = ["account", "id", "cap", "spent train", "spent test", "reserved train", "reserved test"]
     word = "running" if data["running"] else "not running"
-    output.emit("node status", data, f"node {data['name']} is {word}", output.table("Budget", columns, accounts))
+    counts = ", ".join(f"{count} {state}" for state, count in data["visits"].items()) or "none"
+    output.emit("node status", data, f"node {data['name']} is {word}; visits: {counts}", budget_table(data["budget"]))
 
 
 def _offline_status(state: Path) -> dict[str, Any]:
@@ -183,12 +159,18 @@ def _offline_status(state: Path) -> dict[str, Any]:
 @output.command("node visits")
 def visits(state: State) -> None:
     """List the visits of studies, newest first."""
-    with _client(state) as client:
+    with reach(state) as client:
         data = client.get("/api/visits")
-    rows = [(v["visit"], v["study_id"], v["state"], v["code"], v["user"], v["permit_id"]) for v in data["visits"]]
-    output.emit(
-        "node visits", data, output.table("Visits", ["visit", "study", "state", "code", "user", "permit"], rows)
-    )
+    output.emit("node visits", data, visits_table(data["visits"]))
+
+
+@app.command("show")
+@output.command("node show")
+def show(state: State, visit: Visit) -> None:
+    """Show one visit: who asks for what under which permit, what it would cost, what has left."""
+    with reach(state) as client:
+        data = client.get(f"/api/visits/{visit}")
+    output.emit("node show", data, *visit_tables(data))
 
 
 @app.command("approve")
@@ -215,47 +197,9 @@ def halt(state: State, visit: Visit, operator: Operator) -> None:
 
 
 def _decide(state: Path, visit: str, verb: str, body: dict[str, Any], *, command: str | None = None) -> None:
-    with _client(state) as client:
+    with reach(state) as client:
         data = client.post(f"/api/visits/{visit}/{verb}", json=body)
     output.emit(f"node {command or verb}", data, f"visit {visit} is {data['state']}")
-
-
-@app.command("ingest")
-@output.command("node ingest")
-def ingest(state: State, folder: Annotated[Path, typer.Argument(help="Folder of FHIR R4 NDJSON.")]) -> None:
-    """Take in a folder of FHIR NDJSON; every line is accounted for."""
-    source = folder.resolve()
-    if _running(state):
-        with _client(state) as client:
-            report = client.post("/api/ingest", json={"folder": str(source)})
-    else:
-        report = _alone(state, lambda node: node.ingest(source))
-    counts = [(name, report[name]) for name in ("files", "lines", "accepted", "quarantined", "duplicate")]
-    reasons = [(f"quarantined: {reason}", count) for reason, count in report["reasons"].items()]
-    output.emit("node ingest", report, output.table(f"Intake of {folder}", ["what", "count"], [*counts, *reasons]))
-
-
-@app.command("opt-out")
-@output.command("node opt-out")
-def opt_out(
-    state: State,
-    patient_id: Annotated[str, typer.Argument(help="Patient.id.")],
-    at: Annotated[datetime | None, typer.Option(help="Since when (UTC); now by default.")] = None,
-    withdraw: Annotated[bool, typer.Option("--withdraw", help="End the opt-out instead.")] = False,
-) -> None:
-    """Record a patient's opt-out (Article 71), or its withdrawal."""
-    moment = (at if at.tzinfo else at.replace(tzinfo=UTC)) if at else None
-    if _running(state):
-        body = {"patient_id": patient_id, "at": moment.isoformat() if moment else None}
-        with _client(state) as client:
-            data = client.request("DELETE" if withdraw else "POST", "/api/opt-outs", json=body).json()
-    elif withdraw:
-        data = {"withdrawn": _alone(state, lambda node: node.withdraw_opt_out(patient_id, at=moment))}
-    else:
-        _alone(state, lambda node: node.opt_out(patient_id, since=moment))
-        data = {"recorded": True}
-    done = "no opt-out was in force" if data.get("withdrawn") is False else "withdrawn" if withdraw else "recorded"
-    output.emit("node opt-out", data, done)
 
 
 @app.command("operator")
@@ -286,3 +230,6 @@ def operator(
     finally:
         database.close()
     output.emit("node operator", {"name": name, "role": role}, f"{name} may log in as {role}")
+
+
+app.add_typer(intake)  # its commands stand beside these

@@ -12,6 +12,7 @@ import typer
 
 from vht_federate import output
 from vht_federate.errors import InputError, VhtError
+from vht_federate.serving import await_ready
 
 if TYPE_CHECKING:
     from strategies.study import StudySession
@@ -28,7 +29,7 @@ State = Annotated[Path, typer.Argument(help="State directory of the coordinator.
 @output.command("coordinator init")
 def coordinator_init(
     state: State,
-    certificate: Annotated[Path, typer.Option(help="TLS certificate (PEM).")],
+    certificate: Annotated[Path, typer.Option(help="TLS certificate (PEM); it must also name 127.0.0.1.")],
     key: Annotated[Path, typer.Option(help="Its private key (PEM).")],
     ca: Annotated[Path, typer.Option(help="The certificate authority (PEM).")],
     host: Annotated[str, typer.Option(help="Address hospitals connect to.")] = "127.0.0.1",
@@ -79,11 +80,17 @@ def coordinator_enrol(
 
 @coordinator.command("status")
 @output.command("coordinator status")
-def coordinator_status(state: State) -> None:
+def coordinator_status(
+    state: State,
+    wait: Annotated[float, typer.Option(help="Seconds to wait until it is ready; exit code 5 where it is not.")] = 0.0,
+) -> None:
     """Show whether it runs and which hospitals are connected."""
     from strategies.coordinator import Coordinator
 
     opened = Coordinator.open(state)
+    await_ready(
+        lambda: opened.pid_file.running() is not None and opened.control.answers(), wait_s=wait, what="the coordinator"
+    )
     pid = opened.pid_file.running()
     answers = pid is not None and opened.control.answers()
     online = opened.control.nodes() if answers else {}
@@ -214,7 +221,9 @@ def study_run(
             _finish("study run", session)
         else:
             visits = {name: visit.visit for name, visit in session.visits.by_node.items()}
-            output.emit("study run", {"state": "requested", "visits": visits}, f"then: vht study resume {out}")
+            asked = output.table("Asked; each waits for its operator", ["hospital", "visit"], visits.items())
+            words = f"once they approved: vht study resume {out}"
+            output.emit("study run", {"state": "requested", "visits": visits}, asked, words)
 
 
 @study.command("resume")

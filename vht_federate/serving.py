@@ -7,6 +7,8 @@ none of them repeats what the client sent.
 import asyncio
 import signal
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from starlette.exceptions import HTTPException
 
 from vht_federate.errors import InputError, UnavailableError, VhtError
 
-__all__ = ["Listener", "answer_typed_errors", "free_port", "serve"]
+__all__ = ["Listener", "answer_typed_errors", "await_ready", "free_port", "listening", "serve"]
+
+POLL_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,26 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.bind((host, 0))
         return int(sock.getsockname()[1])
+
+
+def listening(host: str, port: int) -> bool:
+    """True where something accepts connections at this address."""
+    try:
+        with socket.create_connection((host, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+def await_ready(ready: Callable[[], bool], *, wait_s: float, what: str) -> None:
+    """Poll ``ready()`` for up to ``wait_s``; 0 asks nothing. Raises UnavailableError VHT-UNAVAILABLE-STARTING."""
+    end = time.monotonic() + wait_s
+    while wait_s and not ready():
+        if time.monotonic() >= end:
+            raise UnavailableError(
+                f"{what} was not ready after {wait_s:g} s", code="VHT-UNAVAILABLE-STARTING", hint="its output says why"
+            )
+        time.sleep(POLL_S)
 
 
 def answer_typed_errors(app: FastAPI) -> FastAPI:

@@ -18,7 +18,7 @@ from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError
 from vht_federate.evidence.keys import PublicKey, SigningKey, unverified_claims
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import Listener, free_port, serve
+from vht_federate.serving import Listener, await_ready, free_port, listening, serve
 
 __all__ = ["app"]
 
@@ -104,6 +104,24 @@ def serve_issuer(state: State) -> None:
         output.progress(f"permit issuer on https://{settings.host}:{settings.port}")
         asyncio.run(serve([Listener(service, settings.host, settings.port, settings.certificate, settings.key)]))
     output.emit("permit serve", {"stopped": True})
+
+
+@app.command("status")
+@output.command("permit status")
+def status(
+    state: State,
+    wait: Annotated[float, typer.Option(help="Seconds to wait until it answers; exit code 5 where it does not.")] = 0.0,
+) -> None:
+    """Is the issuer's service running?"""
+    settings, pid_file = AuthoritySettings.read(state), PidFile(state / "serve.pid")
+
+    def ready() -> bool:
+        return pid_file.running() is not None and listening(settings.host, settings.port)
+
+    await_ready(ready, wait_s=wait, what="the permit issuer")
+    url, pid = f"https://{settings.host}:{settings.port}", pid_file.running()
+    data = {"url": url, "running": pid is not None, "ready": ready(), "pid": pid}
+    output.emit("permit status", data, f"permit issuer {url}: {'running' if pid else 'stopped'}")
 
 
 @app.command("stop")

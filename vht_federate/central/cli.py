@@ -18,7 +18,7 @@ from vht_federate.client import Client
 from vht_federate.errors import InputError
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import Listener, free_port, serve
+from vht_federate.serving import Listener, await_ready, free_port, listening, serve
 
 __all__ = ["app"]
 
@@ -72,10 +72,18 @@ def serve_platform(state: State) -> None:
 
 @app.command("status")
 @output.command("platform status")
-def status(state: State) -> None:
+def status(
+    state: State,
+    wait: Annotated[float, typer.Option(help="Seconds to wait until it answers; exit code 5 where it does not.")] = 0.0,
+) -> None:
     """Is it running, and what does it hold?"""
-    settings = PlatformSettings.read(state)
-    pid = PidFile(state / "serve.pid").running()
+    settings, pid_file = PlatformSettings.read(state), PidFile(state / "serve.pid")
+    await_ready(
+        lambda: pid_file.running() is not None and listening(settings.host, settings.port),
+        wait_s=wait,
+        what="the platform",
+    )
+    pid = pid_file.running()
     data: dict[str, Any] = {"url": settings.url, "running": pid is not None, "pid": pid}
     if pid is not None:
         with Client(settings.url, settings.ca) as client:

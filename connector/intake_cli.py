@@ -1,0 +1,64 @@
+"""The part of ``vht node`` that is about data: intake, what was set aside, opt-outs."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from connector.reach import State, alone, reach, running
+from connector.settings import NodeFiles, NodeSettings
+from connector.tables import intake_table, quarantine_table
+from vht_federate import output
+
+__all__ = ["app"]
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command("ingest")
+@output.command("node ingest")
+def ingest(state: State, folder: Annotated[Path, typer.Argument(help="Folder of FHIR R4 NDJSON.")]) -> None:
+    """Take in a folder of FHIR NDJSON; every line is accounted for."""
+    source = folder.resolve()
+    if running(state):
+        with reach(state) as client:
+            report = client.post("/api/ingest", json={"folder": str(source)})
+    else:
+        report = alone(state, lambda node: node.ingest(source))
+    output.emit("node ingest", report, intake_table(folder, report))
+
+
+@app.command("quarantine")
+@output.command("node quarantine")
+def quarantine(state: State) -> None:
+    """List every line and value that was set aside, by file, line and element; never with its content."""
+    from connector.fhir.store import Store
+
+    NodeSettings.read(state)
+    generation = Store(NodeFiles(state).fhir).current()
+    entries = generation.quarantine() if generation else []
+    output.emit("node quarantine", {"entries": entries}, quarantine_table(entries))
+
+
+@app.command("opt-out")
+@output.command("node opt-out")
+def opt_out(
+    state: State,
+    patient_id: Annotated[str, typer.Argument(help="Patient.id.")],
+    at: Annotated[datetime | None, typer.Option(help="Since when (UTC); now by default.")] = None,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="End the opt-out instead.")] = False,
+) -> None:
+    """Record a patient's opt-out (Article 71), or its withdrawal."""
+    moment = (at if at.tzinfo else at.replace(tzinfo=UTC)) if at else None
+    if running(state):
+        body = {"patient_id": patient_id, "at": moment.isoformat() if moment else None}
+        with reach(state) as client:
+            data = client.request("DELETE" if withdraw else "POST", "/api/opt-outs", json=body).json()
+    elif withdraw:
+        data = {"withdrawn": alone(state, lambda node: node.withdraw_opt_out(patient_id, at=moment))}
+    else:
+        alone(state, lambda node: node.opt_out(patient_id, since=moment))
+        data = {"recorded": True}
+    done = "no opt-out was in force" if data.get("withdrawn") is False else "withdrawn" if withdraw else "recorded"
+    output.emit("node opt-out", data, done)

@@ -1,0 +1,81 @@
+"""What ``vht node`` shows to people: budgets, visits, intake, as tables."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from vht_federate.domain.budget import POPULATIONS
+from vht_federate.output import table
+
+__all__ = ["budget_table", "intake_table", "quarantine_table", "visit_tables", "visits_table"]
+
+
+def budget_table(budget: Mapping[str, Any]) -> Table:
+    """Every account of the ledger: the dataset over all permits, then each permit."""
+    rows = [
+        (kind, name, one["cap"], *(f"{one[part][p]:.3f}" for part in ("spent", "reserved") for p in POPULATIONS))
+        for kind in ("datasets", "permits")
+        for name, one in budget[kind].items()
+    ]
+    columns = ["account", "id", "cap", "spent train", "spent test", "reserved train", "reserved test"]
+    return table("Budget (epsilon)", columns, rows)
+
+
+def intake_table(folder: Any, report: Mapping[str, Any]) -> Table:
+    """Lines and values of one intake, with the reasons of what was set aside."""
+    rows = [(name, report[name]) for name in ("files", "lines", "accepted", "quarantined", "duplicate")]
+    rows += [(f"  line quarantined: {reason}", count) for reason, count in report["reasons"].items()]
+    rows += [(f"values {name}", count) for name, count in report["values"].items()]
+    rows += [(f"  value quarantined: {reason}", count) for reason, count in report["value_reasons"].items()]
+    return table(f"Intake of {folder}", ["what", "count"], rows)
+
+
+def quarantine_table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ["file", "line", "kind", "reason", "path"]
+    return table("Set aside", columns, [tuple(entry[name] for name in columns) for entry in entries])
+
+
+def visits_table(visits: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [(v["visit"], v["study_id"], v["state"], v["code"], v["user"], v["permit_id"]) for v in visits]
+    return table("Visits", ["visit", "study", "state", "code", "user", "permit"], rows)
+
+
+def visit_tables(visit: Mapping[str, Any]) -> tuple[Table, Table]:
+    """All that an operator decides on, and what has left so far."""
+    left = [
+        (
+            f"{one['job']} {one['round']}",
+            one["begun_at"],
+            one["released_at"] or "nothing left",
+            one["output_bytes"],
+            one["output_sha256"],
+        )
+        for one in visit["rounds"]
+    ]
+    columns = ["call", "begun", "left", "bytes", "sha256 of what left"]
+    return table(f"Visit {visit['visit']}", ["what", ""], _facts(visit)), table("What left", columns, left)
+
+
+def _facts(visit: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    permit, component = visit["permit"], visit["component"]
+    yield "state", " ".join(part for part in (visit["state"], visit["code"], visit["reason"]) if part)
+    yield "study", f"{visit['study_id']}: {visit['title']}"
+    yield "asked by", f"{visit['user']}, for {permit['controller']}"
+    yield "purpose", f"{visit['purpose']}: {permit['purpose_text']}"
+    yield "permit", f"{visit['permit_id']} of {permit['hdab']}, until {visit['permit_expires_at']}"
+    yield "component", f"{component['name']} {component['version']}, profile {component['profile']}"
+    yield "its digest", component["digest"]
+    yield "reads", ", ".join(visit["request"]["columns"])
+    yield "opt-outs", "overridden by law" if permit["overrides_opt_out"] else f"as of {permit['issued_at']}"
+    yield "at least", f"{permit['minimum_cohort']} patients here, {permit['minimum_nodes']} hospitals"
+    yield "would cost", f"epsilon {_epsilon(visit['epsilon_planned'])} at delta {visit['delta']:g}"
+    yield "has cost", f"epsilon {_epsilon(visit['epsilon_spent'])}"
+    yield "permit's ceiling", f"epsilon {permit['epsilon']:g} at delta {permit['delta']:g}"
+    yield "calls", f"{visit['calls_begun']} of {visit['calls_planned']} begun"
+    yield "decided by", visit["operator"]
+    yield "enclave", visit["isolation"]
+
+
+def _epsilon(value: Mapping[str, float]) -> str:
+    return ", ".join(f"{value[population]:.3f} ({population})" for population in POPULATIONS)
