@@ -49,5 +49,5 @@ def report(name: str, rows: list[Row]) -> bool:
          "yes" if r.holds else "NO"]
         for r in rows
     ]  # fmt: skip
-    Console().print(table(name, columns, cells))
+    Console(width=150).print(table(name, columns, cells))
     return all(row.holds for row in rows)

@@ -30,7 +30,8 @@ GRID: tuple[dict[str, Any], ...] = (
     {**UCI, "clipping_norm": 0.2},
     {**UCI, "clipping_norm": 1.0},
     {**UCI, "sampling_rate": 0.25, "local_steps": 12, "learning_rate": 2.0, "momentum": 0.0},
-    {**UCI, "sampling_rate": 1.0, "local_steps": 4},
+    {**UCI, "sampling_rate": 0.5, "local_steps": 8},
+    {**UCI, "weight_decay": 0.01},
 )
 
 
