@@ -4,6 +4,7 @@ Patients are taken in chunks whose own gradients fit ``gradient_bytes``; what a 
 summed at once, while it is in the cache. Uses with ghost norms are summed at the end over all patients.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -36,27 +37,64 @@ def add(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
 @torch.no_grad()
 def sum_clipped(uses: Sequence[Use], patients: int, clipping_norm: float, gradient_bytes: int) -> Clipped:
     """Sum over patients of their gradients, each scaled to at most ``clipping_norm`` over all uses together."""
-    ghosts, kept = _divided(uses)
-    total: dict[str, Tensor] = {}
+    ghosts, kept, tied = _divided(uses)
+    chunks = _chunks(kept, patients, gradient_bytes)
+    book = _Book(kept, tied, max(rows.stop - rows.start for rows in chunks))
     factors, suspects = [], []
-    for rows in _chunks(kept, patients, gradient_bytes):
-        made: dict[str, Tensor] = {}
-        for use in kept:
-            add(made, use.gradients(rows))
-        norms = [use.squared_norms(rows) for use in ghosts] + [squared(value) for value in made.values()]
-        norm = torch.stack(norms).sum(0).sqrt() if len(norms) > 1 else norms[0].sqrt()
-        factor, finite = _factor(norm, clipping_norm)
+    for rows in chunks:
+        norms = [use.squared_norms(rows) for use in ghosts] + book.squared_norms(rows)
+        squares = norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
+        factor, finite = _factor(squares.sqrt(), clipping_norm)
+        book.add(factor)
         factors.append(factor)
         suspects.append(~finite)
-        for name, value in made.items():
-            add(total, {name: (factor @ value.flatten(1)).view(value.shape[1:])})
     suspected = torch.cat(suspects) if len(suspects) > 1 else suspects[0]
     if bool(suspected.any()):
         return Clipped({}, suspected)
+    total = book.total()
     everyone = torch.cat(factors) if len(factors) > 1 else factors[0]
     for use in ghosts:
         add(total, use.weighted(everyone))
     return Clipped(total, None)
+
+
+class _Book:
+    """The gradients of one chunk of patients side by side in one buffer, and their weighted sum so far.
+
+    Squares of a tied parameter's uses do not add up, so their gradients are summed in shape for the norm.
+    """
+
+    def __init__(self, kept: Sequence[Use], tied: frozenset[str], at_once: int) -> None:
+        self._kept, self._tied = kept, tied
+        self._widths = [use.floats() for use in kept]
+        like = kept[0].like() if kept else torch.zeros(())
+        self._buffer = like.new_empty((at_once, sum(self._widths)))
+        self._sum = like.new_zeros(sum(self._widths))
+        self._filled = self._buffer
+
+    def squared_norms(self, rows: slice) -> list[Tensor]:
+        if not self._kept:
+            return []
+        self._filled = self._buffer[: rows.stop - rows.start]
+        parts = self._filled.split_with_sizes(self._widths, dim=1)
+        for use, part in zip(self._kept, parts, strict=True):
+            use.write(rows, part)
+        if not self._tied:
+            return [squared(self._filled)]
+        together: dict[str, Tensor] = {}
+        for use, part in zip(self._kept, parts, strict=True):
+            add(together, use.read(part))
+        return [squared(value) for value in together.values()]
+
+    def add(self, factor: Tensor) -> None:
+        if self._kept:
+            self._sum.addmv_(self._filled.T, factor)
+
+    def total(self) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        for use, part in zip(self._kept, self._sum.split_with_sizes(self._widths), strict=True):
+            add(total, use.read(part))
+        return total
 
 
 def clip_one(gradient: Mapping[str, Tensor], clipping_norm: float) -> dict[str, Tensor] | None:
@@ -89,11 +127,12 @@ def _factor(norm: Tensor, clipping_norm: float) -> tuple[Tensor, Tensor]:
     return (bound / norm.clamp_min(bound)), torch.isfinite(norm)
 
 
-def _divided(uses: Sequence[Use]) -> tuple[list[Use], list[Use]]:
-    """Uses with ghost norms and uses to instantiate; a parameter with several uses (tied) needs their sum."""
-    seen = [name for use in uses for name in use.parameters]
-    ghosts = [use for use in uses if use.ghost() and all(seen.count(name) == 1 for name in use.parameters)]
-    return ghosts, [use for use in uses if use not in ghosts]
+def _divided(uses: Sequence[Use]) -> tuple[list[Use], list[Use], frozenset[str]]:
+    """Uses with ghost norms, uses to instantiate, and parameters with several uses, which must be instantiated."""
+    seen = Counter(name for use in uses for name in use.parameters)
+    tied = frozenset(name for name, count in seen.items() if count > 1)
+    ghosts = [use for use in uses if use.ghost() and not tied.intersection(use.parameters)]
+    return ghosts, [use for use in uses if use not in ghosts], tied
 
 
 def _chunks(kept: Sequence[Use], patients: int, gradient_bytes: int) -> list[slice]:

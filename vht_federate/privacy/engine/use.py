@@ -1,7 +1,6 @@
 """One use of parameters in a forward pass, and what it contributes to each patient's gradient."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -45,6 +44,10 @@ class Use(ABC):
     def floats(self) -> int:
         """Floats of one patient's gradient."""
 
+    @abstractmethod
+    def like(self) -> Tensor:
+        """A tensor of the type and device of its gradients."""
+
     def ghost(self) -> bool:
         """Whether norms are cheaper without the patients' gradients."""
         return False
@@ -58,8 +61,12 @@ class Use(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def gradients(self, rows: slice) -> Mapping[str, Tensor]:
-        """{name: [patients in rows, *shape]}."""
+    def write(self, rows: slice, into: Tensor) -> None:
+        """Write the gradients of the patients in rows to ``into`` [patients in rows, floats], in any fixed order."""
+
+    @abstractmethod
+    def read(self, flat: Tensor) -> dict[str, Tensor]:
+        """[..., floats] in that order as {parameter: [..., *shape]}."""
 
 
 def per_group(tensor: Tensor, patients: int) -> Tensor:

@@ -88,6 +88,9 @@ class ConvolutionUse(MatrixUse):
     def bytes_held(self) -> int:
         return (self._inputs.numel() + 2 * self._outputs) * self._inputs.element_size()
 
+    def like(self) -> Tensor:
+        return self._b
+
     def _bind(self, gradient: Tensor) -> None:
         self._a = self._inputs.detach().reshape(self.patients, self.each, *self._inputs.shape[1:])
         self._b = gradient.reshape(self.patients, self.each, self._geometry.groups, -1, gradient.shape[2:].numel())
@@ -114,11 +117,23 @@ class ConvolutionUse(MatrixUse):
         b = outputs.permute(0, 2, 1, 4, 3).reshape(p, groups, -1, outputs.shape[3])
         return a, b
 
-    def gradients(self, rows: slice) -> dict[str, Tensor]:
+    def write(self, rows: slice, into: Tensor) -> None:
+        if self._geometry.groups == 1:
+            super().write(rows, into)
+            return
         inputs, outputs = self._by_group(rows)
-        made = {}
+        size = self.shape.numel()
         if self.weight:
-            made[self.weight] = (outputs.transpose(2, 3) @ inputs).view(len(inputs), *self.shape)
+            into[:, :size] = (outputs.transpose(2, 3) @ inputs).flatten(1)
         if self.bias:
-            made[self.bias] = outputs.sum(2).flatten(1)
-        return made
+            into[:, -self.shape[0] :] = outputs.sum(2).flatten(1)
+
+    def read(self, flat: Tensor) -> dict[str, Tensor]:
+        if self._geometry.groups == 1:
+            return super().read(flat)
+        found = {}
+        if self.weight:
+            found[self.weight] = flat[..., : self.shape.numel()].view(*flat.shape[:-1], *self.shape)
+        if self.bias:
+            found[self.bias] = flat[..., -self.shape[0] :]
+        return found

@@ -22,6 +22,9 @@ class EmbeddingUse(Use):
     def bytes_held(self) -> int:
         return self._indices.numel() * 3 * self._shape[1] * 4
 
+    def like(self) -> Tensor:
+        return self._b
+
     def _bind(self, gradient: Tensor) -> None:
         self._rows = self._indices.reshape(self.patients, -1)
         gradient = per_group(gradient, self.patients)
@@ -46,10 +49,13 @@ class EmbeddingUse(Use):
         scaled = (self._b * factor[:, None, None]).flatten(0, 1)
         return {self.parameters[0]: scaled.new_zeros(self._shape).index_add_(0, self._rows.flatten(), scaled)}
 
-    def gradients(self, rows: slice) -> dict[str, Tensor]:
+    def write(self, rows: slice, into: Tensor) -> None:
         indices, outputs = rows_of(self._rows, rows), rows_of(self._b, rows)
         count = len(indices)
         offsets = torch.arange(count, device=indices.device)[:, None] * self._shape[0]
         flat = outputs.new_zeros((count * self._shape[0], self._shape[1]))
         flat.index_add_(0, (indices + offsets).flatten(), outputs.flatten(0, 1))
-        return {self.parameters[0]: flat.view(count, *self._shape)}
+        into.copy_(flat.view(count, -1))
+
+    def read(self, flat: Tensor) -> dict[str, Tensor]:
+        return {self.parameters[0]: flat.view(*flat.shape[:-1], *self._shape)}

@@ -21,6 +21,9 @@ class LinearUse(MatrixUse):
         rows = self._inputs.numel() // self.shape[1]
         return rows * (self.shape[1] + 2 * self.shape[0]) * self._inputs.element_size()
 
+    def like(self) -> Tensor:
+        return self._b
+
     def _bind(self, gradient: Tensor) -> None:
         self._a = per_group(self._inputs.detach(), self.patients)
         self._b = per_group(gradient, self.patients)
@@ -51,5 +54,5 @@ class BlockUse(LinearUse):
         return False
 
     def ordered(self, gradient: Tensor, dimension: int) -> Tensor:
-        widths = [0, 0] * (gradient.dim() - 1 - dimension) + [self._before, self._after]
+        widths = [0, 0] * (-1 - dimension) + [self._before, self._after]
         return torch.nn.functional.pad(gradient, widths)

@@ -68,21 +68,33 @@ class MatrixUse(Use):
         scaled = (outputs * factor[:, None, None]).flatten(0, 1)
         total = {}
         if self.weight:
-            total[self.weight] = self.ordered((scaled.T @ inputs.flatten(0, 1)).view(self.shape), 0)
+            total[self.weight] = self.ordered(scaled.T @ inputs.flatten(0, 1), -2).view(-1, *self.shape[1:])
         if self.bias:
-            total[self.bias] = self.ordered(scaled.sum(0), 0)
+            total[self.bias] = self.ordered(scaled.sum(0), -1)
         return total
 
-    def gradients(self, rows: slice) -> dict[str, Tensor]:
+    def write(self, rows: slice, into: Tensor) -> None:
         inputs, outputs = self.operands(rows)
-        made = {}
-        if self.weight:
-            product = torch.bmm(outputs.transpose(1, 2), inputs)
-            made[self.weight] = self.ordered(product.view(len(product), *self.shape), 1)
+        wide, high = self.widths
         if self.bias:
-            made[self.bias] = self.ordered(outputs.sum(1), 1)
-        return made
+            torch.sum(outputs, 1, out=into[:, -high:])
+        if self.weight and high > wide:  # BLAS likes the longer side to be the inner one
+            torch.bmm(inputs.transpose(1, 2), outputs, out=into[:, : wide * high].view(-1, wide, high))
+        elif self.weight:
+            torch.bmm(outputs.transpose(1, 2), inputs, out=into[:, : wide * high].view(-1, high, wide))
+
+    def read(self, flat: Tensor) -> dict[str, Tensor]:
+        wide, high = self.widths
+        found = {}
+        if self.weight:
+            flipped = high > wide
+            matrix = flat[..., : wide * high].view(*flat.shape[:-1], *((wide, high) if flipped else (high, wide)))
+            matrix = self.ordered(matrix.transpose(-1, -2) if flipped else matrix, -2)
+            found[self.weight] = matrix.reshape(*flat.shape[:-1], -1, *self.shape[1:])
+        if self.bias:
+            found[self.bias] = self.ordered(flat[..., -high:], -1)
+        return found
 
     def ordered(self, gradient: Tensor, dimension: int) -> Tensor:  # noqa: ARG002 — for layers that permute rows
-        """``gradient`` with its rows (along ``dimension``) in the parameter's order."""
+        """``gradient`` with its rows (along ``dimension``, counted from the end) in the parameter's order."""
         return gradient

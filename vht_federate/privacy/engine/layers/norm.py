@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -32,6 +33,9 @@ class NormUse(Use):
     def bytes_held(self) -> int:
         return 3 * self._inputs.numel() * self._inputs.element_size()
 
+    def like(self) -> Tensor:
+        return self._b
+
     def _bind(self, gradient: Tensor) -> None:
         self._b = gradient.reshape(self.patients, -1, *gradient.shape[1:])
 
@@ -41,19 +45,23 @@ class NormUse(Use):
             size *= extent
         return size * len(self.parameters)
 
-    def gradients(self, rows: slice) -> dict[str, Tensor]:
+    def write(self, rows: slice, into: Tensor) -> None:
         outputs = rows_of(self._b, rows)
-        made = {}
+        size = self.floats() // len(self.parameters)
         if self._weight:
-            inputs = rows_of(self._inputs.detach().view(self.patients, -1, *self._inputs.shape[1:]), rows)
+            inputs = rows_of(self._inputs.detach().reshape(self.patients, -1, *self._inputs.shape[1:]), rows)
             normal = self._normalise(inputs.flatten(0, 1)).view(outputs.shape)
-            made[self._weight] = self._summed(normal * outputs)
+            self._sum(normal * outputs, into[:, :size])
         if self._bias:
-            made[self._bias] = self._summed(outputs)
-        return made
+            self._sum(outputs, into[:, -size:])
 
-    def _summed(self, product: Tensor) -> Tensor:
-        """[p, records, ...] to [p, *shape]."""
+    def read(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = flat.view(*flat.shape[:-1], len(self.parameters), *self._shape).unbind(flat.dim() - 1)
+        return dict(zip(self.parameters, parts, strict=True))
+
+    def _sum(self, product: Tensor, into: Tensor) -> None:
+        """[p, records, ...] over all but the scale's own dimensions to [p, size]."""
         if self._channels_last:
-            return product.reshape(len(product), -1, *self._shape).sum(1)
-        return product.reshape(*product.shape[:2], self._shape[0], -1).sum((1, 3))
+            torch.sum(product.reshape(len(product), -1, into.shape[1]), 1, out=into)
+        else:
+            torch.sum(product.reshape(*product.shape[:2], into.shape[1], -1), (1, 3), out=into)

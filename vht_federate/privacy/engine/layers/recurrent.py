@@ -195,13 +195,18 @@ class GatesUse(MatrixUse):
         rolled: bool,
     ) -> None:
         assert stash.inputs is not None
+        assert stash.states is not None
         super().__init__(names, shape, anchor, (stash.inputs,))
         self._stash, self._to_states, self._rolled = stash, to_states, rolled
+        self._size = stash.states.shape[-1]
 
     def bytes_held(self) -> int:
         assert self._stash.inputs is not None
         steps, records = self._stash.inputs.shape[:2]
         return steps * records * (self.shape[1] + 2 * self.shape[0]) * self._stash.inputs.element_size()
+
+    def like(self) -> Tensor:
+        return self._b
 
     def _bind(self, gradient: Tensor) -> None:  # noqa: ARG002 — the anchor's gradient says only that backward ran
         stash = self._stash
@@ -226,8 +231,4 @@ class GatesUse(MatrixUse):
         return rows_of(self._a, rows), rows_of(self._b, rows)
 
     def ordered(self, gradient: Tensor, dimension: int) -> Tensor:
-        return (
-            torch.roll(gradient, -self.shape[1] if self._to_states else -self.shape[0] // 4, dimension)
-            if self._rolled
-            else gradient
-        )
+        return torch.roll(gradient, -self._size, dimension) if self._rolled else gradient
