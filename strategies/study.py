@@ -69,11 +69,26 @@ class StudySession:
         if not state.ended:
             state = self.run.run()
         if state.state != "completed":
-            self._account(state)
+            self._account(self._with_reason(state))
             state.raise_if_unsuccessful()
         if not (self.out / RESULT).exists():
             self._release()
         return self._published()
+
+    def _with_reason(self, state: RunState) -> RunState:
+        """A node that heard of a revocation by itself closes its enclave: to a courier it is merely gone. Ask it."""
+        if state.state != "refused":
+            return state
+        for name in [name for name, node in state.nodes.items() if node.lost and name in self.visits.by_node]:
+            try:
+                answer = self.visits.state(name)
+            except VhtError:
+                continue
+            if answer.get("state") == "revoked":
+                state.end("revoked", RevokedError(f"{name}: {answer.get('reason') or 'the permit is revoked'}"))
+                self.run.directory.write_state(state)
+                break
+        return state
 
     def _release(self) -> None:
         try:

@@ -1,0 +1,202 @@
+"""Asking hospitals: refusals, operators, deadlines, and how a run ends before it began."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_plan import NOW, planned_study
+
+import strategies.study_run as study_run
+import strategies.visits as visits_module
+from strategies.coordinator import Enrolment
+from strategies.run_state import RunDirectory
+from strategies.study import StudySession
+from strategies.visits import Visits
+from vht_federate.errors import CohortError, InputError, PermitError, RevokedError, UnavailableError, VhtError
+
+Hospital = dict[str, Any]
+
+
+class Hospitals:
+    """What each hospital answers, by its URL; ``states`` are given out one by one, the last for ever."""
+
+    def __init__(self) -> None:
+        self.refuse: dict[str, VhtError] = {}
+        self.states: dict[str, list[Hospital]] = {}
+        self.closed: list[str] = []
+
+    def client(self, url: str, ca: Path, token: str | None = None, timeout_s: float = 30.0) -> "_Client":
+        del ca, timeout_s
+        return _Client(self, url, token)
+
+
+class _Client:
+    def __init__(self, hospitals: Hospitals, url: str, token: str | None) -> None:
+        self.hospitals, self.url, self.token = hospitals, url, token
+
+    def __enter__(self) -> "_Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def get(self, path: str) -> Hospital:
+        if path == "/identity":
+            return {"evidence_key": {"kty": "OKP", "crv": "Ed25519", "x": "AA", "kid": "k"}}
+        assert self.token == f"token of {self.url}"
+        states = self.hospitals.states[self.url]
+        answer = states.pop(0) if len(states) > 1 else states[0]
+        if isinstance(answer, VhtError):
+            raise answer
+        return answer
+
+    def post(self, path: str, json: Hospital) -> Hospital:
+        if path == "/visits":
+            assert set(json) == {"permit", "study", "user_key"}
+            if self.url in self.hospitals.refuse:
+                raise self.hospitals.refuse[self.url]
+            return {"visit": f"v-{self.url[-1]}", "token": f"token of {self.url}", "state": "requested"}
+        assert path.endswith("/close")
+        self.hospitals.closed.append(self.url)
+        return {"state": "closed", "receipt": "r"}
+
+
+class Running:
+    """A coordinator that runs and knows both hospitals."""
+
+    def require_running(self) -> None:
+        return None
+
+    def enrolments(self) -> dict[str, Enrolment]:
+        return {name: Enrolment(node_id=number, supernode_key="k") for number, name in enumerate(("h1", "h2"))}
+
+
+@pytest.fixture
+def hospitals(monkeypatch: pytest.MonkeyPatch) -> Hospitals:
+    made = Hospitals()
+    monkeypatch.setattr(visits_module, "Client", made.client)
+    monkeypatch.setattr(visits_module, "POLL_S", 0.0)
+    monkeypatch.setattr(study_run.StudyRun, "coordinator", Running())
+    monkeypatch.setattr(study_run.StudyRun, "keep_status", lambda *_: None)
+    monkeypatch.setattr(StudySession, "_account", lambda *_: None)
+    return made
+
+
+def session_in(folder: Path, **sections: dict[str, Any]) -> tuple[StudySession, list[str]]:
+    planned = planned_study(folder, **sections)
+    nodes = tuple(node.model_copy(update={"url": f"https://{node.name}"}) for node in planned.file.nodes)
+    object.__setattr__(planned, "file", planned.file.model_copy(update={"nodes": nodes}))
+    said: list[str] = []
+    return StudySession(planned, folder / "run", lambda: NOW, said.append), said
+
+
+def ready(after: int = 0) -> list[Hospital]:
+    return [*({"state": "approved"} for _ in range(after)), {"state": "ready"}]
+
+
+def test_a_refusal_at_one_node_of_two_that_must_be_is_the_runs_own(hospitals: Hospitals, tmp_path: Path) -> None:
+    hospitals.refuse["https://h2"] = PermitError("no", code="VHT-PERMIT-COMPONENT")
+    session, said = session_in(tmp_path)
+    with pytest.raises(PermitError) as caught:
+        session.ask()
+    assert caught.value.code == "VHT-PERMIT-COMPONENT"
+    state = RunDirectory(tmp_path / "run").state()
+    assert state.state == "refused"
+    assert state.nodes["h2"].code == "VHT-PERMIT-COMPONENT"
+    assert hospitals.closed == ["https://h1"], "the visit of the other node is closed"
+    assert any("VHT-PERMIT-COMPONENT" in line for line in said)
+
+
+def test_visits_and_tokens_are_kept_for_the_owner_alone(hospitals: Hospitals, tmp_path: Path) -> None:
+    session, _ = session_in(tmp_path)
+    session.ask()
+    path = tmp_path / "run" / "visits.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert Visits.read(tmp_path / "run", tmp_path).by_node == session.visits.by_node
+    assert "token" not in (tmp_path / "run" / "run.json").read_text()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(hospitals: Hospitals, tmp_path: Path) -> None:
+    session_in(tmp_path)[0].ask()
+    with pytest.raises(InputError) as caught:
+        session_in(tmp_path)[0].ask()
+    assert caught.value.code == "VHT-INPUT-EXISTS"
+
+
+def test_approved_visits_become_a_dispatch_to_these_nodes_only(
+    hospitals: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_run, "initial_weights", lambda _: b"weights")
+    monkeypatch.setattr(Running, "doorbell", type("Bell", (), {"path": tmp_path / "bell"}), raising=False)
+    monkeypatch.setattr(Running, "replies", type("Bell", (), {"path": tmp_path / "replies"}), raising=False)
+    hospitals.states = {"https://h1": ready(2), "https://h2": [UnavailableError("restarting"), *ready(1)]}
+    session, said = session_in(tmp_path)
+    session.ask()
+    session.run.await_approvals(session.visits)
+    dispatch = RunDirectory(tmp_path / "run").dispatch()
+    assert [(node.name, node.visit, node.flower_node) for node in dispatch.nodes] == [
+        ("h1", "v-1", 0),
+        ("h2", "v-2", 1),
+    ]
+    assert dispatch.minimum_nodes == 2
+    assert RunDirectory(tmp_path / "run").weights(0) == b"weights"
+    assert "  h1: vht node approve STATE v-1 --operator NAME" in said
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "ended"),
+    [
+        ({"state": "rejected", "reason": "not here", "code": None}, CohortError, "refused"),
+        ({"state": "revoked", "reason": "permit revoked", "code": "VHT-PERMIT-REVOKED"}, RevokedError, "revoked"),
+        ({"state": "requested"}, CohortError, "refused"),
+        ({"state": "failed", "reason": "too few", "code": "VHT-COHORT-MINIMUM"}, CohortError, "refused"),
+    ],
+)
+def test_without_enough_ready_nodes_nothing_is_dispatched(
+    answer: Hospital,
+    kind: type[VhtError],
+    ended: str,
+    hospitals: Hospitals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(study_run, "initial_weights", lambda _: b"weights")
+    hospitals.states = {"https://h1": ready(), "https://h2": [answer]}
+    session, _ = session_in(tmp_path, federation={"approval_deadline_s": 0.05})
+    session.ask()
+    with pytest.raises(kind):
+        session.go_on()
+    assert RunDirectory(tmp_path / "run").state().state == ended
+    assert not (tmp_path / "run" / "dispatch.json").exists()
+    assert set(hospitals.closed) == {"https://h1", "https://h2"}
+
+
+def test_a_node_that_heard_of_a_revocation_by_itself_makes_the_run_revoked(
+    hospitals: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_run, "initial_weights", lambda _: b"weights")
+    session, _ = session_in(tmp_path)
+    session.ask()
+    directory = RunDirectory(tmp_path / "run")
+    state = directory.state()
+    state.lose("h2", UnavailableError("no enclave", code="VHT-UNAVAILABLE-ENCLAVE"))
+    state.end("refused", CohortError("1 of 2 nodes are left", code="VHT-COHORT-NODES"))
+    directory.write_state(state)
+    hospitals.states = {"https://h2": [{"state": "revoked", "reason": "permit p is revoked"}]}
+    with pytest.raises(RevokedError) as caught:
+        session.go_on()
+    assert caught.value.exit_code == 6
+    assert directory.state().state == "revoked"
+
+
+def test_a_node_that_is_not_enrolled_is_named(hospitals: Hospitals, tmp_path: Path) -> None:
+    class Alone(Running):
+        def enrolments(self) -> dict[str, Enrolment]:
+            return {"h1": Enrolment(node_id=1, supernode_key="k")}
+
+    study_run.StudyRun.coordinator = Alone()  # type: ignore[assignment,method-assign]
+    session, _ = session_in(tmp_path)
+    with pytest.raises(InputError) as caught:
+        session.ask()
+    assert caught.value.code == "VHT-INPUT-NOT-ENROLLED"
+    assert "h2" in caught.value.message
