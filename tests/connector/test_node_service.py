@@ -1,0 +1,224 @@
+"""The node as its operator runs it: ``vht node`` in real processes, over TLS, stopped in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from node_kit import CANARY, DATASET, Hospital, await_that, make_hospital, write_fhir
+
+from connector.settings import NodeSettings
+from connector.supernode import QUIET_FLOWER, SuperNode, commands
+from vht_federate.client import Client
+from vht_federate.errors import UnavailableError, VhtError, error_from_envelope
+from vht_federate.evidence.keys import SigningKey
+from vht_federate.evidence.log import EvidenceLog
+from vht_federate.processes import alive
+
+VHT = [sys.executable, "-m", "vht_federate", "--json", "node"]
+
+
+def vht(*arguments: object) -> dict[str, Any]:
+    """``vht node … --json``. Raises the typed error it ended with."""
+    done = subprocess.run([*VHT, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    envelope = json.loads(done.stdout)
+    if not envelope["ok"]:
+        raise error_from_envelope(envelope["error"])
+    return dict(envelope["data"])
+
+
+class Served:
+    """A node served by ``vht node serve`` in a process of its own."""
+
+    def __init__(self, hospital: Hospital) -> None:
+        self.hospital = hospital
+        self.settings = NodeSettings.read(hospital.state)
+        self.process = subprocess.Popen(
+            [*VHT, "serve", str(hospital.state)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+
+    def client(self, *, internal: bool = False) -> Client:
+        token = (self.hospital.state / "operator.token").read_text().strip() if internal else None
+        url = self.settings.internal_url if internal else self.settings.outward_url
+        return Client(url, self.settings.ca, token=token)
+
+    def await_health(self) -> None:
+        def healthy() -> bool:
+            assert self.process.poll() is None, self.process.communicate()
+            try:
+                with self.client() as client:
+                    return bool(client.get("/health")["status"] == "ok")
+            except UnavailableError:
+                return False
+
+        await_that(healthy, 40)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        self.process.communicate(timeout=30)
+        return self.process.returncode
+
+
+@pytest.fixture
+def served(hospital: Hospital) -> Iterator[Served]:
+    vht("ingest", hospital.state, write_fhir(hospital.root / "fhir"))
+    one = Served(hospital)
+    one.await_health()
+    yield one
+    if one.process.poll() is None:
+        one.process.kill()
+        one.process.communicate()
+
+
+def _request(served: Served) -> dict[str, Any]:
+    hospital = served.hospital
+    body = {"permit": hospital.permit(), "study": hospital.study(), "user_key": hospital.user.public.jwk()}
+    with served.client() as client:
+        return dict(client.post("/visits", json=body))
+
+
+def test_an_approved_visit_runs_in_a_real_enclave_and_ctrl_c_leaves_nothing_behind(served: Served) -> None:
+    state = served.hospital.state
+    with pytest.raises(UnavailableError) as taken:
+        vht("serve", state)
+    assert taken.value.code == "VHT-UNAVAILABLE-RUNNING"
+    asked = _request(served)
+    assert [visit["visit"] for visit in vht("visits", state)["visits"]] == [asked["visit"]]
+    vht("approve", state, asked["visit"], "--operator", "Dr Ada")
+    with served.client() as client:
+        headers = {"Authorization": f"Bearer {asked['token']}"}
+        await_that(lambda: client.get(f"/visits/{asked['visit']}", headers=headers)["state"] != "approved", 60)
+        assert client.get(f"/visits/{asked['visit']}", headers=headers)["state"] == "ready"
+    run_dir = Path((state / "run_dir").read_text().strip())
+    assert {path.name for path in run_dir.iterdir()} == {f"{asked['visit']}.sock", f"{asked['visit']}.token"}
+    children = psutil.Process(served.process.pid).children(recursive=True)
+    assert children
+    os.killpg(served.process.pid, signal.SIGINT)  # what a terminal's Ctrl-C does
+    served.process.communicate(timeout=30)
+    assert not [child for child in children if alive(child.pid)]
+    assert not run_dir.exists()
+    assert not list((state / "visits").iterdir())
+    status = vht("status", state)
+    assert (status["running"], status["visits"]) == (False, {"failed": 1})
+    with EvidenceLog(state / "evidence", SigningKey.read(state / "evidence.key"), "hospital-1", _never) as log:
+        assert [entry.kind for entry in log.entries()][-1] == "visit.closed"
+    said = (state / "node.log").read_text()
+    assert all(json.loads(line)["time"] for line in said.splitlines())
+    assert CANARY not in said
+
+
+def _never() -> Any:
+    raise AssertionError
+
+
+def test_a_killed_node_takes_its_enclave_along_and_opens_again(served: Served) -> None:
+    state = served.hospital.state
+    asked = _request(served)
+    vht("approve", state, asked["visit"], "--operator", "Dr Ada")
+    await_that(lambda: vht("status", state)["visits"].get("ready") == 1, 60)
+    children = psutil.Process(served.process.pid).children(recursive=True)
+    left = Path((state / "run_dir").read_text().strip())
+    served.process.kill()
+    served.process.communicate()
+    await_that(lambda: not [child for child in children if alive(child.pid)], 15)
+    again = Served(served.hospital)
+    try:
+        again.await_health()
+        assert not left.exists()
+        assert vht("status", state)["visits"] == {"failed": 1}
+        assert vht("stop", state)["stopped"] is True
+        again.process.communicate(timeout=30)
+    finally:
+        if again.process.poll() is None:
+            again.process.kill()
+
+
+def test_commands_work_beside_a_running_node_and_on_one_that_rests(served: Served) -> None:
+    state, folder = served.hospital.state, served.hospital.root / "fhir"
+    assert vht("ingest", state, folder)["duplicate"] == 90
+    assert vht("opt-out", state, "p1")["recorded"] is True
+    assert vht("opt-out", state, "p1", "--withdraw")["withdrawn"] is True
+    budget = vht("status", state)["budget"]["datasets"][DATASET]
+    assert (budget["cap"], budget["spent"]) == (3.0, {"train": 0.0, "test": 0.0})
+    assert served.end() == 0
+    assert vht("opt-out", state, "p1", "--withdraw")["withdrawn"] is False
+    assert vht("ingest", state, folder)["duplicate"] == 90
+    with pytest.raises(UnavailableError) as resting:
+        vht("visits", state)
+    assert resting.value.code == "VHT-UNAVAILABLE-NODE"
+    assert vht("stop", state)["stopped"] is False
+
+
+@pytest.mark.parametrize("moment_s", [0.0, 0.6, 1.2, 2.0])
+def test_a_signal_at_any_moment_of_the_start_leaves_a_directory_that_opens(hospital: Hospital, moment_s: float) -> None:
+    one = Served(hospital)
+    time.sleep(moment_s)
+    one.end(signal.SIGINT)
+    assert vht("status", hospital.state)["running"] is False
+    with hospital.open() as node:
+        assert node.run_dir.exists()
+
+
+def test_init_keeps_every_key_and_refuses_what_is_no_key(hospital: Hospital) -> None:
+    root, state = hospital.root, hospital.root / "second"
+    line = (
+        "init", state, "--name", "hospital-2", "--certificate", hospital.tls.certificate, "--key", hospital.tls.key,
+        "--ca", hospital.tls.ca, "--issuer-key", root / "issuer.pub.json", "--issuer-url", hospital.issuer.url,
+        "--dataset", "d2", "--categories", "51.1.a", "--coordinator", "127.0.0.1:9",
+    )  # fmt: skip
+    first, keys = vht(*line), {}
+    for name in ("evidence.key", "supernode.key", "supernode.pub", "node.secret", "operator.token"):
+        keys[name] = (state / name).read_bytes()
+        assert name.endswith(".pub") or (state / name).stat().st_mode & 0o777 == 0o600
+    assert keys["supernode.pub"].startswith(b"ecdsa-sha2-nistp384 ")
+    second = vht(*line)
+    assert (first["evidence_kid"], first["name"]) == (second["evidence_kid"], "hospital-2")
+    assert {name: (state / name).read_bytes() for name in keys} == keys
+    with pytest.raises(VhtError) as caught:
+        vht(*[hospital.tls.ca if part == root / "issuer.pub.json" else part for part in line])
+    assert caught.value.code == "VHT-INPUT-KEY"
+    with pytest.raises(VhtError) as caught:
+        vht(*["51.9.z" if part == "51.1.a" else part for part in line])
+    assert caught.value.code == "VHT-INPUT-CATEGORY"
+
+
+def test_flower_is_told_to_stay_silent_and_gets_its_own_home(tmp_path: Path) -> None:
+    hospital = make_hospital(tmp_path, coordinator={"address": "127.0.0.1:9", "ca": "/ca.crt", "supernode_port": 9999})
+    with hospital.open(start=False) as node:
+        assert node.settings.coordinator is not None
+        lines = commands(node.settings.coordinator, node.files, tmp_path / "run", tmp_path / "secret")
+    hospital.issuer.stop()
+    assert QUIET_FLOWER["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert QUIET_FLOWER["FLWR_DISABLE_UPDATE_CHECK"] == QUIET_FLOWER["UV_OFFLINE"] == "1"
+    supernode = lines["supernode"]
+    assert supernode[supernode.index("--node-config") + 1] == f'enclave-directory="{tmp_path / "run"}"'
+    assert "--insecure" not in supernode
+    assert str(hospital.state / "supernode.key") in supernode
+
+
+def test_a_flower_process_that_ends_is_started_again_after_its_delay_and_stopped_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital = make_hospital(tmp_path, coordinator={"address": "127.0.0.1:9", "ca": "/ca.crt", "supernode_port": 9999})
+    hospital.issuer.stop()
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ending = [sys.executable, "-c", "raise SystemExit(305 % 256)"]
+    monkeypatch.setattr("connector.supernode.commands", lambda *_: {"supernode": ending, "executor": sleeper})
+    with hospital.open(start=False) as node:
+        assert node.settings.coordinator is not None
+        run = tmp_path / "run"
+        run.mkdir()
+        supernode = SuperNode(node.settings.coordinator, node.files, run, restart_delay_s=0.2)
+        supernode.start()
+        await_that(lambda: supernode.status()["supernode"]["starts"] >= 3 and supernode.status()["executor"]["pid"])
+        status = supernode.status()
+        supernode.close()
+    assert (status["executor"]["starts"], status["supernode"]["last_exit_code"]) == (1, 49)
+    assert not alive(int(str(status["executor"]["pid"])))
