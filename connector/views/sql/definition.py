@@ -4,6 +4,7 @@ SQL on FHIR v2, ViewDefinition: the elements that decide rows are modelled, the 
 accepted and ignored, anything else is refused, so that a misspelt member never changes a result in silence.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import orjson
 
 from connector.views.sql.elements import is_resource
 from connector.views.sql.faults import Place, view_error
+from connector.views.sql.stamps import is_stamp
 
 __all__ = ["MAX_BYTES", "Column", "Constant", "Iteration", "Select", "View", "Where", "read_view"]
 
@@ -34,13 +36,6 @@ _ITERATIONS = ("forEach", "forEachOrNull", "repeat")
 _TYPE_PREFIX = re.compile(r"^(http://hl7\.org/fhir/StructureDefinition/|http://hl7\.org/fhirpath/System\.|FHIR\.)")
 _SYSTEM_TYPES = {"String": "string", "Boolean": "boolean", "Integer": "integer", "Decimal": "decimal",
                  "Date": "date", "DateTime": "dateTime", "Time": "time"}  # fmt: skip
-_STAMP = r"\d{4}(-\d{2}(-\d{2}(T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2}))?)?)?"
-_TEXT_SHAPES = {
-    "date": re.compile(r"\d{4}(-\d{2}(-\d{2})?)?"),
-    "dateTime": re.compile(_STAMP),
-    "instant": re.compile(_STAMP),
-    "time": re.compile(r"\d{2}:\d{2}:\d{2}(\.\d+)?"),
-}
 _CONSTANT_TYPES = (
     "base64Binary", "boolean", "canonical", "code", "date", "dateTime", "decimal", "id", "instant", "integer",
     "integer64", "oid", "string", "positiveInt", "time", "unsignedInt", "uri", "url", "uuid",
@@ -174,11 +169,11 @@ def _constant_text(value: Any, kind: str, place: Place) -> str:
         return str(value)
     if kind == "integer64" and re.fullmatch(r"-?\d{1,19}", str(value)):
         return str(value)
-    if kind == "decimal" and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind == "decimal" and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return repr(value)
-    shape = _TEXT_SHAPES.get(kind)
     textual = kind not in {"boolean", "integer", "positiveInt", "unsignedInt", "integer64", "decimal"}
-    if textual and isinstance(value, str) and "\x00" not in value and (shape is None or shape.fullmatch(value)):
+    stamped = kind in {"date", "dateTime", "instant", "time"}
+    if textual and isinstance(value, str) and "\x00" not in value and (not stamped or is_stamp(value, kind)):
         return value
     raise view_error("CONSTANT", place, f"the value is not a FHIR {kind}")
 

@@ -68,8 +68,8 @@ def _write(file: Any, lines: Iterable[bytes]) -> None:
     file.flush()
 
 
-def query_error(error: duckdb.Error) -> ViewError | InputError:
-    """What DuckDB raised, without its message: that may quote a value of a patient."""
+def query_error(error: Exception) -> ViewError | InputError:
+    """What DuckDB raised, itself or through Arrow, without its message: that may quote a value of a patient."""
     text = str(error)
     for code in ("VHT-VIEW-NOT-SINGLE", "VHT-VIEW-DEPTH"):
         if code in text:
@@ -77,13 +77,13 @@ def query_error(error: duckdb.Error) -> ViewError | InputError:
             message = "more than one value" if code.endswith("SINGLE") else "the walk goes too deep"
             hint = 'take first(), or set "collection": true' if code.endswith("SINGLE") else ""
             return ViewError(f"{place}: {message}", code=code, hint=hint)
-    if LINE_FAULT in text or isinstance(error, duckdb.InvalidInputException | duckdb.ConversionException):
+    if text.startswith(("Invalid Input Error", "Conversion Error")):
         return InputError("a line is no FHIR resource as the view reads it", code=LINE_FAULT)
-    if isinstance(error, duckdb.OutOfMemoryException):
+    if text.startswith("Out of Memory Error"):
         return InputError("the view needs more memory than it is allowed", code="VHT-INPUT-MEMORY")
-    if isinstance(error, duckdb.IOException):
+    if text.startswith("IO Error"):
         return InputError("a file cannot be read to its end", code="VHT-INPUT-FILE")
-    if isinstance(error, duckdb.OutOfRangeException):
+    if text.startswith("Out of Range Error"):
         return ViewError("a number leaves its range", code="VHT-VIEW-RANGE")
     return ViewError("the view does not run", code="VHT-VIEW-QUERY")
 
@@ -123,7 +123,10 @@ def run(view: Mapping[str, Any], resources: Iterable[Mapping[str, Any]]) -> list
         if not isinstance(resource, Mapping) or not isinstance(resource.get("resourceType"), str):
             raise InputError("a resource is an object with a resourceType", code=LINE_FAULT)
         if resource["resourceType"] == plan.resource:
-            lines.append(orjson.dumps(resource))
+            try:
+                lines.append(orjson.dumps(resource))
+            except (TypeError, RecursionError) as error:
+                raise InputError("a resource is not JSON, or nested too deep", code=LINE_FAULT) from error
     with spooled(lines) as path, locked([path]) as connection:
         return list(run_plan(plan, connection, [path]))
 

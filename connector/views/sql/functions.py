@@ -168,6 +168,9 @@ def _join(compiler: "PathCompiler", source: Value, node: Call) -> Value:
 
 
 def _boundary(side: str) -> _Function:
+    """``lowBoundary`` or ``highBoundary``. A decimal's precision is the digits that its reading kept: DuckDB writes
+    1.50 as 1.5, and tells 1 from 1.0."""
+
     def bound(compiler: "PathCompiler", source: Value, node: Call) -> Value:
         if source.type == EMPTY:
             return NOTHING

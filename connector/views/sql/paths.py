@@ -10,12 +10,14 @@ from connector.views.sql.elements import EMPTY, Choice, element
 from connector.views.sql.faults import Place, view_error
 from connector.views.sql.grammar import Binary, Call, Index, Literal, Member, Name, Negative, Node, This, parse
 from connector.views.sql.schema import text_literal
-from connector.views.sql.values import NOTHING, Choosing, Value, as_list, member, plain, single
+from connector.views.sql.stamps import is_stamp
+from connector.views.sql.values import NOTHING, Choosing, Value, as_list, member, single
 
 __all__ = ["PathCompiler", "literal"]
 
 _LOGIC = {"and", "or", "xor", "implies"}
 _MAX_INTEGER = 2**63 - 1
+MAX_SQL = 200_000
 
 
 def literal(text: str, type_name: str, place: Place, at: int | None = None) -> Value:
@@ -29,6 +31,8 @@ def literal(text: str, type_name: str, place: Place, at: int | None = None) -> V
         return Value(f"CAST({text} AS BIGINT)", type_name)
     if kind == "decimal":
         return Value(f"CAST({text_literal(text)} AS DOUBLE)", type_name)
+    if kind in {"date", "time"} and not is_stamp(text, type_name):
+        raise view_error("SYNTAX", place, f"no such {type_name}", at=at)
     return Value(text_literal(text), type_name)
 
 
@@ -62,7 +66,14 @@ class PathCompiler:
         return made
 
     def any(self, node: Node, focus: Value) -> Value | Choosing:
-        """As ``value``, but a choice element may still be open."""
+        """As ``value``, but a choice element may still be open. Nested list logic can double its SQL at each level:
+        what grows beyond a bound is refused on the way, not when memory ends."""
+        made = self._any(node, focus)
+        if isinstance(made, Value) and len(made.sql) > MAX_SQL:
+            raise view_error("LIMIT", self.place, "the expression unfolds to too much SQL", at=node.at)
+        return made
+
+    def _any(self, node: Node, focus: Value) -> Value | Choosing:
         match node:
             case Literal():
                 return literal(node.text, node.type, self.place, node.at)
@@ -95,11 +106,9 @@ class PathCompiler:
         if source.type == EMPTY:
             return NOTHING
         found = element(source.type, name)
-        if found is None and self.lenient and not source.root and source.kind != "complex":
+        if found is None and self.lenient:
             return NOTHING
         if found is None or source.node is None:
-            if self.lenient and found is None:
-                return NOTHING
             raise view_error("ELEMENT", self.place, f"{source.type} has no element '{name[:40]}'", at=at)
         if isinstance(found, Choice):
             return Choosing(source, found)
@@ -152,6 +161,3 @@ class PathCompiler:
             conditions.append(self.condition(rest.right, focus))
             rest = rest.left
         return [self.condition(rest, focus), *reversed(conditions)]
-
-    def column(self, value: Value) -> str:
-        return plain(value)

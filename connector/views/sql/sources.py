@@ -86,17 +86,24 @@ def execute(
     except InputError as error:
         if error.code != LINE_FAULT:
             raise
+    if not skip_bad_lines:
+        _refuse_faults(plan, files)
     account = Account()
-    careful = _Careful(plan, account)
-    account.rows = sink(careful.batches(files))
-    if account.faults and not skip_bad_lines:
+    account.rows = sink(_Careful(plan, account).batches(files))
+    return account
+
+
+def _refuse_faults(plan: Plan, files: Sequence[Path]) -> None:
+    account = Account()
+    for _ in _Careful(plan, account).batches(files):
+        pass  # rows are not wanted: every line is looked at before any row is written
+    if account.faults:
         first = ", ".join(f"{one.file}:{one.line} {one.reason}" for one in account.faults[:5])
         raise InputError(
             f"{len(account.faults)} of {account.lines} lines do not fit: {first}",
             code=LINE_FAULT,
             hint="mend them, or run with --skip-bad-lines to leave them out and have them counted",
         )
-    return account
 
 
 def _readable(path: Path) -> str:
@@ -110,10 +117,10 @@ def _batches(plan: Plan, connection: duckdb.DuckDBPyConnection, names: Sequence[
     schema = arrow_schema(plan)
     try:
         for macro in plan.macros:
-            connection.execute(macro.replace("CREATE TEMP MACRO", "CREATE OR REPLACE TEMP MACRO", 1))
+            connection.execute(macro)
         for batch in connection.sql(plan.query(names)).to_arrow_reader(65536):
             yield batch.cast(schema)
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError, pa.ArrowException) as error:
         raise query_error(error) from None
 
 
@@ -135,7 +142,6 @@ class _Careful:
         self._account = account
 
     def batches(self, files: Sequence[Path]) -> Batches:
-        self._account.__init__()  # type: ignore[misc]
         for path in files:
             piece: list[tuple[int, bytes]] = []
             size = 0
