@@ -14,7 +14,9 @@ import view_oracle
 from hypothesis import HealthCheck, given, settings
 
 from connector.views import run
+from connector.views.sql.plan import compile_view
 from connector.views.sql.shipped import names, shipped
+from connector.views.sql.sources import execute, find_files
 from vht_federate.errors import ViewError
 
 EXPORT = Path(__file__).parents[3] / "shared" / "data" / "gsd_r4_ndjson.tgz"
@@ -47,6 +49,26 @@ def test_a_shipped_view_gives_the_oracles_rows_in_its_order(name: str, export: d
     expected = view_oracle.rows(view, export[view["resource"]])
     assert expected
     assert run(view, export[view["resource"]]) == expected
+
+
+def test_the_whole_export_gives_the_known_counts(export: dict[str, Any], tmp_path: Path) -> None:
+    with tarfile.open(EXPORT) as archive:
+        for member in archive:
+            if Path(member.name).stem in {"Observation", "Patient"}:
+                archive.extract(member, tmp_path, filter="data")
+    counted = {}
+    for name in ("patients", "observation_codings", "blood_pressure"):
+        plan = compile_view(shipped(name))
+        account = execute(
+            plan, find_files(tmp_path, plan.resource), lambda batches: sum(one.num_rows for one in batches)
+        )
+        assert (account.other, account.faults) == (0, [])
+        counted[name] = (account.lines, account.rows)
+    assert counted == {
+        "patients": (615, 615),
+        "observation_codings": (88_674, 99_999),
+        "blood_pressure": (88_674, 5_660),
+    }
 
 
 OBSERVATION_PATHS = [

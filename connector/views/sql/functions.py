@@ -217,12 +217,10 @@ def _reference_key(compiler: "PathCompiler", source: Value, node: Call) -> Value
     variable = compiler.fresh()
     item = source.one(variable)
     reference, named = (plain(compiler.value(Member(None, one, node.at), item)) for one in ("reference", "type"))
-    key = f"vht_reference_key({reference}, {text_literal(wanted or '[A-Z][A-Za-z]+')})"
-    if not wanted:
-        key = f"coalesce({key}, vht_urn_key({reference}))"
-    elif not source.targets or wanted in source.targets:
-        agreed = f"coalesce(regexp_extract({named}, '[^/]*$') = {text_literal(wanted)}, true)"
-        key = f"coalesce({key}, CASE WHEN {agreed} THEN vht_urn_key({reference}) END)"
+    urn = "true" if not wanted else "false"
+    if wanted and (not source.targets or wanted in source.targets):
+        urn = f"({named} IS NULL OR regexp_extract({named}, '[^/]*$') = {text_literal(wanted)})"
+    key = f"vht_reference_key({reference}, {text_literal(wanted or '[A-Z][A-Za-z]+')}, {urn})"
     return Value(rewrite(source, variable, key), "string", source.many, not source.many)
 
 

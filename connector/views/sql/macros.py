@@ -61,10 +61,10 @@ _MACROS = {
     "vht_low_decimal": "(x) AS round(CAST(x AS DOUBLE) - 0.5 * pow(10, -vht_places(x)), vht_places(x) + 1)",
     "vht_high_decimal": "(x) AS round(CAST(x AS DOUBLE) + 0.5 * pow(10, -vht_places(x)), vht_places(x) + 1)",
     "vht_reference_key": (
-        r"(r, type) AS nullif(regexp_extract(r, '(?:^|/)' || type || "
-        r"'/([A-Za-z0-9.-]{1,64})(?:/_history/[A-Za-z0-9.-]{1,64})?$', 1), '')"
+        "(r, type, urn) AS CASE WHEN starts_with(r, 'urn:uuid:') THEN CASE WHEN urn THEN substr(r, 10) END "
+        "WHEN NOT starts_with(r, '#') THEN nullif(regexp_extract(r, '(?:^|/)' || type || "
+        "'/([A-Za-z0-9.-]{1,64})(?:/_history/[A-Za-z0-9.-]{1,64})?$', 1), '') END"
     ),
-    "vht_urn_key": "(r) AS CASE WHEN starts_with(r, 'urn:uuid:') THEN substr(r, 10) END",
 }
 _USE = re.compile(r"\bvht_[a-z_]+")
 
