@@ -41,7 +41,7 @@ def test_features_are_finite_and_bounded_whatever_the_values(profile: str, data:
     values = torch.tensor([data.draw(st.lists(numbers, min_size=inputs, max_size=inputs))])
     features = build_model(FILES, profile).encoding(values)
     assert torch.isfinite(features).all()
-    assert float(features.norm()) <= 1.0 + 1e-6
+    assert float(features.norm()) <= 2.0 + 1e-6
 
 
 def test_bounds_are_clamped_and_missing_is_its_own_column() -> None:
@@ -55,7 +55,7 @@ def test_bounds_are_clamped_and_missing_is_its_own_column() -> None:
         for row in encoding(values)
     ]
     assert shown[0] == {f"{name} missing": 1 for name in CONTRACT.profile("angiography").inputs}
-    assert (shown[1]["age"], shown[2]["age"]) == (-1.0, 1.0)
+    assert (shown[1]["age"], shown[2]["age"]) == (-2.0, 2.0)
     assert "age missing" not in shown[1]
     assert shown[3]["thallium=reversible-defect"] == 1
     assert not any(key.startswith("thallium") for key in shown[1] if key != "thallium missing")
