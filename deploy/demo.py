@@ -71,7 +71,7 @@ def terms_for(uci: bool) -> StudyTerms:
         epsilon=3.0,
         delta=1e-5,
         cohort_epsilon=1.2,
-        evaluation_epsilon=1.0,
+        evaluation_epsilon=2.5,
         training=GENERATED,
     )
 

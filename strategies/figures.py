@@ -41,9 +41,13 @@ def bytes_out(directory: RunDirectory, state: RunState) -> dict[str, int]:
 def figures_of(
     directory: RunDirectory, state: RunState, statement: Mapping[str, Any], cohort: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Numbers of a completed run. AUC and accuracy are means over nodes of noised tables on test patients."""
+    """Numbers of a completed run, from noised tables on test patients.
+
+    ``auc_federated`` is of all nodes' tables added up; ``accuracy_mean_over_nodes`` gives each node the same weight.
+    """
     phases: Sequence[float] = [phase.seconds for phase in state.rounds]
     mean: Mapping[str, float] = (state.evaluation or {}).get("mean") or {}
+    pooled: Mapping[str, float] = (state.evaluation or {}).get("pooled") or {}
     return {
         "nodes": len(state.taking_part()),
         "rounds": sum(1 for phase in state.rounds if phase.job == "train"),
@@ -54,7 +58,7 @@ def figures_of(
         "unit": statement["unit"],
         "accountant": "pld",
         "patients_noised": round(sum(state.patients_noised.values())),
-        "auc_federated": mean.get("auc"),
+        "auc_federated": pooled.get("auc"),
         "accuracy_mean_over_nodes": mean.get("accuracy"),
         "evaluation": state.evaluation,
         "bytes_out_per_node": bytes_out(directory, state),

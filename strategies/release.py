@@ -97,7 +97,7 @@ class Release:
             rounds=plan.training.rounds,
             patients_noised=sum(state.patients_noised[name] for name in taking_part),
             training=plan.training.model_dump(mode="json"),
-            evaluation=(state.evaluation or {}).get("mean") or None,
+            evaluation=(state.evaluation or {}).get("pooled") or None,
         )
         sealed = write_package(
             self.run.out / "release" / planned.component.name,
