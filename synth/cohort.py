@@ -44,6 +44,7 @@ def make_cohort(request: CohortRequest) -> CohortResult:
     plan = request.plan.cohort
     if plan is None or not request.one_way or not request.two_way:
         raise CohortError("no node answered with marginals", code="VHT-COHORT-NO-TABLES")
+    folder = empty_folder(request.out)
     share = _share(request)
     statement = {**request.statement, "release": share.model_dump(mode="json")}
     words = read_statement(statement)
@@ -56,7 +57,6 @@ def make_cohort(request: CohortRequest) -> CohortResult:
     quality = report(book, [*one_way, *two_way], codes, table, metadata)
     gate(quality)
 
-    folder = empty_folder(request.out)
     _write_table(request, table)
     lines = write_ndjson(folder / "fhir", request.component, request.profile, table)
     validated = validate_sample(folder / "fhir", FHIR_SAMPLE)
@@ -135,7 +135,7 @@ def _facts(
         "permit_id": request.permit_id,
         "created_at": request.created_at.isoformat(),
         "synthetic": True,
-        "method": "federated noisy marginals, graphical model by mirror descent (mbi), target-aware tree",
+        "method": "federated noisy marginals, graphical model by mirror descent, tree with the target in every clique",
         "component": {
             "name": request.component.name,
             "version": request.component.version,

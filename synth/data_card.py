@@ -64,7 +64,7 @@ def _making(book: Codebook) -> str:
         "Each hospital counted its patients (one row each) in tables over public bins, added Gaussian noise to every "
         "cell and released only the noisy tables: each column alone, coarse tables of all pairs, then fine tables of "
         f"a tree over the inputs and of each input with the outcome `{book.target}`. A graphical model was fitted to "
-        "the sums (mbi, mirror descent) and sampled. The bins are in `codebook.json`, the sums in "
+        "the sums (mirror descent) and sampled. The bins are in `codebook.json`, the sums in "
         "`marginals.safetensors`."
     )
 

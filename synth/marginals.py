@@ -126,7 +126,7 @@ def encode(book: Codebook, cohort: CohortArrays) -> Codes:
 
 def _cells(column: Column, values: NDArray[np.float32]) -> Codes:
     known = np.isfinite(values)
-    filled = np.where(known, values, 0.0)
+    filled = np.round(np.where(known, values, 0.0).astype(np.float64), 4)  # float32 is no finer where edges lie
     if column.kind == "quantity":
         cells = np.searchsorted(np.asarray(column.edges[1:-1]), filled, side="right")
     else:
