@@ -14,11 +14,14 @@ from typing import Any, Protocol
 
 from connector.enclave.visit import EnclaveInfo, Gate, VisitSpec
 from connector.governance.optouts import excluded_subjects
+from connector.governance.pseudonyms import pseudonymiser
 from connector.governance.visits import Visits, request_of
 from connector.settings import NodeFiles
 from connector.store.models import VisitRow
 from vht_federate.components.contract import Component, read_component
+from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.errors import CohortError, VhtError
+from vht_federate.privacy.accounting import epsilon_by_population
 
 __all__ = ["CohortBuilder", "Enclaves", "Preparation"]
 
@@ -47,6 +50,7 @@ class CohortBuilder(Protocol):
         columns: tuple[str, ...],
         excluded_subjects: set[str],
         destination: Path,
+        pseudonym: Callable[[str], str],
     ) -> Any: ...
 
 
@@ -79,7 +83,9 @@ class Preparation:
                 self.clear(visit_id)
                 return
             info = self._start(visit)
-            if not self._visits.ready(visit_id, info.isolation):
+            if self._visits.ready(visit_id, info.isolation):
+                _foresee(visit)
+            else:
                 self.clear(visit_id)
         except VhtError as error:
             log.warning("preparation refused", extra={"facts": {"visit": visit_id, "code": error.code}})
@@ -115,8 +121,9 @@ class Preparation:
     def _build(self, visit: VisitRow) -> None:
         permit, request = self._visits.permit_of(visit), request_of(visit)
         component = read_component(self._visits.judge.require_component(request))
-        with self._visits.database.read() as session:
+        with self._visits.database.write() as session:
             excluded = excluded_subjects(session, permit)
+            pseudonym = pseudonymiser(session, permit.permit_id, visit.created_at)
         destination = self._files.cohort(visit.id)
         destination.parent.mkdir(parents=True, exist_ok=True)
         permitted = tuple(column for column in request.columns if column in permit.columns)
@@ -127,6 +134,7 @@ class Preparation:
             columns=permitted,
             excluded_subjects=excluded,
             destination=destination,
+            pseudonym=pseudonym,
         )
         if manifest.patients < permit.minimum_cohort:
             raise CohortError(
@@ -171,3 +179,12 @@ class Preparation:
             pool.submit(run)
         except RuntimeError:  # the node is stopping: it clears up by itself
             log.info("not started, the node is stopping", extra={"facts": {"visit": visit_id}})
+
+
+def _foresee(visit: VisitRow) -> None:
+    """Account for the plan's rounds ahead of time, so that no answer waits for the accountant (it remembers)."""
+    plan = request_of(visit).plan
+    spent: tuple[PrivacyEvent, ...] = ()
+    for job, round_ in plan.calls():
+        spent = (*spent, *plan.events_of(job, round_))
+        epsilon_by_population(spent, plan.delta)

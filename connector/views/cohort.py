@@ -7,7 +7,7 @@ by index; ``outcome`` float32 [records]; ``patient`` int64 [records], non-decrea
 
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,12 @@ def build_cohort(
     columns: tuple[str, ...],
     excluded_subjects: Collection[str],
     destination: Path,
+    pseudonym: Callable[[str], str] | None = None,
 ) -> CohortManifest:
     """Write the cohort of ``profile`` into ``destination`` (``visits/VISIT/cohort``).
+
+    Patients are numbered in the order of their ``pseudonym`` under the permit (default: of their subject), so that
+    equal numbers in cohorts of two permits mean nothing (Article 66).
 
     Data of a port outside ``columns`` is never read: its column is missing throughout. ``excluded_subjects`` are
     subject keys that opted out. Raises ViewError where the outcome is not permitted or a column is unknown,
@@ -74,7 +78,15 @@ def build_cohort(
     if generation is None:
         raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE", hint="vht node ingest")
     with locked([generation.folder.resolve()]) as connection:
-        make_records(connection, generation, component, profile, columns=permitted, excluded_subjects=excluded_subjects)
+        make_records(
+            connection,
+            generation,
+            component,
+            profile,
+            columns=permitted,
+            excluded_subjects=excluded_subjects,
+            pseudonym=pseudonym,
+        )
         tensors, read = _tensors(connection, generation, component, profile, permitted)
     return _write(tensors, read, component, profile, permitted, destination)
 

@@ -2,7 +2,7 @@
 
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants; values are parameters.
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date
 
 import duckdb
@@ -30,8 +30,11 @@ def make_records(
     *,
     columns: frozenset[str],
     excluded_subjects: Iterable[str],
+    pseudonym: Callable[[str], str] | None = None,
 ) -> None:
     """Create table ``record`` (record, person, subject, bucket, landmark, age, male, outcome), patient-major.
+
+    Patients are numbered in the order of their ``pseudonym``, by default of their subject.
 
     Age in completed years. Birth date and sex are read only where a port in ``columns`` needs them; without the
     birth date nobody can be known to be an adult, so the rule of age does not apply. With a horizon, a patient
@@ -47,6 +50,7 @@ def make_records(
         WHERE active AND subject NOT IN (SELECT unnest(?::VARCHAR[]))""",
         [sorted(excluded_subjects)],
     )
+    _name_people(connection, pseudonym)
     _make_events(connection, generation, component, profile)
     chosen = component.profile(profile)
     landmarks = [(moment, _later(moment, chosen.horizon_years)) for moment in chosen.landmarks]
@@ -58,22 +62,32 @@ def make_records(
 _RECORDS = """
 CREATE TEMP TABLE record AS
 WITH eligible AS (
-    SELECT subject, bucket, landmark, sex,
+    SELECT subject, pseudonym, bucket, landmark, sex,
         date_part('year', landmark) - date_part('year', born)
             - (strftime(landmark, '%m%d') < strftime(born, '%m%d'))::INTEGER AS age,
         CASE WHEN $horizon = 0 THEN first_event IS NOT NULL
             ELSE first_event IS NOT NULL AND first_event < horizon::TIMESTAMPTZ END AS outcome
-    FROM person LEFT JOIN event USING (subject) CROSS JOIN landmark
+    FROM person JOIN named USING (subject) LEFT JOIN event USING (subject) CROSS JOIN landmark
     WHERE (NOT deceased OR deceased_at >= landmark::TIMESTAMPTZ)
         AND ($horizon = 0 OR first_event IS NULL OR first_event >= landmark::TIMESTAMPTZ)
 )
-SELECT row_number() OVER (ORDER BY subject, landmark) - 1 AS record,
-    dense_rank() OVER (ORDER BY subject) - 1 AS person,
+SELECT row_number() OVER (ORDER BY pseudonym, landmark) - 1 AS record,
+    dense_rank() OVER (ORDER BY pseudonym) - 1 AS person,
     subject, bucket, landmark, age, sex, outcome
 FROM eligible
 WHERE NOT $ages OR age >= $adult
 ORDER BY record
 """
+
+
+def _name_people(connection: duckdb.DuckDBPyConnection, pseudonym: Callable[[str], str] | None) -> None:
+    """Table ``named``: each person's subject and the name under which it is numbered."""
+    subjects = [row[0] for row in connection.execute("SELECT DISTINCT subject FROM person").fetchall()]
+    names = [pseudonym(subject) for subject in subjects] if pseudonym else subjects
+    connection.execute(
+        "CREATE TEMP TABLE named AS SELECT unnest(?::VARCHAR[]) AS subject, unnest(?::VARCHAR[]) AS pseudonym",
+        [subjects, names],
+    )
 
 
 def _make_events(

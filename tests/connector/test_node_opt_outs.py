@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from node_kit import Hospital
+from node_kit import Hospital, approved, ask
+from safetensors.numpy import load
 
 from connector.governance.optouts import excluded_subjects, opt_out, withdraw
 from connector.governance.pseudonyms import erase, pseudonymiser
@@ -119,11 +120,26 @@ def test_any_history_agrees_with_reading_it_in_order(moments: list[int], tmp_pat
 
 def test_the_registry_holds_no_identifier(stocked: Hospital) -> None:
     with stocked.open() as node:
-        node.opt_out("p7")
+        node.opt_out("patient-of-note")
         with node.database.read() as session:
             (row,) = session.query(OptOutRow).all()
         assert len(row.subject) == 64
-    assert b"p7" not in (stocked.state / "node.log").read_bytes() if (stocked.state / "node.log").exists() else True
+    for path in stocked.state.rglob("*"):
+        assert path.is_dir() or b"patient-of-note" not in path.read_bytes(), path.name
+
+
+def test_cohorts_of_two_permits_number_the_same_patients_differently(stocked: Hospital) -> None:
+    cohorts = []
+    with stocked.open() as node:
+        for number in (1, 2):
+            permit = stocked.permit(permit_id=f"permit-{number}")
+            visit = ask(node, stocked, permit, stocked.study(permit_id=f"permit-{number}"))
+            assert approved(node, visit.id) == "ready"
+            cohorts.append(load((node.files.cohort(visit.id) / "cohort.safetensors").read_bytes()))
+    one, two = cohorts
+    assert sorted(one["bucket"]) == sorted(two["bucket"])
+    assert list(one["bucket"]) != list(two["bucket"])
+    assert list(one["patient"]) == sorted(one["patient"])
 
 
 def test_pseudonyms_hold_under_one_permit_only_and_end_with_its_key(database: Database) -> None:

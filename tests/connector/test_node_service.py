@@ -1,5 +1,6 @@
 """The node as its operator runs it: ``vht node`` in real processes, over TLS, stopped in the middle."""
 
+import contextvars
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ from typing import Any
 import psutil
 import pytest
 from node_kit import CANARY, DATASET, Hospital, await_that, make_hospital, write_fhir
+from typer.testing import CliRunner
 
 from connector.settings import NodeSettings
 from connector.supernode import QUIET_FLOWER, SuperNode, commands
+from vht_federate.cli import app
 from vht_federate.client import Client
 from vht_federate.errors import UnavailableError, VhtError, error_from_envelope
 from vht_federate.evidence.keys import SigningKey
@@ -26,8 +29,9 @@ VHT = [sys.executable, "-m", "vht_federate", "--json", "node"]
 
 
 def vht(*arguments: object) -> dict[str, Any]:
-    """``vht node … --json``. Raises the typed error it ended with."""
-    done = subprocess.run([*VHT, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    """``vht node … --json`` in this process: only ``serve`` needs its own. Raises the typed error it ended with."""
+    line = ["--json", "node", *map(str, arguments)]
+    done = contextvars.copy_context().run(CliRunner().invoke, app, line)
     envelope = json.loads(done.stdout)
     if not envelope["ok"]:
         raise error_from_envelope(envelope["error"])
@@ -156,7 +160,7 @@ def test_commands_work_beside_a_running_node_and_on_one_that_rests(served: Serve
     assert vht("stop", state)["stopped"] is False
 
 
-@pytest.mark.parametrize("moment_s", [0.0, 0.6, 1.2, 2.0])
+@pytest.mark.parametrize("moment_s", [0.3, 1.5])
 def test_a_signal_at_any_moment_of_the_start_leaves_a_directory_that_opens(hospital: Hospital, moment_s: float) -> None:
     one = Served(hospital)
     time.sleep(moment_s)
