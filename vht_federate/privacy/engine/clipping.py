@@ -137,7 +137,7 @@ def _divided(uses: Sequence[Use]) -> tuple[list[Use], list[Use], frozenset[str]]
 
 def _chunks(kept: Sequence[Use], patients: int, gradient_bytes: int) -> list[slice]:
     floats = sum(use.floats() for use in kept)
-    at_once = patients if floats == 0 else max(1, gradient_bytes // (8 * floats))
+    at_once = patients if floats == 0 else max(1, gradient_bytes // (floats * kept[0].like().element_size()))
     parts = -(-patients // at_once)
     edges = [patients * part // parts for part in range(parts + 1)]
     return [slice(low, high) for low, high in pairwise(edges)]

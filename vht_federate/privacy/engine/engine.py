@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vht_federate.errors import InputError
 from vht_federate.privacy.engine.clipping import add, clip_one, sum_clipped
 from vht_federate.privacy.engine.general import general_sum
-from vht_federate.privacy.engine.grouping import MicroBatch, check_patients, micro_batches
+from vht_federate.privacy.engine.grouping import MicroBatch, Order, micro_batches, ordered_patients
 from vht_federate.privacy.engine.loss import Loss, output_gradients
 from vht_federate.privacy.engine.options import EngineOptions
 from vht_federate.privacy.engine.probe import Profile, bind_gradients, forward, probe
@@ -60,7 +60,7 @@ class PerPatientEngine:
         nothing tells which or how many. L2 sensitivity to one patient with all records: ``clipping_norm``.
         """
         records = len(targets)
-        check_patients(patient, records, patients)
+        order = ordered_patients(patient, records, patients)
         if any(len(value) != records for value in inputs) or not inputs:
             raise InputError("inputs and targets have one row per record", code="VHT-INPUT-RECORDS")
         if not 0.0 < clipping_norm < float("inf"):
@@ -70,7 +70,7 @@ class PerPatientEngine:
             return {name: torch.zeros_like(value) for name, value in parameters.items()}
         if self._why_general is None:
             try:
-                total = self._fast_sum(parameters, inputs, targets, patient, clipping_norm)
+                total = self._fast_sum(parameters, inputs, targets, order, clipping_norm)
             except Unsupported as reason:
                 self._why_general = str(reason)
         if self._why_general is not None:
@@ -85,7 +85,7 @@ class PerPatientEngine:
         parameters: dict[str, nn.Parameter],
         inputs: Sequence[Tensor],
         targets: Tensor,
-        patient: Tensor,
+        order: Order,
         clipping_norm: float,
     ) -> dict[str, Tensor]:
         names = {id(value): name for name, value in parameters.items()}
@@ -94,7 +94,7 @@ class PerPatientEngine:
         at_once = self._records_at_once(self._profile)
         versions = [value._version for value in self.model.buffers()]
         total: dict[str, Tensor] = {}
-        for batch in micro_batches(patient, at_once):
+        for batch in micro_batches(order, at_once, targets.device):
             add(total, self._batch_sum(parameters, names, inputs, targets, batch, clipping_norm, at_once))
         if versions != [value._version for value in self.model.buffers()]:
             raise refusal("the forward pass changed a buffer, which now holds what patients sent: discard this model")

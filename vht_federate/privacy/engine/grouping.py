@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vht_federate.errors import InputError
 
-__all__ = ["MicroBatch", "check_patients", "micro_batches", "size_class", "whole_batch"]
+__all__ = ["MicroBatch", "Order", "micro_batches", "ordered_patients", "size_class"]
+
+Order = NDArray[np.int64]
 
 _EXACT_UP_TO = 4
 _GROWTH = 1.25
@@ -63,16 +67,21 @@ class MicroBatch:
         return torch.arange(self.start, self.start + self.patients * self.each, device=device)
 
 
-def check_patients(patient: Tensor, records: int, patients: int) -> None:
-    """Raise InputError VHT-INPUT-PATIENTS unless ``patient`` is non-decreasing, in 0..patients-1, one a record."""
+def ordered_patients(patient: Tensor, records: int, patients: int) -> Order:
+    """``patient`` on the host. Raises InputError VHT-INPUT-PATIENTS unless non-decreasing, in 0..patients-1, one a
+
+    record: a patient in two places would be clipped twice.
+    """
     if patient.shape != (records,) or patient.dtype != torch.int64:
         raise InputError("each record needs one int64 patient index", code="VHT-INPUT-PATIENTS")
-    if records and not (int(patient[0]) >= 0 and int(patient[-1]) < patients and bool((patient.diff() >= 0).all())):
+    order: Order = patient.detach().cpu().numpy()
+    if records and (order[0] < 0 or order[-1] >= patients or (order[1:] < order[:-1]).any()):
         raise InputError(
             "patient indices are non-decreasing and lie in 0..patients-1",
             code="VHT-INPUT-PATIENTS",
-            hint="sort the records by patient: a patient in two places would be clipped twice",
+            hint="sort the records by patient: one in two places would be clipped twice",
         )
+    return order
 
 
 def size_class(size: int) -> int:
@@ -83,45 +92,27 @@ def size_class(size: int) -> int:
     return size if size <= _EXACT_UP_TO else bound
 
 
-def whole_batch(patient: Tensor) -> int:
-    """n where every patient present has n records (1 checked first: the common case), else 0."""
-    if not len(patient):
-        return 0
-    changes = torch.count_nonzero(patient.diff())
-    present = int(changes) + 1
-    if present == len(patient):
-        return 1
-    each, rest = divmod(len(patient), present)
-    if rest:
-        return 0
-    table = patient.view(present, each)
-    return each if bool((table == table[:, :1]).all()) else 0
-
-
-def micro_batches(patient: Tensor, records_at_once: int) -> Iterator[MicroBatch]:
+def micro_batches(order: Order, records_at_once: int, device: torch.device) -> Iterator[MicroBatch]:
     """Every record once, in micro-batches of at most ``records_at_once`` records but for large patients."""
-    each = whole_batch(patient)
-    if each:
-        yield from _even(len(patient) // each, each, records_at_once)
+    first = np.flatnonzero(np.concatenate([[True], order[1:] != order[:-1]]))
+    sizes = np.diff(first, append=len(order))
+    if (sizes == sizes[0]).all():
+        yield from _even(len(sizes), int(sizes[0]), records_at_once)
         return
-    _, sizes = torch.unique_consecutive(patient, return_counts=True)
-    first = (sizes.cumsum(0) - sizes).cpu()
-    sizes = sizes.cpu()
     classes: dict[int, list[int]] = {}
     for position, size in enumerate(sizes.tolist()):
         classes.setdefault(size_class(size) if size <= records_at_once else 0, []).append(position)
+    for position in classes.pop(0, []):
+        yield MicroBatch(1, int(sizes[position]), int(first[position]), large=True)
     for padded, members in sorted(classes.items()):
-        chosen = torch.tensor(members)
-        if padded == 0:
-            for start, size in zip(first[chosen].tolist(), sizes[chosen].tolist(), strict=True):
-                yield MicroBatch(1, size, start, large=True)
-            continue
-        for part in torch.split(chosen, max(1, records_at_once // padded)):
-            yield _padded(first[part], sizes[part], padded, patient.device)
+        at_once = max(1, records_at_once // padded)
+        for start in range(0, len(members), at_once):
+            part = members[start : start + at_once]
+            yield _padded(first[part], sizes[part], padded, device)
 
 
 def _even(patients: int, each: int, records_at_once: int) -> Iterator[MicroBatch]:
-    """The batch in order, as equal as can be: 33 patients in fours of at most 10 are 9, 8, 8, 8."""
+    """The batch in order, as equal as can be: 33 patients in micro-batches of at most 10 are 9, 8, 8, 8."""
     if each > records_at_once:
         yield from (MicroBatch(1, each, start * each, large=True) for start in range(patients))
         return
@@ -131,8 +122,10 @@ def _even(patients: int, each: int, records_at_once: int) -> Iterator[MicroBatch
         yield MicroBatch(high - low, each, low * each)
 
 
-def _padded(first: Tensor, sizes: Tensor, each: int, device: torch.device) -> MicroBatch:
-    step = torch.arange(each)
-    index = first[:, None] + torch.minimum(step[None, :], sizes[:, None] - 1)
-    weight = (step[None, :] < sizes[:, None]).double() / sizes[:, None].double()
-    return MicroBatch(len(sizes), each, 0, index.flatten().to(device), weight.flatten().to(device))
+def _padded(first: Order, sizes: Order, each: int, device: torch.device) -> MicroBatch:
+    step = np.arange(each)
+    index = first[:, None] + np.minimum(step, sizes[:, None] - 1)
+    weight = (step < sizes[:, None]) / sizes[:, None]
+    return MicroBatch(
+        len(sizes), each, 0, torch.from_numpy(index).flatten().to(device), torch.from_numpy(weight).flatten().to(device)
+    )

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -97,17 +97,18 @@ def _embedding(tape: Tape, args: Arguments, kwargs: Keywords) -> Tensor:
 
 def _norm(function: Callable[..., Tensor], channels_last: bool) -> Handler:
     def handle(tape: Tape, args: Arguments, kwargs: Keywords) -> Tensor:
-        output = function(*args, **kwargs)
         call = _bound(function, args, kwargs)
-        weight, inputs = call.get("weight"), call["input"]
-        names = tape.names(weight, call.get("bias"))
-        if any(names):
-            tape.check_records(inputs)
-            shape = call["normalized_shape"] if channels_last else (inputs.shape[1],)
-            bare = {name: call[name] for name in call if name not in ("input", "weight", "bias")}
-            normalise = partial(function, **bare)
-            use = NormUse(inputs, normalise, (names[0], tuple(shape)), names[1], channels_last, tape.edge(output))
-            tape.uses.append(use)
+        inputs, weight, bias = call["input"], call.get("weight"), call.get("bias")
+        names = tape.names(weight, bias)
+        if not any(names):
+            return function(*args, **kwargs)
+        tape.check_records(inputs)
+        normal = function(**{**call, **{name: None for name in ("weight", "bias") if name in call}})
+        shape = tuple(call["normalized_shape"]) if channels_last else (inputs.shape[1],)
+        spread = shape if channels_last else (*shape, *[1] * (inputs.dim() - 2))
+        output = normal if weight is None else normal * weight.view(spread)
+        output = output if bias is None else output + bias.view(spread)
+        tape.uses.append(NormUse(normal, shape, names, channels_last, tape.edge(output)))
         return output
 
     return handle

@@ -5,6 +5,7 @@ steps at once. Rows of ``weight_hh`` are rolled by one block, to (n, r, z) and (
 share an operation lie side by side.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from vht_federate.privacy.engine.layers.matrix import MatrixUse
 from vht_federate.privacy.engine.use import rows_of
 
 __all__ = ["GatesUse", "GruLayer", "LstmLayer", "Stash"]
+
+Weights = tuple[Tensor | None, ...]  # w_ih, w_hh, b_ih, b_hh
 
 
 class Stash:
@@ -27,159 +30,152 @@ class Stash:
         self.gates_states: Tensor | None = None
 
 
-def _projected(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[T, N, in] times weight [out, in]: [T, N, out], contiguous."""
-    return torch.nn.functional.linear(inputs, weight, bias).contiguous()
+def _halves(weights: Weights) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    w_ih, w_hh, b_ih, b_hh = weights
+    assert w_ih is not None
+    assert w_hh is not None
+    return w_ih, w_hh, b_ih, b_hh
+
+
+def _project(inputs: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) -> None:
+    """``into`` [T, N, out] = inputs [T, N, in] times weight [out, in] plus bias; ``into`` may be a block of columns."""
+    flat, rows = into.view(-1, into.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
+    if bias is None:
+        torch.mm(rows, weight.T, out=flat)
+    else:
+        torch.addmm(bias, rows, weight.T, out=flat)
+
+
+def _one(like: Tensor) -> Tensor:
+    return torch.ones((), dtype=like.dtype, device=like.device)
 
 
 class GruLayer(torch.autograd.Function):
-    """(inputs, h0, anchor, stash, w_ih, w_hh, b_ih, b_hh) -> states [T, N, H]. Cho et al. 2014, in torch's form:
+    """(inputs, h0, anchor, stash, weights) -> states [T, N, H]. Cho et al. 2014, in torch's form:
 
     r, z = sigmoid(W x + U h); n = tanh(W x + r * (U h)); h' = n + z * (h - n).
+
+    One buffer [T, N, 4H] holds (U_n h, r, z, n) on the way forward and their gradients after the way back.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, h0: Tensor, _anchor: Tensor, stash: Stash, weights: tuple[Tensor | None, ...]
-    ) -> Tensor:
-        w_ih, w_hh, b_ih, b_hh = weights
-        assert w_ih is not None
-        assert w_hh is not None
+    def forward(ctx: Any, inputs: Tensor, h0: Tensor, _anchor: Tensor, stash: Stash, weights: Weights) -> Tensor:
+        w_ih, w_hh, b_ih, b_hh = _halves(weights)
         steps, records, size = inputs.shape[0], inputs.shape[1], w_hh.shape[1]
-        two, bias = 2 * size, b_ih
+        book = inputs.new_empty(steps, records, 4 * size)
+        bias = b_ih
         if b_ih is not None and b_hh is not None:
-            bias = b_ih + torch.cat([b_hh[:two], torch.zeros_like(b_hh[two:])])
-        gates = _projected(inputs, w_ih[:two], None if bias is None else bias[:two])
-        news = _projected(inputs, w_ih[two:], None if bias is None else bias[two:])
-        hidden_news = inputs.new_empty(steps, records, size)
+            bias = torch.cat([b_ih[: 2 * size] + b_hh[: 2 * size], b_ih[2 * size :]])
+        book[..., :size] = 0.0 if b_hh is None else b_hh[2 * size :]
+        _project(inputs, w_ih, bias, book[..., size:])
         states = inputs.new_empty(steps + 1, records, size)
         states[0] = h0
-        w_gates, w_new = w_hh[:two].T, w_hh[two:].T
-        b_new = torch.zeros_like(w_hh[0]) if b_hh is None else b_hh[two:]
-        for gate, new, hidden, before, after in zip(
-            gates.unbind(), news.unbind(), hidden_news.unbind(), states[:-1].unbind(), states[1:].unbind(), strict=True
-        ):
-            gate.addmm_(before, w_gates).sigmoid_()
-            torch.addmm(b_new, before, w_new, out=hidden)
-            new.addcmul_(gate[:, :size], hidden).tanh_()
-            torch.lerp(new, before, gate[:, size:], out=after)
+        w_hh = torch.roll(w_hh, size, 0)
+        transposed = w_hh.T
+        for step, (before, after) in enumerate(pairwise(states.unbind())):
+            row = book[step]
+            row[:, : 3 * size].addmm_(before, transposed)
+            row[:, size : 3 * size].sigmoid_()
+            hidden, reset, update, new = torch.split(row, size, dim=1)
+            new.addcmul_(reset, hidden).tanh_()
+            torch.lerp(new, before, update, out=after)
         stash.inputs, stash.states = inputs.detach(), states[:-1]
-        ctx.kept, ctx.stash = (gates, news, hidden_news, states, w_ih, w_hh), stash
+        ctx.kept, ctx.stash = (book, states, w_ih, w_hh), stash
         return states[1:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gates, news, hidden_news, states, w_ih, w_hh = ctx.kept
+        book, states, w_ih, w_hh = ctx.kept
         ctx.kept = None
-        steps, records, size = news.shape
-        update = gates[..., size:]
-        factors = _gru_factors(gates, news, hidden_news, states, size)
-        rolled = torch.roll(w_hh, size, 0)
-        grad = grad.contiguous()
-        carry = grad[-1]
+        steps, size = len(book), book.shape[2] // 4
+        carry, one = grad[-1].contiguous(), _one(book)
+        to_new, to_update, to_hidden, to_reset = (torch.empty_like(carry) for _ in range(4))
         for step in range(steps - 1, -1, -1):
-            factor = factors[step]
-            factor.view(records, 4, size).mul_(carry.unsqueeze(1))
-            before = grad[step - 1] if step else grad.new_zeros(records, size)
-            carry = torch.addcmul(before, carry, update[step]).addmm_(factor[:, : 3 * size], rolled)
-        ctx.stash.gates_states = factors[..., : 3 * size]
-        ctx.stash.gates_inputs = factors[..., size:]
-        return _input_gradients(ctx, factors[..., size:], w_ih, carry)
+            hidden, reset, update, new = torch.split(book[step], size, dim=1)
+            torch.addcmul(one, new, new, value=-1, out=to_new)
+            to_new.addcmul_(to_new, update, value=-1)
+            torch.sub(states[step], new, out=to_update).mul_(update)
+            to_update.addcmul_(to_update, update, value=-1)
+            torch.mul(to_new, reset, out=to_hidden)
+            torch.mul(to_hidden, hidden, out=to_reset)
+            to_reset.addcmul_(to_reset, reset, value=-1)
+            before = torch.mul(carry, update)
+            if step:
+                before += grad[step - 1]
+            for factor, place in ((to_hidden, hidden), (to_reset, reset), (to_update, update), (to_new, new)):
+                torch.mul(factor, carry, out=place)
+            carry = before.addmm_(book[step, :, : 3 * size], w_hh)
+        ctx.stash.gates_states, ctx.stash.gates_inputs = book[..., : 3 * size], book[..., size:]
+        return _input_gradients(ctx, book[..., size:], w_ih, carry)
 
 
-def _gru_factors(gates: Tensor, news: Tensor, hidden_news: Tensor, states: Tensor, size: int) -> Tensor:
-    """[T, N, 4H]: what the gradient of h' is multiplied by for U_n h, r, z, n before their activations."""
-    reset, update = gates[..., :size], gates[..., size:]
-    factors = news.new_empty(*news.shape[:2], 4 * size)
-    hidden, r, z, n = torch.split(factors, size, dim=-1)
-    torch.addcmul(torch.ones((), dtype=news.dtype, device=news.device), news, news, value=-1, out=n)
-    n.addcmul_(n, update, value=-1)
-    torch.mul(n, reset, out=hidden)
-    torch.mul(hidden, hidden_news, out=r)
-    r.addcmul_(r, reset, value=-1)
-    torch.sub(states[:-1], news, out=z)
-    z.mul_(update)
-    z.addcmul_(z, update, value=-1)
-    return factors
+class LstmLayer(torch.autograd.Function):
+    """(inputs, h0, c0, anchor, stash, weights) -> (states [T, N, H], last cell [N, H]). Hochreiter, Schmidhuber 1997:
+
+    o, i, f = sigmoid(W x + U h); g = tanh(W x + U h); c' = f * c + i * g; h' = o * tanh(c').
+
+    One buffer [T, N, 4H] holds (o, i, f, g) on the way forward and their gradients after the way back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, h0: Tensor, c0: Tensor, _anchor: Tensor, stash: Stash, weights: Weights
+    ) -> tuple[Tensor, Tensor]:
+        w_ih, w_hh, b_ih, b_hh = _halves(weights)
+        steps, records, size = inputs.shape[0], inputs.shape[1], w_hh.shape[1]
+        w_ih, w_hh = torch.roll(w_ih, size, 0), torch.roll(w_hh, size, 0)
+        bias = None if b_ih is None or b_hh is None else torch.roll(b_ih + b_hh, size, 0)
+        book = inputs.new_empty(steps, records, 4 * size)
+        _project(inputs, w_ih, bias, book)
+        states, cells = (inputs.new_empty(steps + 1, records, size) for _ in range(2))
+        squashed = inputs.new_empty(steps, records, size)
+        states[0], cells[0] = h0, c0
+        transposed = w_hh.T
+        for step, (before, after) in enumerate(pairwise(states.unbind())):
+            row = book[step].addmm_(before, transposed)
+            row[:, : 3 * size].sigmoid_()
+            o, i, f, g = torch.split(row, size, dim=1)
+            g.tanh_()
+            cell = torch.mul(f, cells[step], out=cells[step + 1]).addcmul_(i, g)
+            torch.mul(o, torch.tanh(cell, out=squashed[step]), out=after)
+        stash.inputs, stash.states = inputs.detach(), states[:-1]
+        ctx.kept, ctx.stash = (book, cells, squashed, w_ih, w_hh), stash
+        return states[1:], cells[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, last_cell: Tensor) -> tuple[Tensor | None, ...]:
+        book, cells, squashed, w_ih, w_hh = ctx.kept
+        ctx.kept = None
+        steps, size = len(book), book.shape[2] // 4
+        carry, cell, one = grad[-1].contiguous(), last_cell.clone(), _one(book)
+        through, to_o, to_i, to_f, to_g = (torch.empty_like(carry) for _ in range(5))
+        for step in range(steps - 1, -1, -1):
+            o, i, f, g = torch.split(book[step], size, dim=1)
+            torch.addcmul(one, squashed[step], squashed[step], value=-1, out=through).mul_(o)
+            cell.addcmul_(carry, through)
+            for factor, gate, other in ((to_o, o, squashed[step]), (to_i, i, g), (to_f, f, cells[step])):
+                torch.mul(gate, other, out=factor)
+                factor.addcmul_(factor, gate, value=-1)
+            torch.addcmul(one, g, g, value=-1, out=to_g).mul_(i)
+            torch.mul(to_o, carry, out=o)
+            torch.mul(to_i, cell, out=i)
+            torch.mul(to_g, cell, out=g)
+            torch.mul(cell, f, out=through)
+            torch.mul(to_f, cell, out=f)
+            cell, through = through, cell
+            carry = torch.mm(book[step], w_hh)
+            if step:
+                carry += grad[step - 1]
+        ctx.stash.gates_states = ctx.stash.gates_inputs = book
+        return _input_gradients(ctx, book, w_ih, carry, cell)
 
 
 def _input_gradients(ctx: Any, gates: Tensor, w_ih: Tensor, *states: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients for (inputs, initial states..., anchor, stash, weights)."""
     inputs = torch.matmul(gates, w_ih) if ctx.needs_input_grad[0] else None
     return inputs, *states, gates.new_zeros(()), None, None
-
-
-class LstmLayer(torch.autograd.Function):
-    """(inputs, h0, c0, anchor, stash, weights) -> (states [T, N, H], last cell [N, H]); gates in order (o, i, f, g)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        inputs: Tensor,
-        h0: Tensor,
-        c0: Tensor,
-        _anchor: Tensor,
-        stash: Stash,
-        weights: tuple[Tensor | None, ...],
-    ) -> tuple[Tensor, Tensor]:
-        w_ih, w_hh, b_ih, b_hh = weights
-        assert w_ih is not None
-        assert w_hh is not None
-        steps, records, size = inputs.shape[0], inputs.shape[1], w_hh.shape[1]
-        w_ih, w_hh = torch.roll(w_ih, size, 0), torch.roll(w_hh, size, 0)
-        bias = None if b_ih is None or b_hh is None else torch.roll(b_ih + b_hh, size, 0)
-        gates = _projected(inputs, w_ih, bias)
-        states, cells = (inputs.new_empty(steps + 1, records, size) for _ in range(2))
-        squashed = inputs.new_empty(steps, records, size)
-        states[0], cells[0] = h0, c0
-        transposed = w_hh.T
-        for step, gate in enumerate(gates.unbind()):
-            gate.addmm_(states[step], transposed)
-            gate[:, : 3 * size].sigmoid_()
-            gate[:, 3 * size :].tanh_()
-            o, i, f, g = torch.split(gate, size, dim=1)
-            cell = torch.mul(f, cells[step], out=cells[step + 1]).addcmul_(i, g)
-            torch.mul(o, torch.tanh(cell, out=squashed[step]), out=states[step + 1])
-        stash.inputs, stash.states = inputs.detach(), states[:-1]
-        ctx.kept, ctx.stash = (gates, cells, squashed, w_ih, w_hh), stash
-        return states[1:], cells[-1].clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, last_cell: Tensor) -> tuple[Tensor | None, ...]:
-        gates, cells, squashed, w_ih, w_hh = ctx.kept
-        ctx.kept = None
-        steps, records, size = squashed.shape
-        factors, through = _lstm_factors(gates, cells, squashed, size)
-        forget = gates[..., 2 * size : 3 * size]
-        grad = grad.contiguous()
-        carry, cell = grad[-1], last_cell.clone()
-        for step in range(steps - 1, -1, -1):
-            factor = factors[step]
-            cell.addcmul_(carry, through[step])
-            factor[:, :size].mul_(carry)
-            factor[:, size:].view(records, 3, size).mul_(cell.unsqueeze(1))
-            cell.mul_(forget[step])
-            before = grad[step - 1] if step else grad.new_zeros(records, size)
-            carry = torch.addmm(before, factor, w_hh)
-        ctx.stash.gates_states = ctx.stash.gates_inputs = factors
-        return _input_gradients(ctx, factors, w_ih, carry, cell)
-
-
-def _lstm_factors(gates: Tensor, cells: Tensor, squashed: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """[T, N, 4H]: factors of h's gradient for o and of c's for i, f, g; and [T, N, H]: from h's gradient to c's."""
-    o, i, f, g = torch.split(gates, size, dim=-1)
-    factors = torch.empty_like(gates)
-    to_o, to_i, to_f, to_g = torch.split(factors, size, dim=-1)
-    one = torch.ones((), dtype=gates.dtype, device=gates.device)
-    for made, gate, other in ((to_o, o, squashed), (to_i, i, g), (to_f, f, cells[:-1])):
-        torch.mul(gate, other, out=made)
-        made.addcmul_(made, gate, value=-1)
-    torch.addcmul(one, g, g, value=-1, out=to_g)
-    to_g.mul_(i)
-    through = torch.addcmul(one, squashed, squashed, value=-1).mul_(o)
-    return factors, through
 
 
 class GatesUse(MatrixUse):
