@@ -110,6 +110,13 @@ def test_nesting_and_unfolding_are_bounded() -> None:
     assert refusal({"resource": "Patient", "select": [select]}).code == "VHT-VIEW-SHAPE"
 
 
+def test_siblings_that_multiply_without_end_are_stopped() -> None:
+    siblings = [{"forEach": "name", "column": [{"name": f"n{number}", "path": "family"}]} for number in range(60)]
+    with pytest.raises(ViewError) as caught:
+        run({"resource": "Patient", "select": siblings}, [PATIENT], max_rows=10_000)
+    assert caught.value.code == "VHT-VIEW-LIMIT"
+
+
 def test_a_long_list_of_codes_is_no_nesting() -> None:
     path = " or ".join(f"id = 'p{number}'" for number in range(300))
     assert run(view(path), [PATIENT]) == [{"cell": True}]

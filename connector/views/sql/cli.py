@@ -8,9 +8,10 @@ import orjson
 import typer
 
 from connector.views.sql.definition import MAX_BYTES
+from connector.views.sql.engine import arrow_schema
 from connector.views.sql.plan import Plan, compile_view
 from connector.views.sql.shipped import shipped
-from connector.views.sql.sources import Account, arrow_schema, execute, find_files
+from connector.views.sql.sources import Account, execute, find_files
 from connector.views.sql.writers import write_rows
 from vht_federate import output
 from vht_federate.errors import ViewError

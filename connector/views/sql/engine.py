@@ -13,14 +13,29 @@ from typing import Any
 
 import duckdb
 import orjson
+import pyarrow as pa
 
+from connector.views.sql.elements import kind
 from connector.views.sql.plan import LINE_FAULT, Plan, compile_view
 from connector.views.sql.schema import text_literal
 from vht_federate.errors import InputError, ViewError
 
-__all__ = ["DEFAULT_MEMORY", "explain", "locked", "query_error", "run", "run_plan", "spooled"]
+__all__ = [
+    "DEFAULT_MEMORY",
+    "MAX_ROWS",
+    "arrow_schema",
+    "batches",
+    "explain",
+    "locked",
+    "query_error",
+    "run",
+    "run_plan",
+    "spooled",
+]
 
 DEFAULT_MEMORY = "2GB"
+MAX_ROWS = 5_000_000
+_ARROW = {"boolean": pa.bool_(), "integer": pa.int64(), "decimal": pa.float64()}
 
 
 @contextmanager
@@ -88,22 +103,40 @@ def query_error(error: Exception) -> ViewError | InputError:
     return ViewError("the view does not run", code="VHT-VIEW-QUERY")
 
 
-def run_plan(plan: Plan, connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows keyed by column name, in the order of the resources."""
-    names = [column.name for column in plan.columns]
-    parsed = [position for position, column in enumerate(plan.columns) if column.json]
+def arrow_schema(plan: Plan) -> pa.Schema:
+    """The rows' types: lists for collections, text for dates (FHIR's may be partial) and for JSON."""
+    types = [(column.name, _ARROW.get(kind(column.type), pa.string()), column.collection) for column in plan.columns]
+    return pa.schema([(name, pa.list_(type_) if many else type_) for name, type_, many in types])
+
+
+def batches(
+    plan: Plan, connection: duckdb.DuckDBPyConnection, files: Sequence[str], *, rows: int = 65536
+) -> Iterator[pa.RecordBatch]:
+    """The rows as they come, in the order of the resources. Raises: what ``query_error`` makes of DuckDB's errors."""
+    schema = arrow_schema(plan)
     try:
         for macro in plan.macros:
             connection.execute(macro)
-        cursor = connection.execute(plan.query(files))
-        while rows := cursor.fetchmany(4096):
-            for row in rows:
-                values = list(row)
-                for position in parsed:
-                    values[position] = _parsed(values[position])
-                yield dict(zip(names, values, strict=True))
-    except duckdb.Error as error:
+        for batch in connection.sql(plan.query(files)).to_arrow_reader(rows):
+            yield batch.cast(schema)
+    except (duckdb.Error, OSError, pa.ArrowException) as error:
         raise query_error(error) from None
+
+
+def run_plan(
+    plan: Plan, connection: duckdb.DuckDBPyConnection, files: Sequence[str], *, max_rows: int = MAX_ROWS
+) -> list[dict[str, Any]]:
+    """Rows keyed by column name. Raises: ViewError VHT-VIEW-LIMIT beyond ``max_rows``: siblings multiply."""
+    made: list[dict[str, Any]] = []
+    for batch in batches(plan, connection, files, rows=4096):
+        if len(made) + batch.num_rows > max_rows:
+            raise ViewError(f"the view gives more than {max_rows} rows", code="VHT-VIEW-LIMIT")
+        made += batch.to_pylist()
+    for column in plan.columns:
+        if column.json:
+            for row in made:
+                row[column.name] = _parsed(row[column.name])
+    return made
 
 
 def _parsed(value: Any) -> Any:
@@ -112,10 +145,13 @@ def _parsed(value: Any) -> Any:
     return None if value is None else orjson.loads(value)
 
 
-def run(view: Mapping[str, Any], resources: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def run(
+    view: Mapping[str, Any], resources: Iterable[Mapping[str, Any]], *, max_rows: int = MAX_ROWS
+) -> list[dict[str, Any]]:
     """The rows of ``view`` over ``resources`` (of any types: those of the view's type count).
 
-    Raises: ViewError for the view, InputError VHT-INPUT-FHIR-LINE for a resource that does not fit FHIR.
+    Raises: ViewError for the view (VHT-VIEW-LIMIT also beyond ``max_rows``), InputError VHT-INPUT-FHIR-LINE for a
+    resource that does not fit FHIR.
     """
     plan = compile_view(view)
     lines = []
@@ -128,7 +164,7 @@ def run(view: Mapping[str, Any], resources: Iterable[Mapping[str, Any]]) -> list
             except (TypeError, RecursionError) as error:
                 raise InputError("a resource is not JSON, or nested too deep", code=LINE_FAULT) from error
     with spooled(lines) as path, locked([path]) as connection:
-        return list(run_plan(plan, connection, [path]))
+        return run_plan(plan, connection, [path], max_rows=max_rows)
 
 
 def explain(view: Mapping[str, Any], files: Sequence[str] | None = None) -> str:

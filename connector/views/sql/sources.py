@@ -13,17 +13,15 @@ import duckdb
 import orjson
 import pyarrow as pa
 
-from connector.views.sql.elements import kind
-from connector.views.sql.engine import locked, query_error, spooled
+from connector.views.sql.engine import batches, locked, spooled
 from connector.views.sql.plan import LINE_FAULT, Plan
 from connector.views.sql.schema import text_literal
 from vht_federate.errors import InputError
 
-__all__ = ["Account", "Fault", "arrow_schema", "execute", "find_files"]
+__all__ = ["Account", "Fault", "execute", "find_files"]
 
 SUFFIXES = (".ndjson", ".ndjson.gz", ".ndjson.zst", ".jsonl", ".jsonl.gz")
 PIECE = 4 * 1024 * 1024
-_ARROW = {"boolean": pa.bool_(), "integer": pa.int64(), "decimal": pa.float64()}
 
 Batches = Iterator[pa.RecordBatch]
 Sink = Callable[[Batches], int]
@@ -64,12 +62,6 @@ def find_files(data: Path, resource: str) -> list[Path]:
     return named or found
 
 
-def arrow_schema(plan: Plan) -> pa.Schema:
-    """The rows' types: lists for collections, text for dates (FHIR's may be partial) and for JSON."""
-    types = [(column.name, _ARROW.get(kind(column.type), pa.string()), column.collection) for column in plan.columns]
-    return pa.schema([(name, pa.list_(type_) if many else type_) for name, type_, many in types])
-
-
 def execute(
     plan: Plan, files: Sequence[Path], sink: Sink, *, skip_bad_lines: bool = False, threads: int = 1
 ) -> Account:
@@ -81,7 +73,7 @@ def execute(
     names = [_readable(path) for path in files]
     try:
         with locked(names, threads=threads) as connection:
-            rows = sink(_batches(plan, connection, names))
+            rows = sink(batches(plan, connection, names))
             return _counted(connection, names, plan, rows)
     except InputError as error:
         if error.code != LINE_FAULT:
@@ -111,17 +103,6 @@ def _readable(path: Path) -> str:
     if set(name) & set("*?[]{}\x00"):  # DuckDB would take it for a pattern
         raise InputError("a file's name holds one of * ? [ ] { }", code="VHT-INPUT-FILE")
     return name
-
-
-def _batches(plan: Plan, connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> Batches:
-    schema = arrow_schema(plan)
-    try:
-        for macro in plan.macros:
-            connection.execute(macro)
-        for batch in connection.sql(plan.query(names)).to_arrow_reader(65536):
-            yield batch.cast(schema)
-    except (duckdb.Error, OSError, pa.ArrowException) as error:
-        raise query_error(error) from None
 
 
 def _counted(connection: duckdb.DuckDBPyConnection, names: Sequence[str], plan: Plan, rows: int) -> Account:
@@ -177,7 +158,7 @@ class _Careful:
             return
         try:
             with spooled(line for _, line in piece) as name, locked([name]) as connection:
-                made = list(_batches(self._plan, connection, [name]))
+                made = list(batches(self._plan, connection, [name]))
         except InputError as error:
             if error.code != LINE_FAULT:
                 raise
