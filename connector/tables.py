@@ -41,7 +41,7 @@ def visits_table(visits: Sequence[Mapping[str, Any]]) -> Table:
     return table("Visits", ["visit", "study", "state", "code", "user", "permit"], rows)
 
 
-def visit_tables(visit: Mapping[str, Any]) -> tuple[Table, Table]:
+def visit_tables(visit: Mapping[str, Any]) -> list[Table]:
     """All that an operator decides on, and what has left so far."""
     left = [
         (
@@ -54,7 +54,8 @@ def visit_tables(visit: Mapping[str, Any]) -> tuple[Table, Table]:
         for one in visit["rounds"]
     ]
     columns = ["call", "begun", "left", "bytes", "sha256 of what left"]
-    return table(f"Visit {visit['visit']}", ["what", ""], _facts(visit)), table("What left", columns, left)
+    facts = table(f"Visit {visit['visit']}", ["what", ""], _facts(visit))
+    return [facts, table("What left", columns, left)] if left else [facts]
 
 
 def _facts(visit: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -61,70 +61,98 @@ class VhtError(Exception):
 
 
 class InputError(VhtError):
+    """A bad file, a bad argument, a wrong state directory."""
+
     default_code = "VHT-INPUT"
     exit_code = 2
     http_status = 400
 
 
 class NotFoundError(InputError):
+    """Nothing of that name, or not yours to see."""
+
     default_code = "VHT-INPUT-NOT-FOUND"
     http_status = 404
 
 
 class ViewError(InputError):
+    """A view that SQL on FHIR or FHIR R4 does not allow."""
+
     default_code = "VHT-VIEW"
 
 
 class WireError(InputError):
+    """A malformed message between our processes."""
+
     default_code = "VHT-WIRE"
 
 
 class RefusedError(VhtError):
+    """A rule says no."""
+
     default_code = "VHT-REFUSED"
     exit_code = 3
     http_status = 403
 
 
 class PermitError(RefusedError):
+    """The permit does not allow it: signature, status, time, purpose, user, category, columns."""
+
     default_code = "VHT-PERMIT"
 
 
 class ComponentError(RefusedError):
+    """The component is not what was approved, or its code does not do what a component must."""
+
     default_code = "VHT-COMPONENT"
 
 
 class BudgetError(RefusedError):
+    """It would cost more privacy than is left or allowed."""
+
     default_code = "VHT-BUDGET"
     http_status = 409
 
 
 class CohortError(RefusedError):
+    """Too few patients or too few hospitals."""
+
     default_code = "VHT-COHORT"
     http_status = 409
 
 
 class EgressError(RefusedError):
+    """Something that must not leave a hospital."""
+
     default_code = "VHT-EGRESS"
 
 
 class PublicationError(RefusedError):
+    """The platform refuses a publication."""
+
     default_code = "VHT-PUBLICATION"
     http_status = 422
 
 
 class VerificationError(VhtError):
+    """Evidence does not hold."""
+
     default_code = "VHT-VERIFY"
     exit_code = 4
     http_status = 422
 
 
 class UnavailableError(VhtError):
+    """A peer, a deadline or a resource is not there."""
+
     default_code = "VHT-UNAVAILABLE"
     exit_code = 5
     http_status = 503
 
 
 class RevokedError(VhtError):
+    """The permit was revoked."""
+
     default_code = "VHT-PERMIT-REVOKED"
     exit_code = 6
     http_status = 403

@@ -28,7 +28,7 @@ class DataUser(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    kind: ActorKind
+    kind: ActorKind  # decides which purposes are open
     kid: str  # RFC 7638 thumbprint of the user's Ed25519 key
 
 
@@ -43,33 +43,33 @@ class Permit(BaseModel):
 
     schema_version: str = "1"
     permit_id: Identifier
-    hdab: str
-    application_ref: str
-    amends: str | None = None
+    hdab: str  # name of the health data access body
+    application_ref: str  # the application it answers
+    amends: str | None = None  # id of the permit that this one replaces
     issued_at: AwareDatetime
     not_before: AwareDatetime
-    expires_at: AwareDatetime
+    expires_at: AwareDatetime  # at most ten years later
     # Article 68(10)(a)-(h), as far as they apply to a federated visit
     categories: tuple[DataCategory, ...] = Field(min_length=1)
-    dataset_ids: tuple[Identifier, ...] = Field(min_length=1)
-    columns: tuple[str, ...] = Field(min_length=1)
+    dataset_ids: tuple[Identifier, ...] = Field(min_length=1)  # as the hospitals' catalogues name them
+    columns: tuple[str, ...] = Field(min_length=1)  # port names of the component: inputs and outcome
     data_format: str = "pseudonymised, processed in place; only differentially private aggregates leave"
-    linkage: bool = False
+    linkage: bool = False  # between datasets
     purposes: tuple[Purpose, ...] = Field(min_length=1)
-    purpose_text: str
-    controller: str
+    purpose_text: str  # the purpose in words, for operators and patients
+    controller: str  # who answers for the processing
     data_users: tuple[DataUser, ...] = Field(min_length=1)
     processing_environment: str = "enclave at each data holder"
     retention_days_after_expiry: int = Field(default=180, ge=0, le=184)  # Article 68(12): at most six months
     prohibited_uses: tuple[ProhibitedUse, ...] = tuple(ProhibitedUse)
-    overrides_opt_out: bool = False  # Article 71(4)
+    overrides_opt_out: bool = False  # only where the law allows it, Article 71(4)
     # ours
-    component_digests: tuple[Sha256, ...] = Field(min_length=1)
-    epsilon: float = Field(gt=0, le=100)
+    component_digests: tuple[Sha256, ...] = Field(min_length=1)  # vht component digest NAME
+    epsilon: float = Field(gt=0, le=100)  # what one patient pays at most, at one hospital, over all studies under it
     delta: float = Field(gt=0, lt=0.01)
-    minimum_nodes: int = Field(ge=1)
-    minimum_cohort: int = Field(default=10, ge=1)
-    release_types: tuple[ReleaseType, ...] = ("component", "cohort", "metrics")
+    minimum_nodes: int = Field(ge=1)  # hospitals that must take part to the end
+    minimum_cohort: int = Field(default=10, ge=1)  # patients at each hospital, or nothing runs there
+    release_types: tuple[ReleaseType, ...] = ("component", "cohort", "metrics")  # what may be made of it
 
     @model_validator(mode="after")
     def _coherent(self) -> "Permit":

@@ -27,7 +27,7 @@ class TrainingPlan(BaseModel):
     local_steps: int = Field(ge=1, le=10_000)
     sampling_rate: float = Field(gt=0, le=1)
     clipping_norm: float = Field(gt=0)
-    noise_multiplier: float = Field(gt=0)
+    noise_multiplier: float = Field(gt=0)  # calibrated from the epsilon that is left for training
     learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -39,8 +39,8 @@ class EvaluationPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    noise_multiplier: float = Field(gt=0)
-    score_bins: int = Field(default=20, ge=2, le=200)
+    noise_multiplier: float = Field(gt=0)  # of each of the two
+    score_bins: int = Field(default=20, ge=2, le=200)  # of the histogram
 
 
 class CohortPlan(BaseModel):
@@ -65,11 +65,11 @@ class StudyPlan(BaseModel):
 
     delta: float = Field(gt=0, lt=0.01)
     neighbouring: Literal["add-or-remove-one-patient"] = "add-or-remove-one-patient"
-    accountant: Literal["pld"] = "pld"
-    trust_model: Literal["full-noise-at-each-node"] = "full-noise-at-each-node"
+    accountant: Literal["pld"] = "pld"  # privacy loss distributions
+    trust_model: Literal["full-noise-at-each-node"] = "full-noise-at-each-node"  # nobody else needs to be honest
     training: TrainingPlan
-    evaluation: EvaluationPlan | None = None
-    cohort: CohortPlan | None = None
+    evaluation: EvaluationPlan | None = None  # None: no evaluation
+    cohort: CohortPlan | None = None  # None: no synthetic cohort
 
     def events_of(self, job: str, round_: int) -> tuple[PrivacyEvent, ...]:
         """What one call of ``job`` at ``round_`` spends. An unplanned call raises KeyError: fail closed.

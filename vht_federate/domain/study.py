@@ -67,25 +67,25 @@ class NodeRef(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Name
+    name: Name  # as enrolled with vht coordinator enrol
     url: str  # outward listener, https
-    dataset: Identifier
+    dataset: Identifier  # as its catalogue names it, and the permit
 
 
 class _Study(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    id: Identifier
-    title: str
+    id: Identifier  # name of the study in logs and evidence
+    title: str  # one line that operators read
     permit: Path  # the permit's JWT
     user_key: Path  # private key of a data user whom the permit lists
-    purpose: Purpose
-    categories: tuple[DataCategory, ...]
+    purpose: Purpose  # in the permit, and open to the data user's kind
+    categories: tuple[DataCategory, ...]  # in the permit
 
 
 class _Component(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    name: Name
-    profile: Name
+    name: Name  # vht component list
+    profile: Name  # picks inputs and outcome
     path: Path | None = None  # folder of the component's files; None: the one installed under this name
 
 
@@ -94,17 +94,17 @@ class PrivacyTargets(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     epsilon: float = Field(gt=0)  # whole study, per patient, at one node
-    delta: float = Field(gt=0, lt=0.01)
+    delta: float = Field(gt=0, lt=0.01)  # at most the permit's
     cohort_epsilon: float | None = Field(default=None, gt=0)  # of the marginals alone; None: no synthetic cohort
     evaluation_epsilon: float | None = Field(default=None, gt=0)  # on test patients alone; None: no evaluation
 
 
 class TrainingChoices(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    rounds: int = Field(default=5, ge=1)
-    local_steps: int = Field(default=12, ge=1)
-    sampling_rate: float = Field(default=0.25, gt=0, le=1)
-    clipping_norm: float = Field(default=1.0, gt=0)
+    rounds: int = Field(default=5, ge=1)  # visits to each hospital
+    local_steps: int = Field(default=12, ge=1)  # private steps in each round
+    sampling_rate: float = Field(default=0.25, gt=0, le=1)  # chance of a patient to be in a step
+    clipping_norm: float = Field(default=1.0, gt=0)  # the most that one patient moves a step
     learning_rate: float = Field(default=0.5, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -117,8 +117,8 @@ class _Federation(BaseModel):
     platform: str | None = None  # URL; None: do not publish
     issuer: str | None = None  # URL of the permit issuer's status service, for the evidence bundle
     minimum_nodes: int | None = None  # never below the permit's; None: the permit's
-    approval_deadline_s: float = Field(default=3600.0, gt=0)
-    round_deadline_s: float = Field(default=120.0, gt=0)
+    approval_deadline_s: float = Field(default=3600.0, gt=0)  # for the operators, from the request
+    round_deadline_s: float = Field(default=120.0, gt=0)  # a hospital that is later is lost to the run
 
 
 class StudyFile(BaseModel):
