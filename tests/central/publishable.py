@@ -18,6 +18,8 @@ from vht_federate.components.contract import read_component
 from vht_federate.packaging.codebook import Codebook, codebook_for
 from vht_federate.packaging.cohort import seal_cohort
 from vht_federate.packaging.sealed import write_json
+from vht_federate.packaging.statement import Share
+from vht_federate.privacy.accounting import epsilon
 from vht_federate.testing.clock import FixedClock
 from vht_federate.testing.rehearsal import COMPONENT, PROFILE, Rehearsal
 
@@ -59,7 +61,10 @@ class Publishable(Rehearsal):
 
     def _release_cohort(self, statement: dict[str, Any]) -> str:
         self.cohort = self.root / "cohort"
-        write_cohort(self.cohort, statement)
+        events = (*self.plan.events_of("marginals", 1), *self.plan.events_of("marginals", 2))
+        spent = epsilon(events, self.plan.delta)
+        share = Share(kind="cohort", epsilon=spent, delta=self.plan.delta, events=events)
+        write_cohort(self.cohort, {**statement, "release": share.model_dump(mode="json")})
         if self.spoil:
             self.spoil(self.cohort)
         facts = {
@@ -69,9 +74,9 @@ class Publishable(Rehearsal):
             "license": "CC-BY-4.0",
             "rows": ROWS,
             "columns": list(BOOK.order),
-            "nodes": len(self.present()),
+            "nodes": next(len(one["outputs"]) for one in self.run["rounds"] if one["job"] == "marginals"),
             "epsilon": statement["epsilon"],
-            "cohort_epsilon": 1.0,
+            "cohort_epsilon": spent,
             "delta": statement["delta"],
             "quality": {"column_mean": 0.9, "pair_mean": 0.9, "worst_column": SCORE, "worst_pair": SCORE},
         }
@@ -86,7 +91,7 @@ class Platform:
         self.trust = state / "trust.json"
         state.mkdir(parents=True, exist_ok=True)
         self.catalogue = Catalogue(state)
-        self.admission = Admission(self.catalogue, self.trust, FixedClock(), Limits(files=500, total_bytes=1 << 24))
+        self.admission = Admission(self.catalogue, self.trust, FixedClock(), Limits(files=500, total_bytes=1 << 26))
 
     def send(self, bundle: Path) -> Any:
         archive = io.BytesIO()

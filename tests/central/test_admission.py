@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from publishable import BOOK, ROWS, Platform, write_cohort
+from publishable import BOOK, ROWS, Platform, Publishable, write_cohort
 from safetensors.numpy import save
 
 from vht_federate.central.archive import Limits, unpack
@@ -275,3 +275,47 @@ def test_a_publication_that_crashed_halfway_is_admitted_at_the_next_attempt(plat
     (platform.state / "platform.sqlite").unlink()  # the folder is in place, the entry is not
     again = Platform(platform.state)
     assert again.send(bundle) == (publication, True)
+
+
+def leave(folder: Path) -> None:
+    assert folder.is_dir()
+
+
+def change_share(folder: Path, **changes: object) -> None:
+    path = folder / "privacy_statement.json"
+    statement = json.loads(path.read_text())
+    path.write_text(json.dumps({**statement, "release": {**statement["release"], **changes}}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "facts"),
+    [
+        (lambda folder: change_share(folder, epsilon=0.001), {}),
+        (lambda folder: change_share(folder, events=[]), {}),
+        (lambda folder: change_share(folder, kind="component"), {}),
+        (leave, {"cohort_epsilon": 0.001}),
+        (leave, {"cohort_epsilon": 9.0}),
+        (leave, {"epsilon": 0.1}),
+        (leave, {"delta": 1e-9}),
+        (leave, {"nodes": 40}),
+    ],
+)
+def test_a_signed_claim_that_the_evidence_does_not_carry_is_refused(
+    spoil: Callable[[Path], None], facts: dict[str, object], platform: Platform, spoiled: Callable[..., Path]
+) -> None:
+    bundle = spoiled(spoil, cohort_facts=facts)
+    assert code_of(lambda: platform.send(bundle)) == "VHT-PUBLICATION-CLAIMS"
+    nothing_is_kept(platform)
+
+
+def test_a_cohort_whose_tables_came_from_a_node_that_was_lost_later_is_admitted(
+    platform: Platform, tmp_path: Path
+) -> None:
+    names = ("hospital-1", "hospital-2", "hospital-3")
+    with Publishable(tmp_path / "lost", names) as rehearsal:
+        rehearsal.play(lost={"hospital-3": ("marginals", 2)}).bundle(tmp_path / "bundle")
+        rehearsal.trust.write(platform.trust)
+    publication, new = platform.send(tmp_path / "bundle")
+    nodes = {kind: platform.catalogue.release(kind, one).facts["nodes"] for kind, one in publication.releases.items()}
+    assert new
+    assert nodes == {"component": 2, "cohort": 3}

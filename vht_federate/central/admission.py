@@ -1,4 +1,4 @@
-"""What a publication has to pass: plain archive, no rows, evidence that verifies, a cohort that fits its codebook."""
+"""What a publication passes: plain archive, no rows, evidence and claims that hold, a cohort as its codebook says."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vht_federate.central.archive import Limits, pack, unpack
+from vht_federate.central.claims import check_claims
 from vht_federate.central.cohort_rows import look_at_cohort
 from vht_federate.central.rows import look_for_rows
 from vht_federate.central.store import Catalogue, NewRelease, Publication
@@ -50,6 +51,8 @@ class Admission:
                     code="VHT-PUBLICATION-EMPTY",
                     hint="only completed runs are published",
                 )
+            for kind in verified.releases:
+                check_claims(bundle / _folder_of(kind, verified), kind, verified)
             if "cohort" in verified.releases:
                 _check_cohort(bundle / "cohort", verified)
             with (work / "bundle.tar.gz").open("wb") as file:
@@ -108,10 +111,14 @@ def _check_cohort(folder: Path, verified: Verification) -> None:
     look_at_cohort(folder, book, rows)
 
 
+def _folder_of(kind: str, verified: Verification) -> str:
+    return "cohort" if kind == "cohort" else f"release/{verified.study.component.name}"
+
+
 def _releases(bundle: Path, verified: Verification) -> list[NewRelease]:
     found = []
     for kind, sha256 in verified.releases.items():
-        folder = "cohort" if kind == "cohort" else f"release/{verified.study.component.name}"
+        folder = _folder_of(kind, verified)
         facts = _facts(bundle / folder, kind)
         about = facts["component"]
         stem = f"{about['name']}-{about['version']}" if kind == "component" else f"{about['profile']}-cohort"
@@ -127,6 +134,9 @@ def _facts(folder: Path, kind: str) -> dict[str, Any]:
     if kind == "component":
         described = json.loads((folder / "component.json").read_bytes())
         facts |= {name: described[name] for name in ("title", "description", "profile_title")}
+    else:
+        report = json.loads((folder / "sdmetrics_report.json").read_bytes())
+        facts["quality"] = {name: report[name] for name in ("worst_column", "worst_pair")}
     return facts
 
 

@@ -1,0 +1,73 @@
+"""What a release says of itself in numbers, against what was verified: manifests and statements are the coordinator's
+words, and a page that shows them beside "evidence verified" must not show more than the evidence carries."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from vht_federate.errors import InputError, PublicationError
+from vht_federate.evidence.verify import Verification
+from vht_federate.packaging.statement import Share, read_statement
+from vht_federate.privacy.accounting import epsilon
+
+__all__ = ["check_claims"]
+
+_TOLERANCE = 1e-6
+
+
+def check_claims(folder: Path, kind: str, verified: Verification) -> None:
+    """Epsilon, delta, number of nodes and the cohort's own share, recomputed from the signed plan and the logs.
+
+    Raises PublicationError VHT-PUBLICATION-CLAIMS naming the claim. Scores of quality and evaluation are not checked:
+    nothing in a bundle lets anybody recompute them, and pages say whose figures they are.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+        statement = read_statement(json.loads((folder / "privacy_statement.json").read_bytes()))
+        claimed = (float(manifest["epsilon"]), float(manifest["delta"]), int(manifest["nodes"]))
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        raise _false(folder.name, "privacy statement or manifest cannot be read") from error
+    if not _same(claimed[0], statement.epsilon) or claimed[1] != statement.delta:
+        raise _false(folder.name, "manifest names another epsilon or delta than its privacy statement")
+    if claimed[2] != _contributors(kind, verified):
+        raise _false(folder.name, "manifest names another number of hospitals than contributed")
+    if kind == "cohort":
+        _check_share(folder, manifest, statement.release, verified)
+    elif statement.release is not None:
+        raise _false(folder.name, "privacy statement names a share that only a cohort has")
+
+
+def _contributors(kind: str, verified: Verification) -> int:
+    """Nodes behind a release: of a component those that stayed to the end; of a cohort also a node that was lost after
+    it had released its first tables, which are in the sums."""
+    run = verified.run
+    if kind == "component":
+        return len(run.present())
+    return sum(("marginals", 1) in run.outputs_of(name) for name in run.nodes)
+
+
+def _check_share(folder: Path, manifest: dict[str, Any], share: Share | None, verified: Verification) -> None:
+    """The cohort's share is what the plan's marginals cost: every node's log holds exactly these events."""
+    plan = verified.study.plan
+    if plan.cohort is None or share is None:
+        raise _false(folder.name, "privacy statement or plan lacks the cohort's share")
+    events = (*plan.events_of("marginals", 1), *plan.events_of("marginals", 2))
+    spent = epsilon(events, plan.delta)
+    claimed = float(manifest.get("cohort_epsilon", math.nan))
+    if share.kind != "cohort" or share.events != events or share.delta != plan.delta:
+        raise _false(folder.name, "privacy statement names other events than the plan's marginals")
+    if not _same(share.epsilon, spent) or not _same(claimed, spent):
+        raise _false(folder.name, "share of epsilon is not what the plan's marginals cost")
+
+
+def _same(one: float, other: float) -> bool:
+    return abs(one - other) <= _TOLERANCE  # False for NaN
+
+
+def _false(where: str, what: str) -> PublicationError:
+    return PublicationError(
+        f"{where}: {what}",
+        code="VHT-PUBLICATION-CLAIMS",
+        hint="publish the release as the study wrote it",
+    )
