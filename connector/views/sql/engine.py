@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 DEFAULT_MEMORY = "2GB"
-MAX_ROWS = 5_000_000
+MAX_ROWS = 1_000_000
 _ARROW = {"boolean": pa.bool_(), "integer": pa.int64(), "decimal": pa.float64()}
 
 
