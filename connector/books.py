@@ -111,6 +111,10 @@ class Books:
             "epsilon_planned": epsilon_by_population(request.plan.events(), request.plan.delta),
             "epsilon_spent": epsilon_by_population(spent, request.plan.delta),
             "reserved": _reserved(session, row.id),
+            "left": {
+                "answers": sum(draw.output_sha256 is not None for draw in draws),
+                "bytes": sum(draw.output_bytes or 0 for draw in draws),
+            },
             "rounds": [_round(draw) for draw in draws],
         }
 
