@@ -18,14 +18,20 @@ app = typer.Typer(add_completion=False)
 
 @app.command("ingest")
 @output.command("node ingest")
-def ingest(state: State, folder: Annotated[Path, typer.Argument(help="Folder of FHIR R4 NDJSON.")]) -> None:
+def ingest(
+    state: State,
+    folder: Annotated[Path, typer.Argument(help="Folder of FHIR R4 NDJSON.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="A whole new export: it takes the place of all that was held.")
+    ] = False,
+) -> None:
     """Take in a folder of FHIR NDJSON; every line is accounted for."""
     source = folder.resolve()
     if running(state):
         with reach(state) as client:
-            report = client.post("/api/ingest", json={"folder": str(source)})
+            report = client.post("/api/ingest", json={"folder": str(source), "replace": replace})
     else:
-        report = alone(state, lambda node: node.ingest(source))
+        report = alone(state, lambda node: node.ingest(source, replace=replace))
     output.emit("node ingest", report, intake_table(folder, report))
 
 

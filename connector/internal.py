@@ -39,6 +39,7 @@ class IngestRequest(BaseModel):
     model_config = _STRICT
     folder: str
     dataset: str | None = None
+    replace: bool = False
 
 
 class OptOutRequest(BaseModel):
@@ -121,7 +122,7 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
         actor.require_approver()
         if asked.dataset not in (None, node.settings.dataset.id):
             raise RefusedError(f"this node holds dataset {node.settings.dataset.id}", code="VHT-REFUSED-DATASET")
-        return node.ingest(Path(asked.folder))
+        return node.ingest(Path(asked.folder), replace=asked.replace)
 
     @app.post("/api/opt-outs")
     def opt_out(actor: Who, asked: OptOutRequest) -> dict[str, Any]:

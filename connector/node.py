@@ -189,16 +189,17 @@ class Node:
 
     # --- data ---------------------------------------------------------------------------------------------------
 
-    def ingest(self, folder: Path) -> dict[str, Any]:
-        """Take in a folder of FHIR NDJSON. The report, in numbers of lines and values."""
+    def ingest(self, folder: Path, *, replace: bool = False) -> dict[str, Any]:
+        """Take in a folder of FHIR NDJSON, or ``replace`` what is held by it. The report, in numbers."""
         dataset = self.settings.dataset.id
-        report = ingest(folder, self.files.fhir, node_key=self.secret.subject_key, dataset=dataset).to_dict()
+        key = self.secret.subject_key
+        report = ingest(folder, self.files.fhir, node_key=key, dataset=dataset, replace=replace).to_dict()
         totals = {name: report[name] for name in ("files", "lines", "accepted", "quarantined", "duplicate")}
         kept = {**totals, "values": report["values"], "reasons": report["reasons"]}
         with self.database.write() as session:
             session.add(IngestRow(dataset_id=dataset, at=self.clock(), report=kept))
             session.flush()
-            self.evidence.append("dataset.ingested", {"dataset": dataset, **totals})
+            self.evidence.append("dataset.ingested", {"dataset": dataset, "replaces": replace, **totals})
         log.info("ingested", extra={"facts": totals})
         return report
 

@@ -36,7 +36,10 @@ def _released(body: Body) -> str:
 
 _SENTENCES: dict[str, Callable[[Body], str]] = {
     "node.started": lambda body: f"Node started, version {body['version']}",
-    "dataset.ingested": lambda body: f"{body['lines']:,} lines taken in, {body['quarantined']:,} quarantined",
+    "dataset.ingested": lambda body: (
+        f"{body['lines']:,} lines taken in, {body['quarantined']:,} quarantined"
+        + (", in place of all before" if body.get("replaces") else "")
+    ),
     "permit.checked": _checked,
     "visit.requested": _requested,
     "visit.approved": lambda body: f"Approved{_who(body)}",

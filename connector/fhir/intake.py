@@ -32,13 +32,19 @@ def installed_ports() -> tuple[Port, ...]:
 
 
 def ingest(
-    folder: Path, store_dir: Path, *, node_key: bytes, dataset: str, ports: Iterable[Port] | None = None
+    folder: Path,
+    store_dir: Path,
+    *,
+    node_key: bytes,
+    dataset: str,
+    ports: Iterable[Port] | None = None,
+    replace: bool = False,
 ) -> IngestReport:
-    """Read ``*.ndjson`` and ``*.ndjson.gz`` in ``folder`` into ``store_dir``.
+    """Read ``*.ndjson`` and ``*.ndjson.gz`` in ``folder`` into ``store_dir``, beside what is there or in its place.
 
-    Reading the same data again changes nothing. A crash leaves the store as it was before. Raises InputError
-    VHT-INPUT-FHIR-FOLDER where there is nothing to read, UnavailableError VHT-UNAVAILABLE-INGEST while another
-    ingest runs.
+    Reading the same data again changes nothing; with ``replace``, nothing but this folder counts afterwards. A crash
+    leaves the store as it was before. Raises InputError VHT-INPUT-FHIR-FOLDER where there is nothing to read,
+    UnavailableError VHT-UNAVAILABLE-INGEST while another ingest runs.
     """
     if len(node_key) != KEY_BYTES:
         raise InputError("the node's key has 32 bytes", code="VHT-INPUT-KEY")
@@ -52,7 +58,7 @@ def ingest(
                 _Reader(staging, node_key, units, number).read(path)
         finally:
             staging.close()
-        return settle(staging, store, work, dataset, [path.name for path in paths])
+        return settle(staging, store, work, dataset, [path.name for path in paths], replace=replace)
 
 
 def _sources(folder: Path) -> list[Path]:

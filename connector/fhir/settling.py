@@ -155,9 +155,14 @@ class _Settling:
         return tuple(FileReport(*row) for row in self.rows(_FILES))
 
 
-def settle(staging: Staging, store: Store, work: Path, dataset: str, names: list[str]) -> IngestReport:
-    """Compare what was staged with what the store holds; publish a new generation where something is new."""
-    before, fresh, spill = store.current(), work / "fresh", work / "spill"
+def settle(
+    staging: Staging, store: Store, work: Path, dataset: str, names: list[str], *, replace: bool = False
+) -> IngestReport:
+    """Compare what was staged with what the store holds; publish a new generation where something is new.
+
+    ``replace`` compares with nothing: the new generation holds what was staged, and no more.
+    """
+    before, fresh, spill = None if replace else store.current(), work / "fresh", work / "spill"
     fresh.mkdir(mode=0o700)
     with locked([store.folder.resolve()], spill=spill) as connection:
         settling = _Settling(connection, staging, before, fresh, dataset, names)
@@ -168,5 +173,5 @@ def settle(staging: Staging, store: Store, work: Path, dataset: str, names: list
         changed = before is None or grew or bool(settling.rows("FROM verdict WHERE verdict = 'accepted' LIMIT 1"))
         report = settling.report(counts.get("Patient", 0), changed)
     if changed:
-        store.publish(fresh)
+        store.publish(fresh, beside_old=not replace)
     return report

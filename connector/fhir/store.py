@@ -90,11 +90,11 @@ class Store:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
 
-    def publish(self, fresh: Path) -> Generation:
+    def publish(self, fresh: Path, *, beside_old: bool = True) -> Generation:
         """Make the files in ``fresh``, beside the parts of the generation in force, the new generation."""
         before = self.current()
         number = before.number + 1 if before else 1
-        if before:
+        if before and beside_old:
             for part in before.folder.glob("*.parquet"):
                 os.link(part, fresh / part.name)
         for path in fresh.iterdir():

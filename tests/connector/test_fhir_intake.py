@@ -243,6 +243,23 @@ def test_new_data_joins_the_old_and_the_list_of_quarantined_lines_grows(tmp_path
     assert [entry["line"] for entry in quarantine(tmp_path)] == [2, 3, 4]
 
 
+def test_a_whole_new_export_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    wrong, right = observation("o1", valueQuantity=quantity(18, "kPa-ish")), observation("o1")
+    take(tmp_path, [patient(1), patient(2), wrong, b"{"], "old.ndjson")
+    assert quarantine(tmp_path)
+    (tmp_path / "in" / "old.ndjson").unlink()
+    corrected = [patient(1), right]
+    folder = write(tmp_path / "in", "new.ndjson", corrected)
+    refused = ingest(folder, tmp_path / "store", node_key=KEY, dataset="d")
+    assert refused.reasons == {"conflicting-content": 1}
+    replaced = ingest(folder, tmp_path / "store", node_key=KEY, dataset="d", replace=True)
+    assert (replaced.accepted, replaced.patients, replaced.reasons) == (2, 1, {})
+    assert quarantine(tmp_path) == []
+    assert [row["unit"] for row in rows(tmp_path / "store", "observation")] == ["mm[Hg]"]
+    assert take(tmp_path, corrected, "new.ndjson").duplicate == 2
+    assert take(tmp_path, [patient(3)], "more.ndjson").patients == 2
+
+
 def test_two_ingests_at_once_do_not_mix(tmp_path: Path) -> None:
     with Store(tmp_path / "store").writing(), pytest.raises(UnavailableError):
         take(tmp_path, [patient(1)])
