@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from federation.conftest import Ran
 
-from deploy import harness
+from deploy.demo import measure, prepare_harness
 from vht_federate.client import Client
 from vht_federate.errors import VerificationError
 
@@ -74,6 +74,9 @@ def test_the_released_component_predicts_in_clinical_units(ran: Ran) -> None:
 
 
 def test_the_federation_learns_what_pooled_data_would_have_taught(ran: Ran) -> None:
-    truth = harness.measure(ran.federation)
+    federation = ran.federation
+    prepare_harness(federation, federation.study_file)
+    federation.commands.python("deploy.harness", "baselines", str(federation.root))
+    truth = measure(federation)
     assert 0.70 < truth["auc_pooled_nonprivate"] < 0.85
     assert truth["auc_federated"] > 0.65

@@ -104,8 +104,16 @@ _CHUNK = re.compile(rb"\r\n[0-9a-fA-F]{1,8}\r\n")
 
 def found_in(data: bytes, needles: Iterable[bytes], *, depth: int = 3) -> set[bytes]:
     """Needles that occur in ``data``, raw or under gzip, zlib, base64, hex, HTTP chunks or protobuf, nested."""
-    pattern = re.compile(b"|".join(re.escape(needle) for needle in sorted(needles, key=len, reverse=True)))
-    return {match for layer in _layers(data, depth, set()) for match in pattern.findall(layer)}
+    wanted = needles if isinstance(needles, set | frozenset) else set(needles)
+    starts = re.compile(b"|".join(re.escape(start) for start in sorted({needle[:8] for needle in wanted})))
+    lengths = sorted({len(needle) for needle in wanted})
+    return {
+        layer[match.start() : match.start() + length]
+        for layer in _layers(data, depth, set())
+        for match in starts.finditer(layer)
+        for length in lengths
+        if layer[match.start() : match.start() + length] in wanted
+    }
 
 
 def _layers(data: bytes, depth: int, seen: set[int]) -> Iterator[bytes]:

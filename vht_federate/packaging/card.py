@@ -93,6 +93,8 @@ def _making(facts: CardFacts) -> str:
 def _evaluation(facts: CardFacts) -> str:
     if not facts.evaluation:
         return "Not evaluated on patients in this study."
-    note = "On the hospitals' test patients (a fixed public split), from noised tables; mean over hospitals."
+    note = (
+        "On the hospitals' test patients (a fixed public split), from noised tables, those of all hospitals added up."
+    )
     rows = ((name, f"{value:.3f}") for name, value in facts.evaluation.items())
     return f"{note}\n\n{markdown_table(('metric', 'value'), rows)}"
