@@ -12,6 +12,7 @@ import click
 
 from docs.codes import codes_page
 from docs.fields import permit_page, study_page
+from docs.ports import ports_page
 from vht_federate import errors
 from vht_federate.cli import SUMMARIES, app
 
@@ -95,6 +96,7 @@ PAGES: dict[str, Callable[[str], str]] = {
     "permit.md": permit_page,
     "commands.md": commands_page,
     "error-codes.md": codes_page,
+    "ports.md": ports_page,
 }
 
 

@@ -1,0 +1,86 @@
+"""The page of component ports: where each reads from FHIR, in which units, within which bounds."""
+
+from collections.abc import Iterator
+
+from vht_federate.components.contract import Component, Port, Source
+from vht_federate.components.registry import installed
+from vht_federate.domain.units import Affine, accepted_units
+
+__all__ = ["ports_page"]
+
+INTRO = """# Ports of the components
+
+A port is one typed column: what a component reads from FHIR, in which unit, within which public bounds. A permit lists
+ports by name. A value in one of the accepted units is turned into the port's own; one outside the bounds is clamped to
+them inside the model. How values are chosen is in [FHIR](fhir.md).
+"""
+
+
+def ports_page(note: str) -> str:
+    """``note`` says who writes the page."""
+    return "\n".join([note + INTRO, *(_component(found.component) for found in installed(()).values())])
+
+
+def _component(component: Component) -> str:
+    rows = [
+        f"| `{port.name}` | {port.title} | {_kind(port)} | {_source(port.source, port)} | {_units(port)} |"
+        for port in component.ports
+    ]
+    head = "| port | meaning | kind | read from | accepted units |\n|---|---|---|---|---|"
+    profiles = [
+        f"- `{name}`: {profile.title}. Reads {', '.join(f'`{one}`' for one in profile.inputs)}; predicts "
+        f"`{profile.outcome}`{_horizon(profile.horizon_years)}. Landmarks: {', '.join(map(str, profile.landmarks))}."
+        for name, profile in component.profiles.items()
+    ]
+    title = f"## {component.name} {component.version}: {component.title}\n\n{component.description}\n"
+    return "\n".join([title, "Profiles:\n", *profiles, "", head, *rows]) + "\n"
+
+
+def _horizon(years: int) -> str:
+    return f" within {years} years after the landmark" if years else ", ever"
+
+
+def _kind(port: Port) -> str:
+    if port.bounds:
+        return f"{port.bounds[0]:g} to {port.bounds[1]:g} {port.unit or ''}".strip()
+    return f"one of {', '.join(f'`{one}`' for one in port.categories)}" if port.categories else port.kind
+
+
+def _source(source: Source, port: Port) -> str:
+    codes = ", ".join(f"`{code}`" for code in source.codes)
+    match source.type:
+        case "age":
+            return "Patient.birthDate"
+        case "sex":
+            return f"Patient.gender, `{source.equals}` is true"
+        case "condition":
+            return f"Condition.code of `{source.system}`: {codes}"
+        case "medication":
+            return f"MedicationRequest of `{source.system}`: {codes}"
+        case _:
+            return f"Observation.code of `{source.code_system}`: {codes}{_answers(source, port)}"
+
+
+def _answers(source: Source, port: Port) -> str:
+    if source.type != "observation-code":
+        return "; valueBoolean" if source.type == "observation-boolean" else ""
+    if port.kind == "category":
+        return f"; value of `{source.system}`"
+    truths, negatives = (", ".join(f"`{one}`" for one in values) for values in (source.values, source.negatives))
+    return f"; value of `{source.system}`: true {truths}, false {negatives}"
+
+
+def _units(port: Port) -> str:
+    if port.kind != "quantity" or port.unit is None or port.source.type != "observation":
+        return ""
+    units = accepted_units(port.unit, loinc=port.loinc, molar_mass=port.molar_mass)
+    return "<br>".join(f"`{name}`{_turned(to)}" for name, to in units.items())
+
+
+def _turned(to: Affine) -> str:
+    parts: Iterator[str] = (
+        part
+        for part in (f" × {to.scale:.6g}" if to.scale != 1 else "", f" + {to.offset:g}" if to.offset else "")
+        if part
+    )
+    return "".join(parts)
