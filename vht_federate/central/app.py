@@ -5,6 +5,7 @@ file is refused.
 """
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from vht_federate.web import install, templates
 
 __all__ = ["build_app"]
 
+Page = Callable[..., Response]  # (request, template, status=200, **context)
+
 NAV = [("/", "Catalogue"), ("/evidence", "Evidence"), ("/use", "How to use")]
 
 
@@ -34,8 +37,20 @@ def build_app(catalogue: Catalogue, admission: Admission, *, title: str, maximum
     views = Views(catalogue)
     _add_publishing(app, admission, maximum_upload)
     _add_api(app, catalogue, views)
-    _add_pages(app, catalogue, views, title)
+    _add_files(app, catalogue, views)
+    page = _pages(title)
+    _add_pages(app, catalogue, views, page)
+    _add_refusals(app, page)
     return app
+
+
+def _pages(title: str) -> Page:
+    made = templates(Path(__file__).parent / "templates", title, NAV)
+
+    def page(request: Request, name: str, status: int = 200, /, **context: Any) -> Response:
+        return made.TemplateResponse(request, name, context, status_code=status)
+
+    return page
 
 
 def _add_publishing(app: FastAPI, admission: Admission, maximum_upload: int) -> None:
@@ -96,6 +111,8 @@ def _add_api(app: FastAPI, catalogue: Catalogue, views: Views) -> None:
         codebook = found["book"].model_dump(mode="json")
         return {**found["release"], "codebook": codebook, "sdmetrics": found["quality"], "files": found["files"]}
 
+
+def _add_files(app: FastAPI, catalogue: Catalogue, views: Views) -> None:
     @app.get("/api/publications")
     def publications() -> dict[str, Any]:
         rows = catalogue.publications()
@@ -119,12 +136,7 @@ def _add_api(app: FastAPI, catalogue: Catalogue, views: Views) -> None:
         return FileResponse(found, media_type="application/octet-stream", filename=found.name)
 
 
-def _add_pages(app: FastAPI, catalogue: Catalogue, views: Views, title: str) -> None:
-    pages = templates(Path(__file__).parent / "templates", title, NAV)
-
-    def page(request: Request, name: str, status: int = 200, /, **context: Any) -> Response:
-        return pages.TemplateResponse(request, name, context, status_code=status)
-
+def _add_pages(app: FastAPI, catalogue: Catalogue, views: Views, page: Page) -> None:
     @app.get("/", response_class=HTMLResponse)
     def home(request: Request) -> Response:
         components = [views.release(release) for release in catalogue.releases("component")]
@@ -153,6 +165,10 @@ def _add_pages(app: FastAPI, catalogue: Catalogue, views: Views, title: str) -> 
     def use(request: Request) -> Response:
         return page(request, "use.html", origin=f"{request.url.scheme}://{request.url.netloc}")
 
+
+def _add_refusals(app: FastAPI, page: Page) -> None:
+    """A page for people, the error envelope for programs."""
+
     def refusal(request: Request, error: VhtError, status: int) -> Response:
         api = request.url.path.startswith(("/api/", "/publications", "/health"))
         if not api and "text/html" in request.headers.get("accept", ""):
@@ -166,5 +182,6 @@ def _add_pages(app: FastAPI, catalogue: Catalogue, views: Views, title: str) -> 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         code = {404: "VHT-INPUT-NOT-FOUND", 405: "VHT-INPUT-METHOD"}.get(error.status_code, "VHT-INPUT")
-        shown = InputError(str(error.detail), code=code, hint="the catalogue is at /")
+        words = "there is nothing at this address" if error.status_code == 404 else str(error.detail)
+        shown = InputError(words, code=code, hint="the catalogue is at /")
         return refusal(request, shown, error.status_code)

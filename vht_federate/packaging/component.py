@@ -93,7 +93,14 @@ def write_package(
     )
     write_json(folder / "privacy_statement.json", statement)
     write_json(folder / "provenance.json", run)
-    about = {
+    about = _manifest_facts(component, profile, digest, facts, statement)
+    return seal(folder, about, key, typ=TYP, allowed=ALLOWED)
+
+
+def _manifest_facts(
+    component: Component, profile: str, digest: str, facts: CardFacts, statement: dict[str, Any]
+) -> dict[str, Any]:
+    return {
         "kind": "component",
         "study_id": facts.study_id,
         "permit_id": facts.permit_id,
@@ -105,7 +112,6 @@ def write_package(
         "nodes": facts.nodes,
         "evaluation": facts.evaluation,
     }
-    return seal(folder, about, key, typ=TYP, allowed=ALLOWED)
 
 
 def verify_package(folder: Path, key: PublicKey | None) -> Sealed:
