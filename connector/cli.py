@@ -49,8 +49,9 @@ def init(
     delta: Annotated[float, typer.Option(help="Delta of that cap.")] = 1e-5,
     coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of the coordinator's gateway.")] = None,
     coordinator_ca: Annotated[Path | None, typer.Option(help="Its certificate authority (PEM).")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Outward address, for coordinators.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Outward port; 0 chooses one.")] = 0,
+    internal_host: Annotated[str, typer.Option(help="Internal address, for operators only.")] = "127.0.0.1",
     internal_port: Annotated[int, typer.Option(help="Internal port; 0 chooses one.")] = 0,
     database: Annotated[str | None, typer.Option(help="Database URL; SQLite in the directory by default.")] = None,
     components: Annotated[list[Path] | None, typer.Option(help="Folder of components to install beside.")] = None,
@@ -67,7 +68,8 @@ def init(
         name=name,
         host=host,
         port=port or free_port(host),
-        internal_port=internal_port or free_port(host),
+        internal_host=internal_host,
+        internal_port=internal_port or free_port(internal_host),
         certificate=certificate.resolve(),
         key=key.resolve(),
         ca=ca.resolve(),
@@ -118,9 +120,9 @@ def status(
 ) -> None:
     """Show visits, budget and processes; also of a node that does not run."""
     settings = NodeSettings.read(state)
-    ports = (settings.port, settings.internal_port)
+    addresses = ((settings.host, settings.port), (settings.internal_host, settings.internal_port))
     await_ready(
-        lambda: running(state) and all(listening(settings.host, port) for port in ports),
+        lambda: running(state) and all(listening(*address) for address in addresses),
         wait_s=wait,
         what=f"node {settings.name}",
     )

@@ -38,7 +38,7 @@ async def _serve(node: Node, on_ready: Callable[[Node], None]) -> None:
     tls = {"certificate": settings.certificate, "key": settings.key}
     listeners = [
         Listener(outward_app(node), settings.host, settings.port, **tls),
-        Listener(internal_app(node), settings.host, settings.internal_port, **tls),
+        Listener(internal_app(node), settings.internal_host, settings.internal_port, **tls),
     ]
     started = asyncio.Event()
     ready = asyncio.create_task(_announce(started, node, on_ready))

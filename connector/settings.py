@@ -51,6 +51,7 @@ class NodeSettings(BaseModel):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
     host: str = "127.0.0.1"
     port: Port
+    internal_host: str = "127.0.0.1"  # operators only: loopback, or an address inside the hospital
     internal_port: Port
     certificate: Path
     key: Path
@@ -73,7 +74,7 @@ class NodeSettings(BaseModel):
 
     @property
     def internal_url(self) -> str:
-        return f"https://{self.host}:{self.internal_port}"
+        return f"https://{self.internal_host}:{self.internal_port}"
 
     @classmethod
     def read(cls, state: Path) -> "NodeSettings":
