@@ -25,12 +25,13 @@ from vht_federate.privacy.noise import SecureNoise
 FOLDS = 3
 GRID: tuple[dict[str, Any], ...] = (
     UCI,
-    {**UCI, "learning_rate": 1.0},
-    {**UCI, "learning_rate": 10.0},
+    {**UCI, "learning_rate": 0.3},
+    {**UCI, "learning_rate": 1.2},
     {**UCI, "clipping_norm": 0.2},
-    {**UCI, "clipping_norm": 1.0},
-    {**UCI, "sampling_rate": 0.25, "local_steps": 12, "learning_rate": 2.0, "momentum": 0.0},
-    {**UCI, "sampling_rate": 0.5, "local_steps": 8},
+    {**UCI, "clipping_norm": 0.8},
+    {**UCI, "sampling_rate": 0.5},
+    {**UCI, "sampling_rate": 0.25, "local_steps": 16},
+    {**UCI, "local_steps": 6, "clipping_norm": 0.5, "learning_rate": 4.0, "momentum": 0.5},
     {**UCI, "weight_decay": 0.01},
 )
 
