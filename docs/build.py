@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from docs.codes import codes_page
-from docs.fields import permit_page, study_page
+from docs.fields import permit_page, settings_page, study_page
 from docs.ports import ports_page
 from vht_federate import errors
 from vht_federate.cli import SUMMARIES, app
@@ -97,6 +97,7 @@ PAGES: dict[str, Callable[[str], str]] = {
     "commands.md": commands_page,
     "error-codes.md": codes_page,
     "ports.md": ports_page,
+    "settings.md": settings_page,
 }
 
 

@@ -11,9 +11,13 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from connector.settings import CoordinatorSettings, DatasetSettings, NodeSettings
+from strategies.coordinator import CoordinatorConfig
+from vht_federate.authority.settings import AuthoritySettings
+from vht_federate.central.settings import PlatformSettings
 from vht_federate.domain import law, permit, plan, study
 
-__all__ = ["permit_page", "study_page"]
+__all__ = ["permit_page", "settings_page", "study_page"]
 
 STUDY_INTRO = """# The study file
 
@@ -38,10 +42,18 @@ takes the fields below in TOML, with these differences:
 
 [The guide](../guides/by-hand.md) has a whole one.
 """
+SETTINGS_INTRO = """# Settings
+
+Each service has one file in its state directory, written by its `init`. Stop the service, edit, start it again. Every
+field is public; secrets are files of their own with mode 0600.
+"""
 PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$": "letters, digits and . _ : -",
     r"^[a-z0-9][a-z0-9-]{0,63}$": "lower-case letters, digits and -",
     r"^[0-9a-f]{64}$": "sha256, 64 hex digits",
+    r"^https://": "an https address",
+    r"^https?://": "an http or https address",
+    r"^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$": "HOST:PORT",
     r"^(component|cohort|metrics)$": "`component`, `cohort` or `metrics`",
 }
 PLAIN = {
@@ -171,5 +183,19 @@ def permit_page(note: str) -> str:
         _words("Data categories, Article 51(1)", law.DataCategory),
         _words("Prohibited uses, Article 54", law.ProhibitedUse),
         _section("The status list", permit.StatusList),
+    ]
+    return "\n".join(parts)
+
+
+def settings_page(note: str) -> str:
+    """``note`` says who writes the page."""
+    parts = [
+        note + SETTINGS_INTRO,
+        _section("node.toml", NodeSettings),
+        _section("node.toml, [dataset]", DatasetSettings),
+        _section("node.toml, [coordinator]", CoordinatorSettings),
+        _section("coordinator.toml", CoordinatorConfig),
+        _section("authority.toml", AuthoritySettings),
+        _section("platform.toml", PlatformSettings),
     ]
     return "\n".join(parts)

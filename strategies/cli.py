@@ -39,8 +39,14 @@ def coordinator_init(
     from strategies.coordinator import Coordinator
 
     made = Coordinator.init(state, host=host, port=port, certificate=certificate, key=key, ca=ca)
-    data = {"state": str(state), "address": made.address, "evidence_key": str(state / "coordinator.pub.json")}
-    output.emit("coordinator init", data, f"Coordinator at {made.address}; public key {data['evidence_key']}")
+    data = {
+        "state": str(state),
+        "address": made.address,
+        "evidence_key": str(state / "coordinator.pub.json"),
+        "evidence_kid": made.signing_key().public.kid,
+    }
+    words = f"coordinator at {made.address}, key {data['evidence_kid']}\npublic key: {data['evidence_key']}"
+    output.emit("coordinator init", data, words)
 
 
 @coordinator.command("serve")

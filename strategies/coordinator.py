@@ -27,10 +27,12 @@ from vht_federate.evidence.keys import SigningKey
 from vht_federate.processes import PidFile, stop_process
 from vht_federate.serving import Listener, free_port, serve
 
-__all__ = ["Coordinator", "Enrolment"]
+__all__ = ["Coordinator", "CoordinatorConfig", "Enrolment"]
 
 
-class _Config(BaseModel):
+class CoordinatorConfig(BaseModel):
+    """One coordinator. Paths are absolute."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: str = "1"
@@ -56,7 +58,7 @@ class Coordinator:
     """One coordinator's state directory."""
 
     state: Path
-    config: _Config
+    config: CoordinatorConfig
 
     @classmethod
     def init(cls, state: Path, *, host: str, port: int, certificate: Path, key: Path, ca: Path) -> "Coordinator":
@@ -69,7 +71,7 @@ class Coordinator:
         home = state / "flower"
         home.mkdir(parents=True, exist_ok=True)
         state.chmod(0o700)
-        config = _Config(
+        config = CoordinatorConfig(
             host=host,
             port=port or free_port(host),
             superlink_port=free_port(),
@@ -86,7 +88,7 @@ class Coordinator:
     def open(cls, state: Path) -> "Coordinator":
         """Raises InputError VHT-INPUT-STATE."""
         try:
-            return cls(state, _Config.model_validate(tomllib.loads((state / "coordinator.toml").read_text())))
+            return cls(state, CoordinatorConfig.model_validate(tomllib.loads((state / "coordinator.toml").read_text())))
         except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
             raise InputError(
                 f"{state} holds no coordinator", code="VHT-INPUT-STATE", hint="vht coordinator init STATE …"
