@@ -26,6 +26,21 @@ def test_normals_are_standard_normal(source: NoiseSource) -> None:
     assert abs(np.corrcoef(sample[:half], sample[half : 2 * half])[0, 1]) < 0.04
 
 
+def test_normals_in_float32_are_standard_normal() -> None:
+    sample = SecureNoise().gaussian_float32((40_001,))
+    assert sample.shape == (40_001,)
+    assert sample.dtype == np.float32
+    assert ks_distance(sample.astype(np.float64)) < 2.3 / math.sqrt(len(sample))
+    half = len(sample) // 2
+    assert abs(np.corrcoef(sample[:half], sample[half : 2 * half])[0, 1]) < 0.04
+    assert abs(np.corrcoef(np.abs(sample[:half]), np.abs(sample[half : 2 * half]))[0, 1]) < 0.04
+
+
+def test_more_normals_than_fit_one_block_of_the_key_stream_are_all_different() -> None:
+    sample = SecureNoise().gaussian((300_000,))
+    assert len(np.unique(sample)) > 299_990
+
+
 def test_shapes_are_kept_scalars_and_empty_ones_too() -> None:
     noise = SecureNoise()
     assert noise.gaussian((3, 5)).shape == (3, 5)
@@ -39,6 +54,8 @@ def test_the_smallest_and_largest_integers_of_the_stream_give_finite_normals(mon
         monkeypatch.setattr(noise, "_integers", lambda count, e=extreme: np.full(count, e, dtype=np.uint64))
         assert np.isfinite(noise.gaussian((4,))).all()
         assert np.abs(noise.gaussian((4,))).max() < 8.6
+        assert np.isfinite(noise.gaussian_float32((4,))).all()
+        assert np.abs(noise.gaussian_float32((4,))).max() < 8.6
 
 
 def test_two_sources_never_draw_the_same_stream() -> None:
