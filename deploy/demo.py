@@ -206,9 +206,38 @@ def _summary(
 
 
 def _show(summary: dict[str, Any], federation: LocalFederation) -> None:
-    rows: list[tuple[str, Any]] = [(key, value) for key, value in summary.items() if isinstance(value, str | float)]
-    rows += [(f"harness.{key}", value) for key, value in summary["harness"].items() if isinstance(value, float)]
-    emit("demo", summary, table("Summary", ["what", "value"], rows), f"Everything is in {federation.root}")
+    root, truth, terms = federation.root, summary["harness"], federation.terms
+    taking_part = f"{len(summary['participants'])} of {len(federation.hospitals)} hospitals"
+    rows = [
+        ("study", f"{summary['study_id']}: {summary['state']}, {taking_part}, {summary['seconds']:.0f} s in all"),
+        ("epsilon, one patient at one hospital", f"{summary['epsilon']:.3f} of {terms.epsilon:g} at {terms.delta:g}"),
+        ("AUC, as released with noise", f"{summary['auc_federated']:.3f}"),
+        ("accuracy, mean over hospitals, as released", f"{summary['accuracy_mean_over_nodes']:.3f}"),
+        ("exact AUC on all test patients: this component", f"{truth['auc_federated']:.3f}"),
+        ("  pooled data, without privacy", f"{truth['auc_pooled_nonprivate']:.3f}"),
+        ("  each hospital alone, same plan", f"{truth['auc_local_mean']:.3f}"),
+        ("exact accuracy, mean over hospitals: this component", f"{truth['accuracy_federated']:.3f}"),
+        ("  pooled data, without privacy", f"{truth['accuracy_pooled_nonprivate']:.3f}"),
+        ("  always what most patients of the hospital have", f"{truth['accuracy_majority']:.3f}"),
+        (
+            "synthetic cohort",
+            f"{summary['cohort']['rows']} rows, epsilon {summary['cohort']['epsilon']:.3f} of the total",
+        ),
+        ("evidence", f"{summary['verified']['entries']} log entries verified offline"),
+    ]
+    places = [
+        ("component", "run/release"),
+        ("cohort", "run/cohort"),
+        ("evidence", "run/bundle"),
+        ("figures", "summary.json"),
+    ]
+    emit(
+        "demo",
+        summary,
+        table("What came out", ["what", "value"], rows),
+        "\n".join(f"{name:<10} {root / place}" for name, place in places),
+        f"Pages: vht platform serve {root / 'platform'}, or the demo with --keep. Every command that ran: commands.sh",
+    )
 
 
 def _keep(federation: LocalFederation) -> None:
