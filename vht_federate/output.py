@@ -4,18 +4,22 @@ Envelope: ``{schema_version, command, ok, data | error{code, message, hint}}``. 
 """
 
 import contextvars
+import errno
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import click
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vht_federate.errors import VhtError
+from vht_federate.errors import UnavailableError, VhtError
 
 __all__ = ["SCHEMA_VERSION", "command", "emit", "fail", "json_mode", "people", "progress", "set_json_mode", "table"]
 
@@ -74,6 +78,22 @@ def fail(name: str, error: VhtError) -> None:
     raise typer.Exit(error.exit_code)
 
 
+def _typed(error: Exception) -> VhtError:
+    """A foreign exception as one of ours. Its own words stay out: they may quote what was being read."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UnavailableError(
+            "there is no room left to write",
+            code="VHT-UNAVAILABLE-DISK",
+            hint="nothing half done took effect: free the disk, then run the same command again",
+        )
+    if isinstance(error, OSError):
+        named = f" ({Path(str(error.filename)).name})" if error.filename else ""
+        return UnavailableError(f"{error.strerror or type(error).__name__}{named}", code="VHT-UNAVAILABLE-FILE")
+    return VhtError(
+        f"internal error ({type(error).__name__})", hint="a fault of ours: VHT_DEBUG=1 shows where, for a report"
+    )
+
+
 def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
     """Decorate a Typer command: typed errors become the envelope (or a red line) and their exit code."""
 
@@ -88,6 +108,13 @@ def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
             except KeyboardInterrupt:
                 progress("interrupted")
                 raise typer.Exit(130) from None
+            except (typer.Exit, typer.Abort, click.ClickException):
+                raise
+            except Exception as error:
+                if os.environ.get("VHT_DEBUG"):
+                    raise
+                fail(name, _typed(error))
+                return None
 
         return run
 
