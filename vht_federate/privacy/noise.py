@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vht_federate.errors import InputError
 
-__all__ = ["NoiseSource", "SecureNoise"]
+__all__ = ["Float32Noise", "NoiseSource", "SecureNoise"]
 
 _REKEY_AFTER_BYTES = 1 << 32
 _STEPS = float(1 << 53)
@@ -36,6 +36,15 @@ class NoiseSource(Protocol):
 
     def poisson_sample(self, population: int, rate: float) -> NDArray[np.int64]:
         """Indices in 0..population-1, each taken independently with probability ``rate``, ascending."""
+        ...
+
+
+@runtime_checkable
+class Float32Noise(Protocol):
+    """A source that can draw in single precision, for noise that is added in it."""
+
+    def gaussian_float32(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Standard normals of ``shape``."""
         ...
 
 
@@ -65,7 +74,7 @@ class SecureNoise:
         return np.frombuffer(self._bytes(8 * count), dtype="<u8") >> np.uint64(11)
 
     def uniform(self, size: int) -> NDArray[np.float64]:
-        return self._integers(size).view(np.int64) * (1.0 / _STEPS)
+        return self._integers(size).view(np.int64).astype(np.float64) / _STEPS
 
     def gaussian(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         count = math.prod(shape)

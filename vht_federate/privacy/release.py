@@ -1,8 +1,8 @@
 """What comes from patients travels wrapped; noise is the only way out.
 
 ``Private`` redacts itself, does not iterate, compare, convert, pickle or index: a log line, an f-string or a stray
-``np.asarray`` gets nothing. Computation goes on inside with ``map``. ``release_gaussian`` is the one place that opens
-a ``Private`` for the outside, and it adds the noise that the ledger accounts for.
+``np.asarray`` gets nothing. Computation goes on inside with ``map``. ``release_gaussian`` and its float32
+twin alone open a ``Private`` for the outside, and they add the noise that the ledger accounts for.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vht_federate.errors import EgressError, InputError
-from vht_federate.privacy.noise import NoiseSource
+from vht_federate.privacy.noise import Float32Noise, NoiseSource
 
-__all__ = ["Private", "release_gaussian"]
+__all__ = ["Private", "release_gaussian", "release_gaussian_float32"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -66,11 +66,35 @@ def release_gaussian(
     caller proves it. Raises InputError for a scale that is not positive and finite, EgressError
     VHT-EGRESS-NONFINITE for a value that noise cannot hide.
     """
+    scale = _scale(l2_sensitivity, noise_multiplier)
+    value = np.asarray(private._open(), dtype=np.float64)
+    drawn = noise.gaussian(value.shape)
+    _check_finite(value)
+    return value + scale * drawn
+
+
+def release_gaussian_float32(
+    private: Private[ArrayLike], l2_sensitivity: float, noise_multiplier: float, noise: NoiseSource
+) -> NDArray[np.float32]:
+    """``release_gaussian`` for values that are float32 already: noise of that type, where the source draws it."""
+    scale = _scale(l2_sensitivity, noise_multiplier)
+    value = np.asarray(private._open(), dtype=np.float32)
+    if isinstance(noise, Float32Noise):
+        drawn = noise.gaussian_float32(value.shape)
+    else:
+        drawn = noise.gaussian(value.shape).astype(np.float32)
+    _check_finite(value)
+    drawn = np.multiply(drawn, np.float32(scale))
+    return np.add(drawn, value)
+
+
+def _scale(l2_sensitivity: float, noise_multiplier: float) -> float:
     scale = l2_sensitivity * noise_multiplier
     if not (np.isfinite(scale) and l2_sensitivity > 0 and noise_multiplier > 0):
         raise InputError("sensitivity and noise multiplier are positive and finite", code="VHT-INPUT-NOISE")
-    value = np.asarray(private._open(), dtype=np.float64)
-    drawn = noise.gaussian(value.shape)
+    return scale
+
+
+def _check_finite(value: NDArray[np.float32] | NDArray[np.float64]) -> None:
     if not np.isfinite(value).all():
         raise EgressError("a value that is not finite cannot be hidden by noise", code="VHT-EGRESS-NONFINITE")
-    return value + scale * drawn

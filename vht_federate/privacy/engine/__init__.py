@@ -3,5 +3,6 @@
 from vht_federate.privacy.engine.engine import PerPatientEngine
 from vht_federate.privacy.engine.loss import Loss
 from vht_federate.privacy.engine.options import EngineOptions
+from vht_federate.privacy.engine.step import Batch, noised_sum
 
-__all__ = ["EngineOptions", "Loss", "PerPatientEngine"]
+__all__ = ["Batch", "EngineOptions", "Loss", "PerPatientEngine", "noised_sum"]

@@ -103,7 +103,8 @@ def _norm(function: Callable[..., Tensor], channels_last: bool) -> Handler:
         if not any(names):
             return function(*args, **kwargs)
         tape.check_records(inputs)
-        normal = function(**{**call, **{name: None for name in ("weight", "bias") if name in call}})
+        bare: Keywords = {name: None if name in ("weight", "bias") else value for name, value in call.items()}
+        normal = function(**bare)
         shape = tuple(call["normalized_shape"]) if channels_last else (inputs.shape[1],)
         spread = shape if channels_last else (*shape, *[1] * (inputs.dim() - 2))
         output = normal if weight is None else normal * weight.view(spread)

@@ -1,0 +1,54 @@
+"""The noised sum: what leaves the engine."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from privacy.engine.models_under_test import STEPS, WIDTH, build
+
+from vht_federate.privacy.engine import Batch, PerPatientEngine, noised_sum
+from vht_federate.privacy.noise import SecureNoise
+from vht_federate.privacy.release import Private
+from vht_federate.testing import SeededNoise
+
+BCE = F.binary_cross_entropy_with_logits
+
+
+def batch(records: int, dtype: torch.dtype) -> Batch:
+    values = torch.randn(records, STEPS, WIDTH, generator=torch.Generator().manual_seed(3)).to(dtype)
+    return Batch((values,), torch.ones(records, dtype=dtype), torch.arange(records), records)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_noise_it_is_the_clipped_sum_in_the_parameters_shapes_and_type(dtype: torch.dtype) -> None:
+    model, held = build("transformer").to(dtype), batch(5, dtype)
+    engine = PerPatientEngine(model, BCE)
+    found = noised_sum(engine, Private(held), 0.5, 1.0, SeededNoise(1, scale=0.0))
+    expected = engine.clipped_sum(held.inputs, held.targets, held.patient, held.patients, 0.5)
+    assert {name: (value.shape, value.dtype) for name, value in model.named_parameters()} == {
+        name: (value.shape, value.dtype) for name, value in found.items()
+    }
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("records", [0, 4])
+def test_noise_has_the_planned_scale_and_covers_an_empty_batch(records: int, dtype: torch.dtype) -> None:
+    model, held = build("linear").to(dtype), batch(records, dtype)
+    engine, clipping_norm, multiplier = PerPatientEngine(model, BCE), 1e-6, 3e6
+    drawn = np.concatenate(
+        [
+            torch.cat([part.flatten() for part in noised.values()]).numpy()
+            for noised in (
+                noised_sum(engine, Private(held), clipping_norm, multiplier, SecureNoise()) for _ in range(40)
+            )
+        ]
+    )
+    assert len(np.unique(drawn)) == len(drawn)
+    assert abs(drawn.std() / 3.0 - 1.0) < 5.0 / math.sqrt(2 * len(drawn))
+
+
+def test_a_batch_shows_nothing_when_printed() -> None:
+    assert "tensor" not in repr(batch(2, torch.float32))
