@@ -217,18 +217,18 @@ def measure() -> list[Row]:
 
 
 def steps() -> Iterator[Row]:
-    worst: tuple[float, float, str] = (0.0, 1.0, "")
+    worst = (0.0, "")
     for name, goal in GOALS.items():
         task = Task.of(name)
         found = medians({"plain": task.plain(), "ours": task.ours()}, ROUNDS.get(name, FEW_ROUNDS))
         ratio = found["ours"] / found["plain"]
-        yield Row(f"{name}_vs_sgd", ratio, "x", f"<= {goal}", ratio <= goal, "SGD, ms", found["plain"])
+        yield Row(f"{name}_vs_sgd", ratio, "x", f"<= {goal}", ratio <= goal, f"SGD, {found['plain']:.2f} ms")
         rivals = medians({"ours": task.ours(), **available(task)}, OPACUS_ROUNDS)
         own = rivals.pop("ours")
         best = min(rivals, key=lambda mode: rivals[mode])
-        yield Row(f"{name}_vs_opacus", own / rivals[best], "x", "no goal", True, f"{best}, ms", rivals[best])
-        worst = max(worst, (own / rivals[best], rivals[best], name))
-    yield Row("worst_vs_best_opacus", worst[0], "x", "<= 1.0", worst[0] <= 1.0, worst[2])
+        yield Row(f"{name}_vs_opacus", own / rivals[best], "x", "no goal", True, f"{best}, {rivals[best]:.1f} ms")
+        worst = max(worst, (own / rivals[best], name))
+    yield Row("worst_vs_best_opacus", worst[0], "x", "<= 1.0", worst[0] <= 1.0, worst[1])
 
 
 def memory() -> Iterator[Row]:
@@ -251,8 +251,9 @@ def noise_share() -> Iterator[Row]:
     }
     found = medians(kinds, ROUNDS["mlp"])
     share = found["float32"] / found["step"]
-    yield Row("secure_noise_share", share, "of the step", "<= 0.10", share <= 0.1, "torch.randn, ms", found["torch"])
-    yield Row("secure_noise_share_float64", found["float64"] / found["step"], "of a float32 step", "no goal", True)
+    yield Row("secure_noise_share", share, "of the step", "<= 0.10", share <= 0.1, f"step, {found['step']:.2f} ms")
+    for kind in ("float64", "torch"):
+        yield Row(f"noise_share_{kind}", found[kind] / found["step"], "of the step", "no goal", True)
 
 
 def several_records() -> Iterator[Row]:
@@ -260,7 +261,7 @@ def several_records() -> Iterator[Row]:
         task = Task.of(name, each=8)
         found = medians({"plain": task.plain(), "ours": task.ours()}, ROUNDS.get(name, FEW_ROUNDS) // 2)
         ratio = found["ours"] / found["plain"]
-        yield Row(f"{name}_8_records_a_patient_vs_sgd", ratio, "x", "no goal", True, "SGD, ms", found["plain"])
+        yield Row(f"{name}_8_records_a_patient_vs_sgd", ratio, "x", "no goal", True, f"SGD, {found['plain']:.2f} ms")
 
 
 def discard(_: object) -> None:

@@ -84,8 +84,9 @@ def release_gaussian_float32(
     else:
         drawn = noise.gaussian(value.shape).astype(np.float32)
     _check_finite(value)
-    drawn = np.multiply(drawn, np.float32(scale))
-    return np.add(drawn, value)
+    drawn *= np.float32(scale)
+    drawn += value
+    return drawn
 
 
 def _scale(l2_sensitivity: float, noise_multiplier: float) -> float:

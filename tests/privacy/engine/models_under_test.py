@@ -101,8 +101,25 @@ def _encoder() -> nn.Module:
     return Pooled(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
 
 
+def _hooked() -> nn.Module:
+    """A stack whose hook makes it something else."""
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3), nn.ReLU(), nn.Linear(3, 1), nn.Flatten(0))
+    model[2].register_forward_hook(lambda _module, _inputs, output: output * 2.0)
+    return model
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(5), nn.Tanh(), nn.Linear(5, 1), nn.Flatten(0)),
+    "stack": lambda: nn.Sequential(
+        nn.Flatten(),
+        nn.Sequential(nn.LazyLinear(5, bias=False), nn.ReLU(), nn.Linear(5, 4), nn.Sigmoid(), nn.Identity()),
+        nn.Linear(4, 1),
+        nn.Flatten(0),
+    ),
+    "stack on sequences": lambda: nn.Sequential(
+        nn.Linear(WIDTH, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(1), nn.Flatten(0)
+    ),
+    "hooked stack": _hooked,
     "linear on sequences": lambda: Pooled(nn.Linear(WIDTH, 5, bias=False), 5),
     "conv1d": lambda: Channels(nn.Conv1d(WIDTH, 6, 3, padding=1), inplace=True),
     "conv1d, stride, dilation, groups": lambda: Channels(

@@ -11,9 +11,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vht_federate.privacy.engine.use import Use, squared
+from vht_federate.privacy.engine.use import Use, norm
 
-__all__ = ["Clipped", "add", "clip_one", "sum_clipped"]
+__all__ = ["Clipped", "add", "clip_factors", "clip_one", "sum_clipped"]
 
 _SLACK_ULPS = 16
 
@@ -40,22 +40,31 @@ def sum_clipped(uses: Sequence[Use], patients: int, clipping_norm: float, gradie
     ghosts, kept, tied = _divided(uses)
     chunks = _chunks(kept, patients, gradient_bytes)
     book = _Book(kept, tied, max(rows.stop - rows.start for rows in chunks))
-    factors, suspects = [], []
+    factors, finite = [], []
     for rows in chunks:
-        norms = [use.squared_norms(rows) for use in ghosts] + book.squared_norms(rows)
-        squares = norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
-        factor, finite = _factor(squares.sqrt(), clipping_norm)
-        book.add(factor)
+        norms = [part for use in ghosts for part in use.norms(rows)] + book.norms(rows)
+        factor, known = clip_factors(norms, clipping_norm)
         factors.append(factor)
-        suspects.append(~finite)
-    suspected = torch.cat(suspects) if len(suspects) > 1 else suspects[0]
-    if bool(suspected.any()):
-        return Clipped({}, suspected)
+        finite.append(known)
+        book.add(factor)
+    everyone = _joined(finite)
+    if not bool(everyone.all()):
+        return Clipped({}, ~everyone)
     total = book.total()
-    everyone = torch.cat(factors) if len(factors) > 1 else factors[0]
     for use in ghosts:
-        add(total, use.weighted(everyone))
+        add(total, use.weighted(_joined(factors)))
     return Clipped(total, None)
+
+
+def clip_factors(norms: Sequence[Tensor], clipping_norm: float) -> tuple[Tensor, Tensor]:
+    """min(1, C / norm) and whether the norm is finite, [patients] each; ``norms``: of orthogonal parts."""
+    length = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)
+    bound = clipping_norm * _slack(length.dtype)
+    return bound / length.clamp_min(bound), torch.isfinite(length)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class _Book:
@@ -67,12 +76,11 @@ class _Book:
     def __init__(self, kept: Sequence[Use], tied: frozenset[str], at_once: int) -> None:
         self._kept, self._tied = kept, tied
         self._widths = [use.floats() for use in kept]
-        like = kept[0].like() if kept else torch.zeros(())
-        self._buffer = like.new_empty((at_once, sum(self._widths)))
-        self._sum = like.new_zeros(sum(self._widths))
-        self._filled = self._buffer
+        if kept:
+            self._buffer = kept[0].like().new_empty((at_once, sum(self._widths)))
+            self._sum = self._buffer.new_zeros(sum(self._widths))
 
-    def squared_norms(self, rows: slice) -> list[Tensor]:
+    def norms(self, rows: slice) -> list[Tensor]:
         if not self._kept:
             return []
         self._filled = self._buffer[: rows.stop - rows.start]
@@ -80,11 +88,11 @@ class _Book:
         for use, part in zip(self._kept, parts, strict=True):
             use.write(rows, part)
         if not self._tied:
-            return [squared(self._filled)]
+            return [norm(self._filled)]
         together: dict[str, Tensor] = {}
         for use, part in zip(self._kept, parts, strict=True):
             add(together, use.read(part))
-        return [squared(value) for value in together.values()]
+        return [norm(value) for value in together.values()]
 
     def add(self, factor: Tensor) -> None:
         if self._kept:
@@ -92,6 +100,8 @@ class _Book:
 
     def total(self) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
+        if not self._kept:
+            return total
         for use, part in zip(self._kept, self._sum.split_with_sizes(self._widths), strict=True):
             add(total, use.read(part))
         return total
@@ -119,12 +129,6 @@ def clip_one(gradient: Mapping[str, Tensor], clipping_norm: float) -> dict[str, 
 def _slack(dtype: torch.dtype) -> float:
     """A few units in the last place below one, so that rounding does not lift a contribution over its bound."""
     return 1.0 - _SLACK_ULPS * torch.finfo(dtype).eps
-
-
-def _factor(norm: Tensor, clipping_norm: float) -> tuple[Tensor, Tensor]:
-    """min(1, C / norm), and which norms are finite."""
-    bound = clipping_norm * _slack(norm.dtype)
-    return (bound / norm.clamp_min(bound)), torch.isfinite(norm)
 
 
 def _divided(uses: Sequence[Use]) -> tuple[list[Use], list[Use], frozenset[str]]:

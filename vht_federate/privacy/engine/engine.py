@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vht_federate.errors import InputError
-from vht_federate.privacy.engine.clipping import add, clip_one, sum_clipped
+from vht_federate.privacy.engine.clipping import Clipped, add, clip_one, sum_clipped
 from vht_federate.privacy.engine.general import general_sum
 from vht_federate.privacy.engine.grouping import MicroBatch, Order, micro_batches, ordered_patients
 from vht_federate.privacy.engine.loss import Loss, output_gradients
@@ -19,6 +19,7 @@ from vht_federate.privacy.engine.options import EngineOptions
 from vht_federate.privacy.engine.probe import Profile, bind_gradients, forward, probe
 from vht_federate.privacy.engine.refusal import Unsupported, check_model, refusal, trained
 from vht_federate.privacy.engine.single import patient_gradient
+from vht_federate.privacy.engine.stack import Stack
 
 __all__ = ["PerPatientEngine"]
 
@@ -38,6 +39,7 @@ class PerPatientEngine:
         self.loss = loss
         self.options = options or EngineOptions()
         self._profile: Profile | None = None
+        self._stack: Stack | None = None
         self._why_general: str | None = None
 
     @property
@@ -91,12 +93,13 @@ class PerPatientEngine:
         names = {id(value): name for name, value in parameters.items()}
         if self._profile is None:
             self._profile = probe(self.model, parameters, names, inputs)
+            self._stack = Stack.of(self.model)
         at_once = self._records_at_once(self._profile)
-        versions = [value._version for value in self.model.buffers()]
+        versions = [value._version for value in self._profile.buffers]
         total: dict[str, Tensor] = {}
         for batch in micro_batches(order, at_once, targets.device):
             add(total, self._batch_sum(parameters, names, inputs, targets, batch, clipping_norm, at_once))
-        if versions != [value._version for value in self.model.buffers()]:
+        if versions != [value._version for value in self._profile.buffers]:
             raise refusal("the forward pass changed a buffer, which now holds what patients sent: discard this model")
         return total
 
@@ -114,16 +117,9 @@ class PerPatientEngine:
         if batch.large:
             gradient = patient_gradient(self.model, self.loss, parameters, taken, labels, at_once)
             return clip_one(gradient, clipping_norm) or {}
-        outputs, tape = forward(self.model, names, taken, len(labels))
-        share = 1.0 / batch.each if batch.weight is None else batch.weight
-        seeds = output_gradients(self.loss, outputs, labels, share)
-        uses = bind_gradients(outputs, tape, seeds, batch.patients, batch.each)
-        if not uses:
-            return {}
-        clipped = sum_clipped(uses, batch.patients, clipping_norm, self.options.gradient_bytes)
+        clipped = self._clipped(names, taken, labels, batch, clipping_norm)
         if clipped.suspects is None:
             return clipped.total
-        del outputs, tape, uses
         total: dict[str, Tensor] = {}
         parts = [batch.alone(at) for at in torch.nonzero(clipped.suspects).flatten().tolist()]
         if len(parts) < batch.patients:
@@ -131,6 +127,26 @@ class PerPatientEngine:
         for part in parts:
             add(total, self._batch_sum(parameters, names, inputs, targets, part, clipping_norm, at_once))
         return total
+
+    def _clipped(
+        self,
+        names: dict[int, str],
+        inputs: Sequence[Tensor],
+        targets: Tensor,
+        batch: MicroBatch,
+        clipping_norm: float,
+    ) -> Clipped:
+        if self._stack is not None and batch.each == 1 and len(inputs) == 1:
+            written_out = self._stack.clipped(self.loss, names, inputs[0], targets, clipping_norm)
+            if written_out is not None:
+                return written_out
+        outputs, tape = forward(self.model, names, inputs, len(targets))
+        share = 1.0 / batch.each if batch.weight is None else batch.weight
+        seeds = output_gradients(self.loss, outputs, targets, share)
+        uses = bind_gradients(outputs, tape, seeds, batch.patients, batch.each)
+        if not uses:
+            return Clipped({}, None)
+        return sum_clipped(uses, batch.patients, clipping_norm, self.options.gradient_bytes)
 
     def _records_at_once(self, profile: Profile) -> int:
         bound = self.options.recurrent_bytes if profile.recurrent else self.options.activation_bytes

@@ -74,7 +74,7 @@ def ordered_patients(patient: Tensor, records: int, patients: int) -> Order:
     """
     if patient.shape != (records,) or patient.dtype != torch.int64:
         raise InputError("each record needs one int64 patient index", code="VHT-INPUT-PATIENTS")
-    order: Order = patient.detach().cpu().numpy()
+    order: Order = patient.numpy(force=True)
     if records and (order[0] < 0 or order[-1] >= patients or (order[1:] < order[:-1]).any()):
         raise InputError(
             "patient indices are non-decreasing and lie in 0..patients-1",
@@ -94,7 +94,11 @@ def size_class(size: int) -> int:
 
 def micro_batches(order: Order, records_at_once: int, device: torch.device) -> Iterator[MicroBatch]:
     """Every record once, in micro-batches of at most ``records_at_once`` records but for large patients."""
-    first = np.flatnonzero(np.concatenate([[True], order[1:] != order[:-1]]))
+    changes = order[1:] != order[:-1]
+    if changes.all():
+        yield from _even(len(order), 1, records_at_once)
+        return
+    first = np.concatenate([[0], np.flatnonzero(changes) + 1])
     sizes = np.diff(first, append=len(order))
     if (sizes == sizes[0]).all():
         yield from _even(len(sizes), int(sizes[0]), records_at_once)

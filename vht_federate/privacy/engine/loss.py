@@ -40,7 +40,7 @@ def output_gradients(loss: Loss, outputs: Tensor, targets: Tensor, share: Tensor
         )(leaf, targets)
     else:
         per_record = closed(leaf, targets)
-        share = share / max(1, leaf[:1].numel())
+        share = share / max(1, leaf[0].numel())
     if isinstance(share, Tensor):
-        share = share.to(per_record.dtype).view(-1, *[1] * (per_record.dim() - 1))
-    return per_record.mul_(share)
+        return per_record * share.to(per_record.dtype).view(-1, *[1] * (per_record.dim() - 1))
+    return per_record if share == 1.0 else per_record * share

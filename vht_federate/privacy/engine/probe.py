@@ -26,10 +26,11 @@ _RECORDS = 3
 
 @dataclass(frozen=True)
 class Profile:
-    """What the probe learned: memory of one record's activations, and whether a layer is recurrent."""
+    """What the probe learned: memory of one record's activations, a recurrent layer or none, buffers to watch."""
 
     record_bytes: int
     recurrent: bool
+    buffers: tuple[Tensor, ...]
 
 
 def forward(model: nn.Module, names: dict[int, str], inputs: Sequence[Tensor], records: int) -> tuple[Tensor, Tape]:
@@ -89,7 +90,7 @@ def probe(
         if reference is not None and not _close(found.get(name), reference):
             raise Unsupported("a parameter's gradient is not where the engine looks")
     record_bytes = sum(use.bytes_held() for use in tape.uses) // _RECORDS
-    return Profile(max(1, record_bytes), tape.recurrent)
+    return Profile(max(1, record_bytes), tape.recurrent, tuple(model.buffers()))
 
 
 def _with_own_gradients(

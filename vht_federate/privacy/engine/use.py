@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["Use", "per_group", "rows_of", "squared"]
+__all__ = ["Use", "norm", "per_group", "rows_of"]
 
 
 class Use(ABC):
@@ -52,8 +52,8 @@ class Use(ABC):
         """Whether norms are cheaper without the patients' gradients."""
         return False
 
-    def squared_norms(self, rows: slice) -> Tensor:
-        """[patients in rows]; only where ``ghost()``."""
+    def norms(self, rows: slice) -> list[Tensor]:
+        """Norms [patients in rows] of parts that are orthogonal to each other; only where ``ghost()``."""
         raise NotImplementedError
 
     def weighted(self, factor: Tensor) -> dict[str, Tensor]:
@@ -78,7 +78,8 @@ def rows_of(tensor: Tensor, rows: slice) -> Tensor:
     return tensor if rows.start == 0 and rows.stop == len(tensor) else tensor[rows]
 
 
-def squared(tensor: Tensor) -> Tensor:
-    """Squared L2 norm of all but the first dimension."""
-    norms: Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1)
-    return norms.square()
+def norm(tensor: Tensor) -> Tensor:
+    """L2 norm of all but the first dimension."""
+    flat = tensor if tensor.dim() == 2 else tensor.flatten(1)
+    made: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    return made

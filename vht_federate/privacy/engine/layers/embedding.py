@@ -39,11 +39,11 @@ class EmbeddingUse(Use):
         length = self._rows.shape[1]
         return length * length * (self._shape[1] + 2) < self._shape.numel() * 4
 
-    def squared_norms(self, rows: slice) -> Tensor:
+    def norms(self, rows: slice) -> list[Tensor]:
         indices, outputs = rows_of(self._rows, rows), rows_of(self._b, rows)
         same = indices[:, :, None] == indices[:, None, :]
         gram = torch.bmm(outputs, outputs.transpose(1, 2))
-        return torch.where(same, gram, 0.0).sum((1, 2)).clamp_min(0.0)
+        return [torch.where(same, gram, 0.0).sum((1, 2)).clamp_min_(0.0).sqrt_()]
 
     def weighted(self, factor: Tensor) -> dict[str, Tensor]:
         scaled = (self._b * factor[:, None, None]).flatten(0, 1)

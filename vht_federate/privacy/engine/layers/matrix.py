@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from vht_federate.privacy.engine.use import Use, squared
+from vht_federate.privacy.engine.use import Use, norm
 
 __all__ = ["MatrixUse"]
 
@@ -55,22 +55,29 @@ class MatrixUse(Use):
         gram = self.length * self.length * (wide + high) + self.length * wide * high
         return bool(self.weight) and gram < (self.length + _OPERATIONS_PER_FLOAT_KEPT) * wide * high
 
-    def squared_norms(self, rows: slice) -> Tensor:
+    def norms(self, rows: slice) -> list[Tensor]:
         inputs, outputs = self.operands(rows)
         if self.length == 1:
-            there = squared(inputs) if self.weight else torch.zeros_like(outputs[:, 0, 0])
-            return squared(outputs) * (there + 1.0 if self.bias else there)
+            after = norm(outputs)
+            return [
+                part
+                for part in (after * norm(inputs) if self.weight else None, after if self.bias else None)
+                if part is not None
+            ]
         gram = torch.bmm(inputs, inputs.transpose(1, 2)) if self.weight else 0.0
-        return (torch.bmm(outputs, outputs.transpose(1, 2)) * (gram + bool(self.bias))).sum((1, 2)).clamp_min(0.0)
+        squares = (torch.bmm(outputs, outputs.transpose(1, 2)) * (gram + bool(self.bias))).sum((1, 2))
+        return [squares.clamp_min_(0.0).sqrt_()]
 
     def weighted(self, factor: Tensor) -> dict[str, Tensor]:
         inputs, outputs = self.operands(slice(0, self.patients))
-        scaled = (outputs * factor[:, None, None]).flatten(0, 1)
         total = {}
         if self.weight:
-            total[self.weight] = self.ordered(scaled.T @ inputs.flatten(0, 1), -2).view(-1, *self.shape[1:])
+            scaled = (outputs * factor.view(-1, 1, 1)).flatten(0, 1)
+            matrix = self.ordered(scaled.T @ inputs.flatten(0, 1), -2)
+            total[self.weight] = matrix if matrix.shape == self.shape else matrix.view(-1, *self.shape[1:])
         if self.bias:
-            total[self.bias] = self.ordered(scaled.sum(0), -1)
+            column = outputs[:, 0] if self.length == 1 else outputs.sum(1)
+            total[self.bias] = self.ordered(factor @ column, -1)
         return total
 
     def write(self, rows: slice, into: Tensor) -> None:
