@@ -29,6 +29,7 @@ SUMMARIES = {
     "permit": "Issue, revoke and show data permits.",
     "pki": "Make a certificate authority and TLS certificates.",
     "platform": "Run the central platform.",
+    "privacy": "Audit the privacy engine; see the audit fail on a broken one.",
     "study": "Plan, run and publish a study.",
     "view": "Check, run and explain SQL on FHIR v2 views.",
 }
