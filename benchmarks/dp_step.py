@@ -176,7 +176,7 @@ def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
 
 
 def peak_bytes(task: Task, step: Step) -> int:
-    """Most memory alive at one time in a step: torch's own peak, or weights, their sum and what numpy holds for noise.
+    """Most memory alive at one time in a step: torch's own peak, or the sum and what numpy holds for its noise.
 
     The two do not add up: activations are gone when noise is drawn.
     """
@@ -195,7 +195,7 @@ def peak_bytes(task: Task, step: Step) -> int:
         alive += event.nbytes()
         peak = max(peak, alive)
     held = weights + task.values.numel() * task.values.element_size()
-    return held + max(peak, 3 * weights + of_numpy)
+    return held + max(peak, weights + of_numpy)
 
 
 def available(task: Task) -> dict[str, Step]:

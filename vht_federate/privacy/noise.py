@@ -5,6 +5,7 @@ Floating-point Gaussian noise leaks through its low-order bits in theory (Mirono
 
 import math
 import os
+from collections.abc import Callable
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -17,7 +18,8 @@ __all__ = ["Float32Noise", "NoiseSource", "SecureNoise"]
 
 _REKEY_AFTER_BYTES = 1 << 32
 _STEPS = float(1 << 53)
-_ZEROS = memoryview(bytes(1 << 20))
+_ZEROS = memoryview(bytes(1 << 18))
+_BLOCK = 1 << 14  # pairs of normals
 
 Float = TypeVar("Float", np.float32, np.float64)
 
@@ -77,23 +79,37 @@ class SecureNoise:
         return self._integers(size).view(np.int64).astype(np.float64) / _STEPS
 
     def gaussian(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
-        count = math.prod(shape)
-        pairs = (count + 1) // 2
-        half_angle = self._integers(pairs).view(np.int64).astype(np.float64)
-        half_angle -= 0.5 * _STEPS
-        half_angle *= np.pi / _STEPS
-        return _normals(self._squared_radii(pairs), half_angle)[:count].reshape(shape)
+        def half_angles(pairs: int) -> NDArray[np.float64]:
+            angle = self._integers(pairs).view(np.int64).astype(np.float64)
+            angle -= 0.5 * _STEPS
+            angle *= np.pi / _STEPS
+            return angle
+
+        return self._blocks(shape, half_angles)
 
     def gaussian_float32(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Standard normals for noise that is added in float32, in two thirds of the time.
 
         Radii have 53 bits before they are rounded, so the tail is that of ``gaussian``; directions have 32 bits.
         """
+
+        def half_angles(pairs: int) -> NDArray[np.float32]:
+            angle = np.frombuffer(self._bytes(4 * pairs), dtype="<i4").astype(np.float32)
+            angle *= np.float32(np.pi / 2**32)
+            return angle
+
+        return self._blocks(shape, half_angles)
+
+    def _blocks(self, shape: tuple[int, ...], half_angles: Callable[[int], NDArray[Float]]) -> NDArray[Float]:
+        """Normals of the type of ``half_angles``, made in blocks that stay in the processor's cache."""
         count = math.prod(shape)
-        pairs = (count + 1) // 2
-        half_angle = np.frombuffer(self._bytes(4 * pairs), dtype="<i4").astype(np.float32)
-        half_angle *= np.float32(np.pi / 2**32)
-        return _normals(self._squared_radii(pairs).astype(np.float32), half_angle)[:count].reshape(shape)
+        parts = []
+        for start in range(0, max(1, count), 2 * _BLOCK):
+            pairs = min(_BLOCK, (count - start + 1) // 2)
+            angles = half_angles(pairs)
+            parts.append(_normals(self._squared_radii(pairs).astype(angles.dtype, copy=False), angles))
+        normals = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return normals[:count].reshape(shape)
 
     def _squared_radii(self, pairs: int) -> NDArray[np.float64]:
         """-2 ln u for u in (0, 1]."""
