@@ -136,13 +136,14 @@ class PerPatientEngine:
         batch: MicroBatch,
         clipping_norm: float,
     ) -> Clipped:
-        if self._stack is not None and batch.each == 1 and len(inputs) == 1:
-            written_out = self._stack.clipped(self.loss, names, inputs[0], targets, clipping_norm)
+        if self._stack is not None and len(inputs) == 1:
+            written_out = self._stack.clipped(
+                self.loss, names, inputs[0], targets, batch, clipping_norm, self.options.gradient_bytes
+            )
             if written_out is not None:
                 return written_out
         outputs, tape = forward(self.model, names, inputs, len(targets))
-        share = 1.0 / batch.each if batch.weight is None else batch.weight
-        seeds = output_gradients(self.loss, outputs, targets, share)
+        seeds = output_gradients(self.loss, outputs, targets, batch.share)
         uses = bind_gradients(outputs, tape, seeds, batch.patients, batch.each)
         if not uses:
             return Clipped({}, None)

@@ -39,6 +39,11 @@ class MicroBatch:
     weight: Tensor | None = None
     large: bool = False
 
+    @property
+    def share(self) -> Tensor | float:
+        """What a record counts in its patient's mean: one for all, or one each."""
+        return 1.0 / self.each if self.weight is None else self.weight
+
     def take(self, tensor: Tensor) -> Tensor:
         """The records of this micro-batch out of ``tensor`` [records, ...]."""
         if self.index is not None:

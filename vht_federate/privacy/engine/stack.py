@@ -1,4 +1,4 @@
-"""A plain stack of linear layers and activations, one record a patient: forward and backward written out.
+"""A plain stack of linear layers and activations: forward and backward written out.
 
 The commonest model on tables is also the quickest to compute, so that the tape and autograd would be a fifth of its
 step. The result is the same; anything unusual (hooks, shared layers, other types) is left to the tape.
@@ -10,13 +10,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from vht_federate.privacy.engine.clipping import Clipped, clip_factors
+from vht_federate.privacy.engine.clipping import Clipped, clip_factors, sum_clipped
+from vht_federate.privacy.engine.grouping import MicroBatch
+from vht_federate.privacy.engine.layers.linear import LinearUse
 from vht_federate.privacy.engine.loss import Loss, output_gradients
 from vht_federate.privacy.engine.use import norm
 
 __all__ = ["Stack"]
 
 Trail = list[tuple[nn.Module, Tensor]]
+Part = tuple[tuple[str | None, str | None], torch.Size, Tensor, Tensor]  # names, weight's shape, input, gradient
 Backward = Callable[[Tensor, Tensor], Tensor]  # (gradient of the output, output) -> gradient of the input
 
 _ACTIVATIONS: dict[type[nn.Module], Backward] = {
@@ -46,9 +49,16 @@ class Stack:
         return cls(layers) if known and once and linear and not hooked else None
 
     def clipped(
-        self, loss: Loss, names: dict[int, str], inputs: Tensor, targets: Tensor, clipping_norm: float
+        self,
+        loss: Loss,
+        names: dict[int, str],
+        inputs: Tensor,
+        targets: Tensor,
+        batch: MicroBatch,
+        clipping_norm: float,
+        gradient_bytes: int,
     ) -> Clipped | None:
-        """The sum over records, one a patient; None where a linear layer sees more than [N, in].
+        """The sum over the micro-batch's patients; None where a linear layer sees more than [N, in].
 
         ``names``: parameter names by ``id``, of those trained.
         """
@@ -56,9 +66,13 @@ class Stack:
             outputs, trail = self._forward(inputs)
         if outputs is None:
             return None
-        seeds = output_gradients(loss, outputs, targets, 1.0)
+        seeds = output_gradients(loss, outputs, targets, batch.share)
         with torch.no_grad():
-            return self._sum(names, trail, seeds, clipping_norm)
+            parts = list(self._backward(names, trail, seeds))
+            del trail
+            if batch.each == 1:
+                return _single_records(parts, clipping_norm)
+            return sum_clipped(_uses(parts, batch), batch.patients, clipping_norm, gradient_bytes)
 
     def _forward(self, values: Tensor) -> tuple[Tensor | None, Trail]:
         """The output, and each layer with what its gradient needs: a linear layer's input, the others' output."""
@@ -77,34 +91,50 @@ class Stack:
                 trail.append((layer, values))
         return values, trail
 
-    def _sum(self, names: dict[int, str], trail: Trail, gradient: Tensor, clipping_norm: float) -> Clipped:
-        norms, pending = [], []
+    def _backward(self, names: dict[int, str], trail: Trail, gradient: Tensor) -> Iterator[Part]:
+        """Each trained linear layer, last one first, with its input and the gradient of its output."""
         for layer, held in reversed(trail):
             if isinstance(layer, nn.Linear):
-                weight, bias = names.get(id(layer.weight)), names.get(id(layer.bias))
-                after = norm(gradient)
-                if weight:
-                    norms.append(after * norm(held))
-                if bias:
-                    norms.append(after)
-                pending.append((weight, bias, held, gradient))
+                trained = names.get(id(layer.weight)), names.get(id(layer.bias))
+                if any(trained):
+                    yield trained, layer.weight.shape, held, gradient
                 if layer is self._first:
-                    break
+                    return
                 gradient = gradient @ layer.weight
             elif isinstance(layer, _SHAPES):
                 gradient = gradient.view(held.shape)
             else:
                 gradient = _ACTIVATIONS[type(layer)](gradient, held)
-        factor, finite = clip_factors(norms, clipping_norm)
-        if not bool(finite.all()):
-            return Clipped({}, ~finite)
-        total = {}
-        for weight, bias, held, gradient in pending:
-            if weight:
-                total[weight] = (gradient * factor[:, None]).T @ held
-            if bias:
-                total[bias] = factor @ gradient
-        return Clipped(total, None)
+
+
+def _single_records(parts: list[Part], clipping_norm: float) -> Clipped:
+    """With one record a patient, the norm of a layer's gradient is the product of two norms."""
+    norms = []
+    for (weight, bias), _, held, gradient in parts:
+        after = norm(gradient)
+        if weight:
+            norms.append(after * norm(held))
+        if bias:
+            norms.append(after)
+    factor, finite = clip_factors(norms, clipping_norm)
+    if not bool(finite.all()):
+        return Clipped({}, ~finite)
+    total = {}
+    for (weight, bias), _, held, gradient in parts:
+        if weight:
+            total[weight] = (gradient * factor[:, None]).T @ held
+        if bias:
+            total[bias] = factor @ gradient
+    return Clipped(total, None)
+
+
+def _uses(parts: list[Part], batch: MicroBatch) -> list[LinearUse]:
+    made = []
+    for names, shape, held, gradient in parts:
+        use = LinearUse(held, names, shape, held)
+        use.bind(gradient, batch.patients, batch.each)
+        made.append(use)
+    return made
 
 
 def _flat(model: nn.Module) -> Iterator[nn.Module]:

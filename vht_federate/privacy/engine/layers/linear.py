@@ -12,7 +12,7 @@ __all__ = ["BlockUse", "LinearUse"]
 
 class LinearUse(MatrixUse):
     def __init__(
-        self, inputs: Tensor, names: tuple[str | None, str | None], shape: torch.Size, edge: GradientEdge
+        self, inputs: Tensor, names: tuple[str | None, str | None], shape: torch.Size, edge: GradientEdge | Tensor
     ) -> None:
         super().__init__(names, shape, edge, (inputs,))
         self._inputs = inputs
