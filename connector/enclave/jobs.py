@@ -117,9 +117,11 @@ def _scores(model: Any, cohort: CohortArrays) -> tuple[NDArray[np.float64], NDAr
     """(score in 0..1, label 0/1) of each patient with records."""
     import torch
 
+    from vht_federate.privacy.gradients import record_logits
+
     device = next(model.parameters()).device
-    with torch.no_grad():
-        risk = torch.sigmoid(model(torch.from_numpy(cohort.values).to(device))).cpu().numpy().astype(np.float64)
+    logits = record_logits(model, torch.from_numpy(cohort.values).to(device))
+    risk = torch.sigmoid(logits).cpu().numpy().astype(np.float64)
     records = np.bincount(cohort.patient, minlength=cohort.patients)
     present = records > 0
     total = np.bincount(cohort.patient, weights=np.nan_to_num(risk, nan=0.0), minlength=cohort.patients)

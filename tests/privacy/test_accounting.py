@@ -5,6 +5,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.errors import BudgetError, InputError
@@ -76,9 +77,15 @@ def test_composing_jointly_costs_less_than_the_sum() -> None:
     assert epsilon(parts, 1e-5) < sum(epsilon([part], 1e-5) for part in parts)
 
 
-@pytest.mark.parametrize("noise", [1e-6, 1e-2, 0.1])
+@pytest.mark.parametrize("noise", [1e-2, 0.1])
 def test_a_plan_with_hardly_any_noise_is_priced_at_once_and_enormous(noise: float) -> None:
     assert epsilon([sampled(noise, 0.5, 1000)], 1e-5) > 60
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-322, 1e-6, 1e160, float("nan"), float("inf"), -1.0])
+def test_noise_outside_the_range_of_exact_floats_cannot_be_planned(noise: float) -> None:
+    with pytest.raises(ValidationError):
+        sampled(noise, 0.5, 10)
 
 
 def test_calibrated_gaussian_releases_use_their_epsilon_and_no_more() -> None:

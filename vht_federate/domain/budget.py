@@ -4,12 +4,13 @@ An event names the population it touches. ``train`` and ``test`` are disjoint se
 split, see ``domain/split.py``), so a patient pays for the events of its own set and for those on ``all``.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["POPULATIONS", "Population", "PrivacyEvent", "PrivacySpend", "touching"]
+__all__ = ["POPULATIONS", "Noise", "Population", "PrivacyEvent", "PrivacySpend", "touching"]
 
+Noise = Annotated[float, Field(ge=1e-2, le=1e6)]  # a standard deviation over an L2 sensitivity
 Population = Literal["train", "test", "all"]
 POPULATIONS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
@@ -24,7 +25,7 @@ class PrivacyEvent(BaseModel):
 
     label: str  # what was released: "train", "count", "evaluate", "marginals-1", …
     population: Population
-    noise_multiplier: float = Field(gt=0)
+    noise_multiplier: Noise
     sampling_rate: float = Field(default=1.0, gt=0, le=1)
     steps: int = Field(default=1, ge=1)
 

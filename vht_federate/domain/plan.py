@@ -1,14 +1,15 @@
 """The plan: sampling, clipping, noise, rounds and accountant in one frozen value.
 
 What is accounted is what runs: an enclave takes its steps from this value, and ``events_of`` derives the ledger's
-events from the same fields. Nothing here changes speed only.
+events from the same fields. Nothing here changes speed only. Scales are bounded so that noise and clipped sums stay
+far from the subnormal range of floats, where rounding would undo the guarantee.
 """
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vht_federate.domain.budget import Population, PrivacyEvent
+from vht_federate.domain.budget import Noise, Population, PrivacyEvent
 
 __all__ = ["CohortPlan", "EvaluationPlan", "StudyPlan", "TrainingPlan"]
 
@@ -31,7 +32,7 @@ class TrainingPlan(BaseModel):
     learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    count_noise_multiplier: float = Field(default=10.0, gt=0)  # noise on the number of training patients
+    count_noise_multiplier: Noise = 10.0  # noise on the number of training patients
 
 
 class EvaluationPlan(BaseModel):
@@ -51,9 +52,9 @@ class CohortPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    one_way_noise_multiplier: float = Field(gt=0)
-    sketch_noise_multiplier: float = Field(gt=0)
-    two_way_noise_multiplier: float = Field(gt=0)
+    one_way_noise_multiplier: Noise
+    sketch_noise_multiplier: Noise
+    two_way_noise_multiplier: Noise
     population: Population = "train"
     rows: int | None = Field(default=None, ge=1)  # None: as many as the noised counts say
 

@@ -104,8 +104,8 @@ class TrainingChoices(BaseModel):
     rounds: int = Field(default=5, ge=1)  # visits to each hospital
     local_steps: int = Field(default=12, ge=1)  # private steps in each round
     sampling_rate: float = Field(default=0.25, gt=0, le=1)  # chance of a patient to be in a step
-    clipping_norm: float = Field(default=1.0, gt=0)  # the most that one patient moves a step
-    learning_rate: float = Field(default=0.5, gt=0)
+    clipping_norm: float = Field(default=1.0, ge=1e-6, le=1e6)  # the most that one patient moves a step
+    learning_rate: float = Field(default=0.5, gt=0, le=1e4)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
 

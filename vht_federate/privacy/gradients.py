@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-__all__ = ["clipped_sum", "contributions", "unflatten"]
+__all__ = ["clipped_sum", "contributions", "record_logits", "unflatten"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [n], outcome [n]) -> mean loss
 _CELLS_AT_ONCE = 1 << 23  # gradient coordinates held at a time
@@ -43,6 +43,25 @@ def clipped_sum(
         for name, part in summed.items():
             total[name] += part.cpu()
     return total
+
+
+def record_logits(model: torch.nn.Module, values: Tensor) -> Tensor:
+    """Logits [records] of ``values`` [records, inputs], each record on its own.
+
+    A model that mixed records (a mean over the batch, say) would let one patient move the scores of all others, and a
+    table of scores would no longer have the sensitivity that is accounted.
+    """
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+    model.eval()
+
+    def one_logit(one: Tensor) -> Tensor:
+        logit: Tensor = functional_call(model, (parameters, buffers), (one.unsqueeze(0),))
+        return logit.reshape(())
+
+    with torch.no_grad():
+        logits: Tensor = vmap(one_logit)(values)
+    return logits
 
 
 def contributions(records: Mapping[str, Tensor], group: Tensor) -> dict[str, Tensor]:
