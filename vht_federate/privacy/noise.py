@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vht_federate.errors import InputError
 
-__all__ = ["Float32Noise", "NoiseSource", "SecureNoise"]
+__all__ = ["Float32Noise", "NoiseSource", "RandomWords", "SecureNoise"]
 
 _REKEY_AFTER_BYTES = 1 << 32
 _STEPS = float(1 << 53)
@@ -50,6 +50,15 @@ class Float32Noise(Protocol):
         ...
 
 
+@runtime_checkable
+class RandomWords(Protocol):
+    """Random bits as they come, for samplers that are exact."""
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """``count`` words of 64 independent fair bits."""
+        ...
+
+
 class SecureNoise:
     """AES-256 in counter mode under a key from the operating system; normals by Box and Muller (1958).
 
@@ -70,6 +79,9 @@ class SecureNoise:
             self._rekey()
         self._left -= size
         return self._stream.update(_ZEROS[:size] if size <= len(_ZEROS) else bytes(size))
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        return np.frombuffer(self._bytes(8 * count), dtype="<u8")
 
     def _integers(self, count: int) -> NDArray[np.uint64]:
         """``count`` integers below 2^53."""

@@ -21,3 +21,6 @@ class SeededNoise:
 
     def poisson_sample(self, population: int, rate: float) -> NDArray[np.int64]:
         return np.flatnonzero(self.uniform(population) < rate).astype(np.int64)
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        return self._rng.integers(0, 1 << 64, count, dtype=np.uint64)
