@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -61,5 +62,6 @@ def test_an_interrupted_demo_leaves_no_process_and_state_that_opens(
         done = subprocess.run([VHT, "--json", "node", "status", str(state)], capture_output=True, text=True)
         assert done.returncode in (0, 2), done.stdout + done.stderr
         if (state / "evidence").exists():
-            with EvidenceLog(state / "evidence", SigningKey.read(state / "evidence.key"), state.name) as log_again:
-                assert log_again.entries() is not None
+            key = SigningKey.read(state / "evidence.key")
+            with EvidenceLog(state / "evidence", key, state.name, lambda: datetime.now(UTC)) as again:
+                assert len(list(again.entries())) == len(again)
