@@ -2,13 +2,13 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from connector.reach import State, alone, reach, running
 from connector.settings import NodeFiles, NodeSettings
-from connector.tables import intake_table, quarantine_table
+from connector.tables import intake_table, pull_table, quarantine_table
 from vht_federate import output
 
 __all__ = ["app"]
@@ -26,13 +26,40 @@ def ingest(
     ] = False,
 ) -> None:
     """Take in a folder of FHIR NDJSON; every line is accounted for."""
-    source = folder.resolve()
+    report = _take_in(state, folder.resolve(), replace)
+    output.emit("node ingest", report, intake_table(folder, report))
+
+
+def _take_in(state: Path, folder: Path, replace: bool) -> dict[str, Any]:
     if running(state):
         with reach(state) as client:
-            report = client.post("/api/ingest", json={"folder": str(source), "replace": replace})
-    else:
-        report = alone(state, lambda node: node.ingest(source, replace=replace))
-    output.emit("node ingest", report, intake_table(folder, report))
+            return dict(client.post("/api/ingest", json={"folder": str(folder), "replace": replace}))
+    return dict(alone(state, lambda node: node.ingest(folder, replace=replace)))
+
+
+@app.command("pull")
+@output.command("node pull")
+def pull(
+    state: State,
+    source: Annotated[Path, typer.Option("--from", help="The FHIR server's file (docs/reference/sources.md).")],
+    full: Annotated[bool, typer.Option("--full", help="Everything, not only what changed.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Everything, and in the place of all that was held.")
+    ] = False,
+) -> None:
+    """Fetch what changed on a FHIR server, then take it in; interrupted at any point, the same command goes on."""
+    from connector.fhir.sources import SourceSettings, download, pulling, settle_pull
+
+    NodeSettings.read(state)
+    settings = SourceSettings.read(source)
+    with pulling(NodeFiles(state.resolve()).sources / settings.name) as home:
+        pulled = download(settings, home, whole=full or replace)
+        report = _take_in(state, pulled.folder, replace) if pulled.files else None
+        settle_pull(settings, home, pulled)
+    tables = [pull_table(settings.name, pulled.to_dict())]
+    if report is not None:
+        tables.append(intake_table(settings.name, report))
+    output.emit("node pull", {"source": settings.name, "pulled": pulled.to_dict(), "intake": report}, *tables)
 
 
 @app.command("quarantine")

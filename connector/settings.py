@@ -158,6 +158,11 @@ class NodeFiles:
         return self.state / "fhir"
 
     @property
+    def sources(self) -> Path:
+        """What FHIR servers were asked for, and how far that has come."""
+        return self.state / "sources"
+
+    @property
     def visits(self) -> Path:
         return self.state / "visits"
 

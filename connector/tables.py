@@ -8,7 +8,7 @@ from rich.table import Table
 from vht_federate.domain.budget import POPULATIONS
 from vht_federate.output import table
 
-__all__ = ["budget_table", "intake_table", "quarantine_table", "visit_tables", "visits_table"]
+__all__ = ["budget_table", "intake_table", "pull_table", "quarantine_table", "visit_tables", "visits_table"]
 
 
 def budget_table(budget: Mapping[str, Any]) -> Table:
@@ -29,6 +29,11 @@ def intake_table(folder: Any, report: Mapping[str, Any]) -> Table:
     rows += [(f"values {name}", count) for name, count in report["values"].items()]
     rows += [(f"  value quarantined: {reason}", count) for reason, count in report["value_reasons"].items()]
     return table(f"Intake of {folder}", ["what", "count"], rows)
+
+
+def pull_table(name: str, pulled: Mapping[str, Any]) -> Table:
+    """What came from a FHIR server."""
+    return table(f"Pull of {name}", ["what", ""], pulled.items())
 
 
 def quarantine_table(entries: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,0 +1,205 @@
+"""One pull: ask, wait, download, hand over; after a crash at any point the same call goes on from there.
+
+sources/NAME/last.json      up to when this source has been taken in
+sources/NAME/run/           the pull under way, private, removed when taken in: progress.json,
+    data/ for the intake, aside/ for lists of deletions and the server's messages
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import orjson
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from connector.fhir.sources.export import Expired, JobFailed, await_manifest, kick_off, release_job
+from connector.fhir.sources.files import Files
+from connector.fhir.sources.journal import Journal, Progress, write_whole
+from connector.fhir.sources.pace import Pace
+from connector.fhir.sources.search import Pages, first_pages
+from connector.fhir.sources.settings import SourceSettings
+from connector.fhir.sources.wire import Wire
+from vht_federate.errors import UnavailableError
+from vht_federate.evidence.canonical import digest_of
+
+__all__ = ["Pulled", "download", "pulling", "settle_pull"]
+
+STARTS = 3  # how often a job that the server forgot is asked for again
+
+
+class _Last(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    transaction_time: AwareDatetime
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What lies in ``folder``. ``deleted`` counts resources that are gone on the server, ``outcomes`` its messages."""
+
+    folder: Path
+    since: datetime | None
+    transaction_time: datetime
+    files: int
+    lines: int
+    bytes: int
+    deleted: int
+    outcomes: int
+    resumed: bool
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON for a command: numbers and times."""
+        plain = {name: getattr(self, name) for name in ("files", "lines", "bytes", "deleted", "outcomes", "resumed")}
+        since = self.since.isoformat() if self.since else None
+        return {**plain, "since": since, "transaction_time": self.transaction_time.isoformat()}
+
+
+@contextmanager
+def pulling(home: Path) -> Iterator[Path]:
+    """The folder of one source, held by one pull at a time. Raises UnavailableError VHT-UNAVAILABLE-SOURCE-BUSY."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UnavailableError(
+                "this source is being pulled already", code="VHT-UNAVAILABLE-SOURCE-BUSY", hint="wait until it ends"
+            ) from None
+        yield home
+
+
+def download(settings: SourceSettings, home: Path, *, whole: bool = False, pace: Pace | None = None) -> Pulled:
+    """Fetch what changed since the last pull that was settled (``whole``: everything) into ``home/run/data``.
+
+    Raises RefusedError VHT-REFUSED-SOURCE-ADDRESS, UnavailableError VHT-UNAVAILABLE-SOURCE…, each with the pull left
+    as it is: the next call goes on.
+    """
+    pace = pace or Pace(settings.deadline_s)
+    with Wire(settings, pace) as wire:
+        for start in range(1, STARTS + 1):
+            journal, resumed = _journal(settings, home, whole, pace)
+            try:
+                _collect(wire, settings, journal, home / "run")
+                return _pulled(journal.progress, home / "run", resumed)
+            except Expired:
+                shutil.rmtree(home / "run", ignore_errors=True)
+                if start == STARTS:
+                    raise JobFailed("the FHIR server forgets its exports before they can be read") from None
+            except JobFailed:
+                shutil.rmtree(home / "run", ignore_errors=True)
+                raise
+    raise AssertionError("unreachable")
+
+
+def settle_pull(settings: SourceSettings, home: Path, pulled: Pulled) -> None:
+    """What was downloaded has been taken in: remember up to when, and remove it."""
+    last = _Last(transaction_time=pulled.transaction_time)
+    write_whole(home / "last.json", last.model_dump_json().encode())
+    journal = Journal.resume(home / "run" / "progress.json")
+    status_url = journal.progress.status_url if journal else None
+    shutil.rmtree(home / "run", ignore_errors=True)
+    if status_url:
+        with Wire(settings.model_copy(update={"attempts": 1}), Pace(60.0)) as wire:
+            release_job(wire, status_url)
+
+
+def _since(home: Path) -> datetime | None:
+    try:
+        return _Last.model_validate_json((home / "last.json").read_bytes()).transaction_time
+    except (OSError, ValidationError):
+        return None
+
+
+def _journal(settings: SourceSettings, home: Path, whole: bool, pace: Pace) -> tuple[Journal, bool]:
+    """The pull under way if it asks the same question, else a new one."""
+    since = None if whole else _since(home)
+    names = {"base_url", "mode", "dialect", "level", "group", "types", "since_as_filter"}
+    question = settings.model_dump(mode="json", include=names)
+    asked = digest_of({**question, "since": since.isoformat() if since else None})
+    run = home / "run"
+    journal = Journal.resume(run / "progress.json")
+    if journal is not None and journal.progress.asked == asked and _on_disk(journal.progress, run):
+        return journal, True
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(mode=0o700)
+    for folder in ("data", "aside"):
+        (run / folder).mkdir(mode=0o700)
+    journal = Journal(run / "progress.json", Progress(asked=asked, begun_at=pace.now(), since=since))
+    journal.update()
+    return journal, False
+
+
+def _on_disk(progress: Progress, run: Path) -> bool:
+    """Is every file that is said to be here as long as it was? One without a byte may have been removed."""
+    done = [piece for piece in progress.pieces or () if piece.done and piece.bytes]
+    return all(_length(run / piece.folder / piece.name) == piece.bytes for piece in done)
+
+
+def _length(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _collect(wire: Wire, settings: SourceSettings, journal: Journal, run: Path) -> None:
+    stamp = f"{settings.name}-{journal.progress.begun_at:%Y%m%dT%H%M%SZ}"
+    if settings.mode == "search":
+        if journal.progress.pieces is None:
+            journal.update(pieces=first_pages(settings, journal.progress.since, stamp))
+        Pages(wire, settings, journal, run).fetch()
+        return
+    if journal.progress.pieces is None:
+        status_url = journal.progress.status_url or kick_off(wire, settings, journal.progress.since)
+        journal.update(status_url=status_url)
+        manifest = await_manifest(wire, settings, status_url)
+        journal.update(
+            transaction_time=manifest.transactionTime,
+            requires_token=manifest.requiresAccessToken,
+            pieces=manifest.pieces(stamp),
+        )
+    Files(wire, journal, run, settings.maximum_bytes).fetch()
+
+
+def _pulled(progress: Progress, run: Path, resumed: bool) -> Pulled:
+    """The account of a complete pull. Files without a line are removed: the intake would take them for cut off."""
+    pieces = progress.pieces or ()
+    counts = {
+        kind: sum(_counted(run / piece.folder / piece.name, kind) for piece in pieces if piece.kind == kind)
+        for kind in ("deleted", "outcome")
+    }
+    given = [piece for piece in pieces if piece.kind == "output" and piece.lines]
+    for piece in pieces:
+        if not piece.lines:
+            (run / piece.folder / piece.name).unlink(missing_ok=True)
+    return Pulled(
+        folder=run / "data",
+        since=progress.since,
+        transaction_time=progress.transaction_time or progress.begun_at,
+        files=len(given),
+        lines=sum(piece.lines for piece in given),
+        bytes=sum(piece.bytes for piece in given),
+        deleted=counts["deleted"],
+        outcomes=counts["outcome"],
+        resumed=resumed,
+    )
+
+
+def _counted(path: Path, kind: str) -> int:
+    """Resources that a file of deletions names (transaction Bundles of DELETE), or messages of the server."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        lines = [line for line in file if line.strip()]
+    return sum(_deletions(line) for line in lines) if kind == "deleted" else len(lines)
+
+
+def _deletions(line: bytes) -> int:
+    try:
+        entries = orjson.loads(line).get("entry") or []
+        return sum(1 for entry in entries if entry["request"]["method"] == "DELETE")
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        return 0

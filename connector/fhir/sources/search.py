@@ -1,0 +1,153 @@
+"""Paged FHIR search, for servers without an export: one file per type, resumable after each page.
+
+``next`` is followed as it is given (FHIR R4, 3.1.1.4). A page that is no longer there (410) starts its type again.
+"""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+
+from connector.fhir.sources.export import fhir_instant
+from connector.fhir.sources.files import finish, weigh
+from connector.fhir.sources.journal import Journal, Piece
+from connector.fhir.sources.settings import SourceSettings
+from connector.fhir.sources.wire import FHIR_JSON, Wire, malformed, refused, too_much
+
+__all__ = ["Pages", "first_pages"]
+
+# HAPI may answer an identical search out of its cache
+HEADERS = {"Accept": FHIR_JSON, "Cache-Control": "no-cache"}
+
+
+def first_pages(settings: SourceSettings, since: datetime | None, stamp: str) -> tuple[Piece, ...]:
+    """One piece per type, each before its first page."""
+    return tuple(
+        Piece(name=f"{stamp}-{number:05d}-{kind}.ndjson", type=kind, url=_question(settings, kind, since))
+        for number, kind in enumerate(settings.types, 1)
+    )
+
+
+def _question(settings: SourceSettings, kind: str, since: datetime | None) -> str:
+    asked = {"_count": str(settings.page_size)}
+    if since is not None:
+        asked["_lastUpdated"] = f"ge{fhir_instant(since)}"
+    return f"{settings.base}/{kind}?{httpx.QueryParams(asked)}"
+
+
+class Pages:
+    """Fetches the pieces of a journal page by page into ``run/data``."""
+
+    def __init__(self, wire: Wire, settings: SourceSettings, journal: Journal, run: Path) -> None:
+        self._wire, self._settings, self._journal, self._folder = wire, settings, journal, run / "data"
+
+    def fetch(self) -> None:
+        for number, piece in enumerate(self._journal.progress.pieces or ()):
+            if not piece.done:
+                self._fetch(number)
+
+    def _piece(self, number: int) -> Piece:
+        return (self._journal.progress.pieces or ())[number]
+
+    def _fetch(self, number: int) -> None:
+        piece, patience = self._piece(number), self._wire.patience()
+        part, target = self._folder / f"{piece.name}.part", self._folder / piece.name
+        part.touch(mode=0o600)
+        while True:
+            piece = self._piece(number)
+            answer = self._wire.ask("GET", piece.url, headers=HEADERS)
+            if answer.status_code == 410 and piece.pages:
+                patience.again("its pages end before they are read")
+                since = self._journal.progress.since
+                first = _question(self._settings, piece.type or "", since)
+                changes = {"url": first, "pages": 0, "bytes": 0}
+                self._journal.replace(number, piece.model_copy(update=changes))
+                continue
+            if answer.status_code != 200:
+                raise refused(answer, "a search")
+            if self._journal.progress.transaction_time is None:
+                self._journal.update(transaction_time=_asked_at(answer, self._wire.pace.now()))
+            following = self._keep(number, part, answer)
+            if following is None:
+                finish(self._journal, number, part, target, weigh(part))
+                return
+
+    def _keep(self, number: int, part: Path, answer: httpx.Response) -> str | None:
+        """Append one page and note where the next one is; None after the last."""
+        piece = self._piece(number)
+        page = _bundle(answer)
+        lines = b"".join(self._lines(page))
+        held = sum(one.bytes for one in self._journal.progress.pieces or ())
+        if held + len(lines) > self._settings.maximum_bytes:
+            raise too_much()
+        with part.open("r+b") as file:
+            file.truncate(piece.bytes)
+            file.seek(piece.bytes)
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        following = self._next(page, piece.url)
+        changes = {"url": following or piece.url, "pages": piece.pages + 1, "bytes": piece.bytes + len(lines)}
+        if following is not None:
+            self._journal.replace(number, piece.model_copy(update=changes))
+        return following
+
+    def _next(self, page: dict[str, Any], url: str) -> str | None:
+        links = page.get("link") or []
+        if not isinstance(links, list):
+            raise malformed("page")
+        for link in links:
+            if isinstance(link, dict) and link.get("relation") == "next" and isinstance(link.get("url"), str):
+                following = self._wire.guard.check(link["url"], seen_at=url)
+                if following == url:
+                    raise malformed("next page, which is the same page,")
+                return following
+        return None
+
+    def _lines(self, page: dict[str, Any]) -> Iterator[bytes]:
+        entries = page.get("entry") or []
+        if not isinstance(entries, list):
+            raise malformed("page")
+        for entry in entries:
+            if not isinstance(entry, dict):
+                raise malformed("page")
+            mode = (entry.get("search") or {}).get("mode", "match")
+            resource = entry.get("resource")
+            if mode == "match" and isinstance(resource, dict) and self._wanted(resource):
+                yield orjson.dumps(resource, option=orjson.OPT_APPEND_NEWLINE)
+
+    def _wanted(self, resource: dict[str, Any]) -> bool:
+        """False for what did not change since, where a server takes no notice of the question."""
+        since = self._journal.progress.since
+        meta = resource.get("meta")
+        if since is None or not isinstance(meta, dict):
+            return True
+        try:
+            changed = datetime.fromisoformat(meta["lastUpdated"])
+        except (KeyError, ValueError, TypeError):
+            return True
+        return changed.tzinfo is None or changed >= since
+
+
+def _bundle(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        page = orjson.loads(answer.content)
+    except orjson.JSONDecodeError:
+        raise malformed("page") from None
+    if not isinstance(page, dict) or page.get("resourceType") != "Bundle":
+        raise malformed("page")
+    return page
+
+
+def _asked_at(answer: httpx.Response, now: datetime) -> datetime:
+    """The server's clock where it says it: what changes from then on is the next pull's."""
+    try:
+        moment = parsedate_to_datetime(answer.headers["Date"])
+    except (KeyError, ValueError, TypeError):
+        return now
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
