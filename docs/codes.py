@@ -24,7 +24,7 @@ Each error has a stable code, a message and mostly a hint; `--json` prints all t
 patient. `…` stands for what the moment fills in.
 """
 FULL = re.compile(r"VHT-[A-Z]+(?:-[A-Z]+)*")
-KINDS = {name: getattr(errors, name) for name in errors.__all__ if name.endswith("Error")}
+DEFAULTS = {name: getattr(errors, name).default_code for name in errors.__all__ if name.endswith("Error")}
 GLOBAL = ("broken", "view_error", "refusal")  # raisers that other modules call by these names
 MAXIMUM_MESSAGES, MAXIMUM_FILES = 5, 3
 # What is passed around as a code alone says nothing by itself.
@@ -35,6 +35,7 @@ NOTES = {
     "VHT-REFUSED-OPERATOR": "the hospital's operator rejected the visit; the reason is in the visit",
     "VHT-REFUSED-STOPPED": "the hospital's operator stopped the visit",
     "VHT-UNAVAILABLE-DEADLINE": "the hospital did not answer a round in time; the run goes on if enough others did",
+    "VHT-UNAVAILABLE-FILE": "the disk is full, or a file cannot be read or written",
     "VHT-UNAVAILABLE-RESTART": "the hospital's node stopped, and its open visits with it; what was spent stays spent",
     "VHT-VERIFY-PERMIT": "permit.jwt was not signed by the trusted issuer, or cannot be read",
     "VHT-VERIFY-STUDY": "study.jws was not signed by a data user of the permit, or asks for more than it allows",
@@ -117,6 +118,19 @@ class _Module:
     def __init__(self, path: Path) -> None:
         self.name = path.relative_to(ROOT).as_posix()
         self.tree = ast.parse(path.read_text())
+        self.defaults = {**DEFAULTS, **self._own_errors()}
+
+    def _own_errors(self) -> dict[str, str]:
+        """Kinds of errors that this file defines, with their default codes."""
+        found: dict[str, str] = {}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.ClassDef):
+                bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+                inherited = [{**DEFAULTS, **found}[base] for base in bases if base in DEFAULTS or base in found]
+                own = re.findall(rf"default_code[^=]*= ['\"]({FULL.pattern})", ast.unparse(node))
+                if inherited:
+                    found[node.name] = (own or inherited)[0]
+        return found
 
     def functions(self) -> Iterator[tuple[str, ast.FunctionDef]]:
         for node in ast.walk(self.tree):
@@ -130,8 +144,8 @@ class _Module:
                 continue
             name = _called(call)
             given = {word.arg: word.value for word in call.keywords if word.arg}
-            if name in KINDS:
-                code = _parts(given.get("code"), params) or (KINDS[name].default_code,)
+            if name in self.defaults:
+                code = _parts(given.get("code"), params) or (self.defaults[name],)
                 message = _parts(call.args[0] if call.args else given.get("message"), params)
                 yield _Emit(code, message, _parts(given.get("hint"), params))
             elif name == "_naming" and len(call.args) == 2:  # a context manager that gives every error inside its code

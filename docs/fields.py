@@ -89,18 +89,22 @@ def _type(field: FieldInfo) -> str:
 def _limit(limit: Any) -> str:
     match limit:
         case annotated_types.Gt(gt=value):
-            return f"above {value}"
+            return f"above {_figure(value)}"
         case annotated_types.Ge(ge=value):
-            return f"at least {value}"
+            return f"at least {_figure(value)}"
         case annotated_types.Lt(lt=value):
-            return f"below {value}"
+            return f"below {_figure(value)}"
         case annotated_types.Le(le=value):
-            return f"at most {value}"
+            return f"at most {_figure(value)}"
         case annotated_types.MinLen(min_length=value):
-            return f"at least {value}"
+            return f"at least {_figure(value)}"
         case _:
             pattern = getattr(limit, "pattern", None)
             return PATTERNS.get(pattern, f"`{pattern}`") if pattern else ""
+
+
+def _figure(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _named(annotation: Any) -> str:
