@@ -6,16 +6,17 @@ summed at once, while it is in the cache. Uses with ghost norms are summed at th
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from vht_federate.privacy.engine.grouping import Group, MicroBatch
 from vht_federate.privacy.engine.use import Use, norm
 
 __all__ = ["Clipped", "add", "clip_factors", "clip_one", "sum_clipped"]
 
 _SLACK_ULPS = 16
+_ROWS_AT_ONCE = 4096  # records whose ghost norms are taken together, where patients have several
 
 
 class Clipped:
@@ -35,24 +36,28 @@ def add(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def sum_clipped(uses: Sequence[Use], patients: int, clipping_norm: float, gradient_bytes: int) -> Clipped:
+def sum_clipped(uses: Sequence[Use], batch: MicroBatch, clipping_norm: float, gradient_bytes: int) -> Clipped:
     """Sum over patients of their gradients, each scaled to at most ``clipping_norm`` over all uses together."""
-    ghosts, kept, tied = _divided(uses)
-    chunks = _chunks(kept, patients, gradient_bytes)
-    book = _Book(kept, tied, max(rows.stop - rows.start for rows in chunks))
-    factors, finite = [], []
-    for rows in chunks:
-        norms = [part for use in ghosts for part in use.norms(rows)] + book.norms(rows)
-        factor, known = clip_factors(norms, clipping_norm)
-        factors.append(factor)
-        finite.append(known)
-        book.add(factor)
-    everyone = _joined(finite)
-    if not bool(everyone.all()):
-        return Clipped({}, ~everyone)
+    like = uses[0].like()
+    groups = batch.groups(like.device)
+    ghosts, kept, tied = _divided(uses, groups)
+    book = _Book(kept, tied, gradient_bytes)
+    factors = like.new_empty(batch.patients)
+    finite = torch.empty(batch.patients, dtype=torch.bool, device=like.device)
+    for group in groups:
+        for chunk in group.chunks(book.patients_at_once(group)):
+            norms = [part for use in ghosts for part in use.norms(chunk)] + book.norms(chunk)
+            factor, known = clip_factors(norms, clipping_norm)
+            book.add(factor)
+            factors[chunk.members] = factor
+            finite[chunk.members] = known
+    if not bool(finite.all()):
+        return Clipped({}, ~finite)
     total = book.total()
-    for use in ghosts:
-        add(total, use.weighted(_joined(factors)))
+    if ghosts:
+        of_records = batch.by_record(factors)
+        for use in ghosts:
+            add(total, use.weighted(of_records))
     return Clipped(total, None)
 
 
@@ -63,30 +68,33 @@ def clip_factors(norms: Sequence[Tensor], clipping_norm: float) -> tuple[Tensor,
     return bound / length.clamp_min(bound), torch.isfinite(length)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
 class _Book:
     """The gradients of one chunk of patients side by side in one buffer, and their weighted sum so far.
 
     Squares of a tied parameter's uses do not add up, so their gradients are summed in shape for the norm.
     """
 
-    def __init__(self, kept: Sequence[Use], tied: frozenset[str], at_once: int) -> None:
-        self._kept, self._tied = kept, tied
+    def __init__(self, kept: Sequence[Use], tied: frozenset[str], gradient_bytes: int) -> None:
+        self._kept, self._tied, self._bytes = kept, tied, gradient_bytes
         self._widths = [use.floats() for use in kept]
         if kept:
-            self._buffer = kept[0].like().new_empty((at_once, sum(self._widths)))
+            self._buffer = kept[0].like().new_empty((0, sum(self._widths)))
             self._sum = self._buffer.new_zeros(sum(self._widths))
 
-    def norms(self, rows: slice) -> list[Tensor]:
+    def patients_at_once(self, group: Group) -> int:
+        if not self._kept:
+            return group.patients if group.each == 1 else max(1, _ROWS_AT_ONCE // group.each)
+        return max(1, self._bytes // (self._buffer.element_size() * sum(self._widths)))
+
+    def norms(self, group: Group) -> list[Tensor]:
         if not self._kept:
             return []
-        self._filled = self._buffer[: rows.stop - rows.start]
+        if len(self._buffer) < group.patients:
+            self._buffer = self._buffer.new_empty((group.patients, sum(self._widths)))
+        self._filled = self._buffer[: group.patients]
         parts = self._filled.split_with_sizes(self._widths, dim=1)
         for use, part in zip(self._kept, parts, strict=True):
-            use.write(rows, part)
+            use.write(group, part)
         if not self._tied:
             return [norm(self._filled)]
         together: dict[str, Tensor] = {}
@@ -131,17 +139,13 @@ def _slack(dtype: torch.dtype) -> float:
     return 1.0 - _SLACK_ULPS * torch.finfo(dtype).eps
 
 
-def _divided(uses: Sequence[Use]) -> tuple[list[Use], list[Use], frozenset[str]]:
+def _divided(uses: Sequence[Use], groups: Sequence[Group]) -> tuple[list[Use], list[Use], frozenset[str]]:
     """Uses with ghost norms, uses to instantiate, and parameters with several uses, which must be instantiated."""
     seen = Counter(name for use in uses for name in use.parameters)
     tied = frozenset(name for name, count in seen.items() if count > 1)
-    ghosts = [use for use in uses if use.ghost() and not tied.intersection(use.parameters)]
+    ghosts = [
+        use
+        for use in uses
+        if not tied.intersection(use.parameters) and sum(g.patients * use.saving(g.each) for g in groups) > 0
+    ]
     return ghosts, [use for use in uses if use not in ghosts], tied
-
-
-def _chunks(kept: Sequence[Use], patients: int, gradient_bytes: int) -> list[slice]:
-    floats = sum(use.floats() for use in kept)
-    at_once = patients if floats == 0 else max(1, gradient_bytes // (floats * kept[0].like().element_size()))
-    parts = -(-patients // at_once)
-    edges = [patients * part // parts for part in range(parts + 1)]
-    return [slice(low, high) for low, high in pairwise(edges)]

@@ -6,7 +6,9 @@ recorded layers, alone by plain autograd, or by ``torch.func`` for models that t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,61 +96,63 @@ class PerPatientEngine:
         if self._profile is None:
             self._profile = probe(self.model, parameters, names, inputs)
             self._stack = Stack.of(self.model)
-        at_once = self._records_at_once(self._profile)
         versions = [value._version for value in self._profile.buffers]
-        total: dict[str, Tensor] = {}
-        for batch in micro_batches(order, at_once, targets.device):
-            add(total, self._batch_sum(parameters, names, inputs, targets, batch, clipping_norm, at_once))
+        run = _Run(parameters, names, clipping_norm, self._records_at_once(self._profile))
+        total = self._sum(run, inputs, targets, order)
         if versions != [value._version for value in self._profile.buffers]:
             raise refusal("the forward pass changed a buffer, which now holds what patients sent: discard this model")
         return total
 
-    def _batch_sum(
-        self,
-        parameters: dict[str, nn.Parameter],
-        names: dict[int, str],
-        inputs: Sequence[Tensor],
-        targets: Tensor,
-        batch: MicroBatch,
-        clipping_norm: float,
-        at_once: int,
-    ) -> dict[str, Tensor]:
-        taken, labels = [batch.take(value) for value in inputs], batch.take(targets)
-        if batch.large:
-            gradient = patient_gradient(self.model, self.loss, parameters, taken, labels, at_once)
-            return clip_one(gradient, clipping_norm) or {}
-        clipped = self._clipped(names, taken, labels, batch, clipping_norm)
-        if clipped.suspects is None:
-            return clipped.total
+    def _sum(self, run: "_Run", inputs: Sequence[Tensor], targets: Tensor, order: Order) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
-        parts = [batch.alone(at) for at in torch.nonzero(clipped.suspects).flatten().tolist()]
-        if len(parts) < batch.patients:
-            parts.append(batch.without(clipped.suspects))
-        for part in parts:
-            add(total, self._batch_sum(parameters, names, inputs, targets, part, clipping_norm, at_once))
+        for batch in micro_batches(order, run.at_once):
+            rows = batch.records
+            taken, labels = [value[rows] for value in inputs], targets[rows]
+            if batch.large:
+                add(total, self._alone(run, taken, labels))
+                continue
+            clipped = self._clipped(run, taken, labels, batch)
+            if clipped.suspects is None:
+                add(total, clipped.total)
+                continue
+            suspects = clipped.suspects.numpy(force=True)
+            for at in np.flatnonzero(suspects):
+                own = slice(*(batch.first[at : at + 2] - rows.start).tolist())
+                add(total, self._alone(run, [value[own] for value in taken], labels[own]))
+            kept = np.flatnonzero(~np.repeat(suspects, np.diff(batch.first)))
+            if len(kept):
+                index = torch.from_numpy(kept).to(targets.device)
+                add(total, self._sum(run, [value[index] for value in taken], labels[index], order[rows][kept]))
         return total
 
-    def _clipped(
-        self,
-        names: dict[int, str],
-        inputs: Sequence[Tensor],
-        targets: Tensor,
-        batch: MicroBatch,
-        clipping_norm: float,
-    ) -> Clipped:
+    def _alone(self, run: "_Run", inputs: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
+        """One patient by plain autograd: exact where a norm overflowed, cheap where there are many records."""
+        gradient = patient_gradient(self.model, self.loss, run.parameters, inputs, targets, run.at_once)
+        return clip_one(gradient, run.clipping_norm) or {}
+
+    def _clipped(self, run: "_Run", inputs: Sequence[Tensor], targets: Tensor, batch: MicroBatch) -> Clipped:
+        gradient_bytes = self.options.gradient_bytes
         if self._stack is not None and len(inputs) == 1:
             written_out = self._stack.clipped(
-                self.loss, names, inputs[0], targets, batch, clipping_norm, self.options.gradient_bytes
+                self.loss, run.names, inputs[0], targets, batch, run.clipping_norm, gradient_bytes
             )
             if written_out is not None:
                 return written_out
-        outputs, tape = forward(self.model, names, inputs, len(targets))
-        seeds = output_gradients(self.loss, outputs, targets, batch.share)
-        uses = bind_gradients(outputs, tape, seeds, batch.patients, batch.each)
-        if not uses:
-            return Clipped({}, None)
-        return sum_clipped(uses, batch.patients, clipping_norm, self.options.gradient_bytes)
+        outputs, tape = forward(self.model, run.names, inputs, len(targets))
+        seeds = output_gradients(self.loss, outputs, targets, batch.share(targets.device))
+        uses = bind_gradients(outputs, tape, seeds)
+        return sum_clipped(uses, batch, run.clipping_norm, gradient_bytes) if uses else Clipped({}, None)
 
     def _records_at_once(self, profile: Profile) -> int:
         bound = self.options.recurrent_bytes if profile.recurrent else self.options.activation_bytes
         return max(_ALONE_AT_LEAST, bound // profile.record_bytes)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same over one sum."""
+
+    parameters: dict[str, nn.Parameter]
+    names: dict[int, str]
+    clipping_norm: float
+    at_once: int

@@ -1,7 +1,7 @@
-"""Micro-batches of patients that have the same number of records, so that a layer sees [patients, records, ...].
+"""Which patients travel together: micro-batches of whole patients, and in each the groups of equal numbers of records.
 
-A patient with 5 records may travel with patients of 6: the missing one is a copy of its own last record with weight
-zero, whose gradient is exactly zero unless the patient's contribution is not finite anyway.
+The model runs on a micro-batch as it lies. A layer then answers for a group at a time as [patients, records, ...]; a
+patient with 9 records may be in a group of 11, with two copies of its last record whose gradient is masked to zero.
 """
 
 from collections.abc import Iterator
@@ -15,61 +15,129 @@ from torch import Tensor
 
 from vht_federate.errors import InputError
 
-__all__ = ["MicroBatch", "Order", "micro_batches", "ordered_patients", "size_class"]
+__all__ = ["Group", "MicroBatch", "Order", "micro_batches", "ordered_patients", "single_group", "size_class"]
 
 Order = NDArray[np.int64]
 
-_EXACT_UP_TO = 4
+_EXACT_UP_TO = 8
 _GROWTH = 1.25
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """``patients`` x ``each`` records, patient-major.
+class Group:
+    """``members``: positions [patients] in the micro-batch of patients with (up to) ``each`` records.
 
-    ``index``: int64 [patients * each], which records of the batch; None means the slice from ``start`` on.
-    ``weight``: float64 [patients * each], a record's share of its patient's mean, 0 for padding; None means 1 / each.
-    ``large``: one patient alone, with more records than a micro-batch may hold.
+    ``index``: int64 [patients * each], their records, or None for all records from ``start`` on, in order.
+    ``missing``: bool [patients * each], copies that only fill up; None where there is none.
     """
 
     patients: int
     each: int
+    members: Tensor | slice
     start: int = 0
     index: Tensor | None = None
-    weight: Tensor | None = None
+    missing: Tensor | None = None
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """[records, ...] as [patients, each, ...]."""
+        if self.index is not None:
+            rows = tensor[self.index]
+        else:
+            stop = self.start + self.patients * self.each
+            rows = tensor if self.start == 0 and stop == len(tensor) else tensor[self.start : stop]
+        return rows.view(self.patients, self.each, *tensor.shape[1:])
+
+    def take_gradient(self, tensor: Tensor) -> Tensor:
+        """The same for gradients: those of copies are zero."""
+        taken = self.take(tensor)
+        if self.missing is None:
+            return taken
+        return taken.masked_fill(self.missing.view(self.patients, self.each, *[1] * (tensor.dim() - 1)), 0.0)
+
+    def chunks(self, at_once: int) -> Iterator["Group"]:
+        """The same patients, at most ``at_once`` of them at a time, as equal as can be."""
+        parts = -(-self.patients // max(1, at_once))
+        edges = [self.patients * part // parts for part in range(parts + 1)]
+        for low, high in pairwise(edges):
+            rows = slice(low * self.each, high * self.each)
+            if isinstance(self.members, slice):
+                members: Tensor | slice = slice(self.members.start + low, self.members.start + high)
+            else:
+                members = self.members[low:high]
+            yield Group(
+                high - low,
+                self.each,
+                members,
+                self.start + rows.start,
+                None if self.index is None else self.index[rows],
+                None if self.missing is None else self.missing[rows],
+            )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Records ``first[0]`` to ``first[-1]``: those of patient p from ``first[p]`` to ``first[p + 1]``.
+
+    ``large``: one patient alone, with more records than a micro-batch may hold.
+    """
+
+    first: Order
     large: bool = False
 
     @property
-    def share(self) -> Tensor | float:
-        """What a record counts in its patient's mean: one for all, or one each."""
-        return 1.0 / self.each if self.weight is None else self.weight
+    def patients(self) -> int:
+        return len(self.first) - 1
 
-    def take(self, tensor: Tensor) -> Tensor:
-        """The records of this micro-batch out of ``tensor`` [records, ...]."""
-        if self.index is not None:
-            return tensor[self.index]
-        stop = self.start + self.patients * self.each
-        return tensor if self.start == 0 and stop == len(tensor) else tensor[self.start : stop]
+    @property
+    def records(self) -> slice:
+        return slice(int(self.first[0]), int(self.first[-1]))
 
-    def without(self, patients: Tensor) -> "MicroBatch":
-        """The same micro-batch less some patients: ``patients`` bool [patients], True for those to leave out."""
-        index = self._index(patients.device).view(self.patients, self.each)[~patients]
-        weight = None if self.weight is None else self.weight.view(self.patients, self.each)[~patients].flatten()
-        return MicroBatch(len(index), self.each, 0, index.flatten(), weight)
+    @property
+    def single(self) -> bool:
+        """One record a patient."""
+        return int(self.first[-1] - self.first[0]) == self.patients
 
-    def alone(self, patient: int) -> "MicroBatch":
-        """One patient of this micro-batch, padding removed."""
-        rows = slice(patient * self.each, (patient + 1) * self.each)
-        device = None if self.weight is None else self.weight.device
-        index = self._index(device)[rows]
-        if self.weight is not None:
-            index = index[self.weight[rows] > 0]
-        return MicroBatch(1, len(index), 0, index, None, large=True)
+    def share(self, device: torch.device) -> Tensor | float:
+        """What a record counts in its patient's mean: one for all, or float64 [records]."""
+        sizes = np.diff(self.first)
+        if self.single or (sizes == sizes[0]).all():
+            return 1.0 / int(sizes[0])
+        return torch.from_numpy(np.repeat(1.0 / sizes, sizes)).to(device)
 
-    def _index(self, device: torch.device | None) -> Tensor:
-        if self.index is not None:
-            return self.index
-        return torch.arange(self.start, self.start + self.patients * self.each, device=device)
+    def by_record(self, by_patient: Tensor) -> Tensor:
+        """[patients] as [records]."""
+        if self.single:
+            return by_patient
+        return torch.repeat_interleave(by_patient, torch.from_numpy(np.diff(self.first)).to(by_patient.device))
+
+    def groups(self, device: torch.device) -> list[Group]:
+        sizes = np.diff(self.first)
+        if self.single or (sizes == sizes[0]).all():
+            return [Group(self.patients, int(sizes[0]), slice(0, self.patients))]
+        classes: dict[int, list[int]] = {}
+        for position, size in enumerate(sizes.tolist()):
+            classes.setdefault(size_class(size), []).append(position)
+        return [self._group(np.array(members), sizes, device) for _, members in sorted(classes.items())]
+
+    def _group(self, members: Order, sizes: Order, device: torch.device) -> Group:
+        own = sizes[members]
+        each = int(own.max())
+        step = np.arange(each)
+        index = (self.first[members] - self.first[0])[:, None] + np.minimum(step, own[:, None] - 1)
+        missing = torch.from_numpy(step >= own[:, None]).flatten().to(device) if (own < each).any() else None
+        return Group(
+            len(members),
+            each,
+            torch.from_numpy(members).to(device),
+            0,
+            torch.from_numpy(index).flatten().to(device),
+            missing,
+        )
+
+
+def single_group(records: int) -> Group:
+    """One record a patient."""
+    return Group(records, 1, slice(0, records))
 
 
 def ordered_patients(patient: Tensor, records: int, patients: int) -> Order:
@@ -90,51 +158,26 @@ def ordered_patients(patient: Tensor, records: int, patients: int) -> Order:
 
 
 def size_class(size: int) -> int:
-    """The number of records that a patient with ``size`` records is padded to: at most a quarter more."""
+    """The number of records that a patient with ``size`` records is grouped under: at most a quarter more."""
     bound = _EXACT_UP_TO
     while bound < size:
         bound = int(bound * _GROWTH)
     return size if size <= _EXACT_UP_TO else bound
 
 
-def micro_batches(order: Order, records_at_once: int, device: torch.device) -> Iterator[MicroBatch]:
-    """Every record once, in micro-batches of at most ``records_at_once`` records but for large patients."""
+def micro_batches(order: Order, records_at_once: int) -> Iterator[MicroBatch]:
+    """Every patient with all records once, in order, in micro-batches of at most ``records_at_once`` records."""
     changes = order[1:] != order[:-1]
     if changes.all():
-        yield from _even(len(order), 1, records_at_once)
-        return
-    first = np.concatenate([[0], np.flatnonzero(changes) + 1])
-    sizes = np.diff(first, append=len(order))
-    if (sizes == sizes[0]).all():
-        yield from _even(len(sizes), int(sizes[0]), records_at_once)
-        return
-    classes: dict[int, list[int]] = {}
-    for position, size in enumerate(sizes.tolist()):
-        classes.setdefault(size_class(size) if size <= records_at_once else 0, []).append(position)
-    for position in classes.pop(0, []):
-        yield MicroBatch(1, int(sizes[position]), int(first[position]), large=True)
-    for padded, members in sorted(classes.items()):
-        at_once = max(1, records_at_once // padded)
-        for start in range(0, len(members), at_once):
-            part = members[start : start + at_once]
-            yield _padded(first[part], sizes[part], padded, device)
-
-
-def _even(patients: int, each: int, records_at_once: int) -> Iterator[MicroBatch]:
-    """The batch in order, as equal as can be: 33 patients in micro-batches of at most 10 are 9, 8, 8, 8."""
-    if each > records_at_once:
-        yield from (MicroBatch(1, each, start * each, large=True) for start in range(patients))
-        return
-    parts = -(-patients // (records_at_once // each))
-    edges = [patients * part // parts for part in range(parts + 1)]
-    for low, high in pairwise(edges):
-        yield MicroBatch(high - low, each, low * each)
-
-
-def _padded(first: Order, sizes: Order, each: int, device: torch.device) -> MicroBatch:
-    step = np.arange(each)
-    index = first[:, None] + np.minimum(step, sizes[:, None] - 1)
-    weight = (step < sizes[:, None]) / sizes[:, None]
-    return MicroBatch(
-        len(sizes), each, 0, torch.from_numpy(index).flatten().to(device), torch.from_numpy(weight).flatten().to(device)
-    )
+        first = np.arange(len(order) + 1)
+    else:
+        first = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(order)]])
+    parts = -(-len(order) // records_at_once)
+    about = -(-len(order) // parts)  # as equal as can be: a small last micro-batch costs as many calls as a full one
+    low, patients = 0, len(first) - 1
+    while low < patients:
+        high = int(np.searchsorted(first, first[low] + about, side="right")) - 1
+        if high <= low:  # one patient with more than an equal part; alone if it is more than a micro-batch may hold
+            high = low + 1
+        yield MicroBatch(first[low : high + 1], large=bool(first[high] - first[low] > records_at_once))
+        low = high

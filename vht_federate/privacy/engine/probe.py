@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vht_federate.privacy.engine.clipping import add
+from vht_federate.privacy.engine.grouping import single_group
 from vht_federate.privacy.engine.handlers import HANDLERS
 from vht_federate.privacy.engine.layers.recurrent import GatesUse
 from vht_federate.privacy.engine.refusal import Unsupported, check_buffers_kept, refusal
@@ -43,21 +44,21 @@ def forward(model: nn.Module, names: dict[int, str], inputs: Sequence[Tensor], r
     return outputs, tape
 
 
-def bind_gradients(outputs: Tensor, tape: Tape, seeds: Tensor, patients: int, each: int) -> list[Use]:
+def bind_gradients(outputs: Tensor, tape: Tape, seeds: Tensor) -> list[Use]:
     """One backward pass for activations alone; the uses that the loss depends on, ready to answer."""
     if not tape.uses or not outputs.requires_grad:
         return []
     edges: Sequence[Any] = [use.edge for use in tape.uses]
-    return _bound(tape, torch.autograd.grad(outputs, edges, seeds, allow_unused=True), patients, each)
+    return _bound(tape, torch.autograd.grad(outputs, edges, seeds, allow_unused=True))
 
 
-def _bound(tape: Tape, gradients: Sequence[Tensor | None], patients: int, each: int) -> list[Use]:
+def _bound(tape: Tape, gradients: Sequence[Tensor | None]) -> list[Use]:
     if not all(use.intact for use in tape.uses):
         raise Unsupported("a layer's input is changed in place after the layer")
     bound = []
     for use, gradient in zip(tape.uses, gradients, strict=True):
         if gradient is not None:
-            use.bind(gradient, patients, each)
+            use.bind(gradient)
             bound.append(use)
     return bound
 
@@ -81,7 +82,7 @@ def probe(
     found: dict[str, Tensor] = {}
     for use in uses:
         flat = use.like().new_empty((_RECORDS, use.floats()))
-        use.write(slice(0, _RECORDS), flat)
+        use.write(single_group(_RECORDS), flat)
         if bool((flat[[0, 2]] != 0).any()):
             raise Unsupported("records of a batch are mixed")
         if not isinstance(use, GatesUse):  # their parameters reach no other function: the tape has seen to it
@@ -102,7 +103,7 @@ def _with_own_gradients(
         gradients = torch.autograd.grad(outputs, asked, seeds, allow_unused=True)
     except RuntimeError:
         raise refusal("autograd itself cannot differentiate this model", "look for changes in place") from None
-    uses = _bound(tape, gradients[: len(tape.uses)], _RECORDS, 1)
+    uses = _bound(tape, gradients[: len(tape.uses)])
     return uses, gradients[len(tape.uses) :]
 
 

@@ -66,13 +66,13 @@ class Stack:
             outputs, trail = self._forward(inputs)
         if outputs is None:
             return None
-        seeds = output_gradients(loss, outputs, targets, batch.share)
+        seeds = output_gradients(loss, outputs, targets, batch.share(inputs.device))
         with torch.no_grad():
             parts = list(self._backward(names, trail, seeds))
             del trail
-            if batch.each == 1:
+            if batch.single:
                 return _single_records(parts, clipping_norm)
-            return sum_clipped(_uses(parts, batch), batch.patients, clipping_norm, gradient_bytes)
+            return sum_clipped(_uses(parts), batch, clipping_norm, gradient_bytes)
 
     def _forward(self, values: Tensor) -> tuple[Tensor | None, Trail]:
         """The output, and each layer with what its gradient needs: a linear layer's input, the others' output."""
@@ -128,11 +128,11 @@ def _single_records(parts: list[Part], clipping_norm: float) -> Clipped:
     return Clipped(total, None)
 
 
-def _uses(parts: list[Part], batch: MicroBatch) -> list[LinearUse]:
+def _uses(parts: list[Part]) -> list[LinearUse]:
     made = []
     for names, shape, held, gradient in parts:
         use = LinearUse(held, names, shape, held)
-        use.bind(gradient, batch.patients, batch.each)
+        use.bind(gradient)
         made.append(use)
     return made
 

@@ -1,12 +1,15 @@
 """One use of parameters in a forward pass, and what it contributes to each patient's gradient."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["Use", "norm", "per_group", "rows_of"]
+from vht_federate.privacy.engine.grouping import Group
+
+__all__ = ["Use", "norm"]
 
 
 class Use(ABC):
@@ -21,8 +24,6 @@ class Use(ABC):
         self.edge = edge
         self._held = held
         self._versions = tuple(tensor._version for tensor in held)
-        self.patients = 0
-        self.each = 0
 
     @property
     def intact(self) -> bool:
@@ -32,13 +33,9 @@ class Use(ABC):
     def bytes_held(self) -> int:
         """Memory of this use for one forward and backward pass, about."""
 
-    def bind(self, gradient: Tensor, patients: int, each: int) -> None:
-        """``gradient`` of the records' weighted losses by this use's output, records in order of patients."""
-        self.patients, self.each = patients, each
-        self._bind(gradient)
-
     @abstractmethod
-    def _bind(self, gradient: Tensor) -> None: ...
+    def bind(self, gradient: Tensor) -> None:
+        """``gradient``: of the records' weighted losses, by this use's output."""
 
     @abstractmethod
     def floats(self) -> int:
@@ -48,34 +45,25 @@ class Use(ABC):
     def like(self) -> Tensor:
         """A tensor of the type and device of its gradients."""
 
-    def ghost(self) -> bool:
-        """Whether norms are cheaper without the patients' gradients."""
-        return False
+    def saving(self, each: int) -> float:  # noqa: ARG002 — for the layers that can
+        """Multiply-adds that ghost norms save for a patient with ``each`` records, against its own gradient."""
+        return -math.inf
 
-    def norms(self, rows: slice) -> list[Tensor]:
-        """Norms [patients in rows] of parts that are orthogonal to each other; only where ``ghost()``."""
+    def norms(self, group: Group) -> list[Tensor]:
+        """Ghost norms [patients of the group] of parts orthogonal to each other; where ``saving`` is finite."""
         raise NotImplementedError
 
     def weighted(self, factor: Tensor) -> dict[str, Tensor]:
-        """Sum over all patients of factor [patients] times their gradients; only where ``ghost()``."""
+        """Sum over all records of factor [records] times their gradients; where ``saving`` is finite."""
         raise NotImplementedError
 
     @abstractmethod
-    def write(self, rows: slice, into: Tensor) -> None:
-        """Write the gradients of the patients in rows to ``into`` [patients in rows, floats], in any fixed order."""
+    def write(self, group: Group, into: Tensor) -> None:
+        """Write the gradients of the group's patients to ``into`` [patients, floats], in any fixed order."""
 
     @abstractmethod
     def read(self, flat: Tensor) -> dict[str, Tensor]:
         """[..., floats] in that order as {parameter: [..., *shape]}."""
-
-
-def per_group(tensor: Tensor, patients: int) -> Tensor:
-    """[records, ..., width] as [patients, rows of a patient, width], a view where the memory allows."""
-    return tensor.reshape(patients, -1, tensor.shape[-1])
-
-
-def rows_of(tensor: Tensor, rows: slice) -> Tensor:
-    return tensor if rows.start == 0 and rows.stop == len(tensor) else tensor[rows]
 
 
 def norm(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """``conv1d`` and ``conv2d``: a weight matrix applied to patches (im2col)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,8 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from vht_federate.privacy.engine.grouping import Group, single_group
 from vht_federate.privacy.engine.layers.matrix import MatrixUse
-from vht_federate.privacy.engine.use import rows_of
 
 __all__ = ["ConvolutionUse", "Geometry", "padding_of"]
 
@@ -91,24 +92,27 @@ class ConvolutionUse(MatrixUse):
     def like(self) -> Tensor:
         return self._b
 
-    def _bind(self, gradient: Tensor) -> None:
-        self._a = self._inputs.detach().reshape(self.patients, self.each, *self._inputs.shape[1:])
-        self._b = gradient.reshape(self.patients, self.each, self._geometry.groups, -1, gradient.shape[2:].numel())
+    def bind(self, gradient: Tensor) -> None:
+        self._a = self._inputs.detach()
+        self._b = gradient.reshape(len(gradient), self._geometry.groups, -1, gradient.shape[2:].numel())
 
     @property
-    def length(self) -> int:
-        return self.each * self._b.shape[-1]
+    def rows(self) -> int:
+        return self._b.shape[-1]
 
-    def ghost(self) -> bool:
-        return self._geometry.groups == 1 and super().ghost()
+    def saving(self, each: int) -> float:
+        return super().saving(each) if self._geometry.groups == 1 else -math.inf
 
-    def operands(self, rows: slice) -> tuple[Tensor, Tensor]:
-        inputs, outputs = self._by_group(rows)
+    def operands(self, group: Group) -> tuple[Tensor, Tensor]:
+        inputs, outputs = self._by_channels(group)
         return inputs[:, 0], outputs[:, 0]
 
-    def _by_group(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Patches [p, groups, length, in] and gradients [p, groups, length, out]."""
-        inputs, outputs = rows_of(self._a, rows), rows_of(self._b, rows)
+    def all_operands(self) -> tuple[Tensor, Tensor]:
+        return self.operands(single_group(len(self._b)))
+
+    def _by_channels(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Patches [p, channel groups, length, in] and gradients [p, channel groups, length, out]."""
+        inputs, outputs = group.take(self._a), group.take_gradient(self._b)
         p, each, groups = outputs.shape[:3]
         patches = self._geometry.patches(inputs.flatten(0, 1))
         positions = outputs.shape[-1]
@@ -117,11 +121,11 @@ class ConvolutionUse(MatrixUse):
         b = outputs.permute(0, 2, 1, 4, 3).reshape(p, groups, -1, outputs.shape[3])
         return a, b
 
-    def write(self, rows: slice, into: Tensor) -> None:
+    def write(self, group: Group, into: Tensor) -> None:
         if self._geometry.groups == 1:
-            super().write(rows, into)
+            super().write(group, into)
             return
-        inputs, outputs = self._by_group(rows)
+        inputs, outputs = self._by_channels(group)
         size = self.shape.numel()
         if self.weight:
             into[:, :size] = (outputs.transpose(2, 3) @ inputs).flatten(1)

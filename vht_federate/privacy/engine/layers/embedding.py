@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from vht_federate.privacy.engine.use import Use, per_group, rows_of
+from vht_federate.privacy.engine.grouping import Group
+from vht_federate.privacy.engine.use import Use
 
 __all__ = ["EmbeddingUse"]
 
@@ -25,9 +26,9 @@ class EmbeddingUse(Use):
     def like(self) -> Tensor:
         return self._b
 
-    def _bind(self, gradient: Tensor) -> None:
-        self._rows = self._indices.reshape(self.patients, -1)
-        gradient = per_group(gradient, self.patients)
+    def bind(self, gradient: Tensor) -> None:
+        self._rows = self._indices.reshape(len(gradient), -1)
+        gradient = gradient.reshape(len(gradient), -1, self._shape[1])
         if self._padding is not None:
             gradient = gradient.masked_fill((self._rows == self._padding)[..., None], 0.0)
         self._b = gradient
@@ -35,12 +36,15 @@ class EmbeddingUse(Use):
     def floats(self) -> int:
         return self._shape.numel()
 
-    def ghost(self) -> bool:
-        length = self._rows.shape[1]
-        return length * length * (self._shape[1] + 2) < self._shape.numel() * 4
+    def saving(self, each: int) -> float:
+        length = each * self._rows.shape[1]
+        return self._shape.numel() * 4 - length * length * (self._shape[1] + 2)
 
-    def norms(self, rows: slice) -> list[Tensor]:
-        indices, outputs = rows_of(self._rows, rows), rows_of(self._b, rows)
+    def _operands(self, group: Group) -> tuple[Tensor, Tensor]:
+        return group.take(self._rows).flatten(1, 2), group.take_gradient(self._b).flatten(1, 2)
+
+    def norms(self, group: Group) -> list[Tensor]:
+        indices, outputs = self._operands(group)
         same = indices[:, :, None] == indices[:, None, :]
         gram = torch.bmm(outputs, outputs.transpose(1, 2))
         return [torch.where(same, gram, 0.0).sum((1, 2)).clamp_min_(0.0).sqrt_()]
@@ -49,8 +53,8 @@ class EmbeddingUse(Use):
         scaled = (self._b * factor[:, None, None]).flatten(0, 1)
         return {self.parameters[0]: scaled.new_zeros(self._shape).index_add_(0, self._rows.flatten(), scaled)}
 
-    def write(self, rows: slice, into: Tensor) -> None:
-        indices, outputs = rows_of(self._rows, rows), rows_of(self._b, rows)
+    def write(self, group: Group, into: Tensor) -> None:
+        indices, outputs = self._operands(group)
         count = len(indices)
         offsets = torch.arange(count, device=indices.device)[:, None] * self._shape[0]
         flat = outputs.new_zeros((count * self._shape[0], self._shape[1]))

@@ -1,11 +1,13 @@
 """``F.linear``: records [N, in] or sequences [N, ..., in]."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from vht_federate.privacy.engine.grouping import Group
 from vht_federate.privacy.engine.layers.matrix import MatrixUse
-from vht_federate.privacy.engine.use import per_group, rows_of
 
 __all__ = ["BlockUse", "LinearUse"]
 
@@ -24,16 +26,20 @@ class LinearUse(MatrixUse):
     def like(self) -> Tensor:
         return self._b
 
-    def _bind(self, gradient: Tensor) -> None:
-        self._a = per_group(self._inputs.detach(), self.patients)
-        self._b = per_group(gradient, self.patients)
+    def bind(self, gradient: Tensor) -> None:
+        records = len(gradient)
+        self._a = self._inputs.detach().reshape(records, -1, self.shape[1])
+        self._b = gradient.reshape(records, -1, self.shape[0])
 
     @property
-    def length(self) -> int:
+    def rows(self) -> int:
         return self._a.shape[1]
 
-    def operands(self, rows: slice) -> tuple[Tensor, Tensor]:
-        return rows_of(self._a, rows), rows_of(self._b, rows)
+    def operands(self, group: Group) -> tuple[Tensor, Tensor]:
+        return group.take(self._a).flatten(1, 2), group.take_gradient(self._b).flatten(1, 2)
+
+    def all_operands(self) -> tuple[Tensor, Tensor]:
+        return self._a, self._b
 
 
 class BlockUse(LinearUse):
@@ -50,8 +56,8 @@ class BlockUse(LinearUse):
         super().__init__(inputs, names, torch.Size((block.stop - block.start, shape[1])), edge)
         self._before, self._after = block.start, shape[0] - block.stop
 
-    def ghost(self) -> bool:
-        return False
+    def saving(self, each: int) -> float:  # noqa: ARG002 — its sum is not of the parameter's shape
+        return -math.inf
 
     def ordered(self, gradient: Tensor, dimension: int) -> Tensor:
         widths = [0, 0] * (-1 - dimension) + [self._before, self._after]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from vht_federate.privacy.engine.grouping import Group
 from vht_federate.privacy.engine.use import Use, norm
 
 __all__ = ["MatrixUse"]
@@ -32,13 +33,17 @@ class MatrixUse(Use):
         (self.weight, self.bias), self.shape = names, shape
 
     @abstractmethod
-    def operands(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Inputs [patients, length, in] and output gradients [patients, length, out] of the patients in rows."""
+    def operands(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Inputs [patients, length, in] and output gradients [patients, length, out] of the group's patients."""
+
+    @abstractmethod
+    def all_operands(self) -> tuple[Tensor, Tensor]:
+        """The same of all records one by one: [records, rows of a record, in] and [..., out]."""
 
     @property
     @abstractmethod
-    def length(self) -> int:
-        """Rows of one patient."""
+    def rows(self) -> int:
+        """Rows of one record."""
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -48,40 +53,36 @@ class MatrixUse(Use):
         wide, high = self.widths
         return wide * high * bool(self.weight) + high * bool(self.bias)
 
-    def ghost(self) -> bool:
-        if self.length == 1:
-            return True
+    def saving(self, each: int) -> float:
         wide, high = self.widths
-        gram = self.length * self.length * (wide + high) + self.length * wide * high
-        return bool(self.weight) and gram < (self.length + _OPERATIONS_PER_FLOAT_KEPT) * wide * high
+        length = each * self.rows
+        kept = (length + _OPERATIONS_PER_FLOAT_KEPT) * wide * high
+        gram = 0 if length == 1 else length * length
+        return kept - gram * (wide + high) - length * wide * high
 
-    def norms(self, rows: slice) -> list[Tensor]:
-        inputs, outputs = self.operands(rows)
-        if self.length == 1:
+    def norms(self, group: Group) -> list[Tensor]:
+        inputs, outputs = self.operands(group)
+        if inputs.shape[1] == 1:
             after = norm(outputs)
-            return [
-                part
-                for part in (after * norm(inputs) if self.weight else None, after if self.bias else None)
-                if part is not None
-            ]
+            return ([after * norm(inputs)] if self.weight else []) + ([after] if self.bias else [])
         gram = torch.bmm(inputs, inputs.transpose(1, 2)) if self.weight else 0.0
         squares = (torch.bmm(outputs, outputs.transpose(1, 2)) * (gram + bool(self.bias))).sum((1, 2))
         return [squares.clamp_min_(0.0).sqrt_()]
 
     def weighted(self, factor: Tensor) -> dict[str, Tensor]:
-        inputs, outputs = self.operands(slice(0, self.patients))
+        inputs, outputs = self.all_operands()
         total = {}
         if self.weight:
             scaled = (outputs * factor.view(-1, 1, 1)).flatten(0, 1)
             matrix = self.ordered(scaled.T @ inputs.flatten(0, 1), -2)
-            total[self.weight] = matrix if matrix.shape == self.shape else matrix.view(-1, *self.shape[1:])
+            total[self.weight] = matrix.reshape(-1, *self.shape[1:])
         if self.bias:
-            column = outputs[:, 0] if self.length == 1 else outputs.sum(1)
+            column = outputs[:, 0] if self.rows == 1 else outputs.sum(1)
             total[self.bias] = self.ordered(factor @ column, -1)
         return total
 
-    def write(self, rows: slice, into: Tensor) -> None:
-        inputs, outputs = self.operands(rows)
+    def write(self, group: Group, into: Tensor) -> None:
+        inputs, outputs = self.operands(group)
         wide, high = self.widths
         if self.bias:
             torch.sum(outputs, 1, out=into[:, -high:])

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from vht_federate.privacy.engine.use import Use, rows_of
+from vht_federate.privacy.engine.grouping import Group
+from vht_federate.privacy.engine.use import Use
 
 __all__ = ["NormUse"]
 
@@ -35,25 +36,24 @@ class NormUse(Use):
     def like(self) -> Tensor:
         return self._b
 
-    def _bind(self, gradient: Tensor) -> None:
-        self._a = self._by_patient(self._normal.detach())
-        self._b = self._by_patient(gradient)
+    def bind(self, gradient: Tensor) -> None:
+        self._a, self._b = self._by_record(self._normal.detach()), self._by_record(gradient)
 
-    def _by_patient(self, tensor: Tensor) -> Tensor:
-        """[patients, rows, size], or [patients, records, size, positions] where channels come second."""
+    def _by_record(self, tensor: Tensor) -> Tensor:
+        """[records, rows, size], or [records, size, positions] where channels come second."""
         if self._channels_last:
-            return tensor.reshape(self.patients, -1, math.prod(self._shape))
-        return tensor.reshape(self.patients, self.each, self._shape[0], -1)
+            return tensor.reshape(len(tensor), -1, math.prod(self._shape))
+        return tensor.reshape(len(tensor), self._shape[0], -1)
 
     def floats(self) -> int:
         return math.prod(self._shape) * len(self.parameters)
 
-    def write(self, rows: slice, into: Tensor) -> None:
-        outputs = rows_of(self._b, rows)
+    def write(self, group: Group, into: Tensor) -> None:
+        outputs = group.take_gradient(self._b)
         size = math.prod(self._shape)
-        over = (1,) if self._channels_last else (1, 3)
+        over = (1, 2) if self._channels_last else (1, 3)
         if self._weight:
-            torch.sum(rows_of(self._a, rows) * outputs, over, out=into[:, :size])
+            torch.sum(group.take(self._a) * outputs, over, out=into[:, :size])
         if self._bias:
             torch.sum(outputs, over, out=into[:, -size:])
 

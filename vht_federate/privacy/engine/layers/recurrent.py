@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vht_federate.privacy.engine.grouping import Group
 from vht_federate.privacy.engine.layers.matrix import MatrixUse
-from vht_federate.privacy.engine.use import rows_of
 
 __all__ = ["GatesUse", "GruLayer", "LstmLayer", "Stash"]
 
@@ -204,27 +204,22 @@ class GatesUse(MatrixUse):
     def like(self) -> Tensor:
         return self._b
 
-    def _bind(self, gradient: Tensor) -> None:  # noqa: ARG002 — the anchor's gradient says only that backward ran
+    def bind(self, gradient: Tensor) -> None:  # noqa: ARG002 — the anchor's gradient says only that backward ran
         stash = self._stash
         inputs, gates = (stash.states, stash.gates_states) if self._to_states else (stash.inputs, stash.gates_inputs)
         assert inputs is not None
         assert gates is not None
-        self._a, self._b = self._by_patient(inputs), self._by_patient(gates)
-
-    def _by_patient(self, sequence: Tensor) -> Tensor:
-        """[T, N, width] to [patients, each * T, width]."""
-        if self.each == 1:
-            return sequence.transpose(0, 1)
-        steps, _, width = sequence.shape
-        split = sequence.reshape(steps, self.patients, self.each, width).permute(1, 2, 0, 3)
-        return split.reshape(self.patients, self.each * steps, width)
+        self._a, self._b = inputs.transpose(0, 1), gates.transpose(0, 1)
 
     @property
-    def length(self) -> int:
+    def rows(self) -> int:
         return self._a.shape[1]
 
-    def operands(self, rows: slice) -> tuple[Tensor, Tensor]:
-        return rows_of(self._a, rows), rows_of(self._b, rows)
+    def operands(self, group: Group) -> tuple[Tensor, Tensor]:
+        return group.take(self._a).flatten(1, 2), group.take_gradient(self._b).flatten(1, 2)
+
+    def all_operands(self) -> tuple[Tensor, Tensor]:
+        return self._a, self._b
 
     def ordered(self, gradient: Tensor, dimension: int) -> Tensor:
         return torch.roll(gradient, -self._size, dimension) if self._rolled else gradient
