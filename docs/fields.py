@@ -103,7 +103,7 @@ def _limit(limit: Any) -> str:
             return PATTERNS.get(pattern, f"`{pattern}`") if pattern else ""
 
 
-def _figure(value: float) -> str:
+def _figure(value: Any) -> str:
     return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
