@@ -100,7 +100,7 @@ class Node:
         self.ledger = Ledger(self.settings.epsilon_cap, self.settings.delta)
         status = PermitStatus(status_source, self.issuer, self.database, self.clock)
         installed = InstalledComponents(self.settings.component_paths)
-        judge = Judge(self.settings.dataset.id, self.issuer, status, installed, self.ledger, self.evidence)
+        judge = Judge(self.settings.dataset.id, self.issuer, status, installed, self.ledger, self.evidence, self.clock)
         self.visits = Visits(self.database, self.evidence, self.ledger, judge, self.secret, self.clock)
         self.gate = VisitGate(self.visits, self.clock)
         self.releases = Releases(self.visits, self.clock)

@@ -5,7 +5,9 @@ permit covers what it asks, whether it concerns this node, whether its component
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +20,7 @@ from vht_federate.authority.check import check_request, read_permit, read_study
 from vht_federate.components.contract import read_component
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import ComponentRef, StudyRequest
-from vht_federate.errors import ComponentError, PermitError, VhtError
+from vht_federate.errors import ComponentError, PermitError, RefusedError, VhtError
 from vht_federate.evidence.canonical import digest_of, sha256_hex
 from vht_federate.evidence.keys import PublicKey
 from vht_federate.evidence.log import EvidenceLog
@@ -26,6 +28,8 @@ from vht_federate.evidence.log import EvidenceLog
 __all__ = ["Installed", "Judge", "Judgement"]
 
 log = logging.getLogger("vht.node.judge")
+OLDEST_REQUEST = timedelta(hours=24)
+CLOCKS_DIFFER = timedelta(minutes=5)
 
 
 class Installed(Protocol):
@@ -56,9 +60,10 @@ class Judge:
     installed: Installed
     ledger: Ledger
     evidence: EvidenceLog
+    clock: Callable[[], datetime]
 
     def judge(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> Judgement:
-        """Everything but the budget. A refusal is logged as ``permit.checked`` and raised with its own code."""
+        """Everything but age and budget. A refusal is logged as ``permit.checked`` and raised with its own code."""
         about: dict[str, Any] = {"permit_sha256": sha256_hex(permit_token.encode())}
         try:
             permit = self._permit(permit_token)
@@ -74,6 +79,18 @@ class Judge:
             self.refused(error, **about)
             raise
         return Judgement(permit, request, about["request_digest"], self.dataset_id, serial)
+
+    def require_fresh(self, judged: Judgement) -> None:
+        """The request was signed a moment ago, so nobody else can have it. A refusal is logged and raised."""
+        if self._fresh(judged.request):
+            return
+        error = RefusedError(
+            "this request was signed more than 24 hours ago, or its time lies ahead of this node's clock",
+            code="VHT-REFUSED-STALE",
+            hint="sign a new request; if it is new, compare the clocks of both machines",
+        )
+        self.refused(error, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
+        raise error
 
     def afford(self, session: Session, visit_id: str, judged: Judgement) -> None:
         """The budget, against what was spent and reserved before. A refusal is logged and raised."""
@@ -125,6 +142,10 @@ class Judge:
                 code="VHT-PERMIT-COLUMN",
             )
         return folder
+
+    def _fresh(self, request: StudyRequest) -> bool:
+        age = self.clock() - request.created_at
+        return -CLOCKS_DIFFER <= age <= OLDEST_REQUEST
 
     def _permit(self, token: str) -> Permit:
         try:

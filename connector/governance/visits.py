@@ -95,17 +95,16 @@ class Visits:
     def request(self, permit: str, study: str, user_key: dict[str, Any], retry_key: str | None = None) -> VisitRow:
         """Judge a study and enter its visit. The same request with the same ``retry_key`` finds the same visit.
 
-        Raises what the judge refuses with, and RefusedError VHT-REFUSED-DUPLICATE for an open visit of the same
-        signed request that another client made.
+        Raises what the judge refuses with, RefusedError VHT-REFUSED-STALE, and RefusedError VHT-REFUSED-DUPLICATE for
+        a signed request that had a visit here before: it is published with the study's evidence, for anybody to send.
         """
         judged = self.judge.judge(permit, study, user_key)
         key = sha256_hex(retry_key.encode()) if retry_key else None
         with self.guard, self.database.write() as session:
-            same = session.scalars(
-                select(VisitRow).where(VisitRow.request_digest == judged.request_digest, VisitRow.state.in_(OPEN))
-            ).first()
+            same = session.scalars(select(VisitRow).where(VisitRow.request_digest == judged.request_digest)).first()
             if same is not None:
                 return self._repeated(same, judged, key)
+            self.judge.require_fresh(judged)
             visit_id = f"v-{secrets.token_hex(8)}"
             self.judge.afford(session, visit_id, judged)
             visit = self._entered(session, visit_id, judged, permit, study, key)
@@ -219,12 +218,12 @@ class Visits:
         return self.evidence.append(kind, body, permit_id=visit.permit_id, visit=visit.id)
 
     def _repeated(self, same: VisitRow, judged: Judgement, retry_key: str | None) -> VisitRow:
-        if retry_key is not None and same.retry_key == retry_key:
+        if same.state in OPEN and retry_key is not None and same.retry_key == retry_key:
             return same
         error = RefusedError(
-            "this signed request already has an open visit here",
+            "this signed request already had a visit here",
             code="VHT-REFUSED-DUPLICATE",
-            hint="repeat it with the Idempotency-Key it was first sent with, or sign a new request",
+            hint="while it is open, repeat it with the Idempotency-Key it was first sent with; else sign a new request",
         )
         self.judge.refused(error, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
         raise error

@@ -315,6 +315,43 @@ def test_a_retry_with_its_key_finds_the_same_visit_and_a_copycat_does_not(hospit
             assert caught.value.code == "VHT-REFUSED-DUPLICATE"
 
 
+@pytest.mark.parametrize("ending", ["closed", "rejected", "failed", "revoked"])
+def test_a_request_that_had_a_visit_never_gets_another_even_with_its_key(hospital: Hospital, ending: str) -> None:
+    """Permit, request and user key are in the published evidence: whoever holds them could send them again."""
+    with hospital.open() as node:
+        permit, study = hospital.permit(), hospital.study()
+        first = ask(node, hospital, permit, study, retry_key="k")
+        node.visits.end(first.id, ending, code=None, reason="over")
+        for key in ("k", None, "guess"):
+            with pytest.raises(RefusedError) as caught:
+                ask(node, hospital, permit, study, retry_key=key)
+            assert caught.value.code == "VHT-REFUSED-DUPLICATE"
+            assert hospital.log()[-1]["body"]["code"] == "VHT-REFUSED-DUPLICATE"
+        assert [visit.id for visit in node.visits.all()] == [first.id]
+        assert ask(node, hospital, permit, hospital.study()).id != first.id  # signed anew
+
+
+@pytest.mark.parametrize(
+    ("age", "fresh"),
+    [
+        (timedelta(hours=23, minutes=59), True),
+        (timedelta(hours=24, minutes=1), False),
+        (-timedelta(minutes=4), True),
+        (-timedelta(minutes=6), False),
+    ],
+)
+def test_a_request_is_let_in_while_it_is_new(hospital: Hospital, age: timedelta, fresh: bool) -> None:
+    with hospital.open() as node:
+        study = hospital.study(created_at=datetime.now(UTC) - age)
+        if fresh:
+            assert ask(node, hospital, study=study).state == "requested"
+            return
+        with pytest.raises(RefusedError) as caught:
+            ask(node, hospital, study=study)
+        assert caught.value.code == hospital.log()[-1]["body"]["code"] == "VHT-REFUSED-STALE"
+        assert node.visits.all() == []
+
+
 def test_an_enclave_that_does_not_start_fails_the_visit_with_its_code(stocked: Hospital) -> None:
     stocked.enclaves.refuse = RefusedError("no", code="VHT-COMPONENT-DIGEST")
     with stocked.open() as node:
