@@ -122,15 +122,15 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
         actor.require_approver()
         if asked.dataset not in (None, node.settings.dataset.id):
             raise RefusedError(f"this node holds dataset {node.settings.dataset.id}", code="VHT-REFUSED-DATASET")
-        return node.ingest(Path(asked.folder), replace=asked.replace)
+        return node.ingest(Path(asked.folder), replace=asked.replace, actor=actor)
 
     @app.post("/api/opt-outs")
     def opt_out(actor: Who, asked: OptOutRequest) -> dict[str, Any]:
         actor.require_approver()
-        node.opt_out(asked.patient_id, since=asked.at)
+        node.opt_out(asked.patient_id, since=asked.at, actor=actor)
         return {"recorded": True}
 
     @app.delete("/api/opt-outs")
     def withdraw(actor: Who, asked: OptOutRequest) -> dict[str, Any]:
         actor.require_approver()
-        return {"withdrawn": node.withdraw_opt_out(asked.patient_id, at=asked.at)}
+        return {"withdrawn": node.withdraw_opt_out(asked.patient_id, at=asked.at, actor=actor)}

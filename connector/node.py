@@ -17,11 +17,11 @@ from typing import Any
 
 from connector.books import Books
 from connector.fhir import dataset_summary, ingest, subject_key
-from connector.governance.actors import Accounts
+from connector.governance.actors import Accounts, Actor, system_user
 from connector.governance.gate import VisitGate
 from connector.governance.judge import Judge
 from connector.governance.ledger import Ledger
-from connector.governance.optouts import opt_out, withdraw
+from connector.governance.optouts import RECORDED, WITHDRAWN, opt_out, withdraw
 from connector.governance.preparation import CohortBuilder, Enclaves, Preparation
 from connector.governance.recovery import abandon_open_visits, follow_the_log
 from connector.governance.releases import Releases
@@ -189,7 +189,7 @@ class Node:
 
     # --- data ---------------------------------------------------------------------------------------------------
 
-    def ingest(self, folder: Path, *, replace: bool = False) -> dict[str, Any]:
+    def ingest(self, folder: Path, *, replace: bool = False, actor: Actor | None = None) -> dict[str, Any]:
         """Take in a folder of FHIR NDJSON, or ``replace`` what is held by it. The report, in numbers."""
         dataset = self.settings.dataset.id
         key = self.secret.subject_key
@@ -199,21 +199,32 @@ class Node:
         with self.database.write() as session:
             session.add(IngestRow(dataset_id=dataset, at=self.clock(), report=kept))
             session.flush()
-            self.evidence.append("dataset.ingested", {"dataset": dataset, "replaces": replace, **totals})
+            body = {"dataset": dataset, "replaces": replace, **totals, **(actor or system_user()).facts()}
+            self.evidence.append("dataset.ingested", body)
         log.info("ingested", extra={"facts": totals})
         return report
 
-    def opt_out(self, patient_id: str, *, since: datetime | None = None) -> None:
+    def opt_out(self, patient_id: str, *, since: datetime | None = None, actor: Actor | None = None) -> None:
         """Record that a patient opted out, effective ``since`` (now)."""
-        subject = subject_key(self.secret.subject_key, patient_id)
+        subject, now = subject_key(self.secret.subject_key, patient_id), self.clock()
+        since = since or now
         with self.database.write() as session:
-            opt_out(session, subject, since or self.clock(), self.clock())
+            if opt_out(session, subject, since, now):
+                self._log_opt_out(RECORDED, subject, actor, since=since.isoformat())
 
-    def withdraw_opt_out(self, patient_id: str, *, at: datetime | None = None) -> bool:
-        """Record that a patient withdrew the opt-out. False where none was in force."""
-        subject = subject_key(self.secret.subject_key, patient_id)
+    def withdraw_opt_out(self, patient_id: str, *, at: datetime | None = None, actor: Actor | None = None) -> bool:
+        """Record that a patient withdrew the opt-out, from now at the earliest. False where none was in force."""
+        subject, now = subject_key(self.secret.subject_key, patient_id), self.clock()
+        at = at or now
         with self.database.write() as session:
-            return withdraw(session, subject, at or self.clock())
+            if not withdraw(session, subject, at, now):
+                return False
+            self._log_opt_out(WITHDRAWN, subject, actor, until=at.isoformat())
+        return True
+
+    def _log_opt_out(self, kind: str, subject: str, actor: Actor | None, **moment: str) -> None:
+        """Without a permit: an auditor sees a salted hash, and only this node can tell whose entry it is."""
+        self.evidence.append(kind, {"subject": subject, **moment, **(actor or system_user()).facts()})
 
     def summary(self) -> dict[str, Any]:
         """Rounded counts for the catalogue."""

@@ -39,7 +39,10 @@ _SENTENCES: dict[str, Callable[[Body], str]] = {
     "dataset.ingested": lambda body: (
         f"{body['lines']:,} lines taken in, {body['quarantined']:,} quarantined"
         + (", in place of all before" if body.get("replaces") else "")
+        + _who(body)
     ),
+    "optout.recorded": lambda body: f"A patient's opt-out recorded{_who(body)}, in force since {body['since']}",
+    "optout.withdrawn": lambda body: f"A patient's opt-out withdrawn{_who(body)} from {body['until']}",
     "permit.checked": _checked,
     "visit.requested": _requested,
     "visit.approved": lambda body: f"Approved{_who(body)}",

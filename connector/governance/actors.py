@@ -1,11 +1,14 @@
 """Who decides at a node: local accounts (scrypt, RFC 7914), roles, console sessions, and the token of the machine.
 
 An approver may approve, reject, stop, ingest and record opt-outs; a viewer may look. The operator token, a file that
-only the node's own system user can read, acts as an approver under the name its holder gives.
+only the node's own system user can read, acts as an approver under the name its holder gives. Whoever runs a command
+on the directory of a node that rests acts under the name of their system account.
 """
 
+import getpass
 import hashlib
 import hmac
+import os
 import secrets
 import time
 from collections import defaultdict, deque
@@ -20,7 +23,7 @@ from connector.store.database import Database
 from connector.store.models import OperatorRow, SessionRow
 from vht_federate.errors import InputError, RefusedError
 
-__all__ = ["Accounts", "Actor", "Role", "SignedIn"]
+__all__ = ["Accounts", "Actor", "Role", "SignedIn", "system_user"]
 
 Role = Literal["viewer", "approver"]
 SESSION_HOURS = 8
@@ -32,7 +35,7 @@ _SCRYPT = {"n": 2**15, "r": 8, "p": 1, "maxmem": 2**26, "dklen": 64}
 
 @dataclass(frozen=True)
 class Actor:
-    """A person who acts; ``via`` says how the node knows: "account" or "operator-token"."""
+    """A person who acts; ``via`` says how the node knows: "account", "operator-token" or "system-user"."""
 
     name: str
     role: Role
@@ -148,6 +151,15 @@ class Accounts:
         while recent and recent[0] < time.monotonic() - FAILURE_WINDOW_S:
             recent.popleft()
         return recent
+
+
+def system_user() -> Actor:
+    """Who runs this process."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as containers have them
+        name = f"uid {os.getuid()}"
+    return Actor(name, "approver", "system-user")
 
 
 def _scrypt(password: str, salt: bytes) -> bytes:

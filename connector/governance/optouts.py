@@ -2,9 +2,12 @@
 
 A patient is excluded under a permit when an opt-out was in force at the moment the permit was issued: recorded to
 hold from that moment or earlier, and not withdrawn by then. A later opt-out binds later permits; a later withdrawal
-opens later permits. Patients are known here by the keyed hash that the intake uses, never by an identifier.
+opens later permits. What a permit was issued under cannot be taken back: an opt-out may be dated back, which protects
+more, a withdrawal never takes effect before it is recorded. Patients are known here by the keyed hash that the intake
+uses, never by an identifier.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from sqlalchemy import or_, select
@@ -13,28 +16,63 @@ from sqlalchemy.orm import Session
 from connector.store.models import OptOutRow
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError
+from vht_federate.evidence.entry import LogEntry
 
-__all__ = ["excluded_subjects", "opt_out", "withdraw"]
+__all__ = ["RECORDED", "WITHDRAWN", "excluded_subjects", "opt_out", "restore", "withdraw"]
+
+RECORDED, WITHDRAWN = "optout.recorded", "optout.withdrawn"
 
 
-def opt_out(session: Session, subject: str, since: datetime, now: datetime) -> None:
-    """Record an opt-out that holds from ``since``. One that already holds then changes nothing."""
-    held = session.scalars(select(OptOutRow).where(OptOutRow.subject == subject, OptOutRow.until.is_(None))).first()
+def opt_out(session: Session, subject: str, since: datetime, now: datetime) -> bool:
+    """Record an opt-out that holds from ``since``. False where one that already holds then is in force."""
+    held = _in_force(session, subject)
+    if held is not None and held.since <= since:
+        return False
     if held is not None:
-        held.since = min(held.since, since)
-        return
-    session.add(OptOutRow(subject=subject, since=since, recorded_at=now))
+        held.since = since
+    else:
+        session.add(OptOutRow(subject=subject, since=since, recorded_at=now))
+    session.flush()
+    return True
 
 
-def withdraw(session: Session, subject: str, at: datetime) -> bool:
-    """End the opt-out in force at ``at``. False where there was none."""
-    held = session.scalars(select(OptOutRow).where(OptOutRow.subject == subject, OptOutRow.until.is_(None))).first()
+def withdraw(session: Session, subject: str, at: datetime, now: datetime) -> bool:
+    """End the opt-out in force at ``at``. False where there was none. Raises InputError VHT-INPUT-OPT-OUT."""
+    if at < now:
+        raise InputError(
+            "a withdrawal does not take effect before it is recorded: permits were issued under the opt-out",
+            code="VHT-INPUT-OPT-OUT",
+            hint="leave out the time, or name one that lies ahead",
+        )
+    held = _in_force(session, subject)
     if held is None:
         return False
     if at < held.since:
         raise InputError("an opt-out cannot be withdrawn before it began", code="VHT-INPUT-OPT-OUT")
     held.until = at
+    session.flush()
     return True
+
+
+def restore(session: Session, entries: Iterable[LogEntry]) -> None:
+    """Enter what the evidence log says and the database lacks, never less than the database protects."""
+    told: dict[str, list[LogEntry]] = {}
+    for entry in entries:
+        if entry.kind in (RECORDED, WITHDRAWN):
+            told.setdefault(entry.body["subject"], []).append(entry)
+    for subject, history in told.items():
+        unknown = session.scalars(select(OptOutRow.id).where(OptOutRow.subject == subject)).first() is None
+        for entry in history if unknown else history[-1:]:
+            recorded = datetime.fromisoformat(entry.time)
+            if entry.kind == RECORDED:
+                opt_out(session, subject, datetime.fromisoformat(entry.body["since"]), recorded)
+            elif unknown:
+                moment = datetime.fromisoformat(entry.body["until"])
+                withdraw(session, subject, moment, moment)
+
+
+def _in_force(session: Session, subject: str) -> OptOutRow | None:
+    return session.scalars(select(OptOutRow).where(OptOutRow.subject == subject, OptOutRow.until.is_(None))).first()
 
 
 def excluded_subjects(session: Session, permit: Permit) -> set[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from connector.governance.optouts import restore
 from connector.governance.visits import OPEN, Visits
 from connector.store.models import Draw, VisitRow
 from vht_federate.evidence.entry import LogEntry
@@ -32,6 +33,7 @@ def follow_the_log(visits: Visits, *, dataset_id: str) -> int:
                 _enter_release(session, entry)
             elif entry.kind in ("visit.closed", "visit.rejected"):
                 _enter_end(visits, session, entry)
+        restore(session, visits.evidence.entries())
     if entered:
         log.warning("spends entered from the evidence log", extra={"facts": {"draws": entered}})
     return entered

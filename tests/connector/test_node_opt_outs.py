@@ -11,12 +11,19 @@ from hypothesis import strategies as st
 from node_kit import Hospital, approved, ask
 from safetensors.numpy import load
 
+from connector.console.told import log_lines
+from connector.governance.actors import Actor
 from connector.governance.optouts import excluded_subjects, opt_out, withdraw
 from connector.governance.pseudonyms import erase, pseudonymiser
+from connector.node import Node
 from connector.store import Database, migrate
 from connector.store.models import OptOutRow
+from vht_federate.authority.check import read_permit
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError, PermitError
+from vht_federate.evidence.canonical import canonical_bytes
+from vht_federate.evidence.node_log import read_node_log
+from vht_federate.evidence.visit_record import visit_records
 
 ISSUED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -72,7 +79,7 @@ def test_what_counts_is_the_moment_the_permit_was_issued(
     with database.write() as session:
         opt_out(session, "s", since, ISSUED)
         if until:
-            assert withdraw(session, "s", until)
+            assert withdraw(session, "s", until, until)
     with database.read() as session:
         assert excluded_subjects(session, permit()) == ({"s"} if excluded else set())
         assert excluded_subjects(session, permit(overrides_opt_out=True)) == set()
@@ -81,7 +88,7 @@ def test_what_counts_is_the_moment_the_permit_was_issued(
 def test_a_withdrawal_opens_the_next_permit_and_an_opt_out_again_closes_the_one_after(database: Database) -> None:
     with database.write() as session:
         opt_out(session, "s", ISSUED - 9 * DAY, ISSUED)
-        withdraw(session, "s", ISSUED + DAY)
+        withdraw(session, "s", ISSUED + DAY, ISSUED)
         opt_out(session, "s", ISSUED + 5 * DAY, ISSUED)
     with database.read() as session:
         found = [
@@ -96,9 +103,11 @@ def test_repeating_changes_nothing_and_withdrawing_nothing_is_said(database: Dat
         opt_out(session, "s", ISSUED, ISSUED)
         opt_out(session, "s", ISSUED + DAY, ISSUED)
         assert session.query(OptOutRow).count() == 1
-        assert not withdraw(session, "other", ISSUED)
-        with pytest.raises(InputError):
-            withdraw(session, "s", ISSUED - DAY)
+        assert not withdraw(session, "other", ISSUED, ISSUED)
+        with pytest.raises(InputError, match="before it began"):
+            withdraw(session, "s", ISSUED - DAY, ISSUED - 2 * DAY)
+        with pytest.raises(InputError, match="before it is recorded"):
+            withdraw(session, "s", ISSUED + DAY, ISSUED + 2 * DAY)
 
 
 @settings(max_examples=20, deadline=None)
@@ -111,11 +120,73 @@ def test_any_history_agrees_with_reading_it_in_order(moments: list[int], tmp_pat
     with database.write() as session:
         for number, days in enumerate(history):
             moment = ISSUED + days * DAY
-            opt_out(session, "s", moment, ISSUED) if number % 2 == 0 else withdraw(session, "s", moment)
+            opt_out(session, "s", moment, ISSUED) if number % 2 == 0 else withdraw(session, "s", moment, moment)
     said = [number % 2 == 0 for number, days in enumerate(history) if days <= 0]
     with database.read() as session:
         assert bool(excluded_subjects(session, permit())) is bool(said and said[-1])
     database.close()
+
+
+def _excluded(node: Node, token: str) -> int:
+    with node.database.read() as session:
+        return len(excluded_subjects(session, read_permit(token, node.issuer)))
+
+
+def test_what_an_issued_permit_must_leave_out_cannot_be_brought_back_by_an_earlier_date(stocked: Hospital) -> None:
+    with stocked.open(start=False) as node:
+        token = stocked.permit()
+        issued = read_permit(token, node.issuer).issued_at
+        node.opt_out("p1", since=issued - 5 * DAY)
+        with pytest.raises(InputError, match="before it is recorded"):
+            node.withdraw_opt_out("p1", at=issued - 4 * DAY)
+        assert _excluded(node, token) == 1
+        assert node.withdraw_opt_out("p1")
+        assert not node.withdraw_opt_out("p1")
+        assert _excluded(node, token) == 1
+
+
+def test_each_change_is_in_the_log_with_who_made_it_and_an_auditor_of_a_permit_sees_none(stocked: Hospital) -> None:
+    ada = Actor("Dr Ada", "approver", "account")
+    with stocked.open() as node:
+        node.ingest(stocked.root / "fhir", actor=ada)
+        visit = ask(node, stocked)
+        node.opt_out("patient-of-note", since=ISSUED, actor=ada)
+        node.opt_out("patient-of-note", since=ISSUED + DAY, actor=ada)  # changes nothing
+        node.withdraw_opt_out("patient-of-note")
+        export = canonical_bytes(node.evidence.export(visit.permit_id))
+        log = read_node_log("nodes/hospital-1.json", export, "hospital-1", visit.permit_id, node.key.public)
+        assert visit.id in visit_records(log)
+        said = [line["sentence"] for line in log_lines(node.evidence, 2)[0]]
+    assert b"optout" not in export
+    ingested, recorded, withdrawn = (
+        [one["body"] for one in stocked.log() if one["kind"] == kind]
+        for kind in ("dataset.ingested", "optout.recorded", "optout.withdrawn")
+    )
+    assert (ingested[-1]["operator"], ingested[-1]["via"]) == ("Dr Ada", "account")
+    assert ingested[0]["via"] == "system-user"
+    assert [(one["operator"], one["since"]) for one in recorded] == [("Dr Ada", ISSUED.isoformat())]
+    assert [one["via"] for one in withdrawn] == ["system-user"]
+    assert len(recorded[0]["subject"]) == 64
+    assert "withdrawn by" in said[0]
+    assert "recorded by Dr Ada" in said[1]
+
+
+def test_a_database_that_was_lost_gets_its_opt_outs_back_from_the_log(stocked: Hospital) -> None:
+    with stocked.open() as node:
+        token = stocked.permit()
+        node.opt_out("p1", since=ISSUED)
+        node.withdraw_opt_out("p1")
+        node.opt_out("p2", since=ISSUED)
+        node.opt_out("p3")
+        assert _excluded(node, token) == 2
+    for path in stocked.state.glob("node.sqlite*"):
+        path.unlink()
+    for _ in range(2):  # the second time finds them there
+        with stocked.open() as node:
+            assert _excluded(node, token) == 2
+            with node.database.read() as session:
+                rows = session.query(OptOutRow).all()
+                assert sorted(row.until is None for row in rows) == [False, True, True]
 
 
 def test_the_registry_holds_no_identifier(stocked: Hospital) -> None:
