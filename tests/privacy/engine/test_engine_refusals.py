@@ -194,3 +194,32 @@ def test_an_empty_batch_gives_zeros_without_running_the_model() -> None:
     found = PerPatientEngine(model, BCE).clipped_sum((values[:0],), outcome[:0], patient[:0], 5, 1.0)
     assert found.keys() == dict(model.named_parameters()).keys()
     assert not any(bool(value.any()) for value in found.values())
+
+
+def test_a_model_of_several_inputs_one_of_them_whole_numbers() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.recurrent, self.head = nn.Embedding(6, 3), nn.GRU(WIDTH, 3), nn.Linear(6, 1)
+
+        def forward(self, values: Tensor, codes: Tensor) -> Tensor:
+            _, last = self.recurrent(values.transpose(0, 1))
+            return self.head(torch.cat([last[-1], self.table(codes)], dim=1)).squeeze(-1)
+
+    model, (values, outcome, patient) = Two().double(), batch(9)
+    inputs = (values, torch.arange(9) % 6)
+    engine = PerPatientEngine(model, BCE)
+    found = engine.clipped_sum(inputs, outcome, patient, 5, 0.05)
+    assert engine.why_general is None
+    expected = clipped_sum_by_definition(model, BCE, inputs, outcome, patient, 0.05)
+    assert largest_difference(found, expected) < 1e-10
+
+
+def test_a_model_with_dropout_takes_the_fast_way_and_stays_within_the_bound() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(STEPS * WIDTH, 8), nn.Dropout(0.5), nn.Linear(8, 1), nn.Flatten(0))
+    values, outcome, patient = batch()
+    engine = PerPatientEngine(model.double(), BCE)
+    found = engine.clipped_sum((values,), outcome, patient, 3, 1e-3)
+    assert engine.why_general is None
+    norm = torch.stack([value.square().sum() for value in found.values()]).sum().sqrt()
+    assert 0.0 < float(norm) <= 3e-3
