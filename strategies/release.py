@@ -169,7 +169,6 @@ class Release:
         """Write ``bundle/``: also for a run that was refused, revoked or stopped, then without a release."""
         run, planned = self.run, self.run.planned
         shutil.rmtree(run.out / "bundle", ignore_errors=True)
-        run.keep_status("end")
         nodes = {}
         for name, node in state.nodes.items():
             try:
@@ -178,6 +177,7 @@ class Release:
             except VhtError:
                 if node.lost is None:
                     raise
+        run.keep_status("end")  # after the logs: no round in them is younger than this list
         released = state.releases
         parts = BundleParts(
             permit=planned.permit_token,

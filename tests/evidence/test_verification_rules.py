@@ -15,6 +15,7 @@ from vht_federate.testing.rehearsal import REHEARSED_PLAN, Rehearsal
 PLAN = REHEARSED_PLAN.model_copy(update={"evaluation": None, "cohort": None})
 NAMES = ("hospital-1", "hospital-2")
 NODE = "hospital-1"
+DAY = "2026-06-01T00:00:00+00:00"
 
 
 def rehearsal(root: Path, **changes: Any) -> Rehearsal:
@@ -89,8 +90,22 @@ def _unplanned(made: Rehearsal) -> None:
 
 def _wrong_total(made: Rehearsal) -> None:
     made.begin(NODE, "train", 2)
-    body = {"job": "train", "round": 2, "output_sha256": "ab" * 32, "epsilon": {"train": 0.1, "test": 0.0}}
-    made.log(NODE, "round.released", body)
+    made.log(NODE, "round.released", {**_released(PLAN.delta), "epsilon": {"train": 0.1, "test": 0.0}})
+
+
+def _released(delta: float) -> dict[str, Any]:
+    body = {"job": "train", "round": 2, "output_sha256": "ab" * 32, "status_serial": 7, "delta": delta}
+    return body | {"epsilon": epsilon_by_population(PLAN.events(), PLAN.delta)}
+
+
+def _other_delta(made: Rehearsal) -> None:
+    made.begin(NODE, "train", 2)
+    made.log(NODE, "round.released", _released(1e-3))
+
+
+def _other_dataset(made: Rehearsal) -> None:
+    entry = made.begin(NODE, "train", 2).body
+    made.log(NODE, "round.begun", {**entry, "round": 3, "dataset": "urn:vht:elsewhere:ehr"})
 
 
 def _older_status(made: Rehearsal) -> None:
@@ -111,7 +126,10 @@ def _older_status(made: Rehearsal) -> None:
         (_log("round.begun", job="train"), "ORDER", "lacks or garbles"),
         (_log("coffee.made"), "ORDER", "unknown kind"),
         (_log("enclave.started", component_digest="ab" * 32), "ORDER", "runs another component"),
-        (_log("cohort.built", columns=[], minimum_cohort_met=False), "ORDER", "fewer patients"),
+        (_log("cohort.built", columns=[], minimum_cohort_met=False, opt_outs_as_of=DAY), "ORDER", "fewer patients"),
+        (_log("cohort.built", columns=[], minimum_cohort_met=True, opt_outs_as_of=DAY), "ORDER", "comes too late"),
+        (_other_dataset, "ORDER", "another dataset than the one reserved"),
+        (_other_delta, "LEDGER", "at another delta"),
         (_other_events, "LEDGER", "draws other events"),
         (_unplanned, "LEDGER", "draws other events"),
         (_wrong_total, "LEDGER", "states another epsilon"),
@@ -148,7 +166,8 @@ def test_an_entry_of_this_permit_without_a_visit_is_refused_unless_it_refuses(tm
 
 def test_a_final_account_that_forgets_a_round_is_named(tmp_path: Path) -> None:
     with prepared(tmp_path) as made:
-        body = {"reason": "ended", "spent": [], "epsilon": {"train": 0.0, "test": 0.0}}
+        body = {"reason": "ended", "state": "closed", "delta": PLAN.delta, "spent": []}
+        body |= {"epsilon": {"train": 0.0, "test": 0.0}}
         made.log(NODE, "visit.closed", body)
         assert code_of(made, tmp_path / "bundle", "accounts for other events") == "VHT-VERIFY-LEDGER"
 
@@ -227,7 +246,94 @@ def test_a_run_that_lost_a_node_holds_with_a_note(tmp_path: Path) -> None:
     assert with_log.run.present() == ["hospital-1", "hospital-2"]
     assert [note.split(":")[0] for note in with_log.notes] == ["hospital-3"]
     assert "without its log" in without.notes[0]
-    assert with_log.epsilon["hospital-3"] == without.epsilon["hospital-3"]
+    assert without.epsilon["hospital-3"]["train"] > with_log.epsilon["hospital-3"]["train"] > 0
+
+
+def test_a_node_that_the_coordinator_calls_lost_without_its_log_is_never_free(tmp_path: Path) -> None:
+    names = ("hospital-1", "hospital-2", "hospital-3")
+    with Rehearsal(tmp_path, names=names, plan=PLAN) as made:
+        made.play()
+        made.run["nodes"]["hospital-3"]["lost"] = "it did not answer"
+        for phase in made.run["rounds"]:
+            del phase["outputs"]["hospital-3"]
+        del made.receipts["hospital-3"]
+        parts = made.parts(without=["hospital-3"])
+        held = verify_bundle(made.bundle(tmp_path / "bundle", parts), made.trust)
+    assert held.epsilon["hospital-3"] == held.epsilon["hospital-1"]
+    assert "by the coordinator's account it gave 0 outputs" in held.notes[0]
+
+
+def test_a_lost_node_that_names_another_visit_pays_what_its_log_says(tmp_path: Path) -> None:
+    names = ("hospital-1", "hospital-2", "hospital-3")
+    with Rehearsal(tmp_path, names=names, plan=PLAN) as made:
+        made.play()
+        made.run["nodes"]["hospital-3"] = {"visit": "visit-ghost", "lost": "it did not answer"}
+        held = verify_bundle(made.bundle(tmp_path / "bundle"), made.trust)
+    assert held.epsilon["hospital-3"] == held.epsilon["hospital-1"]
+
+
+def _without(kind: str, *names: str) -> Callable[[str, dict[str, Any]], dict[str, Any] | None]:
+    """Leave an entry out, or fields of it."""
+
+    def change(at: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        if at != kind:
+            return body
+        return {name: value for name, value in body.items() if name not in names} if names else None
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_without("cohort.built"), "enclave.started comes before its cohort was built"),
+        (_without("cohort.built", "opt_outs_as_of"), "cohort.built lacks or garbles: opt_outs_as_of"),
+        (_without("permit.checked", "status_serial"), "permit.checked lacks or garbles: status_serial"),
+        (_without("permit.checked", "permit_id"), "permit.checked lacks or garbles: permit_id"),
+        (_without("budget.reserved", "dataset"), "budget.reserved lacks or garbles: dataset"),
+        (_without("round.begun", "dataset"), "round.begun lacks or garbles: dataset"),
+        (_without("round.released", "status_serial", "delta"), "round.released lacks or garbles: delta, status_serial"),
+        (_without("visit.closed", "delta"), "visit.closed lacks or garbles: delta"),
+    ],
+)
+def test_what_a_node_always_writes_must_be_there(
+    change: Callable[[str, dict[str, Any]], dict[str, Any] | None], words: str, tmp_path: Path
+) -> None:
+    with rehearsal(tmp_path) as made:
+        logged = made.log
+
+        def log(name: str, kind: str, body: dict[str, Any]) -> Any:
+            changed = change(kind, body)
+            return None if changed is None else logged(name, kind, changed)
+
+        made.log = log  # type: ignore[method-assign]
+        made.play()
+        assert code_of(made, tmp_path / "bundle", words) == "VHT-VERIFY-ORDER"
+
+
+def test_a_status_list_that_the_nodes_relied_on_cannot_be_left_out(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        for name in NAMES:
+            made.begin(name, "train", 2, status_serial=8)
+        made.status("end")
+        assert code_of(made, tmp_path / "bundle", "relied on 8") == "VHT-VERIFY-STATUS"
+
+
+def test_a_status_list_from_before_the_last_round_does_not_do(tmp_path: Path) -> None:
+    with rehearsal(tmp_path) as made:
+        made.play()
+        verify_bundle(made.bundle(tmp_path / "good"), made.trust)
+        del made.statuses["end"]
+        assert code_of(made, tmp_path / "bundle", "status/start.jwt") == "VHT-VERIFY-STATUS"
+
+
+def test_a_release_acknowledged_before_its_last_round_is_refused(tmp_path: Path) -> None:
+    with prepared(tmp_path) as made:
+        made.release()
+        made.round("train", 2, NAMES)
+        made.close()
+        made.status("end")
+        assert code_of(made, tmp_path / "bundle", "before the rounds that it is made of") == "VHT-VERIFY-RELEASE"
 
 
 def test_a_completed_run_below_the_permits_minimum_of_nodes_is_refused(tmp_path: Path) -> None:
@@ -256,20 +362,26 @@ def test_a_kind_of_release_that_the_permit_does_not_allow_is_refused(tmp_path: P
         assert code_of(made, tmp_path / "bundle", "does not allow to be released") == "VHT-VERIFY-RELEASE"
 
 
+def again(made: Rehearsal, built: dict[str, Any]) -> None:
+    """The visit once more, under another id that the run names, with other facts about its cohort."""
+    log = made.logs[NODE]
+    for entry in [one for one in log.entries() if one.visit == f"visit-{NODE}"]:
+        body = {**entry.body, **(built if entry.kind == "cohort.built" else {})}
+        log.append(entry.kind, body, permit_id=entry.permit_id, visit="visit-again")
+    made.run["nodes"][NODE]["visit"] = "visit-again"
+    made.status("end")
+
+
 def test_opt_outs_of_another_day_are_named(tmp_path: Path) -> None:
     with prepared(tmp_path) as made:
-        about = {"minimum_cohort_met": True, "opt_outs_as_of": made.permit.issued_at.isoformat(), "columns": ["age"]}
-        made.log(NODE, "cohort.built", about)
-        verify_bundle(finish(made).bundle(tmp_path / "good"), made.trust)
-    with prepared(tmp_path / "late") as made:
-        late = made.permit.issued_at + timedelta(days=1)
-        made.log(NODE, "cohort.built", {**about, "opt_outs_as_of": late.isoformat()})
+        late = (made.permit.issued_at + timedelta(days=1)).isoformat()
+        again(made, {"opt_outs_as_of": late})
         assert code_of(made, tmp_path / "bundle", "Article 71") == "VHT-VERIFY-RUN"
 
 
 def test_columns_beyond_the_study_are_named(tmp_path: Path) -> None:
     with prepared(tmp_path) as made:
-        made.log(NODE, "cohort.built", {"minimum_cohort_met": True, "columns": ["age", "genome"]})
+        again(made, {"columns": ["age", "genome"]})
         assert code_of(made, tmp_path / "bundle", "genome") == "VHT-VERIFY-RUN"
 
 

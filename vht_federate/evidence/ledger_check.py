@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from vht_federate.domain.budget import POPULATIONS, PrivacyEvent
 from vht_federate.domain.permit import Permit
+from vht_federate.evidence.entry import LogEntry
 from vht_federate.evidence.finding import TOLERANCE, broken
 from vht_federate.evidence.visit_record import Begun, VisitRecord, spent_under_permit
 
@@ -35,6 +36,7 @@ def check_ledger(record: VisitRecord, compose: Compose) -> dict[str, float]:
         before = [event for at, begun in record.begun.values() if at.index < entry.index for event in begun.events]
         if not same_epsilon(released.epsilon, compose(before, plan.delta)):
             raise record.error(entry, "states another epsilon than the events before it cost", "LEDGER")
+        _check_delta(record, entry, released.delta)
     spent = compose(record.events(), plan.delta)
     if record.closed is not None:
         entry, closed = record.closed
@@ -42,6 +44,7 @@ def check_ledger(record: VisitRecord, compose: Compose) -> dict[str, float]:
             raise record.error(entry, "accounts for other events than were begun", "LEDGER")
         if not same_epsilon(closed.epsilon, spent):
             raise record.error(entry, "states another epsilon than its events cost", "LEDGER")
+        _check_delta(record, entry, closed.delta)
     return dict(spent)
 
 
@@ -65,6 +68,12 @@ def _check_reservation(record: VisitRecord, compose: Compose) -> None:
         raise record.error(entry, "reserves something else than the plan", "LEDGER")
     if not same_epsilon(reserved.epsilon_if_spent, compose(reserved.events, plan.delta)):
         raise record.error(entry, "states another epsilon than its events cost", "LEDGER")
+    _check_delta(record, entry, reserved.delta)
+
+
+def _check_delta(record: VisitRecord, entry: LogEntry, delta: float) -> None:
+    if record.requested is not None and delta != record.requested.plan.delta:
+        raise record.error(entry, "states its epsilon at another delta than the plan's", "LEDGER")
 
 
 def _planned(record: VisitRecord, begun: Begun) -> tuple[PrivacyEvent, ...] | None:

@@ -80,9 +80,12 @@ def _check_manifest(
 
 def _check_acknowledged(kind: str, where: str, sha256: str, run: RunClaims, records: Mapping[str, VisitRecord]) -> None:
     for name in run.present():
-        known = {(one.kind, one.artifact_sha256) for _, one in records[name].acknowledged}
-        if (kind, sha256) not in known:
-            raise broken(records[name].log.file, f"does not acknowledge the release of {where}", "RELEASE")
+        record = records[name]
+        known = [entry for entry, one in record.acknowledged if (one.kind, one.artifact_sha256) == (kind, sha256)]
+        if not known:
+            raise broken(record.log.file, f"does not acknowledge the release of {where}", "RELEASE")
+        if any(entry.index > known[-1].index for entry, _ in record.begun.values()):
+            raise record.error(known[-1], f"acknowledges {where} before the rounds that it is made of", "RELEASE")
 
 
 def _check_statement(folder: Path, where: str, request: StudyRequest, run: RunClaims, spent: Spent) -> None:

@@ -113,15 +113,14 @@ def _check_visit(context: _Context, record: VisitRecord) -> None:
     said: tuple[Any, ...] = (asked.study_id, asked.user_kid, asked.component, asked.plan)
     if said != (request.study_id, request.user_kid, request.component, request.plan):
         raise broken(file, "logged another study, user, component or plan than was signed", "RUN")
-    beyond = sorted(set(record.columns) - set(request.columns))
-    if beyond:
-        raise broken(file, f"read columns that the study did not ask for: {', '.join(beyond)}", "RUN")
-    as_of = record.opt_outs_as_of
-    if as_of is not None and as_of != context.permit.issued_at:
-        raise broken(file, "applied opt-outs of another day than the permit's issue (Article 71)", "RUN")
-    dataset = record.reserved[1].dataset if record.reserved else None
-    if dataset is not None and dataset not in request.dataset_ids:
-        raise broken(file, f"spent on dataset {dataset}, which the study does not name", "RUN")
+    if record.built is not None:
+        beyond = sorted(set(record.built.columns) - set(request.columns))
+        if beyond:
+            raise broken(file, f"read columns that the study did not ask for: {', '.join(beyond)}", "RUN")
+        if record.built.opt_outs_as_of != context.permit.issued_at:
+            raise broken(file, "applied opt-outs of another day than the permit's issue (Article 71)", "RUN")
+    if record.reserved is not None and record.reserved[1].dataset not in request.dataset_ids:
+        raise broken(file, f"spent on dataset {record.reserved[1].dataset}, which the study does not name", "RUN")
 
 
 def _check_outputs(context: _Context, name: str, record: VisitRecord) -> None:

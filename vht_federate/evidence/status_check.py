@@ -13,7 +13,9 @@ from vht_federate.evidence.finding import broken
 from vht_federate.evidence.keys import PublicKey
 from vht_federate.evidence.visit_record import VisitRecord
 
-__all__ = ["SeenStatus", "check_rounds", "read_statuses"]
+__all__ = ["SeenStatus", "check_covered", "check_rounds", "read_statuses"]
+
+CLOCKS_DIFFER = timedelta(seconds=5)  # between issuer and node
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,22 @@ def check_rounds(record: VisitRecord, permit: Permit, statuses: tuple[SeenStatus
             raise broken(place, f"began on status list {begun.status_serial}, which revokes the permit", "STATUS")
         if at > moment + validity:
             raise broken(place, f"began after the permit was revoked ({first.file})", "STATUS")
+
+
+def check_covered(record: VisitRecord, statuses: tuple[SeenStatus, ...]) -> None:
+    """The bundle's newest list is no older than what the node relied on: a revocation in between cannot be hidden.
+
+    Its serial is at least the highest that any decision used, and it was issued after the last round began.
+    Raises VerificationError VHT-VERIFY-STATUS naming the list.
+    """
+    newest, used = statuses[-1], max(record.serials(), default=0)
+    if used > newest.status.serial:
+        what = f"has serial {newest.status.serial}; {record.log.file} relied on {used}: the later list was left out"
+        raise broken(newest.file, what, "STATUS")
+    for entry, _ in record.begun.values():
+        if newest.status.issued_at + CLOCKS_DIFFER < datetime.fromisoformat(entry.time):
+            what = f"was issued before {record.log.place(entry)} began: a list from after the run was left out"
+            raise broken(newest.file, what, "STATUS")
 
 
 def _revocation(permit: Permit, statuses: tuple[SeenStatus, ...]) -> tuple[SeenStatus, datetime, timedelta] | None:

@@ -6,12 +6,13 @@ seal protects against everybody but the coordinator; the nodes' own signatures p
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vht_federate.authority.check import check_request, read_permit, read_study
+from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import VerificationError, VhtError
@@ -22,10 +23,10 @@ from vht_federate.evidence.ledger_check import Compose, check_ceiling, check_led
 from vht_federate.evidence.node_log import NodeLog, read_node_log
 from vht_federate.evidence.release_check import check_releases
 from vht_federate.evidence.run_check import RunClaims, check_run, read_run
-from vht_federate.evidence.status_check import SeenStatus, check_rounds, read_statuses
+from vht_federate.evidence.status_check import SeenStatus, check_covered, check_rounds, read_statuses
 from vht_federate.evidence.trace import TraceLine, trace_of
 from vht_federate.evidence.trust import TrustFile
-from vht_federate.evidence.visit_record import VisitRecord, visit_records
+from vht_federate.evidence.visit_record import VisitRecord, spent_under_permit, visit_records
 from vht_federate.privacy.accounting import epsilon_by_population
 
 __all__ = ["TrustFile", "Verification", "verify_bundle"]
@@ -33,7 +34,10 @@ __all__ = ["TrustFile", "Verification", "verify_bundle"]
 
 @dataclass(frozen=True)
 class Verification:
-    """A bundle that holds. ``epsilon``: node -> population -> epsilon of this run, recomputed from the node's log."""
+    """A bundle that holds. ``epsilon``: node -> population -> epsilon of this run, recomputed from the node's log.
+
+    Of a node without a log in the bundle it is a bound: the cost of every call that the run began.
+    """
 
     sha256: str  # of the bundle's manifest.json
     permit: Permit
@@ -152,23 +156,49 @@ class _Audit:
                 f"ledger recomputed from {begun} rounds: epsilon {max(total.values()):.4f} of {self.permit.epsilon:g}; "
                 "permit good at every round",
             )
+        for records in self.records.values():
+            for record in records.values():
+                check_covered(record, self.statuses)
+        self.note(self.statuses[-1].file, "issued after the last round, with no lower serial than any node relied on")
 
     def compare_run(self) -> None:
         self.found = check_run(self.run, self.permit, self.request, self.records)
         outputs = sum(len(self.run.outputs_of(name)) for name in self.found)
         self.note("run.json", f"{outputs} outputs, each in its node's log under the same digest, and none besides")
         for name, node in sorted(self.run.nodes.items()):
-            plan = self.request.plan
             record = self.found.get(name)
-            if record is None:
-                events = [event for call in self.run.outputs_of(name) for event in plan.events_of(*call)]
-                told = "with a log that does not hold its visit" if name in self.logs else "without its log"
-                self.notes.append(f"{name}: {told}; the run lost it ({node.lost or 'it took no part'})")
-            else:
-                events = list(record.events())
+            if record is not None:
+                self.spent[name] = self._cost(record.events())
                 if node.lost:
                     self.notes.append(f"{name}: the run lost it ({node.lost}); its log holds")
-            self.spent[name] = dict(self.compose(events, plan.delta))
+            elif name in self.logs:
+                mine = [one for one in self.records[name].values() if self._of_this_study(one)]
+                self.spent[name] = self._cost(spent_under_permit(mine))
+                lost = node.lost or "it took no part"
+                self.notes.append(f"{name}: with a log that does not hold its visit; the run lost it ({lost})")
+            else:
+                self._bound(name, node.lost or "it took no part")
+
+    def _cost(self, events: Sequence[PrivacyEvent]) -> dict[str, float]:
+        return dict(self.compose(events, self.request.plan.delta))
+
+    def _of_this_study(self, record: VisitRecord) -> bool:
+        return record.requested is not None and record.requested.study_id == self.request.study_id
+
+    def _bound(self, name: str, lost: str) -> None:
+        """A node whose log is not here counts as if it had begun every call of the run: only its log could say less."""
+        plan, used = self.request.plan, self.run.outputs_of(name)
+        told = self._cost([event for call in used for event in plan.events_of(*call)])
+        begun = {(one.job, one.round) for one in self.run.rounds}
+        begun |= {call for record in self.found.values() for call in record.begun}
+        self.spent[name] = self._cost(
+            [event for call in plan.calls() if call in begun for event in plan.events_of(*call)]
+        )
+        self.notes.append(
+            f"{name}: without its log; the run lost it ({lost}); by the coordinator's account it gave {len(used)} "
+            f"outputs for epsilon {max(told.values()):.4f}, which nobody but the coordinator says: counted as "
+            f"{max(self.spent[name].values()):.4f}, as if it had begun every call of the run"
+        )
 
     def check_receipts(self) -> None:
         for path in sorted((self.folder / "receipts").glob("*.json")):

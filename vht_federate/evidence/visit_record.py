@@ -1,7 +1,7 @@
 """The entries of one visit in their legal order, folded into one record.
 
-    visit.requested -> permit.checked (accepted) -> visit.approved -> budget.reserved -> enclave.started
-        -> (round.begun -> round.released)* -> visit.closed
+    visit.requested -> permit.checked (accepted) -> visit.approved -> budget.reserved -> cohort.built
+        -> enclave.started -> (round.begun -> round.released)* -> visit.closed
 
 ``visit.rejected`` may stand for ``visit.closed``; refusals may stand anywhere after the request; a release may be
 acknowledged after the first round, also once the visit is closed. Nothing begins or leaves after
@@ -43,21 +43,26 @@ class Requested(_Body):
 
 class Checked(_Body):
     outcome: str
-    code: str | None = None
-    request_digest: str | None = None
-    status_serial: int | None = None
+
+
+class Accepted(Checked):
+    permit_id: str
+    code: None
+    request_digest: Sha256
+    status_serial: int
 
 
 class Reserved(_Body):
     events: tuple[PrivacyEvent, ...]
     epsilon_if_spent: dict[str, float]
-    dataset: str | None = None
+    dataset: str
+    delta: float
 
 
 class Built(_Body):
     columns: tuple[str, ...]
     minimum_cohort_met: bool
-    opt_outs_as_of: AwareDatetime | None = None
+    opt_outs_as_of: AwareDatetime
 
 
 class Started(_Body):
@@ -69,6 +74,7 @@ class Begun(_Body):
     round: int
     request_sha256: Sha256
     status_serial: int
+    dataset: str
     events: tuple[PrivacyEvent, ...]
 
 
@@ -76,7 +82,9 @@ class Released(_Body):
     job: str
     round: int
     output_sha256: Sha256
+    status_serial: int
     epsilon: dict[str, float]
+    delta: float
 
 
 class Acknowledged(_Body):
@@ -87,7 +95,9 @@ class Acknowledged(_Body):
 class Closed(_Body):
     spent: tuple[PrivacyEvent, ...]
     epsilon: dict[str, float]
-    reason: str = ""
+    delta: float
+    state: str
+    reason: str
 
 
 B = TypeVar("B", bound=_Body)
@@ -100,15 +110,14 @@ class VisitRecord:
     log: NodeLog
     visit: str
     requested: Requested | None = None
-    accepted: bool = False
+    accepted: Accepted | None = None
     approved: bool = False
     reserved: tuple[LogEntry, Reserved] | None = None
     started: bool = False
     begun: dict[tuple[str, int], tuple[LogEntry, Begun]] = field(default_factory=dict)
     released: dict[tuple[str, int], tuple[LogEntry, Released]] = field(default_factory=dict)
     acknowledged: list[tuple[LogEntry, Acknowledged]] = field(default_factory=list)
-    columns: tuple[str, ...] = ()
-    opt_outs_as_of: AwareDatetime | None = None
+    built: Built | None = None
     closed: tuple[LogEntry, Closed] | None = None
     rejected: bool = False
     revoked_seen: LogEntry | None = None
@@ -116,6 +125,12 @@ class VisitRecord:
     def events(self) -> tuple[PrivacyEvent, ...]:
         """All that was drawn, in order."""
         return tuple(event for _, begun in self.begun.values() for event in begun.events)
+
+    def serials(self) -> tuple[int, ...]:
+        """Of every status list that a decision relied on."""
+        checked = (self.accepted.status_serial,) if self.accepted else ()
+        begun = tuple(one.status_serial for _, one in self.begun.values())
+        return checked + begun + tuple(one.status_serial for _, one in self.released.values())
 
     def add(self, entry: LogEntry) -> None:
         """Raises VerificationError VHT-VERIFY-ORDER for an entry that may not stand here."""
@@ -153,13 +168,15 @@ class VisitRecord:
         body = self._read(entry, Checked)
         self._require(entry, body.outcome in ("accepted", "refused"), "has an unknown outcome")
         if body.outcome == "accepted":
+            accepted = self._read(entry, Accepted)
             self._require(entry, not self._ended(), "accepts a visit that had ended")
-            same = self.requested is not None and body.request_digest == self.requested.request_digest
+            same = self.requested is not None and accepted.request_digest == self.requested.request_digest
             self._require(entry, same, "accepts another request than the one that was made")
-            self.accepted = True
+            self._require(entry, accepted.permit_id == entry.permit_id, "accepts under another permit")
+            self.accepted = accepted
 
     def _on_approved(self, entry: LogEntry) -> None:
-        self._require(entry, self.accepted, "comes before the permit was checked")
+        self._require(entry, self.accepted is not None, "comes before the permit was checked")
         self._require(entry, not self.begun and not self._ended() and not self.revoked_seen, "comes too late")
         digest, asked = entry.body.get("digest"), self.requested
         self._require(entry, asked is not None and digest == asked.component.digest, "approves another component")
@@ -175,10 +192,11 @@ class VisitRecord:
         self._require(entry, self.reserved is not None, "comes before a budget was reserved")
         body = self._read(entry, Built)
         self._require(entry, body.minimum_cohort_met, "has fewer patients than the permit's minimum")
-        self.columns, self.opt_outs_as_of = body.columns, body.opt_outs_as_of
+        self._require(entry, not self.begun, "comes too late")
+        self.built = body
 
     def _on_started(self, entry: LogEntry) -> None:
-        self._require(entry, self.reserved is not None, "comes before a budget was reserved")
+        self._require(entry, self.built is not None, "comes before its cohort was built")
         digest, asked = self._read(entry, Started).component_digest, self.requested
         self._require(entry, asked is not None and digest == asked.component.digest, "runs another component")
         self.started = True
@@ -189,6 +207,8 @@ class VisitRecord:
         self._require(entry, self.revoked_seen is None, "comes after the permit was seen revoked")
         self._require(entry, not self._ended(), "comes after the visit's end")
         self._require(entry, (body.job, body.round) not in self.begun, f"draws {body.job} {body.round} twice")
+        reserved = self.reserved[1].dataset if self.reserved else None
+        self._require(entry, body.dataset == reserved, "draws on another dataset than the one reserved")
         self.begun[body.job, body.round] = entry, body
 
     def _on_released(self, entry: LogEntry) -> None:

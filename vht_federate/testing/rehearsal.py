@@ -87,8 +87,7 @@ class Rehearsal:
     # --- papers -------------------------------------------------------------------------------------------------
 
     def _permit(self) -> Permit:
-        component = read_component(COMPONENT)
-        now = self.clock.now
+        component, now = read_component(COMPONENT), self.clock.now
         fields: dict[str, Any] = {
             "permit_id": "permit-rehearsal-1",
             "hdab": "Rehearsed access body",
@@ -97,7 +96,7 @@ class Rehearsal:
             "not_before": now,
             "expires_at": now + timedelta(days=30),
             "categories": ["51.1.a"],
-            "dataset_ids": [f"urn:vht:{name}:ehr" for name in self.names],
+            "dataset_ids": [_dataset(name) for name in self.names],
             "columns": component.columns(PROFILE),
             "purposes": ["53.1.e.ii"],
             "purpose_text": "rehearse",
@@ -111,8 +110,7 @@ class Rehearsal:
         return Permit.model_validate({**fields, **self.permit_fields})
 
     def _request(self) -> StudyRequest:
-        component = read_component(COMPONENT)
-        digest = component_digest(COMPONENT)
+        component, digest = read_component(COMPONENT), component_digest(COMPONENT)
         return StudyRequest(
             study_id="study-rehearsal",
             title="A rehearsal",
@@ -172,12 +170,13 @@ class Rehearsal:
             asked |= {"user_kid": request.user_kid, "component": request.component.model_dump(mode="json")}
             self.log(name, "visit.requested", {**asked, "plan": request.plan.model_dump(mode="json")})
             self.logs[name].append("permit.checked", {"outcome": "refused"}, permit_id="permit-other")
-            checked = {"outcome": "accepted", "code": None, "request_digest": asked["request_digest"]}
-            self.log(name, "permit.checked", {**checked, "status_serial": 7})
+            checked = {"permit_id": self.permit.permit_id, "outcome": "accepted", "code": None, "status_serial": 7}
+            self.log(name, "permit.checked", {**checked, "request_digest": asked["request_digest"]})
             self.log(name, "visit.approved", {"operator": f"operator of {name}", "digest": digest})
             reserved = {"events": dumped, "epsilon_if_spent": epsilon_by_population(events, self.plan.delta)}
-            self.log(name, "budget.reserved", {**reserved, "dataset": f"urn:vht:{name}:ehr"})
-            self.log(name, "cohort.built", {"columns": list(request.columns), "minimum_cohort_met": True})
+            self.log(name, "budget.reserved", {**reserved, "delta": self.plan.delta, "dataset": _dataset(name)})
+            built = {"columns": list(request.columns), "minimum_cohort_met": True}
+            self.log(name, "cohort.built", {**built, "opt_outs_as_of": self.permit.issued_at.isoformat()})
             self.log(name, "enclave.started", {"component_digest": digest, "isolation": "none"})
         nodes = {name: {"visit": f"visit-{name}", "lost": None} for name in self.names}
         self.run = {"study_id": request.study_id, "state": "completed", "nodes": nodes, "rounds": [], "releases": {}}
@@ -193,12 +192,14 @@ class Rehearsal:
     def begin(self, name: str, job: str, number: int, *, status_serial: int = 7) -> LogEntry:
         events = [event.model_dump(mode="json") for event in self.plan.events_of(job, number)]
         body = {"job": job, "round": number, "request_sha256": _made_up("request", name, job, number)}
+        body["dataset"] = _dataset(name)
         return self.log(name, "round.begun", {**body, "status_serial": status_serial, "events": events})
 
     def release_round(self, name: str, job: str, number: int) -> str:
         digest = _made_up("output", name, job, number)
-        body = {"job": job, "round": number, "output_sha256": digest}
-        self.log(name, "round.released", {**body, "epsilon": epsilon_by_population(self.spent(name), self.plan.delta)})
+        body = {"job": job, "round": number, "output_sha256": digest, "status_serial": 7}
+        body |= {"epsilon": epsilon_by_population(self.spent(name), self.plan.delta), "delta": self.plan.delta}
+        self.log(name, "round.released", body)
         return digest
 
     def spent(self, name: str) -> tuple[Any, ...]:
@@ -288,6 +289,10 @@ class Rehearsal:
             permit_id=self.permit.permit_id, created_at=self.clock.now,
         )  # fmt: skip
         return folder
+
+
+def _dataset(name: str) -> str:
+    return f"urn:vht:{name}:ehr"
 
 
 def _made_up(*parts: object) -> str:
