@@ -25,8 +25,8 @@ from vht_federate.privacy.noise import SecureNoise
 FOLDS = 3
 GRID: tuple[dict[str, Any], ...] = (
     UCI,
-    {**UCI, "learning_rate": 0.3},
-    {**UCI, "learning_rate": 1.2},
+    {**UCI, "learning_rate": 0.6},
+    {**UCI, "learning_rate": 2.4},
     {**UCI, "clipping_norm": 0.2},
     {**UCI, "clipping_norm": 0.8},
     {**UCI, "sampling_rate": 0.5},

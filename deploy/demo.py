@@ -35,7 +35,7 @@ GENERATED = {
     "rounds": 5, "local_steps": 20, "sampling_rate": 0.5, "clipping_norm": 0.5, "learning_rate": 12.0, "momentum": 0.8,
 }  # fmt: skip
 UCI = {
-    "rounds": 5, "local_steps": 8, "sampling_rate": 0.7, "clipping_norm": 0.4, "learning_rate": 0.6, "momentum": 0.7,
+    "rounds": 5, "local_steps": 8, "sampling_rate": 0.7, "clipping_norm": 0.4, "learning_rate": 1.2, "momentum": 0.7,
 }  # fmt: skip
 
 
