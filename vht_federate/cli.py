@@ -5,13 +5,16 @@ imports what stands on it; a package that is not installed is simply not listed.
 when named, so that ``vht node status`` never pays for torch or SDV.
 """
 
+import inspect
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Any
 
 import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperGroup
 from typer.main import get_command
+from typer.models import ArgumentInfo
+from typer.utils import get_params_from_function
 
 from vht_federate.errors import VhtError
 from vht_federate.output import fail, set_json_mode
@@ -48,7 +51,19 @@ def _load(name: str, point: EntryPoint) -> click.Command:
         single.command(name=name)(loaded)
         made = get_command(single)
     made.name = name
+    _help_of_arguments(made)
     return made
+
+
+def _help_of_arguments(command: click.Command) -> None:
+    """Typer 0.20 sets an argument's help before Click 8.5, which came to know it later, empties it: set it again."""
+    for one in command.commands.values() if isinstance(command, click.Group) else ():
+        _help_of_arguments(one)
+    declared = get_params_from_function(inspect.unwrap(command.callback)) if command.callback else {}
+    for parameter in command.params:
+        info = declared[parameter.name].default if parameter.name in declared else None
+        if isinstance(parameter, TyperArgument) and isinstance(info, ArgumentInfo):
+            parameter.help = parameter.help or info.help
 
 
 class _Commands(TyperGroup):

@@ -43,7 +43,10 @@ __all__ = [
 
 
 class VhtError(Exception):
-    """Base of all errors. ``code`` is stable across releases; ``hint`` says what to do next."""
+    """An error that nobody foresaw, and the base of all others.
+
+    ``code`` is stable across releases; ``hint`` says what to do next.
+    """
 
     default_code: ClassVar[str] = "VHT-INTERNAL"
     exit_code: ClassVar[int] = 1

@@ -10,10 +10,12 @@ from pathlib import Path
 import click
 import pytest
 from doc_commands import PAGES, ROOT, Mention, blocks, check_names, check_whole, mentions
+from typer.main import get_command
 
 from docs.build import PAGES as GENERATED
 from docs.build import broken_links, stale_pages
 from docs.codes import FULL, NOTES, PACKAGES, codes
+from vht_federate.cli import app
 from vht_federate.domain.plan import StudyPlan, TrainingPlan
 from vht_federate.evidence.visit_record import _STEPS
 from vht_federate.privacy.statement import privacy_statement
@@ -70,6 +72,18 @@ def test_a_command_in_the_documentation_exists_as_it_is_spelled(mention: Mention
 def test_a_command_that_does_not_exist_is_noticed(line: str) -> None:
     with pytest.raises(click.UsageError):
         check_whole(tuple(line.split()))
+
+
+def test_every_command_argument_and_option_says_what_it_is() -> None:
+    def silent(command: click.Command, name: str) -> list[str]:
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            inner = [(one, command.get_command(context, one)) for one in command.list_commands(context)]
+            return [line for one, made in inner if made for line in silent(made, f"{name} {one}")]
+        mute = [f"{name} {one.name}" for one in command.params if not getattr(one, "help", None)]
+        return mute + ([] if command.help else [name])
+
+    assert silent(get_command(app), "vht") == []
 
 
 def test_the_commands_of_the_readme_run() -> None:

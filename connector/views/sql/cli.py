@@ -57,7 +57,10 @@ def check(view: ViewFile) -> None:
 
 @app.command()
 @output.command("view explain")
-def explain(view: ViewFile, data: Annotated[Path | None, typer.Option("--data", exists=True)] = None) -> None:
+def explain(
+    view: ViewFile,
+    data: Annotated[Path | None, typer.Option("--data", exists=True, help="The NDJSON that it would read.")] = None,
+) -> None:
     """Show the SQL that runs for a view."""
     plan = compile_view(read_view_file(view))
     files = [str(one.resolve()) for one in find_files(data, plan.resource)] if data else [f"{plan.resource}.ndjson"]
@@ -75,7 +78,7 @@ def run(
     data: Data,
     out: Annotated[Path | None, typer.Option("--out", help="rows.csv, rows.parquet or rows.ndjson")] = None,
     skip_bad_lines: Annotated[bool, typer.Option(help="Leave out lines that do not fit, and count them.")] = False,
-    threads: Annotated[int, typer.Option(min=1, max=64)] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Of the database.")] = 1,
 ) -> None:
     """Run a view over NDJSON. A line that does not fit stops it, unless --skip-bad-lines."""
     plan = compile_view(read_view_file(view))
