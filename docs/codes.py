@@ -36,6 +36,7 @@ NOTES = {
     "VHT-REFUSED-STOPPED": "the hospital's operator stopped the visit",
     "VHT-UNAVAILABLE-DEADLINE": "the hospital did not answer a round in time; the run goes on if enough others did",
     "VHT-UNAVAILABLE-FILE": "the disk is full, or a file cannot be read or written",
+    "VHT-UNAVAILABLE-IDLE": "nothing happened in the visit for a day, or no operator decided for a month",
     "VHT-UNAVAILABLE-RESTART": "the hospital's node stopped, and its open visits with it; what was spent stays spent",
     "VHT-VERIFY-PERMIT": "permit.jwt was not signed by the trusted issuer, or cannot be read",
     "VHT-VERIFY-STUDY": "study.jws was not signed by a data user of the permit, or asks for more than it allows",
@@ -241,7 +242,12 @@ def codes() -> list[Code]:
     for code, note in NOTES.items():
         if code in found and note not in found[code].messages:
             found[code].messages.insert(0, note)
-    return [found[code] for code in sorted(found)]
+    return [found[code] for code in sorted(found) if found[code].messages or not _family(code, found)]
+
+
+def _family(code: str, found: dict[str, Code]) -> bool:
+    """A word that only compares with codes that begin so."""
+    return any(other.startswith(f"{code}-") for other in found)
 
 
 def _add(texts: list[str], text: str) -> None:
