@@ -60,7 +60,7 @@ class RandomWords(Protocol):
 
 
 class SecureNoise:
-    """AES-256 in counter mode under a key from the operating system; normals by Box and Muller (1958).
+    """AES-128 in counter mode under a key from the operating system; normals by Box and Muller (1958).
 
     Uniforms have 53 bits, so a normal never exceeds sqrt(2 * 53 * ln 2) = 8.57 in absolute value (what lies beyond has
     probability 1e-17). The key changes after 4 GiB and in a forked child.
@@ -70,7 +70,7 @@ class SecureNoise:
         self._rekey()
 
     def _rekey(self) -> None:
-        self._stream = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
+        self._stream = Cipher(algorithms.AES(os.urandom(16)), modes.CTR(os.urandom(16))).encryptor()
         self._left = _REKEY_AFTER_BYTES
         self._pid = os.getpid()
 
@@ -115,12 +115,11 @@ class SecureNoise:
     def _blocks(self, shape: tuple[int, ...], half_angles: Callable[[int], NDArray[Float]]) -> NDArray[Float]:
         """Normals of the type of ``half_angles``, made in blocks that stay in the processor's cache."""
         count = math.prod(shape)
-        parts = []
-        for start in range(0, max(1, count), 2 * _BLOCK):
-            pairs = min(_BLOCK, (count - start + 1) // 2)
-            angles = half_angles(pairs)
-            parts.append(_normals(self._squared_radii(pairs).astype(angles.dtype, copy=False), angles))
-        normals = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        normals = np.empty(count + count % 2, dtype=half_angles(0).dtype)
+        for start in range(0, len(normals), 2 * _BLOCK):
+            block = normals[start : start + 2 * _BLOCK]
+            pairs = len(block) // 2
+            _fill(block, self._squared_radii(pairs), half_angles(pairs))
         return normals[:count].reshape(shape)
 
     def _squared_radii(self, pairs: int) -> NDArray[np.float64]:
@@ -138,15 +137,15 @@ class SecureNoise:
         return np.flatnonzero(self.uniform(population) < rate).astype(np.int64)
 
 
-def _normals(squared_radius: NDArray[Float], half_angle: NDArray[Float]) -> NDArray[Float]:
-    """radius * cos(angle), then radius * sin(angle), for half angles in [-pi/2, pi/2); both arguments are used up.
+def _fill(block: NDArray[Float], squared_radius: NDArray[np.float64], half_angle: NDArray[Float]) -> None:
+    """radius * cos(angle), then radius * sin(angle), for half angles in [-pi/2, pi/2), which are used up.
 
     By the tangent t of the half angle: cos = 2 / (1 + t^2) - 1 and sin = 2 t / (1 + t^2), one function for the two.
     """
-    radius = np.sqrt(squared_radius, out=squared_radius)
-    pairs = len(radius)
-    normals = np.empty(2 * pairs, dtype=radius.dtype)
-    cosines, sines = normals[:pairs], normals[pairs:]
+    pairs = len(half_angle)
+    cosines, sines = block[:pairs], block[pairs:]
+    radius = squared_radius.astype(block.dtype, copy=False)
+    np.sqrt(radius, out=radius)
     tangent = np.tan(half_angle, out=half_angle)
     np.multiply(tangent, tangent, out=cosines)
     cosines += 1
@@ -154,4 +153,3 @@ def _normals(squared_radius: NDArray[Float], half_angle: NDArray[Float]) -> NDAr
     cosines *= 2
     np.multiply(tangent, cosines, out=sines)
     cosines -= radius
-    return normals

@@ -69,7 +69,7 @@ def privacy_statement(plan: StudyPlan, ran: Mapping[str, Sequence[PrivacyEvent]]
         },
         "trust_model": {"name": plan.trust_model, "text": _TRUST[plan.trust_model]},
         "mechanism": _mechanism(plan),
-        "randomness": "AES-256 in counter mode under a key of the operating system; Box-Muller; 53-bit uniforms",
+        "randomness": "AES-128 in counter mode under a key of the operating system; Box-Muller; 53-bit uniforms",
         "public_information": list(_PUBLIC),
         "limits": list(_LIMITS),
         "nodes": {
