@@ -6,7 +6,7 @@ permit covers what it asks, whether it concerns this node, whether its component
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ import jwt
 from sqlalchemy.orm import Session
 
 from connector.governance.ledger import Ledger
+from connector.governance.refusals import StrangersRefused
 from connector.governance.status import PermitStatus
 from vht_federate.authority.check import check_request, read_permit, read_study
 from vht_federate.components.contract import read_component
@@ -61,10 +62,15 @@ class Judge:
     ledger: Ledger
     evidence: EvidenceLog
     clock: Callable[[], datetime]
+    strangers: StrangersRefused = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strangers", StrangersRefused(self.evidence, self.clock))
 
     def judge(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> Judgement:
         """Everything but age and budget. A refusal is logged as ``permit.checked`` and raised with its own code."""
         about: dict[str, Any] = {"permit_sha256": sha256_hex(permit_token.encode())}
+        request: StudyRequest | None = None
         try:
             permit = self._permit(permit_token)
             about["permit_id"] = permit.permit_id
@@ -76,7 +82,7 @@ class Judge:
             self._concerns_this_node(request)
             self.require_component(request)
         except VhtError as error:
-            self.refused(error, **about)
+            self.refused(error, stranger=request is None or not self._fresh(request), **about)
             raise
         return Judgement(permit, request, about["request_digest"], self.dataset_id, serial)
 
@@ -89,7 +95,7 @@ class Judge:
             code="VHT-REFUSED-STALE",
             hint="sign a new request; if it is new, compare the clocks of both machines",
         )
-        self.refused(error, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
+        self.refused(error, stranger=True, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
         raise error
 
     def afford(self, session: Session, visit_id: str, judged: Judgement) -> None:
@@ -116,10 +122,20 @@ class Judge:
         self.evidence.append("permit.checked", body, permit_id=judged.permit.permit_id, visit=visit_id)
 
     def refused(
-        self, error: VhtError, *, permit_id: str | None = None, visit_id: str | None = None, **about: Any
+        self,
+        error: VhtError,
+        *,
+        permit_id: str | None = None,
+        visit_id: str | None = None,
+        stranger: bool = False,
+        **about: Any,
     ) -> None:
+        """Log a refusal. Those of a ``stranger`` are logged up to a limit and counted beyond it."""
         body = {"permit_id": permit_id, "outcome": "refused", "code": error.code, **about}
-        self.evidence.append("permit.checked", body, permit_id=permit_id, visit=visit_id)
+        if stranger and not self.strangers.log(body, permit_id):
+            return
+        if not stranger:
+            self.evidence.append("permit.checked", body, permit_id=permit_id, visit=visit_id)
         log.info("refused", extra={"facts": {"code": error.code, "permit": permit_id}})
 
     def require_component(self, request: StudyRequest) -> Path:

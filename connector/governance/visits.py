@@ -225,7 +225,9 @@ class Visits:
             code="VHT-REFUSED-DUPLICATE",
             hint="while it is open, repeat it with the Idempotency-Key it was first sent with; else sign a new request",
         )
-        self.judge.refused(error, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
+        self.judge.refused(
+            error, stranger=True, permit_id=judged.permit.permit_id, request_digest=judged.request_digest
+        )
         raise error
 
     def _entered(
