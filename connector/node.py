@@ -27,6 +27,7 @@ from connector.governance.recovery import abandon_open_visits, follow_the_log
 from connector.governance.releases import Releases
 from connector.governance.secret import NodeSecret
 from connector.governance.status import IssuerService, PermitStatus, StatusSource
+from connector.governance.upkeep import EVERY_S, Regularly, Upkeep
 from connector.governance.visits import Visits
 from connector.settings import NodeFiles, NodeSettings
 from connector.store import Database, migrate
@@ -81,6 +82,7 @@ class Node:
         self.enclaves: Enclaves | None = None
         self.preparation: Preparation | None = None
         self.supernode: SuperNode | None = None
+        self._regularly: Regularly | None = None
         with contextlib.ExitStack() as opening:
             self._open(opening, status_source)
             self._closing = opening.pop_all()
@@ -103,13 +105,20 @@ class Node:
         judge = Judge(self.settings.dataset.id, self.issuer, status, installed, self.ledger, self.evidence, self.clock)
         self.visits = Visits(self.database, self.evidence, self.ledger, judge, self.secret, self.clock)
         self.gate = VisitGate(self.visits, self.clock)
+        self.upkeep = Upkeep(self.visits, self.clock)
         self.releases = Releases(self.visits, self.clock)
         self.accounts = Accounts(self.database, self.files.operator_token.read_text().strip(), self.clock)
         self.books = Books(self.settings, self.files, self.database)
 
     # --- running ------------------------------------------------------------------------------------------------
 
-    def start(self, *, enclaves: Enclaves | None = None, build_cohort: CohortBuilder | None = None) -> None:
+    def start(
+        self,
+        *,
+        enclaves: Enclaves | None = None,
+        build_cohort: CohortBuilder | None = None,
+        upkeep_every_s: float = EVERY_S,
+    ) -> None:
         """Recover from whatever was, then begin: enclaves may start, the SuperNode reports to its coordinator."""
         self._make_run_dir()
         follow_the_log(self.visits, dataset_id=self.settings.dataset.id)
@@ -119,6 +128,7 @@ class Node:
         abandon_open_visits(self.visits, reason="the node was restarted")
         self.preparation.clear_leftovers()
         self.evidence.append("node.started", {"version": version("vht-federate")})
+        self._regularly = Regularly(self.upkeep.sweep, upkeep_every_s)
         if self.settings.coordinator is not None:
             self.supernode = SuperNode(self.settings.coordinator, self.files, self.run_dir)
             self.supernode.start()
@@ -154,6 +164,9 @@ class Node:
                 steps.callback(abandon_open_visits, self.visits, reason="the node was stopped")
             if self.supernode is not None:
                 steps.callback(self.supernode.close)
+            steps.callback(self.visits.judge.strangers.settle, closing=True)
+            if self._regularly is not None:
+                steps.callback(self._regularly.close)
         log.info("node stopped", extra={"facts": {"node": self.settings.name}})
 
     def _make_run_dir(self) -> None:

@@ -44,6 +44,7 @@ _SENTENCES: dict[str, Callable[[Body], str]] = {
     "optout.recorded": lambda body: f"A patient's opt-out recorded{_who(body)}, in force since {body['since']}",
     "optout.withdrawn": lambda body: f"A patient's opt-out withdrawn{_who(body)} from {body['until']}",
     "permit.checked": _checked,
+    "refusals.counted": lambda body: f"{body['refused']:,} more requests of strangers refused since {body['since']}",
     "visit.requested": _requested,
     "visit.approved": lambda body: f"Approved{_who(body)}",
     "visit.rejected": lambda body: f"Rejected{_who(body)}: {body['reason'] or 'no reason given'}",
@@ -55,6 +56,7 @@ _SENTENCES: dict[str, Callable[[Body], str]] = {
     "round.refused": lambda body: f"Call {body['job'] or 'unknown'} {body['round'] or ''} refused: {body['code']}",
     "release.acknowledged": lambda body: f"Release of a {body['kind']} acknowledged",
     "visit.closed": lambda body: f"Visit ended{_who(body)}: {body['reason']}; spent: {_epsilon(body['epsilon'])}",
+    "pseudonyms.erased": lambda body: f"Pseudonyms of permit {body['permit_id']} erased: its retention is over",
     "permit.revoked-seen": lambda _: "The permit issuer revoked the permit: everything stops",
 }
 

@@ -24,7 +24,7 @@ from vht_federate.domain.permit import StatusList
 from vht_federate.errors import EgressError, RefusedError, RevokedError, VhtError, error_from_envelope
 from vht_federate.privacy.accounting import epsilon_by_population
 
-__all__ = ["VisitGate"]
+__all__ = ["GRACE_S", "VisitGate"]
 
 log = logging.getLogger("vht.node.gate")
 GRACE_S = 1.0
