@@ -1,5 +1,11 @@
-"""What a publication passes: plain archive, no rows, evidence and claims that hold, a cohort as its codebook says."""
+"""What a publication passes: plain archive, the coordinator's seal, no rows, evidence and claims that hold, a cohort as
+its codebook says.
 
+Publishing needs no account, so nothing is parsed before the seal holds: until then files are unpacked, measured and
+hashed, each in bounded memory.
+"""
+
+import hashlib
 import json
 import shutil
 import tempfile
@@ -11,10 +17,10 @@ from typing import Any, BinaryIO
 from vht_federate.central.archive import Limits, pack, unpack
 from vht_federate.central.claims import check_claims
 from vht_federate.central.cohort_rows import look_at_cohort
-from vht_federate.central.rows import look_for_rows
+from vht_federate.central.rows import look_at_heads, look_for_rows
 from vht_federate.central.store import Catalogue, NewRelease, Publication
 from vht_federate.errors import InputError, PublicationError, VerificationError
-from vht_federate.evidence.canonical import sha256_hex
+from vht_federate.evidence.bundle import open_bundle
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.evidence.verify import Verification, verify_bundle
 from vht_federate.packaging.codebook import Codebook
@@ -40,10 +46,20 @@ class Admission:
         try:
             bundle = work / "bundle"
             unpack(archive, bundle, self._limits)
-            look_for_rows(bundle)
+            look_at_heads(bundle)
             known = self._known(bundle)
             if known is not None:
                 return known, False
+            verified = self._judged(bundle)
+            with (work / "bundle.tar.gz").open("wb") as file:
+                pack(bundle, file)
+            new = self._publication(verified)
+            return self._catalogue.add(work, new, _releases(bundle, verified)), True
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _judged(self, bundle: Path) -> Verification:
+        try:
             verified = self._verified(bundle)
             if not verified.releases:
                 raise PublicationError(
@@ -55,17 +71,16 @@ class Admission:
                 check_claims(bundle / _folder_of(kind, verified), kind, verified)
             if "cohort" in verified.releases:
                 _check_cohort(bundle / "cohort", verified)
-            with (work / "bundle.tar.gz").open("wb") as file:
-                pack(bundle, file)
-            new = self._publication(verified)
-            return self._catalogue.add(work, new, _releases(bundle, verified)), True
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        except RecursionError as error:
+            raise PublicationError(
+                "a file is nested deeper than any document of a study", code="VHT-PUBLICATION-ROWS"
+            ) from error
+        return verified
 
     def _known(self, bundle: Path) -> Publication | None:
         """A publication with the very same bytes: every file as the one that was verified."""
         manifest = bundle / "manifest.json"
-        known = self._catalogue.find(sha256_hex(manifest.read_bytes())) if manifest.is_file() else None
+        known = self._catalogue.find(_digest(manifest)) if manifest.is_file() else None
         if known is None:
             return None
         kept = self._catalogue.folder(known.id) / "bundle"
@@ -73,7 +88,10 @@ class Admission:
 
     def _verified(self, bundle: Path) -> Verification:
         try:
-            return verify_bundle(bundle, TrustFile.read(self._trust))
+            trust = TrustFile.read(self._trust)
+            open_bundle(bundle, trust.coordinator_key)
+            look_for_rows(bundle)
+            return verify_bundle(bundle, trust)
         except VerificationError as error:
             raise PublicationError(
                 f"the evidence does not hold: {error.message} ({error.code})",
@@ -142,4 +160,9 @@ def _facts(folder: Path, kind: str) -> dict[str, Any]:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_hex(path.read_bytes()) for path in files}
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

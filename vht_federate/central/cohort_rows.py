@@ -28,6 +28,7 @@ _ELEMENTS = {
 }
 _INNER = frozenset(["system", "code", "text", "coding", "value", "unit", "reference", "security", "tag"])
 _ID = re.compile(r"synthetic-\d{1,9}(-[a-z0-9-]{1,64})?")
+_LINE = 1 << 15  # characters
 _MOMENTS = ("effectiveDateTime", "onsetDateTime", "authoredOn")
 
 
@@ -132,7 +133,7 @@ def _look_at_resources(path: Path, rows: int, columns: int) -> None:
         where = f"fhir/{path.name} line {number}"
         try:
             resource = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _refused("ROWS", f"{where} is not JSON") from error
         if not isinstance(resource, dict) or resource.get("resourceType") != path.stem:
             raise _refused("ROWS", f"{where} is not a {path.stem}")
@@ -152,7 +153,10 @@ def _look_at_resources(path: Path, rows: int, columns: int) -> None:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open(encoding="utf-8") as file:
-            yield from enumerate(file, start=1)
+            for number, line in enumerate(iter(lambda: file.readline(_LINE), ""), start=1):
+                if len(line) == _LINE:
+                    raise _refused("ROWS", f"fhir/{path.name} line {number} is longer than any resource of a cohort")
+                yield number, line
     except UnicodeDecodeError as error:
         raise _refused("ROWS", f"fhir/{path.name} is not UTF-8") from error
 

@@ -1,18 +1,20 @@
 """Does a file look like rows of patients? Asked of every file of a publication outside its synthetic cohort.
 
 A look, not a proof: evidence says where a file comes from; this refuses what should never have been sent, also where
-somebody signed it by mistake. Messages name the file, never its content.
+somebody signed it by mistake. Who wants to hide rows in a signed model can; who sends them by mistake, in any usual
+form, cannot. Messages name the file, never its content. Every look is bounded in memory: sizes come first.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from vht_federate.central.json_rows import look_at_json, parsed
+from vht_federate.central.table_lines import holds_table
+from vht_federate.central.tensor_rows import look_at_tensors
 from vht_federate.errors import PublicationError
 
-__all__ = ["look_for_rows"]
+__all__ = ["look_at_heads", "look_for_rows"]
 
 _CONTAINERS = {
     b"PAR1": "Parquet",
@@ -28,106 +30,89 @@ _CONTAINERS = {
     b"\x80\x05": "pickle",
     b"\x89HDF": "HDF5",
 }
-_PERSONAL_NAMES = ("family", "given", "birthDate", "deceasedDateTime", "maritalStatus", "photo", "mrn", "ssn")
-_PERSONAL = frozenset((*_PERSONAL_NAMES, "telecom", "address", "postalCode", "contact"))
-_TABLE_LINES = 20
-_TENSOR_ROWS = 1_000
-_NUMBER = re.compile(r"-?\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
+_MIB = 1 << 20
+_HEAD = 1 << 13
+_COHORT = r"cohort/(data\.(csv|parquet)|fhir/.*)"  # judged cell by cell in cohort_rows
+_NODE = r"[a-z0-9][a-z0-9-]{0,63}"
+_OUTPUT = rf"outputs/[a-z]{{1,32}}-[1-9]\d{{0,3}}/{_NODE}\.(json|safetensors)"  # what a node noised and released
+_LARGEST = (  # the first pattern that fits a name says how many bytes it may have
+    (_COHORT, 256 * _MIB),
+    (r"outputs/.*\.json", _MIB // 4),
+    (r"outputs/.*", 64 * _MIB),
+    (r".*\.safetensors", 256 * _MIB),
+    (rf"nodes/{_NODE}\.json", 16 * _MIB),
+    (r"run\.json|release/[^/]+/provenance\.json", 2 * _MIB),
+    (r".*\.(json|md)", 4 * _MIB),
+    (r".*", _MIB),
+)
 
 
-def look_for_rows(folder: Path, *, cohort: str = "cohort") -> None:
-    """Raises PublicationError VHT-PUBLICATION-ROWS or VHT-PUBLICATION-PERSONAL naming the first such file.
+def look_at_heads(folder: Path) -> None:
+    """What can be told without a signature and without reading: sizes, containers, and NDJSON by its first lines.
 
-    The files that a synthetic cohort consists of (``cohort``/…) are judged by ``cohort_rows`` instead; anything else
+    Raises PublicationError VHT-PUBLICATION-SIZE or -ROWS.
+    """
+    for name, path in _files(folder):
+        largest = next(size for pattern, size in _LARGEST if re.fullmatch(pattern, name))
+        if path.stat().st_size > largest:
+            raise PublicationError(f"{name} has more than {largest} bytes", code="VHT-PUBLICATION-SIZE", hint=_HINT)
+        if name.startswith("outputs/") and not re.fullmatch(_OUTPUT, name):
+            raise _rows(name, "is not named as a node's reply")
+        if not re.fullmatch(_COHORT, name):
+            _look_at_head(name, path)
+
+
+def look_for_rows(folder: Path) -> None:
+    """Raises PublicationError VHT-PUBLICATION-SIZE, -ROWS or -PERSONAL naming the first such file.
+
+    The files that a synthetic cohort consists of (``cohort/``…) are judged by ``cohort_rows`` instead; anything else
     in its folder is judged here.
     """
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if name in (f"{cohort}/data.csv", f"{cohort}/data.parquet") or name.startswith(f"{cohort}/fhir/"):
+    look_at_heads(folder)
+    for name, path in _files(folder):
+        if re.fullmatch(_COHORT, name):
             continue
-        _look(name, path)
+        if name.endswith(".safetensors"):
+            what = look_at_tensors(path, weights=name.startswith("release/"), reply=name.startswith("outputs/"))
+        else:
+            what = _look_at_text(name, path)
+        if what is not None:
+            raise _rows(name, what)
 
 
-def _look(name: str, path: Path) -> None:
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path
+
+
+def _look_at_head(name: str, path: Path) -> None:
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(_HEAD)
     for magic, kind in _CONTAINERS.items():
         if head.startswith(magic):
             raise _rows(name, f"is a {kind} file")
-    if name.endswith(".safetensors"):
-        _look_at_tensors(name, path)
-        return
+    lines = head.decode("utf-8", "replace").splitlines()
+    if len([line for line in lines if line.startswith("{") and parsed(line) is not None]) >= 2:
+        raise _rows(name, "is NDJSON")
+
+
+def _look_at_text(name: str, path: Path) -> str | None:
     try:
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise _rows(name, "is neither text nor safetensors") from error
-    _look_at_text(name, text)
-
-
-def _look_at_text(name: str, text: str) -> None:
-    lines = text.splitlines()
-    objects = [line for line in lines[:50] if line.startswith("{") and _parsed(line) is not None]
+    except UnicodeDecodeError:
+        return "is neither text nor safetensors"
+    objects = [line for line in text.splitlines()[:50] if line.startswith("{") and parsed(line) is not None]
     if len(objects) >= 2:
-        raise _rows(name, "is NDJSON")
-    parsed = _parsed(text)
-    if parsed is not None:
-        keys = set(_keys(parsed))
-        if "resourceType" in keys:
-            raise _rows(name, "holds FHIR resources")
-        if keys & _PERSONAL:
-            raise PublicationError(
-                f"{name} holds elements that describe a person", code="VHT-PUBLICATION-PERSONAL", hint=_HINT
-            )
-        return
-    for separator in (",", ";", "\t", "|"):
-        if _is_table(lines, separator):
-            raise _rows(name, "holds a table of numbers, row by row")
-
-
-def _is_table(lines: list[str], separator: str) -> bool:
-    """At least ``_TABLE_LINES`` lines running with equally many cells, most of them numbers or empty."""
-    run, width = 0, 0
-    for line in lines:
-        cells = [cell.strip() for cell in line.strip().strip("|").split(separator)]
-        numbers = sum(not cell or _NUMBER.fullmatch(cell) is not None for cell in cells)
-        fits = len(cells) >= 3 and numbers * 2 >= len(cells)
-        run = run + 1 if fits and len(cells) == width else int(fits)
-        width = len(cells)
-        if run >= _TABLE_LINES:
-            return True
-    return False
-
-
-def _look_at_tensors(name: str, path: Path) -> None:
-    """A released model or table is small; a tensor of many short rows is a table of people."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as tensors:
-            shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118
-    except SafetensorError as error:
-        raise _rows(name, "is not safetensors") from error
-    if any(len(shape) == 2 and max(shape) >= _TENSOR_ROWS and min(shape) <= 200 for shape in shapes):
-        raise _rows(name, "holds a tensor with the shape of a table of rows")
-
-
-def _parsed(text: str) -> Any:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict | list) else None
-
-
-def _keys(value: Any) -> Iterator[str]:
-    waiting = [value]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            yield from one
-            waiting.extend(one.values())
-        elif isinstance(one, list):
-            waiting.extend(one)
+        return "is NDJSON"
+    found = look_at_json(text, signed_by_nodes=name.startswith(("nodes/", "outputs/")))
+    if found is None:
+        return "holds a table of numbers, row by row" if holds_table(text) else None
+    if found.personal:
+        raise PublicationError(
+            f"{name} holds elements that describe a person", code="VHT-PUBLICATION-PERSONAL", hint=_HINT
+        )
+    return found.rows
 
 
 _HINT = "the platform takes released components and synthetic cohorts; rows of patients never leave a node"

@@ -3,6 +3,7 @@
 ``release.sha256`` everywhere in the project is the sha256 of the bytes of ``manifest.json``.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ __all__ = ["MANIFEST", "SIGNATURE", "Sealed", "empty_folder", "seal", "unseal", 
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.jws"
+_SIGNATURE_BYTES = 1 << 16  # no statement is longer; of a longer file the rest is not read, and it is refused
 
 
 @dataclass(frozen=True)
@@ -70,27 +72,30 @@ def unseal(folder: Path, key: PublicKey | None, *, typ: str, allowed: Iterable[s
     present = dict(_files(folder))
     claims = _signed_claims(folder, key, typ)
     try:
-        content = (folder / MANIFEST).read_bytes()
-        manifest = json.loads(content)
+        digest = _digest(folder / MANIFEST)
+        if claims.get("sha256") != digest:  # before anything unsigned is parsed
+            raise _broken(MANIFEST, "is not the one that was signed")
+        manifest = json.loads((folder / MANIFEST).read_bytes())
         files = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _broken(MANIFEST, "is missing or not a manifest") from error
-    if claims.get("sha256") != sha256_hex(content) or claims.get("kind") != manifest.get("kind"):
+    if claims.get("kind") != manifest.get("kind"):
         raise _broken(MANIFEST, "is not the one that was signed")
     for name in sorted(present.keys() | files.keys() | set(required)):
         if name not in files or not _listed(name, allowed):
             raise _broken(name, "is not listed" if name in present else "is required and absent")
         if name not in present:
             raise _broken(name, "is listed and absent")
-        if sha256_hex(present[name].read_bytes()) != files[name]["sha256"]:
+        if _digest(present[name]) != files[name]["sha256"]:
             raise _broken(name, "was changed")
-    return Sealed(folder, sha256_hex(content), manifest)
+    return Sealed(folder, digest, manifest)
 
 
 def _signed_claims(folder: Path, key: PublicKey | None, typ: str) -> dict[str, Any]:
     """What the seal says. The file is the statement and one newline, nothing else."""
     try:
-        token, newline, rest = (folder / SIGNATURE).read_bytes().decode("ascii").partition("\n")
+        with (folder / SIGNATURE).open("rb") as file:
+            token, newline, rest = file.read(_SIGNATURE_BYTES).decode("ascii").partition("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _broken(SIGNATURE, "is missing or not a signature") from error
     if newline != "\n" or rest:
@@ -109,6 +114,12 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
             raise _broken(name, "is not a regular file")
         if path.is_file() and name not in (MANIFEST, SIGNATURE):
             yield name, path
+
+
+def _digest(path: Path) -> str:
+    """sha256 in hex, read piece by piece: a file may be of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(name: str, allowed: Iterable[str]) -> bool:
