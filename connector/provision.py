@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from connector.governance.secret import NodeSecret, write_private
+from connector.governance.secret import NodeSecret, private_files, write_private
 from connector.node import open_database
 from connector.settings import NodeFiles, NodeSettings
 from connector.supernode import create_key
@@ -21,7 +21,11 @@ def provision(state: Path, settings: NodeSettings, issuer_key: Path) -> dict[str
     for path in (settings.certificate, settings.key, settings.ca):
         if not path.is_file():
             raise InputError(f"there is no file {path}", code="VHT-INPUT-TLS", hint="make one with 'vht pki cert'")
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with private_files(state):
+        return _provision(state, settings, issuer_key)
+
+
+def _provision(state: Path, settings: NodeSettings, issuer_key: Path) -> dict[str, Any]:
     files = NodeFiles(state.resolve())
     NodeSecret.create(files.node_secret)
     evidence = SigningKey.create(files.evidence_key)

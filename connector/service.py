@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from connector.app import internal_app, outward_app
+from connector.governance.secret import private_files
 from connector.log import open_log
 from connector.node import Node
 from connector.settings import NodeFiles
@@ -23,6 +24,7 @@ def run_node(state: Path, on_ready: Callable[[Node], None]) -> None:
     Raises UnavailableError where another process serves this directory or a port is taken.
     """
     with contextlib.ExitStack() as closing:
+        closing.enter_context(private_files(state))
         closing.enter_context(PidFile(NodeFiles(state).pid))
         handler = open_log(NodeFiles(state).log)
         closing.callback(_close_log, handler)

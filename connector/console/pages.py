@@ -154,13 +154,13 @@ def _add_log_in(app: FastAPI, pages: _Pages) -> None:
             value, _ = log_in()
         except VhtError as error:
             return pages.render(request, "login.html", status=403, failed=error.message)
-        answer = RedirectResponse("/", status_code=303)
+        answer = RedirectResponse("/", status_code=303, headers={"Cache-Control": "no-store"})
         sessions.set_cookie(answer, value)
         return answer
 
     @app.get("/login", include_in_schema=False)
     def log_in_page(request: Request, token: str | None = None) -> Response:
-        if token is not None:
+        if token is not None:  # sent on at once, so that the address with the token is no page to return to
             return enter(request, lambda: sessions.accounts.log_in_with_token(token))
         return pages.render(request, "login.html", failed=None)
 

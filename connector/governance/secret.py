@@ -4,12 +4,27 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vht_federate.errors import InputError
 
-__all__ = ["NodeSecret", "write_private"]
+__all__ = ["NodeSecret", "private_files", "write_private"]
+
+
+@contextmanager
+def private_files(state: Path) -> Iterator[None]:
+    """Inside, whatever this process makes is its user's alone; ``state`` is, too, however it was made before."""
+    before = os.umask(0o077)
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(PermissionError):  # a volume that belongs to the container's host: its files are private still
+            state.chmod(0o700)
+        yield
+    finally:
+        os.umask(before)
 
 
 def write_private(path: Path, content: bytes) -> None:

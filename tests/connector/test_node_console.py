@@ -108,7 +108,9 @@ def test_a_form_without_the_sessions_key_or_from_a_viewer_changes_nothing(consol
 def test_the_operator_token_opens_a_session_and_a_wrong_one_does_not(console: Console) -> None:
     token = (console.hospital.state / "operator.token").read_text().strip()
     assert console.browser.get("/login?token=wrong").status_code == 403
-    assert console.browser.get(f"/login?token={token}").status_code == 303
+    entered = console.browser.get(f"/login?token={token}")
+    assert (entered.status_code, entered.headers["location"]) == (303, "/")
+    assert (entered.headers["referrer-policy"], entered.headers["cache-control"]) == ("no-referrer", "no-store")
     assert console.browser.get("/").status_code == 200
 
 

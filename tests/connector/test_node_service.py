@@ -193,6 +193,26 @@ def test_init_keeps_every_key_and_refuses_what_is_no_key(hospital: Hospital) -> 
     assert caught.value.code == "VHT-INPUT-CATEGORY"
 
 
+def test_a_directory_that_was_open_to_others_is_closed_with_all_that_a_node_writes(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state").chmod(0o755)
+        hospital = make_hospital(tmp_path)
+        assert hospital.state.stat().st_mode & 0o777 == 0o700
+        hospital.state.chmod(0o755)
+        one = Served(hospital)
+        one.await_health()
+        assert one.end() == 0
+        hospital.issuer.stop()
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    made = [hospital.state, *(path for path in hospital.state.rglob("*") if path.name != "supernode.pub")]
+    assert {"node.sqlite", "node.log", "log.jsonl", "node.toml"} <= {path.name for path in made}
+    assert not [path.name for path in made if path.stat().st_mode & 0o077]
+
+
 def test_flower_is_told_to_stay_silent_and_gets_its_own_home(tmp_path: Path) -> None:
     hospital = make_hospital(tmp_path, coordinator={"address": "127.0.0.1:9", "ca": "/ca.crt", "supernode_port": 9999})
     with hospital.open(start=False) as node:
