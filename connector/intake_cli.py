@@ -20,12 +20,12 @@ app = typer.Typer(add_completion=False)
 @output.command("node ingest")
 def ingest(
     state: State,
-    folder: Annotated[Path, typer.Argument(help="Folder of FHIR R4 NDJSON.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of FHIR R4: NDJSON (plain, .gz, .zst) or Bundles (.json).")],
     replace: Annotated[
         bool, typer.Option("--replace", help="A whole new export: it takes the place of all that was held.")
     ] = False,
 ) -> None:
-    """Take in a folder of FHIR NDJSON; every line is accounted for."""
+    """Take in a folder of FHIR; every line is accounted for."""
     report = _take_in(state, folder.resolve(), replace)
     output.emit("node ingest", report, intake_table(folder, report))
 

@@ -1,4 +1,4 @@
-"""Intake: a folder of FHIR R4 NDJSON becomes the next generation of the store, every line accounted for."""
+"""Intake: a folder of FHIR R4 (NDJSON, Bundles) becomes the next generation of the store, every line accounted for."""
 
 from collections.abc import Iterable
 from importlib.resources import files
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import orjson
 
+from connector.fhir.bundles import is_fhir, read_bundle
 from connector.fhir.elements import Quarantine
 from connector.fhir.identity import content_key, resource_key, subject_key
 from connector.fhir.lines import Line, read_lines
 from connector.fhir.report import IngestReport
-from connector.fhir.resources import read_resource, refuse_modifiers
+from connector.fhir.resources import read_resource, read_version, refuse_modifiers
 from connector.fhir.settling import settle
 from connector.fhir.staging import Staging
 from connector.fhir.store import Store, table_name
@@ -21,6 +22,7 @@ from vht_federate.errors import InputError
 __all__ = ["ingest", "installed_ports"]
 
 KEY_BYTES = 32
+SUFFIXES = (".ndjson", ".ndjson.gz", ".ndjson.zst")
 SUBJECTS_HELD = 100_000
 
 
@@ -40,7 +42,8 @@ def ingest(
     ports: Iterable[Port] | None = None,
     replace: bool = False,
 ) -> IngestReport:
-    """Read ``*.ndjson`` and ``*.ndjson.gz`` in ``folder`` into ``store_dir``, beside what is there or in its place.
+    """Read NDJSON (plain, ``.gz``, ``.zst``) and Bundles (``.json``) in ``folder`` into ``store_dir``, beside what is
+    there or in its place.
 
     Reading the same data again changes nothing; with ``replace``, nothing but this folder counts afterwards. A crash
     leaves the store as it was before. Raises InputError VHT-INPUT-FHIR-FOLDER where there is nothing to read,
@@ -65,7 +68,9 @@ def _sources(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder.name} is not a folder", code="VHT-INPUT-FHIR-FOLDER")
     paths = sorted(
-        path for path in folder.iterdir() if path.name.endswith((".ndjson", ".ndjson.gz")) and path.is_file()
+        path
+        for path in folder.iterdir()
+        if path.is_file() and (path.name.endswith(SUFFIXES) or (path.suffix == ".json" and is_fhir(path)))
     )
     if not paths:
         raise InputError(
@@ -85,7 +90,7 @@ class _Reader:
 
     def read(self, path: Path) -> None:
         empty = True
-        for line in read_lines(path):
+        for line in read_bundle(path) if path.suffix == ".json" else read_lines(path):
             empty = False
             if line.fault:
                 self._fault(line.number, "line", line.fault, "")
@@ -110,7 +115,10 @@ class _Reader:
         key = resource_key(self._key, reading.type, reading.id)
         place = (self._number, line.number)
         verdict, rejected = reading.verdict, reading.verdict.rejected
-        self._staging.add("line", (*place, reading.type, key, content, verdict.accepted, len(rejected)))
+        counts = (verdict.accepted, len(rejected))
+        self._staging.add(
+            "line", (*place, reading.type, key, content, *counts, *read_version(resource), reading.mistaken)
+        )
         lead = (*place, key, self._subject(reading.patient_id))
         for row in reading.rows:
             self._staging.add(table_name(reading.type), lead + row)

@@ -1,6 +1,6 @@
-"""A file of NDJSON, plain or gzip, as numbered lines: in bounded memory, and with an account of what broke.
+"""A file of NDJSON, plain, gzip or zstd, as numbered lines: in bounded memory, and with an account of what broke.
 
-Every line appears once: as its bytes, or as the reason why it cannot be read. A gzip stream that ends early or is
+Every line appears once: as its bytes, or as the reason why it cannot be read. A compressed stream that ends early or is
 damaged yields all the whole lines before the damage, and then one line that stands for the rest.
 """
 
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+
+import pyarrow as pa
 
 __all__ = ["LINE_LIMIT", "Line", "read_lines"]
 
@@ -29,7 +31,8 @@ class Line:
 def read_lines(path: Path, *, limit: int = LINE_LIMIT) -> Iterator[Line]:
     """Lines of ``path``, counted from 1; the line end is not part of the content. An empty file has none.
 
-    Faults: ``blank-line``, ``line-too-long``, ``gzip-truncated``, ``gzip-corrupt``, ``unreadable-file``.
+    Faults: ``blank-line``, ``line-too-long``, ``gzip-truncated``, ``gzip-corrupt``, ``zstd-truncated``,
+    ``zstd-corrupt``, ``unreadable-file``.
     """
     number, rest, skipping = 0, b"", False
     for chunk, fault in _chunks(path):
@@ -59,6 +62,9 @@ def _line(number: int, content: bytes) -> Line:
 
 def _chunks(path: Path) -> Iterator[tuple[bytes, str | None]]:
     try:
+        if path.suffix == ".zst":
+            yield from ((chunk, None) for chunk in _zstd(path))
+            return
         with _open(path) as stream:
             while chunk := stream.read1(CHUNK):
                 yield chunk, None
@@ -66,10 +72,18 @@ def _chunks(path: Path) -> Iterator[tuple[bytes, str | None]]:
         yield b"", "gzip-truncated"
     except (gzip.BadGzipFile, zlib.error):
         yield b"", "gzip-corrupt"
-    except OSError:
-        yield b"", "unreadable-file"
+    except OSError as error:
+        # pyarrow has an OSError without a number for a damaged stream
+        damaged = path.suffix == ".zst" and error.errno is None
+        yield b"", ("zstd-truncated" if "runcated" in str(error) else "zstd-corrupt") if damaged else "unreadable-file"
 
 
 def _open(path: Path) -> gzip.GzipFile | BufferedReader:
     # read1 hands over what was decoded before the damage shows; read would lose it.
     return gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _zstd(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file, pa.CompressedInputStream(file, "zstd") as stream:
+        while chunk := stream.read(CHUNK):
+            yield chunk

@@ -9,7 +9,7 @@ __all__ = ["FileReport", "IngestReport"]
 
 @dataclass(frozen=True)
 class FileReport:
-    """``state``: ok, empty, or the fault that cut the file short (gzip-truncated, gzip-corrupt, unreadable-file)."""
+    """``state``: ok, empty, or the fault that cut the file short (gzip-truncated, zstd-corrupt, …)."""
 
     name: str
     lines: int
@@ -17,14 +17,17 @@ class FileReport:
     quarantined: int
     duplicate: int
     state: str = "ok"
+    superseded: int = 0
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """``lines == accepted + quarantined + duplicate``. Values are those of accepted lines.
+    """``lines == accepted + quarantined + duplicate + superseded``. Values are those of accepted lines.
 
     ``reasons`` counts quarantined lines by reason, ``value_reasons`` quarantined values; ``by_type`` accepted lines
-    by resource type; ``patients`` is how many patients the store now holds; ``changed`` says whether it changed.
+    by resource type; ``superseded`` are versions older than what is held, ``replaced`` resources of the store that
+    gave way to a newer version, ``entered_in_error`` accepted lines that say so of themselves; ``patients`` is how
+    many patients the store now holds; ``changed`` says whether it changed.
     """
 
     dataset: str
@@ -39,6 +42,9 @@ class IngestReport:
     by_type: dict[str, int]
     patients: int
     changed: bool
+    superseded: int = 0
+    replaced: int = 0
+    entered_in_error: int = 0
     by_file: tuple[FileReport, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:

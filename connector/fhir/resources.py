@@ -4,8 +4,10 @@ No name, address, identifier, narrative, note or display is read. A resource wit
 depth) or an ``implicitRules`` means something that we do not know: it is quarantined (FHIR R4, 2.5.4 and 2.27.1.0.1).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from connector.fhir.elements import (
@@ -21,13 +23,16 @@ from connector.fhir.elements import (
     moment,
     partial_date,
     subject,
+    text,
 )
 from connector.fhir.values import Units, Value, Verdict, read_value
 from vht_federate.domain.split import bucket_of
 
-__all__ = ["TABLES", "Reading", "read_resource", "refuse_modifiers"]
+__all__ = ["TABLES", "Reading", "Version", "read_resource", "read_version", "refuse_modifiers"]
 
 Row = tuple[Any, ...]
+Version = tuple[datetime | None, int | None]
+_NUMBER = re.compile("[0-9]{1,18}")
 _NO_CODE: list[tuple[str | None, str | None]] = [(None, None)]
 
 # Columns of each row after (resource, subject), in order.
@@ -74,6 +79,7 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 
+MISTAKEN = "entered-in-error"
 GENDERS = frozenset({"male", "female", "other", "unknown"})
 OBSERVATION_STATUS = frozenset(
     {"registered", "preliminary", "final", "amended", "corrected", "cancelled", "entered-in-error", "unknown"}
@@ -108,6 +114,7 @@ class Reading:
     patient_id: str
     rows: list[Row]
     verdict: Verdict = field(default_factory=Verdict)
+    mistaken: bool = False  # entered in error
 
 
 def refuse_modifiers(resource: Node) -> None:
@@ -136,6 +143,17 @@ def read_resource(resource: Any, units: Units) -> Reading:
     if resource.get("implicitRules") is not None:
         raise Quarantine("implicit-rules", f"{kind}.implicitRules")
     return reader(resource, units)
+
+
+def read_version(resource: Node) -> Version:
+    """``meta.lastUpdated`` and ``meta.versionId``, the latter where it is a number and so can be compared."""
+    kind = resource["resourceType"]
+    meta = member(resource, "meta", kind)
+    if meta is None:
+        return None, None
+    spelled = text(meta, "versionId", f"{kind}.meta")
+    number = int(spelled) if spelled and _NUMBER.fullmatch(spelled) else None
+    return instant(meta, "lastUpdated", f"{kind}.meta"), number
 
 
 def _status(node: Node, where: str, allowed: frozenset[str], key: str = "status") -> str:
@@ -175,7 +193,7 @@ def _observation(node: Node, units: Units) -> Reading:
             continue
         cells = _cells(value)
         rows += [(status, effective, part, *meaning, *cell) for meaning in meanings or _NO_CODE for cell in cells]
-    return Reading("Observation", own, patient, rows, verdict)
+    return Reading("Observation", own, patient, rows, verdict, status == MISTAKEN)
 
 
 def _cells(value: Value) -> list[Row]:
@@ -192,7 +210,8 @@ def _condition(node: Node, _units: Units) -> Reading:
     states = [spelled for _, spelled in codings(member(node, "verificationStatus", "Condition"), where)]
     verification = states[0] if states else None
     found = codings(member(node, "code", "Condition"), "Condition.code")
-    return Reading("Condition", own, patient, [(verification, onset, *coding) for coding in found])
+    rows: list[Row] = [(verification, onset, *coding) for coding in found]
+    return Reading("Condition", own, patient, rows, mistaken=verification == MISTAKEN)
 
 
 def _medication_request(node: Node, _units: Units) -> Reading:
@@ -210,7 +229,8 @@ def _medication_request(node: Node, _units: Units) -> Reading:
     if concept is None:
         raise Quarantine("missing", f"{kind}.medication[x]")
     found = codings(concept, f"{kind}.medicationCodeableConcept")
-    return Reading(kind, own, patient, [(status, intent, prohibited, authored, *coding) for coding in found])
+    rows: list[Row] = [(status, intent, prohibited, authored, *coding) for coding in found]
+    return Reading(kind, own, patient, rows, mistaken=status == MISTAKEN)
 
 
 def _encounter(node: Node, _units: Units) -> Reading:
@@ -220,7 +240,7 @@ def _encounter(node: Node, _units: Units) -> Reading:
     period = member(node, "period", "Encounter") or {}
     started, ended = (moment(period, key, "Encounter.period") for key in ("start", "end"))
     class_code = code(kind, "code", "Encounter.class") if kind else None
-    return Reading("Encounter", own, patient, [(status, class_code, started, ended)])
+    return Reading("Encounter", own, patient, [(status, class_code, started, ended)], mistaken=status == MISTAKEN)
 
 
 def _when(node: Node, stem: str, where: str) -> Any:

@@ -19,46 +19,13 @@ from connector.fhir.report import FileReport, IngestReport, sorted_counts
 from connector.fhir.resources import TABLES
 from connector.fhir.staging import Staging
 from connector.fhir.store import Generation, Store, table_name
+from connector.fhir.verdicts import FAULTS, FILES, GONE, NOTHING_SEEN, SEEN, VERDICTS
 
 __all__ = ["settle"]
 
-# One verdict per staged line. The first content seen under a key stands: a repetition is a duplicate, another
-# content under the same key is a contradiction that only the hospital can settle.
-_VERDICTS = """
-CREATE TEMP TABLE verdict AS
-SELECT s.*, CASE
-    WHEN content <> coalesce(k.known, first_value(content) OVER same) THEN 'conflict'
-    WHEN k.known IS NOT NULL OR row_number() OVER same > 1 THEN 'duplicate'
-    ELSE 'accepted' END AS verdict
-FROM {staged} s LEFT JOIN (SELECT resource, content AS known FROM {seen}) k USING (resource)
-WINDOW same AS (PARTITION BY s.resource ORDER BY s.file, s.line)
-"""
-_FAULTS = """
-CREATE TEMP TABLE fault AS
-SELECT file, line, kind, reason, path FROM {staged} WHERE kind <> 'value'
-UNION ALL
-SELECT file, line, 'line', 'conflicting-content', type || '.id' FROM verdict WHERE verdict = 'conflict'
-UNION ALL
-SELECT f.file, f.line, kind, reason, path FROM {staged} f JOIN verdict v ON f.file = v.file AND f.line = v.line
-WHERE kind = 'value' AND verdict = 'accepted'
-"""
-_NOTHING_SEEN = "(SELECT NULL::VARCHAR AS resource, NULL::VARCHAR AS content)"
 _ACCEPTED_BY_TYPE = "SELECT type, count(*) FROM verdict WHERE verdict = 'accepted' GROUP BY type"
 _LISTED = "dataset, file, line, kind, reason, path"
 _LISTED_TYPES = {name: "BIGINT" if name == "line" else "VARCHAR" for name in _LISTED.split(", ")}
-_FILES = """
-SELECT name, coalesce(a, 0) + coalesce(d, 0) + coalesce(q, 0), coalesce(a, 0), coalesce(q, 0), coalesce(d, 0),
-    CASE WHEN empty > 0 THEN 'empty' ELSE coalesce(cut, 'ok') END
-FROM source
-LEFT JOIN (
-    SELECT file, count(*) FILTER (verdict = 'accepted') AS a, count(*) FILTER (verdict = 'duplicate') AS d
-    FROM verdict GROUP BY file) USING (file)
-LEFT JOIN (
-    SELECT file, count(*) FILTER (kind = 'line') AS q, count(*) FILTER (reason = 'empty-file') AS empty,
-        max(reason) FILTER (reason IN ('gzip-truncated', 'gzip-corrupt', 'unreadable-file')) AS cut
-    FROM fault GROUP BY file) USING (file)
-ORDER BY name
-"""
 
 
 @dataclass(frozen=True)
@@ -79,9 +46,10 @@ class _Settling:
 
     def judge(self) -> None:
         parts = self.before.parts("resource") if self.before else []
-        seen = f"read_parquet([{', '.join(map(quoted, parts))}])" if parts else _NOTHING_SEEN
-        self.rows(_VERDICTS.format(staged=self.staged("line"), seen=seen))
-        self.rows(_FAULTS.format(staged=self.staged("fault")))
+        seen = SEEN.format(parts=", ".join(map(quoted, parts))) if parts else NOTHING_SEEN
+        self.rows(VERDICTS.format(staged=self.staged("line"), seen=seen))
+        self.rows(GONE)
+        self.rows(FAULTS.format(staged=self.staged("fault")))
         self.rows("CREATE TEMP TABLE source (file INTEGER, name VARCHAR)")
         if self.names:
             self.connection.executemany("INSERT INTO source VALUES (?, ?)", list(enumerate(self.names)))
@@ -89,7 +57,9 @@ class _Settling:
     def write_parts(self) -> None:
         number = self.before.number + 1 if self.before else 1
         accepted = "FROM verdict WHERE verdict = 'accepted' ORDER BY file, line"
-        self._copy(f"SELECT type, resource, content, ? AS dataset {accepted}", "resource", number, [self.dataset])
+        replaced = "CASE WHEN known IS NULL THEN 0 ELSE coalesce(replaced, 0) + 1 END AS replaced"
+        columns = f"type, resource, content, ? AS dataset, updated, version, {replaced}"
+        self._copy(f"SELECT {columns} {accepted}", "resource", number, [self.dataset])
         for table in map(table_name, TABLES):
             rows = (
                 f"SELECT s.* EXCLUDE (file, line) FROM {self.staged(table)} s JOIN verdict v "
@@ -102,6 +72,17 @@ class _Settling:
         [(count,)] = self.rows(f"COPY ({select}) TO {quoted(part)} (FORMAT parquet, COMPRESSION zstd)", parameters)
         if not count and self.before:
             part.unlink()
+
+    def write_survivors(self) -> dict[str, int]:
+        """Older parts without what gave way to a newer version; the count of that by type."""
+        gone = dict(self.rows("SELECT type, count(*) FROM gone GROUP BY type"))
+        tables = ["resource", *map(table_name, gone)] if gone and self.before else []
+        for part in (part for table in tables for part in self.before.parts(table)):  # type: ignore[union-attr]
+            [(count,)] = self.rows(f"SELECT count(*) FROM read_parquet({quoted(part)}) SEMI JOIN gone USING (resource)")
+            if count:
+                kept = f"SELECT p.* FROM read_parquet({quoted(part)}) p ANTI JOIN gone USING (resource)"
+                self.rows(f"COPY ({kept}) TO {quoted(self.fresh / part.name)} (FORMAT parquet, COMPRESSION zstd)")
+        return gone
 
     def write_quarantine(self) -> bool:
         """Old entries and new ones, each once. True where the list grew."""
@@ -118,17 +99,19 @@ class _Settling:
         path = self.before.folder / "quarantine.jsonl" if self.before else None
         return path if path and path.stat().st_size else None
 
-    def write_counts(self) -> dict[str, int]:
+    def write_counts(self, gone: dict[str, int]) -> dict[str, int]:
         counts = Counter(self.before.counts() if self.before else {})
         counts.update(dict(self.rows(_ACCEPTED_BY_TYPE)))
+        counts.subtract(gone)
         (self.fresh / "counts.json").write_bytes(orjson.dumps(sorted_counts(counts)))
         return dict(counts)
 
     def report(self, patients: int, changed: bool) -> IngestReport:
         verdicts = dict(self.rows("SELECT verdict, count(*) FROM verdict GROUP BY verdict"))
         by_type = Counter(dict(self.rows(_ACCEPTED_BY_TYPE)))
-        [(values, rejected)] = self.rows(
-            "SELECT coalesce(sum(accepted), 0), coalesce(sum(quarantined), 0) FROM verdict WHERE verdict = 'accepted'"
+        [(values, rejected, mistaken, replaced)] = self.rows(
+            "SELECT coalesce(sum(accepted), 0), coalesce(sum(quarantined), 0), count(*) FILTER (mistaken), "
+            "count(known) FROM verdict WHERE verdict = 'accepted'"
         )
         reasons = self._reasons("line")
         files = self._files()
@@ -138,6 +121,9 @@ class _Settling:
             accepted=verdicts.get("accepted", 0),
             quarantined=sum(reasons.values()),
             duplicate=verdicts.get("duplicate", 0),
+            superseded=verdicts.get("superseded", 0),
+            replaced=replaced,
+            entered_in_error=mistaken,
             values_accepted=int(values),
             values_quarantined=int(rejected),
             reasons=sorted_counts(reasons),
@@ -152,7 +138,7 @@ class _Settling:
         return Counter(dict(self.rows("SELECT reason, count(*) FROM fault WHERE kind = ? GROUP BY reason", [kind])))
 
     def _files(self) -> tuple[FileReport, ...]:
-        return tuple(FileReport(*row) for row in self.rows(_FILES))
+        return tuple(FileReport(*row) for row in self.rows(FILES))
 
 
 def settle(
@@ -169,7 +155,7 @@ def settle(
         settling.judge()
         settling.write_parts()
         grew = settling.write_quarantine()
-        counts = settling.write_counts()
+        counts = settling.write_counts(settling.write_survivors())
         changed = before is None or grew or bool(settling.rows("FROM verdict WHERE verdict = 'accepted' LIMIT 1"))
         report = settling.report(counts.get("Patient", 0), changed)
     if changed:

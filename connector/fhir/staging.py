@@ -35,6 +35,9 @@ _COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("content", "string"),
         ("accepted", "int32"),
         ("quarantined", "int32"),
+        ("updated", "timestamp"),
+        ("version", "int64"),
+        ("mistaken", "bool"),
     ),
     "fault": (*_PLACE, ("kind", "string"), ("reason", "string"), ("path", "string")),
 }

@@ -2,8 +2,10 @@
 
     STORE/CURRENT                      name of the generation in force, replaced atomically
     STORE/generations/000001/
-        observation-000001.parquet     one part per ingest and type; older parts are hard links
-        resource-000001.parquet        (type, resource, content, dataset): what has been seen
+        observation-000001.parquet     one part per ingest and type; older parts are hard links, or rewritten
+                                       without what a newer version replaced
+        resource-000001.parquet        (type, resource, content, dataset, updated, version, replaced): what is held,
+                                       and how many versions it replaced
         quarantine.jsonl               what was not read, and why
         counts.json                    resources by type
     STORE/ingesting/                   work in progress, worthless after a crash
@@ -91,12 +93,13 @@ class Store:
                 shutil.rmtree(work, ignore_errors=True)
 
     def publish(self, fresh: Path, *, beside_old: bool = True) -> Generation:
-        """Make the files in ``fresh``, beside the parts of the generation in force, the new generation."""
+        """Make the files in ``fresh`` the new generation, beside (or, of one name, instead of) the parts in force."""
         before = self.current()
         number = before.number + 1 if before else 1
         if before and beside_old:
             for part in before.folder.glob("*.parquet"):
-                os.link(part, fresh / part.name)
+                if not (fresh / part.name).exists():
+                    os.link(part, fresh / part.name)
         for path in fresh.iterdir():
             _sync(path)
         _sync(fresh)
