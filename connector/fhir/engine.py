@@ -35,6 +35,7 @@ def locked(
     )
     try:
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET enable_progress_bar = false")  # it would stand on stdout, amid what a command says
         connection.execute(f"SET allowed_directories = [{', '.join(quoted(f'{folder}/') for folder in folders)}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from connector.fhir import IngestReport, Store, ingest
+from connector.fhir.engine import locked
 
 
 def take(tmp_path: Path, items: list[Any], **more: Any) -> IngestReport:
@@ -150,6 +151,11 @@ def test_a_store_from_before_versions_is_read_on(tmp_path: Path) -> None:
     assert (report.accepted, report.duplicate) == (1, 1)
     assert take(tmp_path, [version(2, ident="o2"), version(3)]).reasons == {"conflicting-content": 1}
     assert sorted(row["number"] for row in rows(tmp_path)) == [102.0, 140.0]
+
+
+def test_an_intake_that_takes_long_shows_no_progress_of_the_engine() -> None:
+    with locked([]) as connection:
+        assert connection.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (False,)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
