@@ -51,7 +51,7 @@ class Release:
         statement = self._statement(state)
         sealed = self._package(state, statement)
         artefacts = {"component": sealed}
-        made = self._cohort(statement)
+        made = self._cohort(state, statement)
         if made is not None:
             artefacts["cohort"] = made.sha256
         receipts = self._acknowledged(state, artefacts)
@@ -111,7 +111,7 @@ class Release:
         )
         return sealed.sha256
 
-    def _cohort(self, statement: dict[str, Any]) -> CohortResult | None:
+    def _cohort(self, state: RunState, statement: dict[str, Any]) -> CohortResult | None:
         planned = self.run.planned
         if planned.request.plan.cohort is None or planned.request.codebook is None:
             return None
@@ -123,7 +123,8 @@ class Release:
         self.run.say("making the synthetic cohort from the noisy marginals")
         directory = self.run.directory
         tables = [
-            {name: reply.tensors for name, reply in directory.outputs("marginals", number).items()} for number in (1, 2)
+            {name: reply.tensors for name, reply in directory.recorded(state, "marginals", number).items()}
+            for number in (1, 2)
         ]
         request = CohortRequest(
             study_id=planned.request.study_id,
@@ -186,6 +187,9 @@ class Release:
             statuses={name: (run.out / f"status-{name}.jwt").read_text().strip() for name in ("start", "end")},
             nodes=nodes,
             run=(run.out / "run.json").read_bytes(),
+            outputs={
+                f"{one.job}-{one.round}": run.directory.recorded(state, one.job, one.round) for one in state.rounds
+            },
             receipts={name: tokens for name, tokens in receipts.items() if name in nodes},
             component=run.out / "release" / planned.component.name if "component" in released else None,
             component_name=planned.component.name,

@@ -114,10 +114,11 @@ class Rounds:
             calls = {name: [self._call(name, job, 1, tensors[job]) for job in first] for name in names}
             self._record(self._exchange(calls)[1])
         if plan.evaluation:
-            tables = {name: reply.result for name, reply in directory.outputs("evaluate", 1).items()}
+            tables = {name: reply.result for name, reply in directory.recorded(self.state, "evaluate", 1).items()}
             self.state.evaluation = summarise(tables)
         if plan.cohort and ("marginals", 2) not in done:
-            one_way = {name: reply.tensors for name, reply in directory.outputs("marginals", 1).items()}
+            first_tables = directory.recorded(self.state, "marginals", 1)
+            one_way = {name: reply.tensors for name, reply in first_tables.items()}
             params: dict[str, Any] = {"pairs": self.choose_pairs()(dict(self.dispatch.codebook or {}), one_way)}
             calls = {name: [self._call(name, "marginals", 2, b"", params)] for name in self.state.taking_part()}
             self._record(self._exchange(calls)[1])

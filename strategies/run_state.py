@@ -163,6 +163,11 @@ class RunDirectory:
             for path in sorted(folder.glob("*.json"))
         }
 
+    def recorded(self, state: RunState, job: str, round_: int) -> dict[str, Reply]:
+        """Of these outputs, those that ``run.json`` holds: a crash may have left others, from before a resume."""
+        names = {name for one in state.rounds if (one.job, one.round) == (job, round_) for name in one.outputs}
+        return {name: reply for name, reply in self.outputs(job, round_).items() if name in names}
+
     def request_stop(self) -> None:
         """Ask the ServerApp to end the run after what is under way."""
         (self.path / "stop-requested").touch()

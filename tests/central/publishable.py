@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from synth.decode import decode
 from synth.fhir import write_ndjson
@@ -29,7 +28,7 @@ BOOK = Codebook.read(codebook_for(CONTRACT, PROFILE))
 SCORE = {"columns": ["age"], "metric": "TVComplement", "score": 0.9, "expected": 0.92, "holds": True}
 
 
-def write_cohort(folder: Path, statement: dict[str, Any]) -> None:
+def write_cohort(folder: Path, statement: dict[str, Any], tables: bytes = b"tables") -> None:
     """The files of a cohort, not yet sealed."""
     rng = np.random.default_rng(1)
     codes = np.stack([rng.integers(0, BOOK.cells(name), ROWS) for name in BOOK.order], axis=1)
@@ -44,7 +43,7 @@ def write_cohort(folder: Path, statement: dict[str, Any]) -> None:
     report = {"reference": "tables", "columns": [SCORE], "pairs": [SCORE], "worst_column": SCORE, "worst_pair": SCORE}
     report |= {"column_mean": 0.9, "pair_mean": 0.9, "noise_dominated": [], "diagnostic": {"Data Validity": 1.0}}
     write_json(folder / "sdmetrics_report.json", report)
-    (folder / "marginals.safetensors").write_bytes(save({"one-way/age": np.zeros(11)}))
+    (folder / "marginals.safetensors").write_bytes(tables)
     (folder / "data_card.md").write_text("# Synthetic cohort\n\nNo row is a patient. <script>alert(1)</script>\n")
 
 
@@ -64,7 +63,7 @@ class Publishable(Rehearsal):
         events = (*self.plan.events_of("marginals", 1), *self.plan.events_of("marginals", 2))
         spent = epsilon(events, self.plan.delta)
         share = Share(kind="cohort", epsilon=spent, delta=self.plan.delta, events=events)
-        write_cohort(self.cohort, {**statement, "release": share.model_dump(mode="json")})
+        write_cohort(self.cohort, {**statement, "release": share.model_dump(mode="json")}, self.outputs.tables())
         if self.spoil:
             self.spoil(self.cohort)
         facts = {
@@ -73,6 +72,7 @@ class Publishable(Rehearsal):
             "component": self.request.component.model_dump(mode="json"),
             "license": "CC-BY-4.0",
             "rows": ROWS,
+            "tables_sha256": self.outputs.table_digests(),
             "columns": list(BOOK.order),
             "nodes": next(len(one["outputs"]) for one in self.run["rounds"] if one["job"] == "marginals"),
             "epsilon": statement["epsilon"],

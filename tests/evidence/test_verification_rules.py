@@ -254,11 +254,15 @@ def test_a_node_that_the_coordinator_calls_lost_without_its_log_is_never_free(tm
     with Rehearsal(tmp_path, names=names, plan=PLAN) as made:
         made.play()
         made.run["nodes"]["hospital-3"]["lost"] = "it did not answer"
-        for phase in made.run["rounds"]:
-            del phase["outputs"]["hospital-3"]
         del made.receipts["hospital-3"]
+        del made.run["rounds"][1]["outputs"]["hospital-3"]
         parts = made.parts(without=["hospital-3"])
-        held = verify_bundle(made.bundle(tmp_path / "bundle", parts), made.trust)
+        with pytest.raises(VerificationError, match=r"release/cardio-risk/weights\.safetensors"):
+            verify_bundle(made.bundle(tmp_path / "bundle", parts), made.trust)
+    with Rehearsal(tmp_path / "lost", names=names, plan=PLAN) as made:
+        made.play(lost={"hospital-3": ("train", 1)})
+        parts = made.parts(without=["hospital-3"])
+        held = verify_bundle(made.bundle(tmp_path / "again", parts), made.trust)
     assert held.epsilon["hospital-3"] == held.epsilon["hospital-1"]
     assert "by the coordinator's account it gave 0 outputs" in held.notes[0]
 

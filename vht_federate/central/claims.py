@@ -19,8 +19,9 @@ _TOLERANCE = 1e-6
 def check_claims(folder: Path, kind: str, verified: Verification) -> None:
     """Epsilon, delta, number of nodes and the cohort's own share, recomputed from the signed plan and the logs.
 
-    Raises PublicationError VHT-PUBLICATION-CLAIMS naming the claim. Scores of quality and evaluation are not checked:
-    nothing in a bundle lets anybody recompute them, and pages say whose figures they are.
+    Raises PublicationError VHT-PUBLICATION-CLAIMS naming the claim. The figures of the evaluation follow from the
+    outputs in the bundle, or it does not verify. Scores of quality are not checked: nothing in a bundle lets anybody
+    recompute them, and pages say whose figures they are.
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())

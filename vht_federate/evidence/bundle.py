@@ -7,6 +7,8 @@
     nodes/NODE.json               each node's log: the entries of this permit, hashes of all others
     receipts/NODE.json            receipts that the node gave to the coordinator
     run.json                      what the coordinator says happened
+    outputs/JOB-ROUND/NODE.json   what each node released: the result, and beside it NODE.safetensors where there are
+                                  tensors; the noise is in them
     release/COMPONENT/…           the released component package, whole
     cohort/…                      the released synthetic cohort, whole
 
@@ -25,6 +27,7 @@ from vht_federate.errors import VerificationError
 from vht_federate.evidence.canonical import canonical_bytes
 from vht_federate.evidence.finding import broken
 from vht_federate.evidence.keys import PublicKey, SigningKey
+from vht_federate.framing import Reply
 from vht_federate.packaging.sealed import Sealed, empty_folder, seal, unseal
 
 __all__ = ["BUNDLE_TYP", "BundleParts", "open_bundle", "read_statement_file", "write_bundle"]
@@ -36,6 +39,7 @@ ALLOWED = (
     r"permit\.jwt|study\.jws|user\.pub\.json|run\.json",
     rf"status/{_NAME}\.jwt",
     rf"(nodes|receipts)/{_NAME}\.json",
+    rf"outputs/[a-z]{{1,32}}-[0-9]{{1,4}}/{_NAME}\.(json|safetensors)",
     rf"release/{_NAME}/[A-Za-z0-9._/-]+",
     r"cohort/[A-Za-z0-9._/-]+",
 )
@@ -52,6 +56,7 @@ class BundleParts:
     nodes: Mapping[str, Mapping[str, Any]]
     run: bytes
     receipts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    outputs: Mapping[str, Mapping[str, Reply]] = field(default_factory=dict)  # "train-1" -> node -> what it released
     component: Path | None = None  # folder of the package; its name becomes release/<name>
     component_name: str = "component"
     cohort: Path | None = None
@@ -71,6 +76,11 @@ def write_bundle(
         _write(folder / name, text.strip().encode() + b"\n")
     for name, value in values.items():
         _write(folder / name, canonical_bytes(value))
+    for phase, replies in parts.outputs.items():
+        for name, reply in replies.items():
+            _write(folder / "outputs" / phase / f"{name}.json", canonical_bytes(reply.result))
+            if reply.tensors:
+                _write(folder / "outputs" / phase / f"{name}.safetensors", reply.tensors)
     _write(folder / "run.json", parts.run)
     if parts.component is not None:
         shutil.copytree(parts.component, folder / "release" / parts.component_name)

@@ -12,7 +12,7 @@ from vht_federate.evidence.canonical import digest_of
 from vht_federate.evidence.finding import broken
 from vht_federate.evidence.visit_record import VisitRecord
 
-__all__ = ["RunClaims", "check_run", "read_run"]
+__all__ = ["Call", "RunClaims", "check_run", "read_run"]
 
 FILE = "run.json"
 Call = tuple[str, int]
@@ -44,6 +44,8 @@ class RunClaims(BaseModel):
     nodes: dict[str, _Node] = Field(default_factory=dict)
     rounds: tuple[_Round, ...] = ()
     releases: dict[str, str] = Field(default_factory=dict)
+    patients_noised: dict[str, float] = Field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
 
     @property
     def completed(self) -> bool:

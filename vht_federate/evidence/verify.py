@@ -1,8 +1,9 @@
 """Offline verification of an evidence bundle with nothing but trusted public keys.
 
 Order: the seal over all bytes; permit; study; status lists; each node's log (signatures, hashes, legal order,
-ledger recomputed, permit good at every round); the coordinator's account against the logs; receipts; releases. The
-seal protects against everybody but the coordinator; the nodes' own signatures protect against the coordinator.
+ledger recomputed, permit good at every round); the coordinator's account against the logs; receipts; outputs; releases,
+and whether they follow from the outputs. The seal protects against everybody but the coordinator; the nodes' own
+signatures protect against the coordinator.
 """
 
 import json
@@ -21,6 +22,7 @@ from vht_federate.evidence.finding import Check, broken
 from vht_federate.evidence.keys import PublicKey
 from vht_federate.evidence.ledger_check import Compose, check_ceiling, check_ledger
 from vht_federate.evidence.node_log import NodeLog, read_node_log
+from vht_federate.evidence.output_check import check_derived, read_outputs
 from vht_federate.evidence.release_check import check_releases
 from vht_federate.evidence.run_check import RunClaims, check_run, read_run
 from vht_federate.evidence.status_check import SeenStatus, check_covered, check_rounds, read_statuses
@@ -213,6 +215,9 @@ class _Audit:
                 self.notes.append(f"{file}: not compared, because the log of {name} is not in the bundle")
 
     def check_releases(self) -> dict[str, str]:
+        outputs = read_outputs(self.folder, self.run)
+        count = sum(map(len, outputs.values()))
+        self.note("outputs", f"{count} outputs of nodes, each what run.json and the node's log name by its digest")
         sealed = check_releases(
             self.folder, self.trust.coordinator_key, self.permit, self.request, self.run, self.found, self.spent
         )
@@ -220,6 +225,9 @@ class _Audit:
             where = one.folder.relative_to(self.folder).as_posix()
             what = f"{kind} {one.sha256[:12]}… is whole and acknowledged by every node that took part to the end"
             self.note(where, f"{what}; its privacy statement equals the ledgers")
+        plan = self.request.plan
+        for where, what in check_derived(self.folder, plan, self.run, self.found, outputs, sealed):
+            self.note(where, what)
         return {kind: one.sha256 for kind, one in sealed.items()}
 
 

@@ -4,16 +4,12 @@ For tests of whatever reads evidence: ``Rehearsal(folder).play().bundle(folder /
 alone, left out or spoiled.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from safetensors.numpy import save
 
 from vht_federate import components
 from vht_federate.components.contract import read_component
@@ -33,6 +29,7 @@ from vht_federate.packaging.component import write_package
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.statement import privacy_statement
 from vht_federate.testing.clock import FixedClock
+from vht_federate.testing.outputs import MadeUpOutputs
 
 __all__ = ["REHEARSED_PLAN", "Rehearsal"]
 
@@ -69,6 +66,7 @@ class Rehearsal:
         self.logs = {
             name: EvidenceLog(self.root / "logs" / name, key, name, self._tick) for name, key in self.node_keys.items()
         }
+        self.outputs = MadeUpOutputs(self.plan)
         self.permit = self._permit()
         self.request = self._request()
         self.revoked_at: datetime | None = None
@@ -183,20 +181,25 @@ class Rehearsal:
 
     def round(self, job: str, number: int, names: Iterable[str]) -> None:
         """One call at each of ``names``."""
-        outputs = {}
+        outputs: dict[str, str] = {}
         for name in names:
             self.begin(name, job, number)
             outputs[name] = self.release_round(name, job, number)
         self.run["rounds"].append({"job": job, "round": number, "outputs": outputs})
+        if job == "train":
+            self.outputs.combine(number, list(outputs))
+            self.run["patients_noised"] = self.outputs.patients_noised
+        if job == "evaluate":
+            self.run["evaluation"] = self.outputs.evaluation()
 
     def begin(self, name: str, job: str, number: int, *, status_serial: int = 7) -> LogEntry:
         events = [event.model_dump(mode="json") for event in self.plan.events_of(job, number)]
-        body = {"job": job, "round": number, "request_sha256": _made_up("request", name, job, number)}
-        body["dataset"] = _dataset(name)
+        body: dict[str, Any] = {"job": job, "round": number, "dataset": _dataset(name)}
+        body["request_sha256"] = self.outputs.request(f"visit-{name}", job, number)
         return self.log(name, "round.begun", {**body, "status_serial": status_serial, "events": events})
 
     def release_round(self, name: str, job: str, number: int) -> str:
-        digest = _made_up("output", name, job, number)
+        digest = self.outputs.answer(name, job, number)
         body = {"job": job, "round": number, "output_sha256": digest, "status_serial": 7}
         body |= {"epsilon": epsilon_by_population(self.spent(name), self.plan.delta), "delta": self.plan.delta}
         self.log(name, "round.released", body)
@@ -220,14 +223,13 @@ class Rehearsal:
             created_at=self.clock.now,
             nodes=len(self.present()),
             rounds=self.plan.training.rounds,
+            evaluation=self.outputs.evaluation()["pooled"] or None,
         )
-        weights = save({"weight": np.zeros(3, dtype=np.float32)})
-        self.component = self.root / "package"
         package = write_package(
-            self.component, COMPONENT, PROFILE, weights=weights, facts=facts, statement=statement, run={},
-            key=self.coordinator,
+            self.root / "package", COMPONENT, PROFILE, weights=self.outputs.weights, facts=facts,
+            statement=statement, run={}, key=self.coordinator,
         )  # fmt: skip
-        self.run["releases"]["component"] = package.sha256
+        self.component, self.run["releases"]["component"] = package.folder, package.sha256
         if self.plan.cohort:
             self.run["releases"]["cohort"] = self._release_cohort(statement)
         for kind, digest in self.run["releases"].items():
@@ -238,15 +240,16 @@ class Rehearsal:
     def _release_cohort(self, statement: dict[str, Any]) -> str:
         self.cohort = self.root / "cohort"
         (self.cohort / "fhir").mkdir(parents=True)
-        for name in ("data.csv", "data.parquet", "codebook.json", "marginals.safetensors", "sdv_metadata.json"):
-            (self.cohort / name).write_text(f"rehearsed {name}\n")
-        for name in ("sdmetrics_report.json", "data_card.md", "fhir/Patient.ndjson"):
+        (self.cohort / "marginals.safetensors").write_bytes(self.outputs.tables())
+        tables = ("data.csv", "data.parquet", "codebook.json", "sdv_metadata.json")
+        for name in (*tables, "sdmetrics_report.json", "data_card.md", "fhir/Patient.ndjson"):
             (self.cohort / name).write_text(f"rehearsed {name}\n")
         (self.cohort / "privacy_statement.json").write_text(json.dumps(statement, indent=2) + "\n")
         facts = {
             "study_id": self.request.study_id,
             "permit_id": self.permit.permit_id,
             "component": self.request.component.model_dump(mode="json"),
+            "tables_sha256": self.outputs.table_digests(),
         }
         return seal_cohort(self.cohort, facts, self.coordinator).sha256
 
@@ -277,6 +280,7 @@ class Rehearsal:
             nodes={name: log.export(self.permit.permit_id) for name, log in self.logs.items() if name not in left_out},
             run=json.dumps(self.run, indent=2).encode(),
             receipts=self.receipts,
+            outputs=self.outputs.of(self.run["rounds"]),
             component=self.component,
             component_name=self.request.component.name,
             cohort=self.cohort,
@@ -293,7 +297,3 @@ class Rehearsal:
 
 def _dataset(name: str) -> str:
     return f"urn:vht:{name}:ehr"
-
-
-def _made_up(*parts: object) -> str:
-    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()

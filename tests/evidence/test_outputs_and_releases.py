@@ -1,0 +1,184 @@
+"""A release follows from what the nodes released, or it is refused, whoever signed and acknowledged it."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+from test_bundle_tampering import NODE, failure, resealed
+
+from synth.marginals import Table
+from synth.tables import sum_tables, total_of
+from vht_federate.evidence.canonical import canonical_bytes
+from vht_federate.evidence.verify import verify_bundle
+from vht_federate.testing.outputs import MadeUpOutputs
+from vht_federate.testing.rehearsal import Rehearsal
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    with Rehearsal(tmp_path_factory.mktemp("rehearsal")) as rehearsal:
+        rehearsal.play().bundle(rehearsal.root / "bundle")
+        yield rehearsal
+
+
+@pytest.fixture
+def bundle(played: Rehearsal, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(played.root / "bundle", tmp_path / "bundle"))
+
+
+OUTPUT = f"outputs/train-2/{NODE}"
+
+
+def _other_result(bundle: Path) -> str:
+    result = json.loads((bundle / f"{OUTPUT}.json").read_bytes())
+    (bundle / f"{OUTPUT}.json").write_bytes(canonical_bytes({**result, "patients_noised": 1.0}))
+    return f"{OUTPUT}.json"
+
+
+def _other_tensors(bundle: Path) -> str:
+    (bundle / f"{OUTPUT}.safetensors").write_bytes((bundle / "outputs/train-1/hospital-1.safetensors").read_bytes())
+    return OUTPUT
+
+
+def _no_tensors(bundle: Path) -> str:
+    (bundle / f"{OUTPUT}.safetensors").unlink()
+    return OUTPUT
+
+
+def _no_result(bundle: Path) -> str:
+    (bundle / f"{OUTPUT}.json").unlink()
+    return f"{OUTPUT}.json"
+
+
+def _one_more(bundle: Path) -> str:
+    (bundle / "outputs/train-2/hospital-9.json").write_text("{}")
+    return "outputs/train-2/hospital-9.json"
+
+
+@pytest.mark.parametrize("spoil", [_other_result, _other_tensors, _no_tensors, _no_result, _one_more])
+def test_an_output_that_the_coordinator_changed_is_named(
+    spoil: Callable[[Path], str], bundle: Path, played: Rehearsal
+) -> None:
+    named = spoil(bundle)
+    error = failure(resealed(bundle, played), played)
+    assert error.code == "VHT-VERIFY-OUTPUT"
+    assert named in error.message
+
+
+def _other_weights(made: Rehearsal) -> str:
+    weights = {name: value + np.float32(1e-6) for name, value in load(made.outputs.weights).items()}
+    made.outputs.weights = save(weights)
+    return "release/cardio-risk/weights.safetensors"
+
+
+def _other_names(made: Rehearsal) -> str:
+    made.outputs.weights = save({"other": np.zeros(3, dtype=np.float32)})
+    return "does not fit release/cardio-risk/weights.safetensors"
+
+
+def _other_counts(made: Rehearsal) -> str:
+    made.run["patients_noised"] = {**made.run["patients_noised"], NODE: 1e6}
+    return "run.json: names other noised counts"
+
+
+def _better_figures(made: Rehearsal) -> str:
+    made.run["evaluation"] = {**made.run["evaluation"], "pooled": {**made.run["evaluation"]["pooled"], "auc": 0.99}}
+    return "run.json: names other figures"
+
+
+def _better_card(made: Rehearsal) -> str:
+    figures = made.outputs.evaluation()
+    figures["pooled"]["auc"] = 0.99
+    made.outputs.evaluation = lambda: figures  # type: ignore[method-assign]
+    return "release/cardio-risk/manifest.json: names other figures"
+
+
+def _other_sums(made: Rehearsal) -> str:
+    sums = {name: table + 1.0 for name, table in load(made.outputs.tables()).items()}
+    made.outputs.tables = lambda: save(sums)  # type: ignore[method-assign]
+    return "cohort/marginals.safetensors"
+
+
+def _other_tables(made: Rehearsal) -> str:
+    made.outputs.table_digests = dict  # type: ignore[method-assign]
+    return "cohort/manifest.json"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [_other_weights, _other_names, _other_counts, _better_figures, _better_card, _other_sums, _other_tables],
+)
+def test_a_release_that_does_not_follow_from_the_outputs_is_refused_though_every_node_acknowledged_it(
+    spoil: Callable[[Rehearsal], str], tmp_path: Path
+) -> None:
+    with Rehearsal(tmp_path, names=("hospital-1", NODE)) as made:
+        made.status("start")
+        made.negotiate()
+        for job, number in made.plan.calls():
+            made.round(job, number, made.names)
+        words = spoil(made)
+        made.release()
+        made.close()
+        made.status("end")
+        error = failure(made.bundle(tmp_path / "bundle"), made)
+    assert error.code == "VHT-VERIFY-OUTPUT"
+    assert words in error.message
+
+
+def test_nodes_that_were_asked_with_other_weights_than_the_mean_are_named(tmp_path: Path) -> None:
+    with Rehearsal(tmp_path, names=("hospital-1", NODE)) as made:
+        made.status("start")
+        made.negotiate()
+        made.round("train", 1, made.names)
+        mean = made.outputs.weights
+        made.outputs.weights = save({"weight": np.ones(3, dtype=np.float32)})
+        for call in [call for call in made.plan.calls() if call != ("train", 1)]:
+            made.round(*call, made.names)
+        assert made.outputs.weights != mean
+        made.release()
+        made.close()
+        made.status("end")
+        error = failure(made.bundle(tmp_path / "bundle"), made)
+    assert "nodes/hospital-1.json entry" in error.message
+    assert "other weights than the mean" in error.message
+
+
+def as_the_maker_sums(outputs: MadeUpOutputs) -> bytes:
+    """The cohort's tables as the cohort maker makes them."""
+    replies = [
+        {name: reply.tensors for name, reply in outputs.replies["marginals", number].items()} for number in (1, 2)
+    ]
+    age, male = tuple(range(11)), tuple(range(2))
+    one_way = sum_tables([Table("one-way/age", (0,), (age,)), Table("one-way/male", (1,), (male,))], replies[0], 14.0)
+    (pair,) = sum_tables([Table("pair/age|male", (0, 1), (age, male))], replies[1], 14.0)
+    scale = total_of(one_way) / total_of([pair]) if replies[0].keys() != replies[1].keys() else 1.0
+    return save({one.table.name: one.counts for one in one_way} | {pair.table.name: pair.counts * scale})
+
+
+@pytest.mark.parametrize("lost", [{}, {NODE: ("marginals", 2)}])
+def test_the_cohort_makers_sums_hold_also_where_a_node_gave_half_its_tables(
+    lost: dict[str, tuple[str, int]], tmp_path: Path
+) -> None:
+    with Rehearsal(tmp_path) as made:
+        made.outputs.tables = lambda: as_the_maker_sums(made.outputs)  # type: ignore[method-assign]
+        verify_bundle(made.play(lost=lost).bundle(tmp_path / "bundle"), made.trust)
+
+
+def test_a_node_whose_update_is_none_and_that_was_given_up_is_not_in_the_mean(tmp_path: Path) -> None:
+    with Rehearsal(tmp_path) as made:
+        made.status("start")
+        made.negotiate()
+        made.round("train", 1, made.names)
+        made.outputs.spoilt.add((NODE, "train", 2))
+        made.round("train", 2, made.names)
+        made.run["nodes"][NODE]["lost"] = "its update cannot be used"
+        for call in made.plan.calls()[2:]:
+            made.round(*call, made.present())
+        made.release()
+        made.close()
+        made.status("end")
+        assert NODE not in verify_bundle(made.bundle(tmp_path / "bundle"), made.trust).run.present()

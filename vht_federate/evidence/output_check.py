@@ -1,0 +1,229 @@
+"""The nodes' outputs against the release: averaged, added up and evaluated again.
+
+Outputs carry their noise, so they may be shown. With them anybody can redo what the coordinator did: the weights of
+every round, the weights that were released, the figures of the evaluation and the tables behind the cohort.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from vht_federate.domain.plan import StudyPlan
+from vht_federate.errors import InputError, VhtError
+from vht_federate.evidence.canonical import canonical_bytes, sha256_hex
+from vht_federate.evidence.finding import TOLERANCE, broken
+from vht_federate.evidence.run_check import Call, RunClaims
+from vht_federate.evidence.visit_record import VisitRecord
+from vht_federate.framing import Reply
+from vht_federate.packaging.evaluation import summarise
+from vht_federate.packaging.sealed import Sealed
+from vht_federate.secagg.aggregate import Weights, next_weights, read_weights
+
+__all__ = ["Outputs", "check_derived", "cohort_tables", "output_name", "read_outputs"]
+
+Outputs = Mapping[Call, Mapping[str, Reply]]
+Tables = dict[str, NDArray[np.float64]]
+
+
+def output_name(job: str, number: int, node: str) -> str:
+    """Of an output in a bundle, without its ending."""
+    return f"outputs/{job}-{number}/{node}"
+
+
+def read_outputs(folder: Path, run: RunClaims) -> Outputs:
+    """Every output that ``run`` names, under the digest that it names, and no other.
+
+    Raises VerificationError VHT-VERIFY-OUTPUT naming the file.
+    """
+    read: dict[Call, dict[str, Reply]] = {}
+    files: set[str] = set()
+    for one in run.rounds:
+        read[one.job, one.round] = {
+            name: _read(folder, output_name(one.job, one.round, name), digest, files)
+            for name, digest in sorted(one.outputs.items())
+        }
+    for path in sorted((folder / "outputs").rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in files:
+            raise broken(name, "is no output that run.json names", "OUTPUT")
+    return read
+
+
+def _read(folder: Path, name: str, digest: str, files: set[str]) -> Reply:
+    tensors = folder / f"{name}.safetensors"
+    files |= {f"{name}.json", f"{name}.safetensors"}
+    try:
+        content = (folder / f"{name}.json").read_bytes()
+        result = json.loads(content)
+        spelt = canonical_bytes(result)
+    except (OSError, ValueError, RecursionError, InputError) as error:
+        raise broken(f"{name}.json", "is missing or not JSON", "OUTPUT") from error
+    if not isinstance(result, dict) or spelt != content:
+        raise broken(f"{name}.json", "is not canonical JSON (RFC 8785) of a result", "OUTPUT")
+    reply = Reply(result, tensors.read_bytes() if tensors.exists() else b"")
+    if sha256_hex(content + b"\n" + reply.tensors) != digest:
+        raise broken(f"{name}.json", "is with its tensors not what left the node: another digest is logged", "OUTPUT")
+    return reply
+
+
+def check_derived(
+    folder: Path,
+    plan: StudyPlan,
+    run: RunClaims,
+    records: Mapping[str, VisitRecord],
+    outputs: Outputs,
+    releases: Mapping[str, Sealed],
+) -> list[tuple[str, str]]:
+    """Do again what the coordinator did. (file, what holds) of each thing that came out the same.
+
+    Raises VerificationError VHT-VERIFY-OUTPUT naming the file that does not follow from the outputs.
+    """
+    held = []
+    component = releases.get("component")
+    if component is not None:
+        where = component.folder.relative_to(folder).as_posix()
+        _Training(f"{where}/weights.safetensors", plan, run, records, outputs).check(component.folder)
+        held.append((f"{where}/weights.safetensors", "the mean of the nodes' last outputs, bit for bit"))
+    if run.evaluation is not None or run.completed:
+        _check_evaluation(plan, run, outputs, component)
+        held.append(("run.json", "its figures follow from the outputs"))
+    cohort = releases.get("cohort")
+    if cohort is not None:
+        _check_cohort(cohort, outputs)
+        held.append(("cohort/marginals.safetensors", "the sums of the nodes' noisy tables"))
+    return held
+
+
+@dataclass
+class _Training:
+    """The training done again, from outputs."""
+
+    file: str
+    plan: StudyPlan
+    run: RunClaims
+    records: Mapping[str, VisitRecord]
+    outputs: Outputs
+
+    def check(self, package: Path) -> None:
+        try:
+            released = load((package / "weights.safetensors").read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise broken(self.file, "is not safetensors", "OUTPUT") from error
+        counts: dict[str, float] = {}
+        weights, last = b"", self.plan.training.rounds
+        for number in range(1, last + 1):
+            if number > 1:
+                self._check_asked(("train", number), weights)
+            weights = self._mean(number, released, counts)
+        if not _same_arrays(load(weights), released):
+            raise broken(self.file, "is not the weighted mean of the nodes' last outputs", "OUTPUT")
+        if counts != self.run.patients_noised:
+            raise broken("run.json", "names other noised counts of patients than the outputs", "OUTPUT")
+        self._check_asked(("evaluate", 1), weights)
+
+    def _mean(self, number: int, like: Weights, counts: dict[str, float]) -> bytes:
+        """The weights after one round; a node whose update fits no such component must have been given up."""
+        usable = {}
+        for name, reply in self.outputs.get(("train", number), {}).items():
+            try:
+                update = read_weights(reply.tensors, like)
+                counts[name] = float(reply.result["patients_noised"])
+            except (VhtError, KeyError, TypeError, ValueError) as error:
+                if self.run.nodes[name].lost is None:
+                    place = f"{output_name('train', number, name)}.safetensors"
+                    raise broken(place, f"does not fit {self.file}", "OUTPUT") from error
+                continue
+            usable[name] = update
+        try:
+            return next_weights(self.plan.trust_model, usable, counts)
+        except VhtError as error:
+            raise broken(
+                self.file, f"cannot be made of the outputs of train {number}: {error.message}", "OUTPUT"
+            ) from error
+
+    def _check_asked(self, call: Call, weights: bytes) -> None:
+        """Every node was asked with exactly these weights."""
+        for record in self.records.values():
+            if call not in record.begun:
+                continue
+            entry, begun = record.begun[call]
+            about = {"visit": record.visit, "job": call[0], "round": call[1], "params": {}}
+            if begun.request_sha256 != sha256_hex(canonical_bytes(about) + b"\n" + weights):
+                raise record.error(entry, "was asked with other weights than the mean of the round before", "OUTPUT")
+
+
+def _check_evaluation(plan: StudyPlan, run: RunClaims, outputs: Outputs, component: Sealed | None) -> None:
+    figures = summarise({name: reply.result for name, reply in outputs.get(("evaluate", 1), {}).items()})
+    if not _close(run.evaluation, figures if plan.evaluation else None):
+        raise broken("run.json", "names other figures of the evaluation than the outputs give", "OUTPUT")
+    if component is not None and not _close(component.manifest.get("evaluation"), figures["pooled"] or None):
+        where = f"release/{component.folder.name}/manifest.json"
+        raise broken(where, "names other figures of the evaluation than the outputs give", "OUTPUT")
+
+
+def _check_cohort(cohort: Sealed, outputs: Outputs) -> None:
+    """The cohort's tables are the sums of the outputs."""
+    file, rounds = "cohort/marginals.safetensors", [outputs.get(("marginals", number), {}) for number in (1, 2)]
+    digests = {
+        str(number): {name: sha256_hex(reply.tensors) for name, reply in replies.items()}
+        for number, replies in enumerate(rounds, 1)
+    }
+    if cohort.manifest.get("tables_sha256") != digests:
+        raise broken("cohort/manifest.json", "names other tables than the outputs", "OUTPUT")
+    try:
+        expected = cohort_tables(*rounds)
+        said = load((cohort.folder / "marginals.safetensors").read_bytes())
+        same = said.keys() == expected.keys() and all(
+            said[name].shape == table.shape and np.allclose(said[name], table, rtol=1e-9, atol=TOLERANCE)
+            for name, table in expected.items()
+        )
+    except (OSError, SafetensorError, ValueError, ZeroDivisionError) as error:
+        raise broken(file, "or an output that it is made of cannot be read", "OUTPUT") from error
+    if not same:
+        raise broken(file, "holds other sums than the outputs give", "OUTPUT")
+
+
+def cohort_tables(one_way: Mapping[str, Reply], two_way: Mapping[str, Reply]) -> Tables:
+    """Sums over the nodes' answers to rounds 1 and 2; pairs that fewer nodes gave are scaled to the one-way total."""
+    ones, pairs = _sums(one_way, "one-way/"), _sums(two_way, "pair/")
+    scale = _total(ones) / _total(pairs) if one_way.keys() != two_way.keys() else 1.0
+    return ones | {name: table * scale for name, table in pairs.items()}
+
+
+def _sums(replies: Mapping[str, Reply], prefix: str) -> Tables:
+    sums: Tables = {}
+    for _, reply in sorted(replies.items()):
+        for name, table in load(reply.tensors).items():
+            if name.startswith(prefix):
+                sums[name] = sums.get(name, np.zeros(table.shape)) + table.astype(np.float64)
+    return sums
+
+
+def _total(tables: Tables) -> float:
+    """Patients, by inverse variance: the noise of a table's sum grows with its number of cells."""
+    shares = np.array([1.0 / table.size for table in tables.values()])
+    return max(1.0, float((shares * [table.sum() for table in tables.values()]).sum() / shares.sum()))
+
+
+def _same_arrays(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:
+    return one.keys() == other.keys() and all(
+        (one[name].dtype, one[name].shape, one[name].tobytes())
+        == (other[name].dtype, other[name].shape, other[name].tobytes())
+        for name in one
+    )
+
+
+def _close(said: Any, computed: Any) -> bool:
+    """Equal, but for the last digit of rounded figures."""
+    if isinstance(said, Mapping) and isinstance(computed, Mapping):
+        return said.keys() == computed.keys() and all(_close(said[name], computed[name]) for name in said)
+    if isinstance(said, float | int) and isinstance(computed, float | int):
+        return abs(said - computed) <= 2 * TOLERANCE
+    return bool(said == computed)

@@ -1,0 +1,71 @@
+"""Metrics from the noised tables that nodes released: post-processing, so no privacy is spent here.
+
+One table per node: confusion [tn, fp, fn, tp] at threshold 0.5, and histograms of scores of positives and negatives
+over equal bins of [0, 1]. Noise can make a cell negative. Shares count such a cell as empty; the area keeps it, since
+emptying it would pull every noisy area towards one half.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["area_under_curve", "metrics_of", "summarise"]
+
+
+def _cells(values: Sequence[float]) -> NDArray[np.float64]:
+    return np.clip(np.asarray(values, dtype=np.float64), 0.0, None)
+
+
+def area_under_curve(positives: Sequence[float], negatives: Sequence[float]) -> float:
+    """P(score of a positive > score of a negative), ties half (Mann-Whitney). 0.5 where a class is empty."""
+    up, down = np.asarray(positives, dtype=np.float64), np.asarray(negatives, dtype=np.float64)
+    if up.sum() <= 0 or down.sum() <= 0:
+        return 0.5
+    up, down = up / up.sum(), down / down.sum()
+    below = np.concatenate([[0.0], np.cumsum(down)[:-1]])
+    return float(np.clip((up * (below + down / 2)).sum(), 0.0, 1.0))
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else 0.0
+
+
+def metrics_of(table: Mapping[str, Any]) -> dict[str, float]:
+    """AUC, accuracy, sensitivity and specificity of one node's table; KeyError or ValueError for another shape."""
+    tn, fp, fn, tp = _cells(table["confusion"])
+    return {
+        "auc": round(area_under_curve(table["positives"], table["negatives"]), 6),
+        "accuracy": round(_share(tn + tp, tn + fp + fn + tp), 6),
+        "sensitivity": round(_share(tp, tp + fn), 6),
+        "specificity": round(_share(tn, tn + fp), 6),
+    }
+
+
+def summarise(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """``{"nodes": {name: metrics}, "mean": metrics, "pooled": metrics}``.
+
+    The mean gives each node the same weight; the pooled figures are those of the nodes' tables added up, so that their
+    noise averages out.
+    """
+    nodes, read = {}, []
+    for name, table in sorted(tables.items()):
+        try:
+            nodes[name] = metrics_of(table)
+        except (KeyError, TypeError, ValueError):
+            continue  # a node whose table cannot be read has no metrics
+        read.append(table)
+    keys = next(iter(nodes.values()), {})
+    mean = {key: round(float(np.mean([m[key] for m in nodes.values()])), 6) for key in keys}
+    return {"nodes": nodes, "mean": mean, "pooled": metrics_of(_added(read)) if read else {}}
+
+
+def _added(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """The tables of all nodes as one."""
+
+    def added(name: str) -> list[float]:
+        total: list[float] = np.sum([np.asarray(one[name], dtype=np.float64) for one in tables], axis=0).tolist()
+        return total
+
+    return {name: added(name) for name in ("confusion", "positives", "negatives")}
