@@ -18,7 +18,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults check bench docs clean constraints format
+.PHONY: help demo test test-faults check bench docs clean constraints format fhir-server
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,16 @@ bench: .venv/.ready ## Benchmarks as ratios (ONLY=name for one)
 
 docs: .venv/.ready ## Write docs/reference from the code, and check every link and command in docs
 	$(BIN)/python -m docs.build
+
+FHIR_PORT ?= 18090
+HAPI := tests/servers/hapi-fhir
+
+$(HAPI)/target/fhir-server-1.jar: $(HAPI)/pom.xml $(wildcard $(HAPI)/src/main/java/fhirserver/*.java)
+	cd $(HAPI) && mvn -q -B package
+	@touch $@
+
+fhir-server: $(HAPI)/target/fhir-server-1.jar ## A real FHIR R4 server to try against (HAPI; JDK 17, Maven; FHIR_PORT=18090)
+	cd $(HAPI) && FHIR_PORT=$(FHIR_PORT) exec java -Xmx1g -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp 'target/fhir-server-1.jar:target/lib/*' fhirserver.Main
 
 format: .venv/.ready ## Format the code
 	$(BIN)/ruff check --fix-only .

@@ -124,7 +124,7 @@ def _journal(settings: SourceSettings, home: Path, whole: bool, pace: Pace) -> t
     if journal is not None and journal.progress.asked == asked and _on_disk(journal.progress, run):
         return journal, True
     shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(mode=0o700)
+    run.mkdir(parents=True, mode=0o700)
     for folder in ("data", "aside"):
         (run / folder).mkdir(mode=0o700)
     journal = Journal(run / "progress.json", Progress(asked=asked, begun_at=pace.now(), since=since))
