@@ -125,8 +125,7 @@ class Task:
         def step() -> None:
             noised = noised_sum(engine, batch, CLIPPING_NORM, NOISE_MULTIPLIER, noise)
             with torch.no_grad():
-                for name, value in parameters.items():
-                    value.sub_(noised[name], alpha=RATE / patients)
+                torch._foreach_add_(list(parameters.values()), list(noised.values()), alpha=-RATE / patients)
 
         return step
 

@@ -119,17 +119,15 @@ class SecureNoise:
         for start in range(0, len(normals), 2 * _BLOCK):
             block = normals[start : start + 2 * _BLOCK]
             pairs = len(block) // 2
-            _fill(block, self._squared_radii(pairs), half_angles(pairs))
+            _fill(block, self._log_uniforms(pairs), half_angles(pairs))
         return normals[:count].reshape(shape)
 
-    def _squared_radii(self, pairs: int) -> NDArray[np.float64]:
-        """-2 ln u for u in (0, 1]."""
-        squared = self._integers(pairs).view(np.int64).astype(np.float64)
-        squared += 1.0
-        squared *= 1.0 / _STEPS
-        np.log(squared, out=squared)
-        squared *= -2.0
-        return squared
+    def _log_uniforms(self, pairs: int) -> NDArray[np.float64]:
+        """ln u for u in (0, 1]: the uniform radius is minus twice that."""
+        uniform = self._integers(pairs).view(np.int64).astype(np.float64)
+        uniform += 1.0
+        uniform *= 1.0 / _STEPS
+        return np.log(uniform, out=uniform)
 
     def poisson_sample(self, population: int, rate: float) -> NDArray[np.int64]:
         if not 0.0 < rate <= 1.0:
@@ -137,14 +135,15 @@ class SecureNoise:
         return np.flatnonzero(self.uniform(population) < rate).astype(np.int64)
 
 
-def _fill(block: NDArray[Float], squared_radius: NDArray[np.float64], half_angle: NDArray[Float]) -> None:
+def _fill(block: NDArray[Float], log_uniform: NDArray[np.float64], half_angle: NDArray[Float]) -> None:
     """radius * cos(angle), then radius * sin(angle), for half angles in [-pi/2, pi/2), which are used up.
 
     By the tangent t of the half angle: cos = 2 / (1 + t^2) - 1 and sin = 2 t / (1 + t^2), one function for the two.
     """
     pairs = len(half_angle)
     cosines, sines = block[:pairs], block[pairs:]
-    radius = squared_radius.astype(block.dtype, copy=False)
+    radius = log_uniform.astype(block.dtype, copy=False)
+    radius *= -2
     np.sqrt(radius, out=radius)
     tangent = np.tan(half_angle, out=half_angle)
     np.multiply(tangent, tangent, out=cosines)

@@ -46,7 +46,7 @@ def test_noise_has_the_planned_scale_and_covers_an_empty_batch(records: int, dty
             )
         ]
     )
-    assert len(np.unique(drawn)) == len(drawn)
+    assert len(np.unique(drawn)) > 0.99 * len(drawn)  # float32 has few enough values for two to meet
     assert abs(drawn.std() / 3.0 - 1.0) < 5.0 / math.sqrt(2 * len(drawn))
 
 

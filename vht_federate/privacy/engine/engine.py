@@ -56,12 +56,14 @@ class PerPatientEngine:
         patient: Tensor,
         patients: int,
         clipping_norm: float,
+        parameters: dict[str, nn.Parameter] | None = None,
     ) -> dict[str, Tensor]:
         """Sum over patients of their clipped contributions, by name of trained parameter, in the parameter's type.
 
         ``inputs``: tensors [records, ...], the model's arguments. ``patient``: int64 [records], non-decreasing, in
         0..patients-1. A patient without records, and one with a coordinate that is not finite, contributes zero;
         nothing tells which or how many. L2 sensitivity to one patient with all records: ``clipping_norm``.
+        ``parameters``: ``trained(model)``, where the caller has it at hand.
         """
         records = len(targets)
         order = ordered_patients(patient, records, patients)
@@ -69,7 +71,7 @@ class PerPatientEngine:
             raise InputError("inputs and targets have one row per record", code="VHT-INPUT-RECORDS")
         if not 0.0 < clipping_norm < float("inf"):
             raise InputError("the clipping norm is positive and finite", code="VHT-INPUT-CLIPPING")
-        parameters = trained(self.model)
+        parameters = parameters or trained(self.model)
         if not records:
             return {name: torch.zeros_like(value) for name, value in parameters.items()}
         if self._why_general is None:

@@ -148,7 +148,7 @@ def ordered_patients(patient: Tensor, records: int, patients: int) -> Order:
     if patient.shape != (records,) or patient.dtype != torch.int64:
         raise InputError("each record needs one int64 patient index", code="VHT-INPUT-PATIENTS")
     order: Order = patient.numpy(force=True)
-    if records and (order[0] < 0 or order[-1] >= patients or (order[1:] < order[:-1]).any()):
+    if records and (order[0] < 0 or order[-1] >= patients or (records > 1 and np.diff(order).min() < 0)):
         raise InputError(
             "patient indices are non-decreasing and lie in 0..patients-1",
             code="VHT-INPUT-PATIENTS",

@@ -20,10 +20,13 @@ __all__ = ["Stack"]
 
 Trail = list[tuple[nn.Module, Tensor]]
 Part = tuple[tuple[str | None, str | None], torch.Size, Tensor, Tensor]  # names, weight's shape, input, gradient
-Backward = Callable[[Tensor, Tensor], Tensor]  # (gradient of the output, output) -> gradient of the input
+# (gradient of the output, which may be used up, and output) -> gradient of the input
+Backward = Callable[[Tensor, Tensor], Tensor]
 
 _ACTIVATIONS: dict[type[nn.Module], Backward] = {
-    nn.ReLU: lambda gradient, output: torch.ops.aten.threshold_backward(gradient, output, 0),
+    nn.ReLU: lambda gradient, output: torch.ops.aten.threshold_backward.grad_input(
+        gradient, output, 0, grad_input=gradient
+    ),
     nn.Tanh: lambda gradient, output: torch.ops.aten.tanh_backward(gradient, output),
     nn.Sigmoid: lambda gradient, output: torch.ops.aten.sigmoid_backward(gradient, output),
 }
@@ -87,7 +90,11 @@ class Stack:
                 trail.append((layer, values))
                 values = layer(values)
             else:
-                values = torch.relu(values) if isinstance(layer, nn.ReLU) else layer(values)
+                fresh = bool(trail) and isinstance(trail[-1][0], nn.Linear)  # nobody else holds this tensor
+                if isinstance(layer, nn.ReLU):
+                    values = torch.relu_(values) if fresh else torch.relu(values)
+                else:
+                    values = layer(values)
                 trail.append((layer, values))
         return values, trail
 
@@ -121,10 +128,10 @@ def _single_records(parts: list[Part], clipping_norm: float) -> Clipped:
         return Clipped({}, ~finite)
     total = {}
     for (weight, bias), _, held, gradient in parts:
-        if weight:
-            total[weight] = (gradient * factor[:, None]).T @ held
         if bias:
             total[bias] = factor @ gradient
+        if weight:
+            total[weight] = gradient.mul_(factor[:, None]).T @ held
     return Clipped(total, None)
 
 

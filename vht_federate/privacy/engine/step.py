@@ -23,6 +23,9 @@ class Batch:
     patient: Tensor
     patients: int
 
+    def arguments(self) -> tuple[tuple[Tensor, ...], Tensor, Tensor, int]:
+        return self.inputs, self.targets, self.patient, self.patients
+
 
 def noised_sum(
     engine: PerPatientEngine,
@@ -36,17 +39,18 @@ def noised_sum(
     By parameter name, on the parameter's device, in its type: noise of a float32 model is drawn and added in float32.
     """
     parameters = trained(engine.model)
-    single = all(value.dtype == torch.float32 for value in parameters.values())
+    single = {value.dtype for value in parameters.values()} == {torch.float32}
 
     def flat(held: Batch) -> ArrayLike:
-        total = engine.clipped_sum(held.inputs, held.targets, held.patient, held.patients, clipping_norm)
+        total = engine.clipped_sum(*held.arguments(), clipping_norm, parameters)
         return torch.cat([part.flatten() for part in total.values()]).numpy(force=True)
 
     private = batch.map(flat)
     release = release_gaussian_float32 if single else release_gaussian
     noised = torch.from_numpy(release(private, clipping_norm, noise_multiplier, noise))
-    parts = noised.split_with_sizes([value.numel() for value in parameters.values()])
-    return {
-        name: part.view(value.shape).to(value.device, value.dtype)
-        for (name, value), part in zip(parameters.items(), parts, strict=True)
-    }
+    found, start = {}, 0
+    for name, value in parameters.items():
+        stop = start + value.numel()
+        found[name] = noised[start:stop].view(value.shape).to(value.device, value.dtype)
+        start = stop
+    return found
