@@ -205,6 +205,12 @@ def _summary(
     }
 
 
+def _cohort_in_words(cohort: dict[str, Any] | None) -> str:
+    if cohort is None:
+        return "withheld: it did not keep what was released (see run/run.json)"
+    return f"{cohort['rows']} rows, epsilon {cohort['epsilon']:.3f} of the total"
+
+
 def _show(summary: dict[str, Any], federation: LocalFederation) -> None:
     root, truth, terms = federation.root, summary["harness"], federation.terms
     taking_part = f"{len(summary['participants'])} of {len(federation.hospitals)} hospitals"
@@ -219,10 +225,7 @@ def _show(summary: dict[str, Any], federation: LocalFederation) -> None:
         ("exact accuracy, mean over hospitals: this component", f"{truth['accuracy_federated']:.3f}"),
         ("  pooled data, without privacy", f"{truth['accuracy_pooled_nonprivate']:.3f}"),
         ("  always what most patients of the hospital have", f"{truth['accuracy_majority']:.3f}"),
-        (
-            "synthetic cohort",
-            f"{summary['cohort']['rows']} rows, epsilon {summary['cohort']['epsilon']:.3f} of the total",
-        ),
+        ("synthetic cohort", _cohort_in_words(summary["cohort"])),
         ("evidence", f"{summary['verified']['entries']} log entries verified offline"),
     ]
     places = [

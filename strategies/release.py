@@ -26,6 +26,8 @@ from vht_federate.privacy.statement import privacy_statement
 
 __all__ = ["Release", "Released"]
 
+WITHHELD = "VHT-COHORT-QUALITY"  # the one failure of a cohort that leaves the rest of the release as it is
+
 
 @dataclass
 class Released:
@@ -141,7 +143,16 @@ class Release:
             out=self.run.out / "cohort",
             key=self.key,
         )
-        made: CohortResult = points[0].load()(request)
+        try:
+            made: CohortResult = points[0].load()(request)
+        except CohortError as error:
+            if error.code != WITHHELD:
+                raise
+            # The budget is spent either way, and the component does not depend on the cohort: release it alone.
+            shutil.rmtree(request.out, ignore_errors=True)
+            self.run.say(f"the cohort is withheld: {error.message}")
+            state.reason = f"{state.reason}; the cohort is withheld: {error.message}"
+            return None
         return made
 
     # ---- evidence --------------------------------------------------------------------------------------------
