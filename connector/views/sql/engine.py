@@ -52,6 +52,7 @@ def locked(
     }
     connection = duckdb.connect(":memory:", config=config)
     try:
+        connection.execute("SET enable_progress_bar = false")  # it would stand on stdout, amid what a command says
         connection.execute(f"SET allowed_paths = [{', '.join(text_literal(name) for name in files)}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
