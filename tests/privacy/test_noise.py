@@ -54,8 +54,26 @@ def test_the_smallest_and_largest_integers_of_the_stream_give_finite_normals(mon
         monkeypatch.setattr(noise, "_integers", lambda count, e=extreme: np.full(count, e, dtype=np.uint64))
         assert np.isfinite(noise.gaussian((4,))).all()
         assert np.abs(noise.gaussian((4,))).max() < 8.6
-        assert np.isfinite(noise.gaussian_float32((4,))).all()
-        assert np.abs(noise.gaussian_float32((4,))).max() < 8.6
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\x7f", b"\x80", b"\xff"])
+def test_the_smallest_and_largest_bytes_of_the_stream_give_finite_normals(
+    monkeypatch: pytest.MonkeyPatch, byte: bytes
+) -> None:
+    noise = SecureNoise()
+    monkeypatch.setattr(noise, "_bytes", lambda size: byte * size)
+    for drawn in (noise.gaussian((4,)), noise.gaussian_float32((4,))):
+        assert np.isfinite(drawn).all()
+        assert np.abs(drawn).max() < 11.0
+
+
+def test_the_farthest_radii_in_float32_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = SecureNoise()
+    stream, calls = noise._bytes, iter([bytes(8000)])
+    monkeypatch.setattr(noise, "_bytes", lambda size: next(calls, None) or stream(size) if size else b"")
+    drawn = noise.gaussian_float32((2000,))  # every radius from 32 zero bits, at angle zero
+    assert (drawn[:1000] > math.sqrt(2 * 32 * math.log(2)) - 1e-5).all()
+    assert len(np.unique(drawn[:1000])) > 950
 
 
 def test_two_sources_never_draw_the_same_stream() -> None:
