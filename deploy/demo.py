@@ -81,7 +81,8 @@ def run_demo(options: DemoOptions) -> None:
     started = time.monotonic()
     out = _prepare(options.out)
     terms = terms_for(options.uci is not None)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    # Explicitly, SIGINT too: a shell starts background jobs with it ignored.
+    previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with PidFile(out / "demo.pid"), Commands(out / "commands.sh") as commands:
             hospitals = _data(options, out, commands)
@@ -91,7 +92,8 @@ def run_demo(options: DemoOptions) -> None:
             if options.keep:
                 _keep(federation)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a signal handler

@@ -24,23 +24,28 @@ __all__ = ["TOLERANCE", "Score", "diagnose", "gate", "report", "simplex"]
 
 TOLERANCE = 0.15  # a score may lie this far below what the noise alone explains
 NOISE_DOMINATED = 0.5  # below this, a released table says more of its noise than of its counts
+MEAN_ABSOLUTE_NORMAL = 0.798  # sqrt(2 / pi)
 BOOTSTRAPS = 5
 Counts = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Score:
-    """An SDMetrics score of one column or pair, and what a perfect table would be expected to score."""
+    """An SDMetrics score of one column or pair, and what a perfect table would be expected to score.
+
+    ``swamped``: the noise of the released table, added up over its cells, outweighs all its patients.
+    """
 
     names: tuple[str, ...]
     metric: str
     score: float
     expected: float
+    swamped: bool = False
 
     @property
     def noise_dominated(self) -> bool:
         """The released table says more of its noise than of its counts: a score against it judges nobody."""
-        return not self.expected >= NOISE_DOMINATED
+        return self.swamped or not self.expected >= NOISE_DOMINATED
 
     @property
     def holds(self) -> bool:
@@ -137,7 +142,8 @@ def _score(book: Codebook, noisy: NoisyTable, codes: NDArray[np.int64], rng: np.
         )
         for _ in range(BOOTSTRAPS)
     ]
-    return Score(names, metric, score, float(np.mean(expected)))
+    swamped = MEAN_ABSOLUTE_NORMAL * noisy.stddev * noisy.counts.size > max(1.0, float(noisy.counts.sum()))
+    return Score(names, metric, score, float(np.mean(expected)), bool(swamped))
 
 
 def _compare(metric: str, reference: pd.DataFrame, synthetic: pd.DataFrame) -> float:
