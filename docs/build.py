@@ -32,9 +32,11 @@ on stdout; progress goes to stderr. All codes are in [error codes](error-codes.m
 
 
 def _errors(kind: type[errors.VhtError]) -> Iterator[type[errors.VhtError]]:
+    """The tree of errors.py, whatever else is imported."""
     yield kind
     for child in kind.__subclasses__():
-        yield from _errors(child)
+        if child.__module__ == errors.__name__:
+            yield from _errors(child)
 
 
 def commands_page(note: str) -> str:
