@@ -14,7 +14,7 @@ from vht_federate import output
 from vht_federate.domain.law import DataCategory
 from vht_federate.errors import InputError
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import await_ready, free_port, listening
+from vht_federate.serving import await_ready, free_port
 
 __all__ = ["app"]
 
@@ -120,9 +120,9 @@ def status(
 ) -> None:
     """Show visits, budget and processes; also of a node that does not run."""
     settings = NodeSettings.read(state)
-    addresses = ((settings.host, settings.port), (settings.internal_host, settings.internal_port))
+    pid_file = PidFile(NodeFiles(state).pid)
     await_ready(
-        lambda: running(state) and all(listening(*address) for address in addresses),
+        lambda: pid_file.listens(settings.port, settings.internal_port),
         wait_s=wait,
         what=f"node {settings.name}",
     )

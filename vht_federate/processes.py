@@ -64,6 +64,16 @@ class PidFile:
             return None
         return int(pid) if same and alive(int(pid)) else None
 
+    def listens(self, *ports: int) -> bool:
+        """True once that very process listens on every one of these TCP ports: another's answer is not ours."""
+        pid = self.running()
+        try:
+            found = psutil.Process(pid).net_connections(kind="tcp") if pid is not None else []
+        except psutil.Error:
+            return False
+        mine = {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
+        return bool(ports) and mine.issuperset(ports)
+
     def __enter__(self) -> "PidFile":
         pid = self.running()
         if pid is not None:

@@ -5,6 +5,7 @@ none of them repeats what the client sent.
 """
 
 import asyncio
+import secrets
 import signal
 import socket
 import time
@@ -20,9 +21,10 @@ from starlette.exceptions import HTTPException
 
 from vht_federate.errors import InputError, UnavailableError, VhtError
 
-__all__ = ["Listener", "answer_typed_errors", "await_ready", "free_port", "listening", "serve"]
+__all__ = ["Listener", "answer_typed_errors", "await_ready", "free_port", "serve"]
 
 POLL_S = 0.25
+PORTS = range(12_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,22 @@ class Listener:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+    """A TCP port that was free a moment ago.
 
-
-def listening(host: str, port: int) -> bool:
-    """True where something accepts connections at this address."""
-    try:
-        with socket.create_connection((host, port), timeout=1.0):
-            return True
-    except OSError:
-        return False
+    Drawn from below the range that the kernel takes for outgoing connections: a port may be written into settings
+    now and bound a minute later, and until then nobody else should be given it.
+    """
+    for _ in range(100):
+        port = PORTS.start + secrets.randbelow(len(PORTS))
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            try:
+                sock.bind((host, port))
+            except OSError:
+                continue
+        return port
+    raise UnavailableError(
+        f"no free port found between {PORTS.start} and {PORTS.stop}", code="VHT-UNAVAILABLE-PORT", hint="name one"
+    )
 
 
 def await_ready(ready: Callable[[], bool], *, wait_s: float, what: str) -> None:

@@ -18,7 +18,7 @@ from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError
 from vht_federate.evidence.keys import PublicKey, SigningKey, unverified_claims
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import Listener, await_ready, free_port, listening, serve
+from vht_federate.serving import Listener, await_ready, free_port, serve
 
 __all__ = ["app"]
 
@@ -116,7 +116,7 @@ def status(
     settings, pid_file = AuthoritySettings.read(state), PidFile(state / "serve.pid")
 
     def ready() -> bool:
-        return pid_file.running() is not None and listening(settings.host, settings.port)
+        return pid_file.listens(settings.port)
 
     await_ready(ready, wait_s=wait, what="the permit issuer")
     url, pid = f"https://{settings.host}:{settings.port}", pid_file.running()

@@ -18,7 +18,7 @@ from vht_federate.client import Client
 from vht_federate.errors import InputError
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import Listener, await_ready, free_port, listening, serve
+from vht_federate.serving import Listener, await_ready, free_port, serve
 
 __all__ = ["app"]
 
@@ -79,7 +79,7 @@ def status(
     """Is it running, and what does it hold?"""
     settings, pid_file = PlatformSettings.read(state), PidFile(state / "serve.pid")
     await_ready(
-        lambda: pid_file.running() is not None and listening(settings.host, settings.port),
+        lambda: pid_file.listens(settings.port),
         wait_s=wait,
         what="the platform",
     )
