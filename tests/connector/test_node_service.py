@@ -38,6 +38,11 @@ def vht(*arguments: object) -> dict[str, Any]:
     return dict(envelope["data"])
 
 
+def _heed_interrupts() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and children inherit that: not this one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Served:
     """A node served by ``vht node serve`` in a process of its own."""
 
@@ -45,8 +50,9 @@ class Served:
         self.hospital = hospital
         self.settings = NodeSettings.read(hospital.state)
         self.process = subprocess.Popen(
-            [*VHT, "serve", str(hospital.state)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        )
+            [*VHT, "serve", str(hospital.state)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True, preexec_fn=_heed_interrupts,
+        )  # fmt: skip
 
     def client(self, *, internal: bool = False) -> Client:
         token = (self.hospital.state / "operator.token").read_text().strip() if internal else None
