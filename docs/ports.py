@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from vht_federate.components.contract import Component, Port, Source
+from vht_federate.components.contract import Component, Port, Profile, Source
 from vht_federate.components.registry import installed
 from vht_federate.domain.units import Affine, accepted_units
 
@@ -29,15 +29,18 @@ def _component(component: Component) -> str:
     head = "| port | meaning | kind | read from | accepted units |\n|---|---|---|---|---|"
     profiles = [
         f"- `{name}`: {profile.title}. Reads {', '.join(f'`{one}`' for one in profile.inputs)}; predicts "
-        f"`{profile.outcome}`{_horizon(profile.horizon_years)}. Landmarks: {', '.join(map(str, profile.landmarks))}."
+        f"`{profile.outcome}`{_when(profile)}."
         for name, profile in component.profiles.items()
     ]
     title = f"## {component.name} {component.version}: {component.title}\n\n{component.description}\n"
     return "\n".join([title, "Profiles:\n", *profiles, "", head, *rows]) + "\n"
 
 
-def _horizon(years: int) -> str:
-    return f" within {years} years after the landmark" if years else ", ever"
+def _when(profile: Profile) -> str:
+    if profile.index == "onset":
+        return ". Index: the first onset, or without one the last day recorded"
+    within = f" within {profile.horizon_years} years after the landmark" if profile.horizon_years else ", ever"
+    return f"{within}. Landmarks: {', '.join(map(str, profile.landmarks))}"
 
 
 def _kind(port: Port) -> str:

@@ -1,7 +1,8 @@
 """A synthetic cohort as FHIR R4 NDJSON, built from the component's ports so that any connector can read it back.
 
 Every resource is marked in ``meta``: security label HTEST (test health data, HL7 ActReason) and our own tag. Ids are
-row numbers. Times are public: inputs lie on the day before the last landmark, an outcome halfway to the horizon.
+row numbers. Times are public: inputs lie on the day before the last landmark, an outcome halfway to the horizon; of a
+profile indexed by onset, inputs lie on the day before a fixed day, an outcome on it.
 """
 
 import json
@@ -20,6 +21,7 @@ __all__ = ["resources_of", "validate_sample", "write_ndjson"]
 
 UCUM = "http://unitsofmeasure.org"
 META = {"security": [TEST_DATA_TAG], "tag": [PROVENANCE_TAG]}
+ONSET_DAY = date(2020, 1, 1)
 ACTIVE = {
     "coding": [{"system": "http://terminology.hl7.org/CodeSystem/condition-clinical", "code": "active"}],
 }
@@ -47,7 +49,7 @@ def write_ndjson(folder: Path, component: Component, profile: str, table: pd.Dat
 def resources_of(component: Component, profile: str, table: pd.DataFrame) -> Iterator[Resource]:
     """Resources of all rows, patient by patient."""
     chosen = component.profile(profile)
-    landmark = chosen.landmarks[-1]
+    landmark = chosen.landmarks[-1] if chosen.landmarks else ONSET_DAY
     ports = [*component.inputs(profile), component.outcome(profile)]
     columns = {port.name: table[port.name].tolist() for port in ports}
     for row in range(len(table)):

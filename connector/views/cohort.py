@@ -47,6 +47,7 @@ class CohortManifest:
     outcome: str
     patients: int
     records: int
+    index: str
     landmarks: tuple[str, ...]
     horizon_years: int
     sha256: str
@@ -147,6 +148,7 @@ def _write(
         outcome=chosen.outcome,
         patients=len(tensors["bucket"]),
         records=len(tensors["outcome"]),
+        index=chosen.index,
         landmarks=tuple(landmark.isoformat() for landmark in chosen.landmarks),
         horizon_years=chosen.horizon_years,
         sha256=hashlib.sha256(content).hexdigest(),

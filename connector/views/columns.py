@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from connector.fhir.store import Generation
-from connector.views.people import parts
+from connector.views.people import FINAL, parts
 from vht_federate.components.contract import Port
 from vht_federate.domain.units import Affine, accepted_units
 from vht_federate.errors import ViewError
@@ -27,7 +27,7 @@ SELECT record, {columns} FROM (
         PARTITION BY r.record ORDER BY o.effective DESC, o.resource DESC, o.part DESC, o.value_code) AS place
     FROM record r JOIN {table} o ON o.subject = r.subject AND o.effective < r.landmark::TIMESTAMPTZ
     WHERE o.code_system = $system AND list_contains($codes::VARCHAR[], o.code)
-        AND o.status IN ('final', 'amended', 'corrected') AND {usable})
+        AND o.status IN {final} AND {usable})
 WHERE place = 1
 """
 _EVER = """
@@ -64,7 +64,7 @@ class _Reader:
 
     def last(self, columns: str, usable: str, **more: Any) -> list[npt.NDArray[Any]]:
         table = parts(self.generation, "observation")
-        return self.find(_LAST.format(columns=columns, table=table, usable=usable), **more)
+        return self.find(_LAST.format(columns=columns, table=table, usable=usable, final=FINAL), **more)
 
     def empty(self, value: float = np.nan) -> Floats:
         return np.full(self.records, value, dtype=np.float32)

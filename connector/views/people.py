@@ -1,4 +1,7 @@
-"""Who has a record: patients of the store who did not opt out, at each landmark where they are adult and alive."""
+"""Who has a record, and of which day: patients of the store who did not opt out, adult and alive on that day.
+
+By the profile's index a record's day is a public landmark, or one that the patient's own course sets (``onset``).
+"""
 
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants; values are parameters.
 
@@ -9,11 +12,12 @@ import duckdb
 
 from connector.fhir.engine import quoted
 from connector.fhir.store import Generation
-from vht_federate.components.contract import Component
+from vht_federate.components.contract import Component, Profile
 
-__all__ = ["ADULT_YEARS", "make_records", "parts"]
+__all__ = ["ADULT_YEARS", "FINAL", "make_records", "parts"]
 
 ADULT_YEARS = 18
+FINAL = "('final', 'amended', 'corrected')"
 OUTCOME_VERIFICATION = "('refuted', 'entered-in-error')"
 
 
@@ -38,7 +42,8 @@ def make_records(
 
     Age in completed years. Birth date and sex are read only where a port in ``columns`` needs them; without the
     birth date nobody can be known to be an adult, so the rule of age does not apply. With a horizon, a patient
-    whose outcome came before a landmark has no record there.
+    whose outcome came before a landmark has no record there. Where the index is the onset, the dates of all that is
+    recorded are read, whatever ``columns`` says, because they set a control's day.
     """
     sources = {component.port(name).source.type for name in columns}
     born = "birth_date" if "age" in sources else "NULL::DATE"
@@ -53,9 +58,10 @@ def make_records(
     _name_people(connection, pseudonym)
     _make_events(connection, generation, component, profile)
     chosen = component.profile(profile)
-    landmarks = [(moment, _later(moment, chosen.horizon_years)) for moment in chosen.landmarks]
-    connection.execute("CREATE TEMP TABLE landmark (landmark DATE, horizon DATE)")
-    connection.executemany("INSERT INTO landmark VALUES (?, ?)", landmarks)
+    if chosen.index == "onset":
+        _index_by_onset(connection, generation)
+    else:
+        _index_by_landmark(connection, chosen)
     connection.execute(_RECORDS, {"horizon": chosen.horizon_years, "adult": ADULT_YEARS, "ages": "age" in sources})
 
 
@@ -67,7 +73,7 @@ WITH eligible AS (
             - (strftime(landmark, '%m%d') < strftime(born, '%m%d'))::INTEGER AS age,
         CASE WHEN $horizon = 0 THEN first_event IS NOT NULL
             ELSE first_event IS NOT NULL AND first_event < horizon::TIMESTAMPTZ END AS outcome
-    FROM person JOIN named USING (subject) LEFT JOIN event USING (subject) CROSS JOIN landmark
+    FROM person JOIN named USING (subject) JOIN indexed USING (subject) LEFT JOIN event USING (subject)
     WHERE (NOT deceased OR deceased_at >= landmark::TIMESTAMPTZ)
         AND ($horizon = 0 OR first_event IS NULL OR first_event >= landmark::TIMESTAMPTZ)
 )
@@ -102,6 +108,45 @@ def _make_events(
         GROUP BY subject""",
         [source.system, list(source.codes)],
     )
+
+
+def _index_by_landmark(connection: duckdb.DuckDBPyConnection, profile: Profile) -> None:
+    """Table ``indexed`` (subject, landmark, horizon): everybody at every landmark."""
+    landmarks = [(moment, _later(moment, profile.horizon_years)) for moment in profile.landmarks]
+    connection.execute("CREATE TEMP TABLE landmark (landmark DATE, horizon DATE)")
+    connection.executemany("INSERT INTO landmark VALUES (?, ?)", landmarks)
+    connection.execute("CREATE TEMP TABLE indexed AS SELECT subject, landmark, horizon FROM person CROSS JOIN landmark")
+
+
+# What is recorded after a death (its certificate) does not move a control's day beyond it. `least` passes over NULL.
+_ONSET = """
+CREATE TEMP TABLE indexed AS
+WITH seen AS (SELECT subject, max(moment) AS last FROM ({recorded}) GROUP BY subject),
+observed AS (SELECT subject, min(effective) AS earliest FROM {observation} WHERE status IN {final} GROUP BY subject),
+course AS (
+    SELECT subject, earliest, NULL::DATE AS horizon,
+        coalesce(first_event, least(last, deceased_at))::DATE AS landmark
+    FROM person JOIN observed USING (subject) LEFT JOIN seen USING (subject) LEFT JOIN event USING (subject)
+)
+SELECT subject, landmark, horizon FROM course WHERE earliest < landmark::TIMESTAMPTZ
+"""
+_RECORDED = {
+    "observation": "effective",
+    "condition": "onset",
+    "medication_request": "authored",
+    "encounter": "greatest(started, ended)",
+}
+
+
+def _index_by_onset(connection: duckdb.DuckDBPyConnection, generation: Generation) -> None:
+    """Table ``indexed``: each patient observed before it, at the first onset, or at the last day recorded."""
+    recorded = " UNION ALL ".join(
+        f"SELECT subject, {moment} AS moment FROM {parts(generation, table)} "
+        f"WHERE coalesce({'verification' if table == 'condition' else 'status'}, '') <> 'entered-in-error'"
+        for table, moment in _RECORDED.items()
+    )
+    observation = parts(generation, "observation")
+    connection.execute(_ONSET.format(recorded=recorded, observation=observation, final=FINAL))
 
 
 def _later(moment: date, years: int) -> date:

@@ -64,15 +64,30 @@ class Port(BaseModel):
 
 
 class Profile(BaseModel):
-    """A choice of inputs and one outcome, with the landmarks at which records are made."""
+    """A choice of inputs and one outcome, and the days before which a record's inputs lie.
+
+    ``index`` says which day that is. ``landmark``: each of ``landmarks``, public days; the outcome counts where its
+    onset lies within ``horizon_years`` after it, and a patient whose onset came before has no record there. ``onset``:
+    one record per patient, before the day of the outcome's first onset, or, for a patient without the outcome, before
+    the day of the last resource recorded.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str
     inputs: tuple[str, ...] = Field(min_length=1)
     outcome: str
-    landmarks: tuple[date, ...] = Field(min_length=1)
-    horizon_years: int = Field(ge=0)  # 0: the outcome counts whenever it was recorded
+    index: Literal["landmark", "onset"] = "landmark"
+    landmarks: tuple[date, ...] = ()
+    horizon_years: int = Field(default=0, ge=0)  # 0: the outcome counts whenever it was recorded
+
+    @model_validator(mode="after")
+    def _indexed(self) -> "Profile":
+        if self.index == "landmark" and not (self.landmarks and "horizon_years" in self.model_fields_set):
+            raise ValueError("a profile indexed by landmark has at least one landmark, and states its horizon")
+        if self.index == "onset" and (self.landmarks or self.horizon_years):
+            raise ValueError("a profile indexed by onset has neither landmarks nor a horizon")
+        return self
 
 
 class Output(BaseModel):
