@@ -204,6 +204,18 @@ def _decide(state: Path, visit: str, verb: str, body: dict[str, Any], *, command
     output.emit(f"node {command or verb}", data, f"visit {visit} is {data['state']}")
 
 
+@app.command("console")
+@output.command("node console")
+def console(
+    state: State,
+    operator: Annotated[str | None, typer.Option(help="Under which name you act there.")] = None,
+) -> None:
+    """Print a link that logs you in to the console, once."""
+    with reach(state) as client:
+        data = client.post("/api/log-in-links", json={"operator": operator})
+    output.emit("node console", data, f"{data['url']}\n(opens one session, within {data['minutes']} minutes)")
+
+
 @app.command("operator")
 @output.command("node operator")
 def operator(

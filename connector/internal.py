@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from connector.console.pages import add_pages
 from connector.console.sessions import Sessions
-from connector.governance.actors import Actor
+from connector.governance.actors import INVITATION_MINUTES, Actor
 from connector.http import Guarded, plain_app
 from connector.node import Node
 from vht_federate.errors import RefusedError
@@ -68,6 +68,7 @@ def internal_app(node: Node) -> FastAPI:
         return {"status": "ok", "service": "node"}
 
     who = Depends(actor)
+    _add_log_in(app, node, who)
     _add_visits(app, node, who)
     _add_data(app, node, who)
     add_pages(app, node, sessions)
@@ -112,6 +113,14 @@ def _add_visits(app: FastAPI, node: Node, who: Any) -> None:
     def stop(visit_id: str, actor: Who, decision: Decision | None = None) -> dict[str, Any]:
         stopped = node.visits.stop(visit_id, _named(node, actor, decision))
         return {"visit": visit_id, "state": stopped.state, "code": stopped.code}
+
+
+def _add_log_in(app: FastAPI, node: Node, who: Any) -> None:
+    @app.post("/api/log-in-links")
+    def log_in_link(actor: Annotated[Actor, who], decision: Decision | None = None) -> dict[str, Any]:
+        name = decision.operator if decision else None
+        code = node.accounts.invite(node.accounts.as_operator(actor, name))
+        return {"url": f"{node.settings.internal_url}/login?code={code}", "minutes": INVITATION_MINUTES}
 
 
 def _add_data(app: FastAPI, node: Node, who: Any) -> None:

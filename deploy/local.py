@@ -381,10 +381,11 @@ class LocalFederation:
         return answers
 
     def describe(self) -> dict[str, str]:
-        """Where a person finds the pages."""
+        """Where a person finds the pages; each console's link logs in once."""
         pages = {"platform": self.url("platform")}
         for h in self.hospitals:
-            pages[h.name] = f"{self.url(f'{h.name}/internal')}/login?token={self.operator_token(h.name)}"
+            with self.operator(h.name) as client:
+                pages[h.name] = client.post("/api/log-in-links", json={})["url"]
         return pages
 
     def save_endpoints(self) -> None:

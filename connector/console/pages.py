@@ -5,7 +5,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Form, Request
+from fastapi import FastAPI, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
 
 from connector.console.sessions import Sessions
@@ -159,9 +159,9 @@ def _add_log_in(app: FastAPI, pages: _Pages) -> None:
         return answer
 
     @app.get("/login", include_in_schema=False)
-    def log_in_page(request: Request, token: str | None = None) -> Response:
-        if token is not None:  # sent on at once, so that the address with the token is no page to return to
-            return enter(request, lambda: sessions.accounts.log_in_with_token(token))
+    def log_in_page(request: Request, code: Annotated[str | None, Query(max_length=100)] = None) -> Response:
+        if code is not None:  # good for one session: what a browser's history keeps of it opens nothing
+            return enter(request, lambda: sessions.accounts.log_in_with_code(code))
         return pages.render(request, "login.html", failed=None)
 
     @app.post("/login", include_in_schema=False)

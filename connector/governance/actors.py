@@ -30,6 +30,8 @@ SESSION_HOURS = 8
 FAILURES_ALLOWED = 5
 FAILURE_WINDOW_S = 300.0
 MINIMUM_PASSWORD = 10
+INVITATION_MINUTES = 15
+INVITATIONS = 100
 _SCRYPT = {"n": 2**15, "r": 8, "p": 1, "maxmem": 2**26, "dklen": 64}
 
 
@@ -68,6 +70,7 @@ class Accounts:
     def __init__(self, database: Database, operator_token: str, clock: Callable[[], datetime]) -> None:
         self._database, self._token, self._clock = database, operator_token, clock
         self._failures: dict[str, deque[float]] = defaultdict(deque)
+        self._invitations: dict[str, tuple[Actor, datetime]] = {}
 
     def add(self, name: str, role: Role, password: str) -> None:
         """Add an account, or give an existing one a new role and password."""
@@ -95,9 +98,25 @@ class Accounts:
         recent.clear()
         return self._open(Actor(row.name, _role(row.role), "account"))
 
-    def log_in_with_token(self, token: str, name: str = "operator") -> tuple[str, SignedIn]:
-        """A session for the holder of the operator token. Raises RefusedError VHT-REFUSED-LOGIN."""
-        return self._open(self.of_token(token, name))
+    def invite(self, actor: Actor) -> str:
+        """A code that opens one session for ``actor``, once, within ``INVITATION_MINUTES`` and this process's life."""
+        now = self._clock()
+        live = {digest: (who, until) for digest, (who, until) in self._invitations.items() if until > now}
+        while len(live) >= INVITATIONS:
+            live.pop(next(iter(live)))
+        code = secrets.token_urlsafe(32)
+        live[_digest(code)] = (actor, now + timedelta(minutes=INVITATION_MINUTES))
+        self._invitations = live
+        return code
+
+    def log_in_with_code(self, code: str) -> tuple[str, SignedIn]:
+        """The session that an invitation opens. Raises RefusedError VHT-REFUSED-LOGIN, also for a code used before."""
+        actor, until = self._invitations.pop(_digest(code), (None, None))
+        if actor is None or until is None or until <= self._clock():
+            raise RefusedError(
+                "this link was used before, or is too old", code="VHT-REFUSED-LOGIN", hint="vht node console NODE"
+            )
+        return self._open(actor)
 
     def of_token(self, token: str, name: str = "operator") -> Actor:
         """The actor behind the operator token, under the name its holder gives; never above that account's role."""

@@ -8,8 +8,11 @@ import pytest
 from node_kit import CANARY, PLAN, Hospital, approved, ask, await_that
 
 from connector.app import internal_app
+from connector.governance.actors import INVITATION_MINUTES, INVITATIONS, Accounts, Actor
 from connector.node import Node
+from vht_federate.errors import RefusedError
 from vht_federate.testing.asgi import AppClient
+from vht_federate.testing.clock import FixedClock
 
 DIGEST = "ab" * 32
 PAGES = ("/", "/datasets", "/log")
@@ -105,13 +108,35 @@ def test_a_form_without_the_sessions_key_or_from_a_viewer_changes_nothing(consol
     assert console.node.visits.get(visit).state == "requested"
 
 
-def test_the_operator_token_opens_a_session_and_a_wrong_one_does_not(console: Console) -> None:
+def test_a_link_logs_in_once_and_the_operator_token_itself_never_by_an_address(console: Console) -> None:
     token = (console.hospital.state / "operator.token").read_text().strip()
-    assert console.browser.get("/login?token=wrong").status_code == 403
-    entered = console.browser.get(f"/login?token={token}")
+    for wrong in ("/login?code=wrong", f"/login?code={token}"):
+        assert console.browser.get(wrong).status_code == 403
+    assert console.browser.get(f"/login?token={token}").status_code == 200  # the empty form, nobody logged in
+    assert console.browser.post("/api/log-in-links", json={}).status_code == 403
+    asked = console.browser.post("/api/log-in-links", json={}, headers={"Authorization": f"Bearer {token}"}).json()
+    place = asked["url"].removeprefix(console.node.settings.internal_url)
+    entered = console.browser.get(place)
     assert (entered.status_code, entered.headers["location"]) == (303, "/")
     assert (entered.headers["referrer-policy"], entered.headers["cache-control"]) == ("no-referrer", "no-store")
     assert console.browser.get("/").status_code == 200
+    assert console.browser.get(place).status_code == 403  # used up
+
+
+def test_links_end_with_their_time_and_are_few(console: Console) -> None:
+    clock, operator = FixedClock(), Actor("Olga", "approver", "operator-token")
+    accounts = Accounts(console.node.database, "token", clock)
+    first = accounts.invite(operator)
+    for _ in range(INVITATIONS):
+        last = accounts.invite(operator)
+    for code in (first, ""):
+        with pytest.raises(RefusedError):
+            accounts.log_in_with_code(code)
+    late = accounts.invite(operator)
+    assert accounts.log_in_with_code(last)[1].actor == operator
+    clock.advance(60 * INVITATION_MINUTES)
+    with pytest.raises(RefusedError):
+        accounts.log_in_with_code(late)
 
 
 def test_every_page_in_every_state_renders_without_a_value_of_a_patient(console: Console) -> None:
