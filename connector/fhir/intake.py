@@ -12,6 +12,7 @@ from connector.fhir.identity import content_key, resource_key, subject_key
 from connector.fhir.lines import Line, read_lines
 from connector.fhir.report import IngestReport
 from connector.fhir.resources import read_resource, read_version, refuse_modifiers
+from connector.fhir.room import on_this_disk
 from connector.fhir.settling import settle
 from connector.fhir.staging import Staging
 from connector.fhir.store import Store, table_name
@@ -47,14 +48,14 @@ def ingest(
 
     Reading the same data again changes nothing; with ``replace``, nothing but this folder counts afterwards. A crash
     leaves the store as it was before. Raises InputError VHT-INPUT-FHIR-FOLDER where there is nothing to read,
-    UnavailableError VHT-UNAVAILABLE-INGEST while another ingest runs.
+    UnavailableError VHT-UNAVAILABLE-INGEST while another ingest runs, VHT-UNAVAILABLE-DISK where there is no room.
     """
     if len(node_key) != KEY_BYTES:
         raise InputError("the node's key has 32 bytes", code="VHT-INPUT-KEY")
     paths = _sources(folder)
     units = Units(tuple(installed_ports() if ports is None else ports))
     store = Store(store_dir.resolve())
-    with store.writing() as work:
+    with on_this_disk(), store.writing() as work:
         staging = Staging(work)
         try:
             for number, path in enumerate(paths):

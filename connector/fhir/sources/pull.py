@@ -16,6 +16,7 @@ from pathlib import Path
 import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from connector.fhir.room import on_this_disk
 from connector.fhir.sources.export import Expired, JobFailed, await_manifest, kick_off, release_job
 from connector.fhir.sources.files import Files
 from connector.fhir.sources.journal import Journal, Progress, write_whole
@@ -74,11 +75,11 @@ def pulling(home: Path) -> Iterator[Path]:
 def download(settings: SourceSettings, home: Path, *, whole: bool = False, pace: Pace | None = None) -> Pulled:
     """Fetch what changed since the last pull that was settled (``whole``: everything) into ``home/run/data``.
 
-    Raises RefusedError VHT-REFUSED-SOURCE-ADDRESS, UnavailableError VHT-UNAVAILABLE-SOURCE…, each with the pull left
-    as it is: the next call goes on.
+    Raises RefusedError VHT-REFUSED-SOURCE-ADDRESS, UnavailableError VHT-UNAVAILABLE-SOURCE… or VHT-UNAVAILABLE-DISK,
+    each with the pull left as it is: the next call goes on.
     """
     pace = pace or Pace(settings.deadline_s)
-    with Wire(settings, pace) as wire:
+    with on_this_disk(), Wire(settings, pace) as wire:
         for start in range(1, STARTS + 1):
             journal, resumed = _journal(settings, home, whole, pace)
             try:
