@@ -1,16 +1,16 @@
 """``vht data``: cohorts to try the system on."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vht_federate import output
-from vht_federate.samples import generator, uci
+from vht_federate.samples import generator, split, uci
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Generate or import FHIR cohorts.")
+app = typer.Typer(no_args_is_help=True, help="Generate, import or split FHIR cohorts.")
 
 
 @app.command("generate")
@@ -37,7 +37,33 @@ def import_uci(
     _show("data import-uci", out, uci.import_folder(folder, out))
 
 
-def _show(name: str, out: Path, made: list[generator.GeneratedHospital]) -> None:
+@app.command("split")
+@output.command("data split")
+def split_into_hospitals(
+    export: Annotated[Path, typer.Argument(help="FHIR R4 export: a folder of NDJSON (plain or .gz), or one .tgz.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one, or one written by this command.")],
+    hospitals: Annotated[int, typer.Option(help="How many hospitals.")] = 4,
+) -> None:
+    """One FHIR export as several hospitals, by a public rule: a hash of Patient.id."""
+    made = split.split_export(export, out, hospitals=hospitals)
+    aside = [("of types that no node reads", kind, count) for kind, count in made.unread.items()]
+    aside += [("of no patient in this export", kind, count) for kind, count in made.stray.items()]
+    aside += [("not a resource", "", made.malformed)] if made.malformed else []
+    _show(
+        "data split",
+        out,
+        made.hospitals,
+        output.table(f"Left out, of {made.lines} lines", ("lines", "type", "count"), aside),
+        *[f"not a resource: {place}" for place in made.malformed_at],
+        lines=made.lines,
+        unread=made.unread,
+        stray=made.stray,
+        malformed=made.malformed,
+        malformed_at=made.malformed_at,
+    )
+
+
+def _show(name: str, out: Path, made: list[generator.GeneratedHospital], *more: Any, **data: Any) -> None:
     rows = [(h.name, h.kind, h.patients, sum(h.resources.values())) for h in made]
     output.emit(
         name,
@@ -46,6 +72,8 @@ def _show(name: str, out: Path, made: list[generator.GeneratedHospital]) -> None
             "patients": sum(h.patients for h in made),
             "resources": sum(sum(h.resources.values()) for h in made),
             "hospitals": [{"name": h.name, "patients": h.patients, "resources": h.resources} for h in made],
+            **data,
         },
         output.table(f"Written to {out}", ("hospital", "kind", "patients", "resources"), rows),
+        *more,
     )

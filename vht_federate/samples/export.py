@@ -1,0 +1,91 @@
+"""A FHIR R4 export as it lies on disk: a folder of NDJSON (plain or gzip), or one ``.tgz`` of such files.
+
+Read as a stream of lines, in bounded memory; nothing of an archive is unpacked to disk, so a name in it leads nowhere.
+"""
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from vht_federate.errors import InputError
+
+__all__ = ["Export", "ExportLine"]
+
+LINE_LIMIT = 16 << 20  # bytes; a longer line is no resource that a node reads
+SUFFIXES = (".ndjson", ".ndjson.gz")
+ARCHIVES = (".tgz", ".tar.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportLine:
+    """A line that is not blank, counted from 1 in its file; ``content`` None where it is too long to be a resource."""
+
+    file: str
+    number: int
+    content: bytes | None
+
+
+@dataclass(frozen=True)
+class Export:
+    """``path``: the folder or the archive."""
+
+    path: Path
+
+    def lines(self) -> Iterator[ExportLine]:
+        """Every line of every file, the same each time.
+
+        Raises InputError VHT-INPUT-EXPORT where there is no NDJSON, or where a file is damaged or ends early: half an
+        export is never taken for a whole one.
+        """
+        found, current = False, self.path.name
+        try:
+            for current, stream in self._files():
+                found = True
+                for number, content in _lines(stream):
+                    yield ExportLine(current, number, content)
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(
+                f"{current} is damaged, or ends early",
+                code="VHT-INPUT-EXPORT",
+                hint="fetch the export again; nothing was made of it",
+            ) from error
+        if not found:
+            raise InputError(
+                f"{self.path.name} holds no NDJSON",
+                code="VHT-INPUT-EXPORT",
+                hint="expected is a folder of files such as Patient.ndjson or Patient.ndjson.gz, or a .tgz of them",
+            )
+
+    def _files(self) -> Iterator[tuple[str, IO[bytes]]]:
+        if self.path.is_dir():
+            for path in sorted(self.path.iterdir()):
+                if path.is_file() and path.name.endswith(SUFFIXES):
+                    with path.open("rb") as file:
+                        yield path.name, _plain(path.name, file)
+        elif self.path.is_file() and self.path.name.endswith(ARCHIVES):
+            with tarfile.open(self.path, "r|gz") as archive:
+                for member in archive:
+                    name = Path(member.name).name
+                    stream = archive.extractfile(member) if member.isreg() and name.endswith(SUFFIXES) else None
+                    if stream is not None:
+                        yield name, _plain(name, stream)
+
+
+def _plain(name: str, file: IO[bytes]) -> Any:
+    return gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
+
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    number = 0
+    while line := stream.readline(LINE_LIMIT + 1):
+        number += 1
+        if len(line) > LINE_LIMIT:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(LINE_LIMIT)
+            yield number, None
+        elif line.strip():
+            yield number, line.rstrip(b"\r\n")
