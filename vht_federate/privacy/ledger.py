@@ -2,21 +2,21 @@
 
 An ``Account`` is a frozen value; each operation returns a new one or raises BudgetError and changes nothing. Whoever
 keeps it (a database row per entry) decides when it takes effect. Caps hold for what is spent *and* reserved, composed
-jointly, for a patient of each population. What was drawn is never given back: noise that was drawn is spent, whether
-or not its result left.
+jointly, for a patient of each population who was in everything (``accounts`` knows who was in what). What was drawn is
+never given back: noise that was drawn is spent, whether or not its result left. Reports are by privacy loss
+distributions; decisions after the first draw are by a filter (``filters``), since plans are chosen adaptively.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.budget import POPULATIONS, PrivacyEvent, touching
 from vht_federate.errors import BudgetError
 from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.privacy.filters import SLACK, RdpFilter
 
 __all__ = ["Account", "Reservation"]
-
-SLACK = 1e-9  # rounding of the accountant, not budget
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,20 @@ class Account:
 
     def epsilon_if_spent(self, more: Iterable[PrivacyEvent] = ()) -> dict[str, float]:
         """Epsilon by population once everything reserved, and ``more``, is drawn."""
-        held = tuple(event for reservation in self.reservations for event in reservation.events)
-        return epsilon_by_population((*self.spent_by(), *held, *more), self.delta)
+        return epsilon_by_population((*self.spent_by(), *self._held(), *more), self.delta)
+
+    def cost_if_spent(self, more: Iterable[PrivacyEvent] = ()) -> dict[str, float]:
+        """The same as decisions count it (``RdpFilter.cost``): never below what a patient pays."""
+        drawn, planned = self.spent_by(), [*self._held(), *more]
+        rule = RdpFilter(self.epsilon, self.delta)
+        return {one: rule.cost(touching(drawn, one), touching(planned, one)) for one in POPULATIONS}
 
     def reserve(self, visit: str, events: Iterable[PrivacyEvent]) -> "Account":
         """Set ``events`` aside for ``visit``. Raises BudgetError VHT-BUDGET-CAP, VHT-BUDGET-RESERVED."""
         wanted = tuple(events)
         if any(held.visit == visit for held in self.reservations):
             raise BudgetError("this visit already holds a reservation", code="VHT-BUDGET-RESERVED")
-        for population, cost in self.epsilon_if_spent(wanted).items():
+        for population, cost in self.cost_if_spent(wanted).items():
             if cost > self.epsilon + SLACK:
                 raise BudgetError(
                     f"the node's cap of epsilon {self.epsilon:g} at delta {self.delta:g} would be passed: {population} "
@@ -90,3 +95,6 @@ class Account:
     def release(self, visit: str) -> "Account":
         """Give back what ``visit`` did not draw. A visit without a reservation changes nothing."""
         return replace(self, reservations=tuple(held for held in self.reservations if held.visit != visit))
+
+    def _held(self) -> tuple[PrivacyEvent, ...]:
+        return tuple(event for reservation in self.reservations for event in reservation.events)

@@ -1,0 +1,183 @@
+"""Every patient's account at once: may this run include these patients, and how many remain under each cap?
+
+The account of a group of patients (``participation``) is what the runs in its history drew and still hold. A run that
+has not said whom it includes counts for everybody: so does a visit between its approval and its cohort, and so does
+whatever is known from the log alone. Each cap looks at the runs that it covers, and decides by ``RdpFilter``: a loss of
+zero for whoever is not included makes this individual accounting (Feldman and Zrnic 2021).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vht_federate.domain.budget import POPULATIONS, PrivacyEvent, touching
+from vht_federate.errors import BudgetError
+from vht_federate.privacy.filters import RdpFilter
+from vht_federate.privacy.participation import Included, Participation
+from vht_federate.privacy.renyi import ORDERS, renyi_curve
+
+__all__ = ["Cap", "PatientAccounts", "Remaining", "Run"]
+
+LITTLE = 0.1  # of a cap
+
+
+@dataclass(frozen=True)
+class Run:
+    """A visit or a query: what it ``drew``, and what it still ``holds`` reserved."""
+
+    name: str
+    dataset: str
+    permit: str | None
+    drew: tuple[PrivacyEvent, ...] = ()
+    holds: tuple[PrivacyEvent, ...] = ()
+
+    @property
+    def events(self) -> tuple[PrivacyEvent, ...]:
+        return (*self.drew, *self.holds)
+
+
+@dataclass(frozen=True)
+class Cap:
+    """No patient's account passes ``epsilon`` at ``delta`` over all runs, or those of one dataset or one permit."""
+
+    name: str
+    epsilon: float
+    delta: float
+    dataset: str | None = None
+    permit: str | None = None
+
+    def covers(self, run: Run) -> bool:
+        return self.dataset in (None, run.dataset) and self.permit in (None, run.permit)
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """Patients by what is left of a cap; ``able`` of them could pay for the plan in question."""
+
+    patients: int
+    untouched: int  # in no run that the cap covers
+    half: int  # at least half of the cap is left, the untouched included
+    little: int  # less than a tenth is left
+    able: int
+
+
+@dataclass(frozen=True)
+class PatientAccounts:
+    """``participation`` of patients in ``runs``, by name."""
+
+    participation: Participation
+    runs: Mapping[str, Run]
+
+    def require(self, run: Run, included: Included | None, caps: Sequence[Cap]) -> None:
+        """May ``run`` spend its events on ``included`` (None: on whoever may come)?
+
+        Raises BudgetError VHT-BUDGET-CAP where any of them would pass any of ``caps``.
+        """
+        held, fresh = self._asked(included)
+        for cap in caps:
+            able, able_fresh = self.affords(run, cap)
+            if (held[~able] > 0).any() or (fresh[~able_fresh] > 0).any():
+                raise BudgetError(
+                    f"some of the patients that this run would include would pay more than the {cap.name}'s cap of "
+                    f"epsilon {cap.epsilon:g} at delta {cap.delta:g}, with what they paid before",
+                    code="VHT-BUDGET-CAP",
+                    hint="ask for less epsilon, or ask the node's operator to raise the cap",
+                )
+
+    def affords(self, run: Run, cap: Cap) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Could ``run`` include the patients of each group [groups], and new ones of each population [train, test]?"""
+        others = self._others(run, cap)
+        rule = RdpFilter(cap.epsilon, cap.delta)
+        fresh = _by_population(run) + self._everybody(others)
+        groups = self._group_curves(others) + fresh[self._population]
+        able, able_fresh = rule.admits(groups), rule.admits(fresh)
+        for place in np.flatnonzero(~able):
+            able[place] = self._fits_as_planned(rule, run, others, int(place))
+        for population in np.flatnonzero(~able_fresh):
+            charged = [one for one in others if one.name in self._unplaced]
+            able_fresh[population] = _fits(rule, run, charged, POPULATIONS[population])
+        return able, able_fresh
+
+    def remaining(self, cap: Cap, plan: Run, untouched: int = 0) -> Remaining:
+        """How patients stand under ``cap``; ``untouched`` more patients of the dataset were in no run so far."""
+        sizes = self.participation.sizes()
+        others = self._others(plan, cap)
+        everybody = self._everybody(others)
+        spent, fresh = self._group_curves(others) + everybody[self._population], everybody.max(axis=0)
+        rule = RdpFilter(cap.epsilon, cap.delta)
+        left, left_fresh = 1 - rule.charged(spent) / cap.epsilon, 1 - float(rule.charged(fresh)) / cap.epsilon
+        able, able_fresh = self.affords(plan, cap)
+        return Remaining(
+            patients=int(sizes.sum()) + untouched,
+            untouched=int(sizes[~spent.any(axis=1)].sum()) + untouched * (not fresh.any()),
+            half=int(sizes[left >= 0.5].sum()) + untouched * (left_fresh >= 0.5),
+            little=int(sizes[left < LITTLE].sum()) + untouched * (left_fresh < LITTLE),
+            able=int(sizes[able].sum()) + untouched * bool(able_fresh.all()),
+        )
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _unplaced(self) -> frozenset[str]:
+        """Runs that may include anybody."""
+        return frozenset(self.runs) - self.participation.placed
+
+    @cached_property
+    def _population(self) -> NDArray[np.int64]:
+        groups = self.participation.groups
+        return np.array([group.population == "test" for group in groups], dtype=np.int64)
+
+    @cached_property
+    def _column(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.runs)}
+
+    @cached_property
+    def _incidence(self) -> NDArray[np.float64]:
+        """[groups, runs]: 1 where a run is in a group's history."""
+        groups, column = self.participation.groups, self._column
+        found = np.zeros((len(groups), len(column)))
+        for place, group in enumerate(groups):
+            found[place, [column[run] for run in group.runs if run in column]] = 1.0
+        return found
+
+    def _asked(self, included: Included | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if included is not None:
+            return self.participation.touched(included)
+        return self.participation.sizes(), np.ones(2, dtype=np.int64)
+
+    def _others(self, run: Run, cap: Cap) -> list[Run]:
+        return [one for one in self.runs.values() if one.name != run.name and cap.covers(one)]
+
+    def _group_curves(self, runs: Sequence[Run]) -> NDArray[np.float64]:
+        """[groups, orders]: what the placed ones of ``runs`` cost each group."""
+        curves = np.zeros((len(self.runs), 2, len(ORDERS)))
+        for run in runs:
+            curves[self._column[run.name]] = _by_population(run)
+        both = np.tensordot(self._incidence, curves, axes=1)
+        found: NDArray[np.float64] = both[np.arange(len(both)), self._population]
+        return found
+
+    def _everybody(self, runs: Sequence[Run]) -> NDArray[np.float64]:
+        """[2, orders]: what those of ``runs`` that may include anybody cost a patient of each population."""
+        unplaced = [_by_population(run) for run in runs if run.name in self._unplaced]
+        return np.sum(unplaced, axis=0) if unplaced else np.zeros((2, len(ORDERS)))
+
+    def _fits_as_planned(self, rule: RdpFilter, run: Run, others: Sequence[Run], place: int) -> bool:
+        group = self.participation.groups[place]
+        charged = [one for one in others if one.name in self._unplaced or one.name in group.runs]
+        return _fits(rule, run, charged, group.population)
+
+
+def _by_population(run: Run) -> NDArray[np.float64]:
+    """[2, orders]: what ``run`` costs a patient of each population."""
+    return np.stack([renyi_curve(touching(run.events, population)) for population in POPULATIONS])
+
+
+def _fits(rule: RdpFilter, run: Run, others: Sequence[Run], population: str) -> bool:
+    """Where the filter refuses: plans of which nothing was drawn may still fit by their privacy loss distribution."""
+    runs = (*others, run)
+    drawn = touching([event for one in runs for event in one.drew], population)
+    return not drawn and rule.fits((), touching([event for one in runs for event in one.holds], population))

@@ -1,0 +1,77 @@
+"""When to stop, where each plan may be chosen after seeing what the plans before it released.
+
+Composition theorems take their parameters as fixed in advance; studies at a hospital are not. A filter is a rule of
+stopping that keeps its guarantee all the same (Rogers, Roth, Ullman and Vadhan 2016). For one Renyi order fixed in
+advance, stopping before the divergences add up to more than a bound is enough, also for each patient by itself
+(Feldman and Zrnic 2021, theorems 4.3 and 4.5: individual filters).
+
+Which order fits best is known at the end only. So every order of the grid has a share of delta (``SHARES``), and a plan
+is admitted while some order still admits it: what was released lies in the part of one order, whose own filter bounds
+it by (epsilon, share * delta), and the shares add up to delta. The price is a few percent of epsilon.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.errors import InputError
+from vht_federate.privacy.accounting import epsilon
+from vht_federate.privacy.renyi import ORDERS, renyi_curve, renyi_epsilon
+
+__all__ = ["RdpFilter"]
+
+SLACK = 1e-9  # rounding, not budget
+_FALL = 0.6  # of the share of delta from one order of the grid to the next
+
+
+@dataclass(frozen=True)
+class RdpFilter:
+    """Admits plans, chosen adaptively, while a patient's whole history stays (``epsilon``, ``delta``)-DP."""
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.delta < 1 and 0 < self.epsilon < np.inf):
+            raise InputError("a filter has epsilon > 0 and a delta between 0 and 1", code="VHT-INPUT-DELTA")
+
+    def charged(self, curves: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Epsilon [...] as this filter counts it for histories of the given ``renyi_curve`` [..., orders]."""
+        found: NDArray[np.float64] = renyi_epsilon(curves, self._deltas).min(axis=-1)
+        return found
+
+    def admits(self, curves: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """May histories [..., orders], the plan in question included, come to be? One answer for each."""
+        found: NDArray[np.bool_] = self.charged(curves) <= self.epsilon + SLACK
+        return found
+
+    def cost(self, drawn: Sequence[PrivacyEvent], planned: Sequence[PrivacyEvent]) -> float:
+        """What decides about ``planned`` after ``drawn``, as an epsilon: the plan fits where it is at most ``epsilon``.
+
+        While nothing was drawn, all that is planned was chosen in advance, and its privacy loss distribution holds.
+        Afterwards this filter's count does. A first plan that fits by the former alone, is stopped on the way and
+        followed by others leaves (epsilon, 2 delta): what was released lies within that plan, or within the filter.
+        """
+        events = (*drawn, *planned)
+        counted = float(self.charged(renyi_curve(events)))
+        if drawn or counted <= self.epsilon:
+            return counted
+        return min(counted, epsilon(events, self.delta))
+
+    def fits(self, drawn: Sequence[PrivacyEvent], planned: Sequence[PrivacyEvent]) -> bool:
+        """``cost`` is at most ``epsilon``, up to rounding."""
+        return self.cost(drawn, planned) <= self.epsilon + SLACK
+
+    @cached_property
+    def _deltas(self) -> NDArray[np.float64]:
+        """Each order's part of delta: the largest for the order at which Gaussian noise alone would fill epsilon."""
+        orders = np.array(ORDERS, dtype=float)
+        empty = np.log1p(-1 / orders) - np.log(self.delta * orders) / (orders - 1)
+        best = int(np.argmax((self.epsilon - empty) / orders))
+        shares = _FALL ** np.abs(np.arange(len(orders)) - best)
+        found: NDArray[np.float64] = self.delta * shares / shares.sum()
+        return found
