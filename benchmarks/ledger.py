@@ -83,10 +83,8 @@ def measure() -> list[Row]:
         Cap("permit", 4.0, 1e-5, permit="permit-7"),
     ]
     cold = _seconds(lambda: _answer(accounts, _run(RUNS, drew=False), included, caps))
-    warm = [
-        _seconds(lambda n=n: _answer(accounts, _run(RUNS + n, drew=False), included, caps))
-        for n in range(1, 1 + ROUNDS)
-    ]
+    asking = [_run(RUNS + number, drew=False) for number in range(1, 1 + ROUNDS)]
+    warm = [_seconds(partial(_answer, accounts, run, included, caps)) for run in asking]
     group_of, marks = accounts.participation.group, np.zeros(2**16, dtype=np.int64)
     floors = [
         _seconds(lambda: (np.bincount(group_of, minlength=HISTORIES), marks[included.subjects & 0xFFFF].sum()))
