@@ -18,7 +18,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults check bench docs clean constraints format fhir-server
+.PHONY: help demo test test-faults check bench docs clean constraints format fhir-server synthea test-servers
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -36,8 +36,8 @@ help: ## Show the targets
 demo: .venv/.ready ## Four hospitals, end to end, on this machine (ARGS="--keep --out DIR")
 	$(BIN)/vht demo $(ARGS)
 
-test: .venv/.ready ## All tests but the fault runs
-	$(BIN)/pytest -m "not faults" $(ARGS)
+test: .venv/.ready ## All tests but the fault runs and those that need larger servers
+	$(BIN)/pytest -m "not faults and not servers" $(ARGS)
 
 test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs
 	$(BIN)/pytest -m faults $(ARGS)
@@ -55,12 +55,32 @@ bench: .venv/.ready ## Benchmarks as ratios (ONLY=name for one)
 docs: .venv/.ready ## Write docs/reference from the code, and check every link and command in docs
 	$(BIN)/python -m docs.build
 
+test-servers: .venv/.ready ## Against real FHIR servers and larger cohorts (JDK 17, Maven; minutes)
+	$(BIN)/pytest -m servers $(ARGS)
+
 FHIR_PORT ?= 18090
 HAPI := tests/servers/hapi-fhir
+SYNTHEA := tests/servers/synthea
+PATIENTS ?= 100
+JAVA := command -v java >/dev/null && command -v mvn >/dev/null || \
+	{ echo "Java or Maven is missing: install a JDK 17 and Maven 3.8 (Debian: openjdk-17-jdk-headless, maven)"; exit 1; }
 
 $(HAPI)/target/fhir-server-1.jar: $(HAPI)/pom.xml $(wildcard $(HAPI)/src/main/java/fhirserver/*.java)
+	@$(JAVA)
 	cd $(HAPI) && mvn -q -B package
 	@touch $@
+
+$(SYNTHEA)/target/.ready: $(SYNTHEA)/pom.xml
+	@$(JAVA)
+	cd $(SYNTHEA) && mvn -q -B package
+	@touch $@
+
+out/synthea: | $(SYNTHEA)/target/.ready
+	@echo "making $(PATIENTS) patients: one to three minutes"
+	@PATIENTS=$(PATIENTS) $(SYNTHEA)/generate.sh $@
+
+synthea: out/synthea ## A cohort of synthetic patients in out/synthea/fhir (JDK 17, Maven; PATIENTS=100)
+	@cd out/synthea/fhir && wc -l *.ndjson
 
 fhir-server: $(HAPI)/target/fhir-server-1.jar ## A real FHIR R4 server to try against (HAPI; JDK 17, Maven; FHIR_PORT=18090)
 	cd $(HAPI) && FHIR_PORT=$(FHIR_PORT) exec java -Xmx1g -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp 'target/fhir-server-1.jar:target/lib/*' fhirserver.Main

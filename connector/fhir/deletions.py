@@ -1,0 +1,119 @@
+"""Deletions at a source: what is gone there leaves the store here, and its older versions do not come back.
+
+A source lists them as Bundles whose entries are DELETE requests (Bulk Data Access, "deleted"), one Bundle a line. Each
+leaves a tombstone in the store: keyed ids and a time. A version that is newer than the tombstone lifts it. While a
+Patient's tombstone stands, nothing of that patient is held and nothing comes in.
+"""
+
+# ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants.
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from connector.fhir.engine import quoted
+from connector.fhir.identity import ID
+from connector.fhir.lines import read_lines
+from connector.fhir.resources import TABLES
+from connector.fhir.store import Generation, table_name
+
+__all__ = ["TABLE", "UNREADABLE", "Deletions", "Gone", "bury", "read_deletions", "write_tombstones"]
+
+TABLE = "tombstone"
+UNREADABLE = "unreadable-deletion"  # a line that is not, or not wholly, a list of deletions
+Query = Callable[[str], list[tuple[Any, ...]]]
+_URL = re.compile(rf"(?:https?://[^\s?#]+/)?([A-Z][A-Za-z]+)/({ID.pattern})(?:/_history/[^/\s]+)?")
+_COLUMNS = "type, resource, subject, moment"
+_NONE = (
+    "SELECT NULL::VARCHAR AS type, NULL::VARCHAR AS resource, NULL::VARCHAR AS subject, NULL::TIMESTAMPTZ AS moment "
+    "WHERE false"
+)
+
+
+@dataclass(frozen=True)
+class Deletions:
+    """``files`` list what was deleted ``at`` the latest; an entry's ``response.lastModified`` may say when."""
+
+    files: tuple[Path, ...]
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """One resource that a source deleted."""
+
+    type: str
+    id: str
+    at: datetime
+
+
+def read_deletions(path: Path, at: datetime) -> Iterator[tuple[int, list[Gone] | None]]:
+    """What each line lists, by line number; None for a line that is unreadable: nothing of it counts.
+
+    Types that no node keeps are left out.
+    """
+    for line in read_lines(path):
+        if line.fault:
+            yield line.number, None
+            continue
+        try:
+            entries = orjson.loads(line.content)["entry"]
+            found = [_gone(entry, at) for entry in entries]
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            yield line.number, None
+            continue
+        yield line.number, [one for one in found if one.type in TABLES]
+
+
+def _gone(entry: Any, at: datetime) -> Gone:
+    request, response = entry["request"], entry.get("response") or {}
+    named = _URL.fullmatch(request["url"])
+    if request["method"] != "DELETE" or named is None:
+        raise ValueError
+    said = response.get("lastModified")
+    moment = datetime.fromisoformat(said) if said else at
+    return Gone(named[1], named[2], moment if moment.tzinfo else at)
+
+
+def _tombstones(before: Generation | None) -> str:
+    parts = before.parts(TABLE) if before else []
+    return f"SELECT {_COLUMNS} FROM read_parquet([{', '.join(map(quoted, parts))}])" if parts else _NONE
+
+
+def bury(query: Query, before: Generation | None, *, deletions: str, lines: str, seen: str) -> None:
+    """Tables for the verdicts: ``buried`` (tombstones in force), ``late`` (lines below one, by file and line) and
+    ``left_store`` (resources that go). ``deletions`` and ``lines`` are staged, ``seen`` is what is held."""
+    query(f"""CREATE TEMP TABLE buried AS
+        SELECT resource, any_value(type) AS type, any_value(subject) AS subject, max(moment) AS moment
+        FROM ({_tombstones(before)} UNION ALL SELECT {_COLUMNS} FROM {deletions}) GROUP BY resource""")
+    query(f"""DELETE FROM buried USING (SELECT resource, updated FROM {lines}
+            UNION ALL SELECT resource, updated FROM ({seen})) newer
+        WHERE buried.resource = newer.resource AND newer.updated > buried.moment""")
+    query(f"""CREATE TEMP TABLE late AS SELECT file, line FROM {lines}
+        WHERE resource IN (SELECT resource FROM buried)
+            OR subject IN (SELECT subject FROM buried WHERE subject IS NOT NULL)""")
+    held = [
+        f"SELECT resource, {quoted(kind)} AS type FROM read_parquet([{', '.join(map(quoted, parts))}]) "
+        "WHERE subject IN (SELECT subject FROM buried WHERE subject IS NOT NULL)"
+        for kind in TABLES
+        if before and (parts := before.parts(table_name(kind)))
+    ]
+    of_themselves = f"SELECT b.resource, b.type FROM buried b SEMI JOIN ({seen}) USING (resource)"
+    query(f"CREATE TEMP TABLE left_store AS {' UNION '.join([of_themselves, *held])}")
+
+
+def write_tombstones(query: Query, before: Generation | None, *, deletions: str, part: Path) -> bool:
+    """A part with the tombstones that are new. True where there are any."""
+    query(f"""COPY (SELECT type, resource, any_value(subject) AS subject, max(moment) AS moment FROM {deletions} d
+            WHERE NOT EXISTS (SELECT 1 FROM ({_tombstones(before)}) t WHERE t.resource = d.resource AND t.moment >= d.moment)
+            GROUP BY type, resource ORDER BY type, resource)
+        TO {quoted(part)} (FORMAT parquet, COMPRESSION zstd)""")
+    [(count,)] = query(f"SELECT count(*) FROM read_parquet({quoted(part)})")
+    if not count:
+        part.unlink()
+    return bool(count)
