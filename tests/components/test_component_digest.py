@@ -131,3 +131,29 @@ def test_the_commands_print_one_envelope_and_load_no_torch(arguments: list[str])
     envelope = json.loads(done.stdout)
     assert envelope["ok"]
     assert component_digest(SHIPPED) in done.stdout
+
+
+def test_borrowed_files_are_covered_wherever_they_lie(copy: Path) -> None:
+    files = ComponentFiles.read(copy)
+    assert "generalised_linear.py" in files.files
+    assert not (copy / "generalised_linear.py").exists()
+    (copy / "generalised_linear.py").write_bytes(files.files["generalised_linear.py"])
+    assert component_digest(copy) == files.digest
+
+
+def test_one_changed_byte_in_a_borrowed_file_changes_the_digest(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = component_digest(copy)
+    shared = copy.parent / "shared"
+    shared.mkdir()
+    (shared / "generalised_linear.py").write_bytes(ComponentFiles.read(copy).files["generalised_linear.py"] + b"#")
+    monkeypatch.setattr("vht_federate.components.digest._SHARED", shared)
+    assert component_digest(copy) != expected
+
+
+@pytest.mark.parametrize("borrows", ['["absent.py"]', '["../digest.py"]', '["/etc/hostname"]', "[7]"])
+def test_only_files_that_ship_can_be_borrowed(copy: Path, borrows: str) -> None:
+    contract = (copy / "component.toml").read_text().replace('["generalised_linear.py"]', borrows)
+    (copy / "component.toml").write_text(contract)
+    with pytest.raises(ComponentError) as caught:
+        ComponentFiles.read(copy)
+    assert caught.value.code == "VHT-COMPONENT-FILES"

@@ -99,7 +99,11 @@ class Output(BaseModel):
 
 
 class Component(BaseModel):
-    """``component.toml``, validated."""
+    """``component.toml``, validated.
+
+    ``borrows`` names files that ship with this package for several components (``components/shared``): they count as
+    files of the component, for its code and for its digest.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -110,6 +114,7 @@ class Component(BaseModel):
     description: str
     license: str
     entry: Annotated[str, Field(pattern=r"^[a-z_]+:[a-z_]+$")]
+    borrows: tuple[Annotated[str, Field(pattern=r"^[a-z_]+\.py$")], ...] = ()
     output: Output
     ports: tuple[Port, ...]
     profiles: dict[str, Profile]

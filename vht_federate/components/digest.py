@@ -2,9 +2,14 @@
 
 What was digested is what runs: the loader takes code from the bytes read here and never goes back to the folder, so
 that a file changed a moment later cannot slip in. Bytecode (``__pycache__``, ``*.pyc``) is neither covered nor used.
+
+A file that component.toml borrows is read from the folder where it lies there, as in a released package, and else from
+the files that ship for all components. Its bytes are covered either way, so both have one digest, and another version
+of the borrowed file is another component.
 """
 
 import hashlib
+import re
 import stat
 import tomllib
 from dataclasses import dataclass, field
@@ -15,9 +20,11 @@ from pydantic import ValidationError
 from vht_federate.components.contract import Component
 from vht_federate.errors import ComponentError, InputError
 
-__all__ = ["ComponentFiles", "component_digest", "component_files"]
+__all__ = ["ComponentFiles", "component_digest"]
 
 _MAXIMUM_BYTES = 64 << 20
+_SHARED = Path(__file__).parent / "shared"
+_BORROWED = re.compile(r"[a-z_]+\.py")
 
 
 @dataclass(frozen=True)
@@ -29,14 +36,15 @@ class ComponentFiles:
 
     @classmethod
     def read(cls, folder: Path) -> "ComponentFiles":
-        """Read every file of ``folder``.
+        """Read every file of ``folder``, and those that it borrows.
 
-        Raises ComponentError VHT-COMPONENT-FILES for a symbolic link, a special file, or more than 64 MiB, InputError
-        VHT-INPUT-COMPONENT where there is no component.toml.
+        Raises ComponentError VHT-COMPONENT-FILES for a symbolic link, a special file, more than 64 MiB, or a borrowed
+        file that does not exist, InputError VHT-INPUT-COMPONENT where there is no component.toml.
         """
         if not (folder / "component.toml").is_file():
             raise InputError(f"{folder.name} holds no component.toml", code="VHT-INPUT-COMPONENT")
-        return cls(folder, {path.relative_to(folder).as_posix(): path.read_bytes() for path in component_files(folder)})
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in _own_files(folder)}
+        return cls(folder, files | _borrowed_files(folder.name, files))
 
     @property
     def digest(self) -> str:
@@ -68,8 +76,8 @@ class ComponentFiles:
             )
 
 
-def component_files(folder: Path) -> list[Path]:
-    """The files that the digest covers, sorted. Raises as ``ComponentFiles.read`` does."""
+def _own_files(folder: Path) -> list[Path]:
+    """The files in ``folder`` that the digest covers, sorted."""
     found: list[Path] = []
     for path in sorted(folder.rglob("*")):
         about = path.lstat()
@@ -85,6 +93,25 @@ def component_files(folder: Path) -> list[Path]:
     if sum(path.lstat().st_size for path in found) > _MAXIMUM_BYTES:
         raise ComponentError(f"component {folder.name} is larger than 64 MiB", code="VHT-COMPONENT-FILES")
     return found
+
+
+def _borrowed_files(name: str, own: dict[str, bytes]) -> dict[str, bytes]:
+    """What component.toml borrows and the folder does not hold itself."""
+    try:
+        wanted = tomllib.loads(own["component.toml"].decode()).get("borrows", ())
+    except ValueError:
+        return {}  # no contract: ``component`` says so
+    borrowed = {}
+    for file in [file for file in wanted if file not in own] if type(wanted) is list else ():
+        path = _SHARED / file if type(file) is str and _BORROWED.fullmatch(file) else None
+        if path is None or not path.is_file():
+            raise ComponentError(
+                f"component {name} borrows a file that does not ship with this version",
+                code="VHT-COMPONENT-FILES",
+                hint="install the version of vht-federate that the component was made for",
+            )
+        borrowed[file] = path.read_bytes()
+    return borrowed
 
 
 def component_digest(folder: Path) -> str:

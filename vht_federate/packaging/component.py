@@ -1,7 +1,7 @@
 """A signed component package: what a twin platform installs, and what an auditor compares with the evidence.
 
 component.json          typed ports of the profile, with LOINC and UCUM, bounds and the output
-code/…                  the component's files as they lay on disk (their digest is in the permit)
+code/…                  the component's files, borrowed ones too (their digest is in the permit)
 weights.safetensors     the trained state
 model_card.md           for people
 privacy_statement.json  schema in packaging/schemas
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from vht_federate.components.contract import Component, Port, read_component
-from vht_federate.components.digest import component_digest, component_files
+from vht_federate.components.digest import ComponentFiles, component_digest
 from vht_federate.errors import InputError, VerificationError
 from vht_federate.evidence.keys import PublicKey, SigningKey
 from vht_federate.packaging.card import CardFacts, render_card
@@ -76,14 +76,15 @@ def write_package(
     ``weights`` are safetensors bytes. Raises InputError for weights or a statement that are none.
     """
     component = read_component(component_dir)
-    digest = component_digest(component_dir)
+    files = ComponentFiles.read(component_dir)
+    digest = files.digest
     _check_weights(weights)
     read_statement(statement)
     empty_folder(folder)
-    for source in component_files(component_dir):
-        target = folder / "code" / source.relative_to(component_dir)
+    for name, content in files.files.items():
+        target = folder / "code" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read_bytes())
+        target.write_bytes(content)
     card = component_dir / "card.md"
     description = card.read_text(encoding="utf-8") if card.exists() else ""
     write_json(folder / "component.json", component_json(component, profile, digest))

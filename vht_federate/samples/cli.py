@@ -49,11 +49,12 @@ def split_into_hospitals(
     aside = [("of types that no node reads", kind, count) for kind, count in made.unread.items()]
     aside += [("of no patient in this export", kind, count) for kind, count in made.stray.items()]
     aside += [("not a resource", "", made.malformed)] if made.malformed else []
+    title = f"Left out, of {made.lines} lines"
     _show(
         "data split",
         out,
         made.hospitals,
-        output.table(f"Left out, of {made.lines} lines", ("lines", "type", "count"), aside),
+        output.table(title, ("lines", "type", "count"), aside) if aside else f"{title}: none",
         *[f"not a resource: {place}" for place in made.malformed_at],
         lines=made.lines,
         unread=made.unread,
