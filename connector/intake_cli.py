@@ -8,7 +8,7 @@ import typer
 
 from connector.reach import State, alone, reach, running
 from connector.settings import NodeFiles, NodeSettings
-from connector.tables import intake_table, pull_table, quarantine_table
+from connector.tables import explanation_table, intake_table, pull_table, quarantine_table
 from vht_federate import output
 
 __all__ = ["app"]
@@ -64,14 +64,41 @@ def pull(
 
 @app.command("quarantine")
 @output.command("node quarantine")
-def quarantine(state: State) -> None:
+def quarantine(
+    state: State,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Read the lines again where they still are, and say what is wrong.")
+    ] = False,
+    folders: Annotated[
+        list[Path] | None, typer.Option("--from", help="Where the export lies, if not where it was taken in from.")
+    ] = None,
+) -> None:
     """List every line and value that was set aside, by file, line and element; never with its content."""
     from connector.fhir.store import Store
 
     NodeSettings.read(state)
     generation = Store(NodeFiles(state).fhir).current()
     entries = generation.quarantine() if generation else []
-    output.emit("node quarantine", {"entries": entries}, quarantine_table(entries))
+    if not explain:
+        output.emit("node quarantine", {"entries": entries}, quarantine_table(entries))
+        return
+    from connector.fhir.explanation import explain as explained
+    from connector.fhir.intake import installed_ports
+    from connector.fhir.values import Units
+
+    places = [path.resolve() for path in folders or ()] + [Path(one) for one in _taken_in_from(state)]
+    found = [one.to_dict() for one in explained(entries, places, Units(installed_ports()))]
+    output.emit("node quarantine", {"entries": found}, explanation_table(found))
+
+
+def _taken_in_from(state: Path) -> list[str]:
+    """Folders of earlier intakes, newest first."""
+    if running(state):
+        with reach(state) as client:
+            ingests = client.get("/api/ingests")["ingests"]
+    else:
+        ingests = alone(state, lambda node: node.books.ingests())
+    return [one["folder"] for one in ingests if one.get("folder")]
 
 
 @app.command("opt-out")

@@ -133,6 +133,10 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
             raise RefusedError(f"this node holds dataset {node.settings.dataset.id}", code="VHT-REFUSED-DATASET")
         return node.ingest(Path(asked.folder), replace=asked.replace, actor=actor)
 
+    @app.get("/api/ingests")
+    def ingests(_: Who) -> dict[str, Any]:
+        return {"ingests": node.books.ingests()}
+
     @app.post("/api/opt-outs")
     def opt_out(actor: Who, asked: OptOutRequest) -> dict[str, Any]:
         actor.require_approver()

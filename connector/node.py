@@ -206,9 +206,13 @@ class Node:
         """Take in a folder of FHIR NDJSON, or ``replace`` what is held by it. The report, in numbers."""
         dataset = self.settings.dataset.id
         key = self.secret.subject_key
-        report = ingest(folder, self.files.fhir, node_key=key, dataset=dataset, replace=replace).to_dict()
+        sampled = self.settings.validation_sample
+        report = ingest(
+            folder, self.files.fhir, node_key=key, dataset=dataset, replace=replace, sample_size=sampled
+        ).to_dict()
         totals = {name: report[name] for name in ("files", "lines", "accepted", "quarantined", "duplicate")}
-        kept = {**totals, "values": report["values"], "reasons": report["reasons"]}
+        shown = {name: report[name] for name in ("values", "reasons", "value_reasons", "sample")}
+        kept = {**totals, **shown, "folder": str(folder.resolve())}
         with self.database.write() as session:
             session.add(IngestRow(dataset_id=dataset, at=self.clock(), report=kept))
             session.flush()

@@ -8,7 +8,15 @@ from rich.table import Table
 from vht_federate.domain.budget import POPULATIONS
 from vht_federate.output import table
 
-__all__ = ["budget_table", "intake_table", "pull_table", "quarantine_table", "visit_tables", "visits_table"]
+__all__ = [
+    "budget_table",
+    "explanation_table",
+    "intake_table",
+    "pull_table",
+    "quarantine_table",
+    "visit_tables",
+    "visits_table",
+]
 
 
 def budget_table(budget: Mapping[str, Any]) -> Table:
@@ -29,7 +37,16 @@ def intake_table(folder: Any, report: Mapping[str, Any]) -> Table:
     rows += [(f"  line quarantined: {reason}", count) for reason, count in report["reasons"].items()]
     rows += [(f"values {name}", count) for name, count in report["values"].items()]
     rows += [(f"  value quarantined: {reason}", count) for reason, count in report["value_reasons"].items()]
+    rows += _sampled(report["sample"] or {})
     return table(f"Intake of {folder}", ["what", "count"], rows)
+
+
+def _sampled(sample: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What FHIR's models say of the sample: "of 40 sampled Observation, 3 have an element that R4B does not know"."""
+    for kind, told in sample.items():
+        yield f"sampled {kind}: R4B finds fault with", f"{told['faulty']} of {told['sampled']}"
+        for one in told["findings"]:
+            yield f"  {one['path']}: {one['says']}", one["resources"]
 
 
 def pull_table(name: str, pulled: Mapping[str, Any]) -> Table:
@@ -40,6 +57,24 @@ def pull_table(name: str, pulled: Mapping[str, Any]) -> Table:
 def quarantine_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     columns = ["file", "line", "kind", "reason", "path"]
     return table("Set aside", columns, [tuple(entry[name] for name in columns) for entry in entries])
+
+
+def explanation_table(explained: Sequence[Mapping[str, Any]]) -> Table:
+    """Entries that are wrong in one way in one file are one row."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for one in explained:
+        r4b = one["r4b"]
+        says = "not asked" if r4b is None else "; ".join(f"{f['path']}: {f['says']}" for f in r4b) or "fits"
+        key = (one["file"], one["reason"], one["path"], one["what"], says, one["do"], one["source"])
+        groups.setdefault(key, []).append(one["line"])
+    columns = ["file", "reason", "element", "what is wrong", "R4B", "what to do", "source", "lines"]
+    rows = [(*key, _lines(lines)) for key, lines in groups.items()]
+    return table("Set aside, explained", columns, rows)
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5]))
+    return shown if len(numbers) <= 5 else f"{shown} … ({len(numbers)})"
 
 
 def visits_table(visits: Sequence[Mapping[str, Any]]) -> Table:

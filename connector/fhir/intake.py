@@ -1,6 +1,7 @@
 """Intake: a folder of FHIR R4 (NDJSON, Bundles) becomes the next generation of the store, every line accounted for."""
 
 from collections.abc import Iterable
+from dataclasses import replace as changed
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from connector.fhir.room import on_this_disk
 from connector.fhir.settling import settle
 from connector.fhir.staging import Staging
 from connector.fhir.store import Store, table_name
+from connector.fhir.validation import SAMPLE_SIZE, Sample
 from connector.fhir.values import Units
 from vht_federate.components.contract import Port, read_component
 from vht_federate.errors import InputError
@@ -42,13 +44,17 @@ def ingest(
     dataset: str,
     ports: Iterable[Port] | None = None,
     replace: bool = False,
+    sample_size: int = SAMPLE_SIZE,
 ) -> IngestReport:
     """Read NDJSON (plain, ``.gz``, ``.zst``) and Bundles (``.json``) in ``folder`` into ``store_dir``, beside what is
     there or in its place.
 
-    Reading the same data again changes nothing; with ``replace``, nothing but this folder counts afterwards. A crash
-    leaves the store as it was before. Raises InputError VHT-INPUT-FHIR-FOLDER where there is nothing to read,
-    UnavailableError VHT-UNAVAILABLE-INGEST while another ingest runs, VHT-UNAVAILABLE-DISK where there is no room.
+    ``sample_size`` lines of each type by place and as many by chance are validated against FHIR's models when the store
+    is complete: that is reported, and changes nothing. Reading the same data again changes nothing; with ``replace``,
+    nothing but this folder counts afterwards. A crash leaves the store as it was before.
+
+    Raises InputError VHT-INPUT-FHIR-FOLDER where there is nothing to read, UnavailableError VHT-UNAVAILABLE-INGEST
+    while another ingest runs, VHT-UNAVAILABLE-DISK where there is no room.
     """
     if len(node_key) != KEY_BYTES:
         raise InputError("the node's key has 32 bytes", code="VHT-INPUT-KEY")
@@ -56,13 +62,14 @@ def ingest(
     units = Units(tuple(installed_ports() if ports is None else ports))
     store = Store(store_dir.resolve())
     with on_this_disk(), store.writing() as work:
-        staging = Staging(work)
+        staging, sample = Staging(work), Sample(sample_size)
         try:
             for number, path in enumerate(paths):
-                _Reader(staging, node_key, units, number).read(path)
+                _Reader(staging, node_key, units, number, sample).read(path)
         finally:
             staging.close()
-        return settle(staging, store, work, dataset, [path.name for path in paths], replace=replace)
+        report = settle(staging, store, work, dataset, [path.name for path in paths], replace=replace)
+    return changed(report, sample=sample.validated())
 
 
 def _sources(folder: Path) -> list[Path]:
@@ -85,8 +92,8 @@ def _sources(folder: Path) -> list[Path]:
 class _Reader:
     """Reads one file into the staging tables."""
 
-    def __init__(self, staging: Staging, node_key: bytes, units: Units, number: int) -> None:
-        self._staging, self._key, self._units, self._number = staging, node_key, units, number
+    def __init__(self, staging: Staging, node_key: bytes, units: Units, number: int, sample: Sample) -> None:
+        self._staging, self._key, self._units, self._number, self._sample = staging, node_key, units, number, sample
         self._subjects: dict[str, str] = {}
 
     def read(self, path: Path) -> None:
@@ -113,6 +120,7 @@ class _Reader:
             refuse_modifiers(resource)
         reading = read_resource(resource, self._units)
         content = content_key(self._key, orjson.dumps(resource, option=orjson.OPT_SORT_KEYS))
+        self._sample.offer(reading.type, content, line.content)
         key = resource_key(self._key, reading.type, reading.id)
         place = (self._number, line.number)
         verdict, rejected = reading.verdict, reading.verdict.rejected

@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from connector.fhir.validation import TypeSample
+
 __all__ = ["FileReport", "IngestReport"]
 
 
@@ -27,7 +29,8 @@ class IngestReport:
     ``reasons`` counts quarantined lines by reason, ``value_reasons`` quarantined values; ``by_type`` accepted lines
     by resource type; ``superseded`` are versions older than what is held, ``replaced`` resources of the store that
     gave way to a newer version, ``entered_in_error`` accepted lines that say so of themselves; ``patients`` is how
-    many patients the store now holds; ``changed`` says whether it changed.
+    many patients the store now holds; ``changed`` says whether it changed. ``sample`` is what FHIR's models say of a
+    few accepted lines of each type, and counts nowhere else; None where they were not asked.
     """
 
     dataset: str
@@ -46,12 +49,14 @@ class IngestReport:
     replaced: int = 0
     entered_in_error: int = 0
     by_file: tuple[FileReport, ...] = field(default=())
+    sample: tuple[TypeSample, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON, with ``files`` counted and ``values`` grouped."""
         plain = asdict(self)
         plain["files"] = len(self.by_file)
         plain["by_file"] = list(plain["by_file"])
+        plain["sample"] = None if self.sample is None else {one.type: one.to_dict() for one in self.sample}
         plain["values"] = {"accepted": plain.pop("values_accepted"), "quarantined": plain.pop("values_quarantined")}
         return plain
 
