@@ -123,7 +123,7 @@ class Task:
         batch = Private(Batch((self.values,), self.outcome, patient, patients))
 
         def step() -> None:
-            noised = noised_sum(engine, batch, CLIPPING_NORM, NOISE_MULTIPLIER, noise)
+            noised = noised_sum(engine, batch, CLIPPING_NORM, NOISE_MULTIPLIER, noise, "float32")
             with torch.no_grad():
                 torch._foreach_add_(list(parameters.values()), list(noised.values()), alpha=-RATE / patients)
 

@@ -20,6 +20,7 @@ from vht_federate.components.job import CohortArrays
 from vht_federate.components.loader import load_model
 from vht_federate.components.registry import find_component
 from vht_federate.domain.plan import StudyPlan
+from vht_federate.privacy.engine import PerPatientEngine
 from vht_federate.privacy.noise import NoiseSource
 from vht_federate.privacy.release import Private
 from vht_federate.privacy.training import TrainingTensors, load_weights, noised_count, train_round
@@ -95,6 +96,7 @@ class Learner:
     ) -> Weights:
         """The federation's own algorithm over ``cohorts`` as nodes: full noise at each, weighted mean each round."""
         model, protocol = self.model(), protocol_of(plan.trust_model)
+        engine = PerPatientEngine(model, binary_cross_entropy_with_logits)
         data = {
             f"node-{i}": Private(TrainingTensors(c.values, c.outcome, c.patient, c.patients))
             for i, c in enumerate(cohorts)
@@ -105,9 +107,7 @@ class Learner:
             updates = {}
             for name, one in data.items():
                 load_weights(model, weights)
-                updates[name] = train_round(
-                    model, binary_cross_entropy_with_logits, one, counts[name], plan.training, noise
-                )
+                updates[name] = train_round(engine, one, counts[name], plan.training, noise)
             weights = protocol.combine(updates, counts)
             if after_round:
                 after_round(number, weights)

@@ -25,7 +25,7 @@ from vht_federate.components.job import Job, JobCall, JobReply, VisitData
 from vht_federate.errors import EgressError, InputError, RefusedError, VhtError, WireError
 from vht_federate.evidence.canonical import canonical_bytes, sha256_hex
 from vht_federate.framing import Reply, receive_frame, send_frame
-from vht_federate.privacy.noise import NoiseSource
+from vht_federate.privacy.noise import Float32Noise, NoiseSource
 
 __all__ = ["Breach", "Desk", "RoundNoise"]
 
@@ -56,6 +56,12 @@ class RoundNoise:
 
     def gaussian(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         return self._ready().gaussian(shape)
+
+    def gaussian_float32(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        source = self._ready()
+        if isinstance(source, Float32Noise):
+            return source.gaussian_float32(shape)
+        return source.gaussian(shape).astype(np.float32)
 
     def uniform(self, size: int) -> NDArray[np.float64]:
         return self._ready().uniform(size)

@@ -13,6 +13,7 @@ from vht_federate.secagg import protocol_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from vht_federate.privacy.engine import PerPatientEngine
     from vht_federate.privacy.training import TrainingTensors
 
 __all__ = ["evaluate", "train"]
@@ -21,21 +22,28 @@ __all__ = ["evaluate", "train"]
 def train(data: VisitData, call: JobCall) -> JobReply:
     """One round: the global weights come in, the weights after ``local_steps`` private steps go out.
 
-    Result: ``patients_noised`` (released once, in round 1, and repeated), ``steps``.
+    Result: ``patients_noised`` (released once, in round 1, and repeated), ``steps``, ``engine`` and ``engine_why``
+    (which way gradients were taken, chosen before a patient was read).
     """
-    from vht_federate.components.loss import loss_of
     from vht_federate.privacy.training import load_weights, noised_count, train_round
 
     _no_params(call)
     plan, model = data.plan.training, _model(data)
     load_weights(model, call.tensors)
     patients = _patients_noised(data, call.round)
-    held = _training_tensors(data)
+    held, engine = _training_tensors(data), _engine(data, model)
+    held.map(lambda tensors: engine.prepare((tensors.values,)))
     if patients is None:
         patients = noised_count(held, plan, data.noise)
-    weights = train_round(model, loss_of(data.component), held, patients, plan, data.noise)
+    weights = train_round(engine, held, patients, plan, data.noise)
     return JobReply(
-        {"patients_noised": patients, "steps": plan.local_steps}, protocol_of(data.plan.trust_model).encode(weights)
+        {
+            "patients_noised": patients,
+            "steps": plan.local_steps,
+            "engine": engine.choice.name,
+            "engine_why": engine.choice.why,
+        },
+        protocol_of(data.plan.trust_model).encode(weights),
     )
 
 
@@ -87,6 +95,17 @@ def _model(data: VisitData) -> "nn.Module":
         data.state["model"] = data.build_model().to(data.state["device"])
     model: nn.Module = data.state["model"]
     return model
+
+
+def _engine(data: VisitData, model: "nn.Module") -> "PerPatientEngine":
+    """The visit's gradient engine, kept between rounds."""
+    from vht_federate.components.loss import loss_of
+    from vht_federate.privacy.engine import PerPatientEngine
+
+    if "engine" not in data.state:
+        data.state["engine"] = PerPatientEngine(model, loss_of(data.component))
+    engine: PerPatientEngine = data.state["engine"]
+    return engine
 
 
 def _training_tensors(data: VisitData) -> "Private[TrainingTensors]":

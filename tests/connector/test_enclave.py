@@ -135,6 +135,7 @@ def test_a_study_runs_and_every_release_is_logged_before_it_leaves(courier: Cour
     weights = weights_of(first)
     assert {name: value.shape for name, value in weights.items()} == {n: v.shape for n, v in ZERO.items()}
     assert first.result["steps"] == PLAN.training.local_steps
+    assert (first.result["engine"], first.result["engine_why"]) == ("book-keeping", "")
     second = courier.call("train", 2, weights)
     assert second.result["patients_noised"] == first.result["patients_noised"]
     tables = courier.call("evaluate", 1, weights_of(second))

@@ -17,6 +17,7 @@ from connector.enclave.replies import Replies
 from vht_federate.errors import CohortError, EgressError, RefusedError
 from vht_federate.evidence.canonical import sha256_hex
 from vht_federate.framing import Reply
+from vht_federate.privacy.noise import SecureNoise
 from vht_federate.testing import SeededNoise
 
 
@@ -129,7 +130,14 @@ def test_the_first_use_of_randomness_begins_the_round_once() -> None:
     assert not noise.begun
     noise.poisson_sample(5, 0.5)
     noise.gaussian((2,))
+    noise.gaussian_float32((2,))
     assert begun == [1]
+
+
+def test_a_round_offers_noise_in_single_precision_whatever_its_source_has() -> None:
+    for source in (SeededNoise(0), SecureNoise()):
+        drawn = RoundNoise(source, lambda: None).gaussian_float32((3, 2))
+        assert (drawn.shape, drawn.dtype) == ((3, 2), np.float32)
 
 
 def test_a_round_that_may_not_begin_gives_no_noise_and_after_the_round_there_is_none() -> None:

@@ -5,6 +5,7 @@ from torch import nn
 
 from vht_federate.domain.plan import TrainingPlan
 from vht_federate.errors import WireError
+from vht_federate.privacy.engine import PerPatientEngine
 from vht_federate.privacy.noise import SecureNoise
 from vht_federate.privacy.release import Private
 from vht_federate.privacy.training import TrainingTensors, load_weights, noised_count, train_round
@@ -43,6 +44,10 @@ class Logits(nn.Linear):
         return super().forward(x).squeeze(-1)
 
 
+def engine(model: nn.Module) -> PerPatientEngine:
+    return PerPatientEngine(model, BCE)
+
+
 def plan(**changes) -> TrainingPlan:
     chosen = {
         "rounds": 1,
@@ -65,7 +70,7 @@ def cohort(patients: int = 60, inputs: int = 3, seed: int = 0) -> TrainingTensor
 
 def test_what_runs_is_what_the_plan_says() -> None:
     noise = Recorder()
-    train_round(Logits(3), BCE, Private(cohort()), 60.0, plan(), noise)
+    train_round(engine(Logits(3)), Private(cohort()), 60.0, plan(), noise)
     assert noise.samples == [(60, 0.5)] * 7
     assert noise.normals == [(4,)] * 7
 
@@ -75,13 +80,13 @@ def test_noise_has_the_planned_scale_where_nobody_contributes() -> None:
         np.zeros((0, 500), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), patients=40
     )
     chosen = plan(local_steps=1, noise_multiplier=3.0, clipping_norm=2.0, learning_rate=1.0)
-    weights = train_round(Logits(500), BCE, Private(nobody), 40.0, chosen, SecureNoise())
+    weights = train_round(engine(Logits(500)), Private(nobody), 40.0, chosen, SecureNoise())
     assert abs(np.std(weights["weight"]) / (3.0 * 2.0 / (0.5 * 40.0)) - 1) < 0.15
 
 
 def test_without_noise_on_everybody_it_is_plain_gradient_descent_with_momentum_and_decay() -> None:
     held, chosen = cohort(), plan(sampling_rate=1.0, clipping_norm=1e6, momentum=0.6, weight_decay=0.1)
-    got = train_round(Logits(3), BCE, Private(held), 60.0, chosen, SeededNoise(0, scale=0.0))
+    got = train_round(engine(Logits(3)), Private(held), 60.0, chosen, SeededNoise(0, scale=0.0))
 
     model = Logits(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.6, weight_decay=0.1)
@@ -97,14 +102,16 @@ def test_without_noise_on_everybody_it_is_plain_gradient_descent_with_momentum_a
 
 def test_it_learns() -> None:
     held = cohort(patients=800)
-    weights = train_round(Logits(3), BCE, Private(held), 800.0, plan(local_steps=40, noise_multiplier=2), SecureNoise())
+    weights = train_round(
+        engine(Logits(3)), Private(held), 800.0, plan(local_steps=40, noise_multiplier=2), SecureNoise()
+    )
     scores = held.values.numpy() @ weights["weight"][0]
     assert np.mean((scores > 0) == held.outcome.numpy().astype(bool)) > 0.7
 
 
 def test_the_weights_that_leave_are_the_weights_that_the_model_keeps() -> None:
     model = Logits(3)
-    weights = train_round(model, BCE, Private(cohort()), 60.0, plan(), SecureNoise())
+    weights = train_round(engine(model), Private(cohort()), 60.0, plan(), SecureNoise())
     again = Logits(3)
     load_weights(again, weights)
     assert torch.equal(model.weight, again.weight)
@@ -116,10 +123,10 @@ def test_records_of_chosen_patients_are_theirs_also_for_patients_without_records
     held = TrainingTensors(
         np.arange(6, dtype=np.float32)[:, None], np.zeros(6, np.float32), patient.astype(np.int64), patients=5
     )
-    values, _, who = held.records_of(np.array([0, 1, 3, 4]))
-    assert values[:, 0].tolist() == [0, 1, 3, 4, 5]
-    assert who.tolist() == [0, 0, 3, 3, 3]
-    assert len(held.records_of(np.array([], dtype=np.int64))[0]) == 0
+    batch = held.records_of(np.array([0, 1, 3, 4]))
+    assert batch.inputs[0][:, 0].tolist() == [0, 1, 3, 4, 5]
+    assert batch.patient.tolist() == [0, 0, 3, 3, 3]
+    assert len(held.records_of(np.array([], dtype=np.int64)).targets) == 0
 
 
 def test_the_released_count_is_noised_and_never_below_one() -> None:

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vht_federate.domain.budget import Noise, Population, PrivacyEvent
 
-__all__ = ["CohortPlan", "EvaluationPlan", "StudyPlan", "TrainingPlan"]
+__all__ = ["CohortPlan", "EvaluationPlan", "Precision", "StudyPlan", "TrainingPlan"]
+
+Precision = Literal["float64", "float32"]  # of noise and of the sums that it is added to
 
 
 class TrainingPlan(BaseModel):
@@ -33,6 +35,7 @@ class TrainingPlan(BaseModel):
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     count_noise_multiplier: Noise = 10.0  # noise on the number of training patients
+    noise_precision: Precision = "float64"  # "float32": faster for large models, and coarser in its low-order bits
 
 
 class EvaluationPlan(BaseModel):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vht_federate.domain.plan import TrainingPlan
 from vht_federate.errors import WireError
-from vht_federate.privacy.gradients import Loss, clipped_sum, unflatten
+from vht_federate.privacy.engine import Batch, PerPatientEngine, noised_sum, trained
 from vht_federate.privacy.noise import NoiseSource
 from vht_federate.privacy.release import Private, release_gaussian
 
@@ -44,13 +44,13 @@ class TrainingTensors:
     def __repr__(self) -> str:
         return "TrainingTensors(redacted)"
 
-    def records_of(self, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, outcomes and patient indices of the records of ``chosen`` patients (ascending)."""
+    def records_of(self, chosen: NDArray[np.int64]) -> Batch:
+        """The records of ``chosen`` patients (ascending)."""
         sizes = self.first[chosen + 1] - self.first[chosen]
         patient = np.repeat(chosen, sizes)
         within = np.arange(len(patient)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         rows = torch.from_numpy(np.repeat(self.first[chosen], sizes) + within).to(self.device)
-        return self.values[rows], self.outcome[rows], torch.from_numpy(patient).to(self.device)
+        return Batch((self.values[rows],), self.outcome[rows], torch.from_numpy(patient), self.patients)
 
 
 def noised_count(data: Private[TrainingTensors], plan: TrainingPlan, noise: NoiseSource) -> float:
@@ -81,45 +81,40 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, NDArray[np.float3
 
 
 def train_round(
-    model: torch.nn.Module,
-    loss: Loss,
+    engine: PerPatientEngine,
     data: Private[TrainingTensors],
     patients_noised: float,
     plan: TrainingPlan,
     noise: NoiseSource,
 ) -> Weights:
-    """``plan.local_steps`` private steps from the model's present weights; returns the weights, also left in the model.
+    """``plan.local_steps`` private steps from the present weights of the engine's model, which keeps the new ones.
 
     Each step: Poisson sample of patients, one clipped contribution per patient, Gaussian noise, division by the
     *expected* batch ``sampling_rate * patients_noised`` (public), then momentum, weight decay and the step, which
-    touch public values only. Momentum starts at zero in each round: weights are all that travels.
+    touch public values only. Momentum starts at zero in each round: weights are all that travels. The engine makes its
+    choice before noise is asked for: a model that no engine can follow is refused before the round has begun.
     """
-    parameters = dict(model.named_parameters())
+    data.map(lambda held: engine.prepare((held.values,)))
+    parameters = trained(engine.model)
     expected_batch = plan.sampling_rate * max(1.0, patients_noised)
     velocity = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
     for _ in range(plan.local_steps):
-        gradient = _noised_gradient(model, loss, data, plan, noise)
+        gradient = _noised_gradient(engine, data, plan, noise)
         with torch.no_grad():
             for name, value in parameters.items():
-                step = gradient[name].to(value.device) / expected_batch + plan.weight_decay * value.double()
+                step = gradient[name].double() / expected_batch + plan.weight_decay * value.double()
                 velocity[name] = plan.momentum * velocity[name] + step
                 value.sub_((plan.learning_rate * velocity[name]).to(value.dtype))
-    return {name: value.detach().cpu().numpy().astype(np.float32) for name, value in parameters.items()}
+    everything = engine.model.named_parameters()
+    return {name: value.detach().cpu().numpy().astype(np.float32) for name, value in everything}
 
 
 def _noised_gradient(
-    model: torch.nn.Module,
-    loss: Loss,
-    data: Private[TrainingTensors],
-    plan: TrainingPlan,
-    noise: NoiseSource,
+    engine: PerPatientEngine, data: Private[TrainingTensors], plan: TrainingPlan, noise: NoiseSource
 ) -> dict[str, Tensor]:
     """Noised sum of clipped contributions of one Poisson sample; one release over all coordinates together."""
 
-    def flat_sum(held: TrainingTensors) -> NDArray[np.float64]:
-        chosen = noise.poisson_sample(held.patients, plan.sampling_rate)
-        summed = clipped_sum(model, loss, *held.records_of(chosen), plan.clipping_norm)
-        return torch.cat([part.flatten() for part in summed.values()]).numpy()
+    def sample(held: TrainingTensors) -> Batch:
+        return held.records_of(noise.poisson_sample(held.patients, plan.sampling_rate))
 
-    noised = torch.from_numpy(release_gaussian(data.map(flat_sum), plan.clipping_norm, plan.noise_multiplier, noise))
-    return unflatten(noised, {name: value.shape for name, value in model.named_parameters()})
+    return noised_sum(engine, data.map(sample), plan.clipping_norm, plan.noise_multiplier, noise, plan.noise_precision)

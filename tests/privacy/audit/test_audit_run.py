@@ -54,7 +54,8 @@ def test_a_canarys_gradient_is_a_direction_of_its_own_longer_than_the_clipping_n
     assert held.patients == 4
     assert np.diff(held.first).tolist() == [1, 3, 1, 2]
     model = canary_model(5, 0.5)
-    everybody = held.records_of(np.arange(4))
+    batch = held.records_of(np.arange(4))
+    everybody = (batch.inputs[0], batch.targets, batch.patient)
     assert clipped_sum(model, canary_loss, *everybody, 0.5)["linear.weight"].tolist() == [[-0.5, 0, -0.5, -0.5, -0.5]]
     assert clipped_sum(model, canary_loss, *everybody, 1e9)["linear.weight"].tolist() == [[-5.0, 0, -5.0, -5.0, -5.0]]
 

@@ -45,7 +45,7 @@ def test_every_layer_gives_the_sum_of_the_definition(
     found = engine.clipped_sum((values,), outcome, patient, len(counts), clipping_norm)
     expected = clipped_sum_by_definition(model, loss, (values,), outcome, patient, clipping_norm)
     assert largest_difference(found, expected) < 1e-10
-    assert not len(patient) or (engine.why_general is not None) == (name in NEEDS_GENERAL)
+    assert not len(patient) or (engine.choice.name == "torch.func") == (name in NEEDS_GENERAL)
 
 
 @every_model

@@ -8,7 +8,7 @@ from privacy.engine.one_at_a_time import clipped_sum_by_definition, largest_diff
 from torch import Tensor, nn
 
 from vht_federate.errors import ComponentError, InputError
-from vht_federate.privacy.engine import EngineOptions, PerPatientEngine
+from vht_federate.privacy.engine import EngineChoice, EngineOptions, PerPatientEngine
 
 BCE = F.binary_cross_entropy_with_logits
 
@@ -122,7 +122,7 @@ def test_what_the_recorder_cannot_follow_goes_to_the_general_engine() -> None:
     values, outcome, patient = batch()
     engine = PerPatientEngine(model, BCE)
     found = engine.clipped_sum((values,), outcome, patient, 3, 0.1)
-    assert engine.why_general
+    assert engine.choice.name == "torch.func"
     expected = clipped_sum_by_definition(model, BCE, (values,), outcome, patient, 0.1)
     assert largest_difference(found, expected) < 1e-10
 
@@ -132,9 +132,35 @@ def test_a_model_that_mixes_records_gets_gradients_of_each_record_alone() -> Non
     values, outcome, patient = batch()
     engine = PerPatientEngine(model, BCE)
     found = engine.clipped_sum((values,), outcome, patient, 3, 0.1)
-    assert engine.why_general == "records of a batch are mixed"
+    assert engine.choice == EngineChoice("torch.func", "records of a batch are mixed")
     expected = clipped_sum_by_definition(model, BCE, (values,), outcome, patient, 0.1)
     assert largest_difference(found, expected) < 1e-10
+
+
+def test_a_gap_filled_from_other_patients_is_found_before_a_patient_is_read() -> None:
+    class Filling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(WIDTH, 1)
+
+        def forward(self, values: Tensor) -> Tensor:
+            filled = torch.where(torch.isnan(values), torch.nanmean(values, 0, keepdim=True), values)
+            return self.head(torch.nan_to_num(filled)).mean((1, 2))
+
+    model = Filling().double()
+    values, outcome, patient = batch()
+    values[0, 0, 0] = torch.nan
+    engine = PerPatientEngine(model, BCE)
+    found = engine.clipped_sum((values,), outcome, patient, 3, 0.1)
+    assert engine.choice == EngineChoice("torch.func", "records of a batch are mixed")
+    assert model.training
+    expected = clipped_sum_by_definition(model, BCE, (values,), outcome, patient, 0.1)
+    assert largest_difference(found, expected) < 1e-10
+
+
+def test_nothing_is_chosen_before_the_shape_of_a_record_is_known() -> None:
+    with pytest.raises(InputError):
+        _ = PerPatientEngine(build("linear"), BCE).choice
 
 
 def test_a_loss_that_couples_records_is_taken_record_by_record() -> None:
@@ -210,7 +236,7 @@ def test_a_model_of_several_inputs_one_of_them_whole_numbers() -> None:
     inputs = (values, torch.arange(9) % 6)
     engine = PerPatientEngine(model, BCE)
     found = engine.clipped_sum(inputs, outcome, patient, 5, 0.05)
-    assert engine.why_general is None
+    assert engine.choice == EngineChoice("book-keeping")
     expected = clipped_sum_by_definition(model, BCE, inputs, outcome, patient, 0.05)
     assert largest_difference(found, expected) < 1e-10
 
@@ -220,6 +246,6 @@ def test_a_model_with_dropout_takes_the_fast_way_and_stays_within_the_bound() ->
     values, outcome, patient = batch()
     engine = PerPatientEngine(model.double(), BCE)
     found = engine.clipped_sum((values,), outcome, patient, 3, 1e-3)
-    assert engine.why_general is None
+    assert engine.choice == EngineChoice("book-keeping")
     norm = torch.stack([value.square().sum() for value in found.values()]).sum().sqrt()
     assert 0.0 < float(norm) <= 3e-3

@@ -22,15 +22,20 @@ def batch(records: int, dtype: torch.dtype) -> Batch:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_without_noise_it_is_the_clipped_sum_in_the_parameters_shapes_and_type(dtype: torch.dtype) -> None:
+def test_without_noise_it_is_the_clipped_sum_in_the_parameters_shapes_and_the_precision_asked_for(
+    dtype: torch.dtype,
+) -> None:
     model, held = build("transformer").to(dtype), batch(5, dtype)
     engine = PerPatientEngine(model, BCE)
-    found = noised_sum(engine, Private(held), 0.5, 1.0, SeededNoise(1, scale=0.0))
-    expected = engine.clipped_sum(held.inputs, held.targets, held.patient, held.patients, 0.5)
-    assert {name: (value.shape, value.dtype) for name, value in model.named_parameters()} == {
-        name: (value.shape, value.dtype) for name, value in found.items()
-    }
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    precision = "float32" if dtype == torch.float32 else "float64"
+    for wanted in {"float64", precision}:
+        found = noised_sum(engine, Private(held), 0.5, 1.0, SeededNoise(1, scale=0.0), wanted)
+        expected = engine.clipped_sum(held.inputs, held.targets, held.patient, held.patients, 0.5)
+        assert {name: value.shape for name, value in model.named_parameters()} == {
+            name: value.shape for name, value in found.items()
+        }
+        assert {value.dtype for value in found.values()} == {getattr(torch, wanted)}
+        assert all(torch.equal(found[name], value.to(found[name])) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -42,7 +47,8 @@ def test_noise_has_the_planned_scale_and_covers_an_empty_batch(records: int, dty
         [
             torch.cat([part.flatten() for part in noised.values()]).numpy()
             for noised in (
-                noised_sum(engine, Private(held), clipping_norm, multiplier, SecureNoise()) for _ in range(40)
+                noised_sum(engine, Private(held), clipping_norm, multiplier, SecureNoise(), str(dtype)[6:])
+                for _ in range(40)
             )
         ]
     )

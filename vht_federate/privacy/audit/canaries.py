@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vht_federate.privacy.engine import Batch
 from vht_federate.privacy.training import TrainingTensors
 
 __all__ = ["WatchedTensors", "canary_loss", "canary_model", "canary_tensors"]
@@ -57,7 +58,7 @@ class WatchedTensors(TrainingTensors):
         super().__init__(values, np.ones(len(values), np.float32), patient, patients)
         self._watch = watch
 
-    def records_of(self, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    def records_of(self, chosen: NDArray[np.int64]) -> Batch:
         self._watch(np.array(chosen))
         return super().records_of(chosen)
 

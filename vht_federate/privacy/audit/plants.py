@@ -6,19 +6,18 @@ They wrap the real round with a changed plan or a changed source of randomness; 
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vht_federate.domain.plan import TrainingPlan
 from vht_federate.privacy.audit.claim import Plant
-from vht_federate.privacy.gradients import Loss
+from vht_federate.privacy.engine import PerPatientEngine
 from vht_federate.privacy.noise import NoiseSource
 from vht_federate.privacy.release import Private
 from vht_federate.privacy.training import TrainingTensors, Weights, train_round
 
 __all__ = ["Engine", "planted"]
 
-Engine = Callable[[torch.nn.Module, Loss, Private[TrainingTensors], float, TrainingPlan, NoiseSource], Weights]
+Engine = Callable[[PerPatientEngine, Private[TrainingTensors], float, TrainingPlan, NoiseSource], Weights]
 _NO_CLIPPING = 1e6  # clipping norms
 
 
@@ -75,13 +74,12 @@ def _unclipped(plan: TrainingPlan) -> dict[str, float]:
 
 def _with_plan(change: Callable[[TrainingPlan], dict[str, float]]) -> Engine:
     def run(
-        model: torch.nn.Module,
-        loss: Loss,
+        engine: PerPatientEngine,
         data: Private[TrainingTensors],
         patients: float,
         plan: TrainingPlan,
         noise: NoiseSource,
     ) -> Weights:
-        return train_round(model, loss, data, patients, plan.model_copy(update=change(plan)), noise)
+        return train_round(engine, data, patients, plan.model_copy(update=change(plan)), noise)
 
     return run

@@ -13,6 +13,7 @@ from vht_federate.privacy.audit.claim import AuditedClaim, Plant
 from vht_federate.privacy.audit.guessing import Guesses, lower_bound, refutes
 from vht_federate.privacy.audit.plants import Engine, planted
 from vht_federate.privacy.audit.sampling import SamplingTest, sampling_test
+from vht_federate.privacy.engine import PerPatientEngine
 from vht_federate.privacy.noise import NoiseSource
 from vht_federate.privacy.release import Private
 from vht_federate.privacy.training import train_round
@@ -63,10 +64,10 @@ def observe(claim: AuditedClaim, engine: Engine, noise: NoiseSource) -> Sighting
     batches: list[NDArray[np.int64]] = []
     data = canary_tensors(present, batches.append)
     plan = plan.model_copy(update={"learning_rate": plan.sampling_rate * data.patients})
-    model = canary_model(claim.canaries, plan.clipping_norm)
+    gradients = PerPatientEngine(canary_model(claim.canaries, plan.clipping_norm), canary_loss)
     score, before = np.zeros(claim.canaries), np.zeros(claim.canaries)
     for _ in range(plan.rounds):
-        weights = engine(model, canary_loss, Private(data), float(data.patients), plan, noise)
+        weights = engine(gradients, Private(data), float(data.patients), plan, noise)
         (after,) = (value.astype(np.float64).ravel() for value in weights.values())
         score += _evidence((after - before) / plan.clipping_norm, plan.noise_multiplier / 2, plan.sampling_rate)
         before = after

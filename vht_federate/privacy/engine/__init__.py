@@ -1,8 +1,9 @@
 """Per-patient gradients at close to the cost of plain ones. Imports torch."""
 
-from vht_federate.privacy.engine.engine import PerPatientEngine
+from vht_federate.privacy.engine.engine import EngineChoice, PerPatientEngine
 from vht_federate.privacy.engine.loss import Loss
 from vht_federate.privacy.engine.options import EngineOptions
+from vht_federate.privacy.engine.refusal import trained
 from vht_federate.privacy.engine.step import Batch, noised_sum
 
-__all__ = ["Batch", "EngineOptions", "Loss", "PerPatientEngine", "noised_sum"]
+__all__ = ["Batch", "EngineChoice", "EngineOptions", "Loss", "PerPatientEngine", "noised_sum", "trained"]

@@ -7,6 +7,7 @@ recorded layers, alone by plain autograd, or by ``torch.func`` for models that t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,9 +24,17 @@ from vht_federate.privacy.engine.refusal import Unsupported, check_model, refusa
 from vht_federate.privacy.engine.single import patient_gradient
 from vht_federate.privacy.engine.stack import Stack
 
-__all__ = ["PerPatientEngine"]
+__all__ = ["EngineChoice", "PerPatientEngine"]
 
 _ALONE_AT_LEAST = 16  # records that one patient may always have in a micro-batch
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Which engine runs a model, and why it is not the fast one. Public: chosen on made-up records."""
+
+    name: Literal["book-keeping", "torch.func"]
+    why: str = ""
 
 
 class PerPatientEngine:
@@ -42,12 +51,26 @@ class PerPatientEngine:
         self.options = options or EngineOptions()
         self._profile: Profile | None = None
         self._stack: Stack | None = None
-        self._why_general: str | None = None
+        self._choice: EngineChoice | None = None
 
     @property
-    def why_general(self) -> str | None:
-        """Why the general engine runs this model; None while the fast one does, or before the first batch."""
-        return self._why_general
+    def choice(self) -> EngineChoice:
+        """Raises InputError VHT-INPUT-ENGINE before ``prepare``."""
+        if self._choice is None:
+            raise InputError("the engine has not seen the shape of a record", code="VHT-INPUT-ENGINE")
+        return self._choice
+
+    def prepare(self, inputs: Sequence[Tensor]) -> None:
+        """Choose, once, on made-up records of the shapes and types of ``inputs``. Raises ComponentError as above."""
+        if self._choice is None:
+            parameters = trained(self.model)
+            names = {id(value): name for name, value in parameters.items()}
+            try:
+                self._profile = probe(self.model, parameters, names, inputs)
+                self._stack = Stack.of(self.model)
+                self._choice = EngineChoice("book-keeping")
+            except Unsupported as reason:
+                self._choice = EngineChoice("torch.func", str(reason))
 
     def clipped_sum(
         self,
@@ -74,12 +97,10 @@ class PerPatientEngine:
         parameters = parameters or trained(self.model)
         if not records:
             return {name: torch.zeros_like(value) for name, value in parameters.items()}
-        if self._why_general is None:
-            try:
-                total = self._fast_sum(parameters, inputs, targets, order, clipping_norm)
-            except Unsupported as reason:
-                self._why_general = str(reason)
-        if self._why_general is not None:
+        self.prepare(inputs)
+        try:
+            total = self._fast_sum(parameters, inputs, targets, order, clipping_norm)
+        except Unsupported:  # also of a model that takes another way on real records; nobody is told
             total = general_sum(self.model, self.loss, inputs, targets, patient, clipping_norm)
         return {
             name: total[name].to(value.dtype) if name in total else torch.zeros_like(value)
@@ -94,10 +115,9 @@ class PerPatientEngine:
         order: Order,
         clipping_norm: float,
     ) -> dict[str, Tensor]:
-        names = {id(value): name for name, value in parameters.items()}
         if self._profile is None:
-            self._profile = probe(self.model, parameters, names, inputs)
-            self._stack = Stack.of(self.model)
+            raise Unsupported
+        names = {id(value): name for name, value in parameters.items()}
         versions = [value._version for value in self._profile.buffers]
         run = _Run(parameters, names, clipping_norm, self._records_at_once(self._profile))
         total = self._sum(run, inputs, targets, order)

@@ -40,7 +40,7 @@ def general_sum(
     """
     index = torch.arange(len(targets), device=targets.device)
     try:
-        total = clipped_sum(_ByIndex(model, inputs), loss, index, targets, patient, clipping_norm)
+        total = clipped_sum(_ByIndex(model, inputs), loss, index, targets, patient.to(targets.device), clipping_norm)
     except ComponentError:
         raise
     except RuntimeError:

@@ -2,7 +2,8 @@
 
 Three records of noise go through the model; only the middle one gets a gradient. Its contribution must equal
 autograd's own gradient, and the contributions of the others must be exactly zero: a model that mixes the records of a
-batch, or keeps them elsewhere than in the first dimension, is found here.
+batch, or keeps them elsewhere than in the first dimension, is found here. Outputs of records with missing values
+(NaN) must be those of each record alone: a gap filled from other patients would be found nowhere else.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vht_federate.privacy.engine.apart import check_apart
 from vht_federate.privacy.engine.clipping import add
 from vht_federate.privacy.engine.grouping import single_group
 from vht_federate.privacy.engine.handlers import HANDLERS
@@ -90,6 +92,7 @@ def probe(
     for name, reference in by_name.items():
         if reference is not None and not _close(found.get(name), reference):
             raise Unsupported("a parameter's gradient is not where the engine looks")
+    check_apart(model, made_up)
     record_bytes = sum(use.bytes_held() for use in tape.uses) // _RECORDS
     return Profile(max(1, record_bytes), tape.recurrent, tuple(model.buffers()))
 
