@@ -1,21 +1,20 @@
-"""Reads a visit's tensors and believes nothing about them."""
+"""Reads a visit's tensors and believes nothing about them. They stay on the disk: what is used of them is mapped."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
-from vht_federate.components.contract import Component
+from connector.enclave.mapping import mapped_tensors
+from vht_federate.components.contract import Component, Profile
 from vht_federate.components.job import CohortArrays
 from vht_federate.errors import CohortError
-from vht_federate.evidence.canonical import sha256_hex
 from vht_federate.privacy.release import Private
 
 __all__ = ["read_cohort"]
 
-_KINDS = {"values": (np.float32, 2), "outcome": (np.float32, 1), "patient": (np.int64, 1), "bucket": (np.uint8, 1)}
+_TABULAR = {"values": np.float32, "outcome": np.float32, "patient": np.int64, "bucket": np.uint8}
+_STEPPED = _TABULAR | {"mask": np.uint8, "times": np.float32}
 
 
 def read_cohort(folder: Path, component: Component, profile: str) -> Private[CohortArrays]:
@@ -24,33 +23,37 @@ def read_cohort(folder: Path, component: Component, profile: str) -> Private[Coh
     Raises CohortError VHT-COHORT-TENSORS; no message carries a value.
     """
     try:
-        raw = (folder / "cohort.safetensors").read_bytes()
+        digest, tensors = mapped_tensors(folder / "cohort.safetensors")
         manifest = json.loads((folder / "manifest.json").read_text())
-        tensors = load(raw)
-    except (OSError, ValueError, SafetensorError) as error:
+        named = tuple(manifest.get(name) for name in ("component", "profile", "inputs", "sha256"))
+    except (OSError, ValueError, AttributeError) as error:
         raise _broken("it cannot be read") from error
-    expected = [port.name for port in component.inputs(profile)]
-    named = (manifest.get("component"), manifest.get("profile"), manifest.get("inputs"), manifest.get("sha256"))
-    if named != (component.name, profile, expected, sha256_hex(raw)):
+    chosen = component.profile(profile)
+    if named != (component.name, profile, list(chosen.inputs), digest):
         raise _broken("its manifest names another component, profile, inputs or digest")
-    kinds = {name: (value.dtype.type, value.ndim) for name, value in tensors.items()}
-    if kinds != _KINDS:
-        raise _broken("names, types or dimensions differ from the contract's")
+    if {name: value.dtype for name, value in tensors.items()} != (_TABULAR if chosen.layout == "tabular" else _STEPPED):
+        raise _broken("names or types differ from the contract's")
     arrays = CohortArrays(**tensors)
-    if not _coherent(arrays, len(expected)):
+    if not _coherent(arrays, chosen):
         raise _broken("records, patients and outcomes do not fit together")
     return Private(arrays)
 
 
-def _coherent(arrays: CohortArrays, inputs: int) -> bool:
-    records, patient = len(arrays.values), arrays.patient
+def _coherent(arrays: CohortArrays, profile: Profile) -> bool:
+    patient = arrays.patient
+    records = len(patient) if patient.ndim == 1 else -1
+    shape = (records, *profile.shape)
+    stepped = [value for value in (arrays.mask, arrays.times) if value is not None]
     return bool(
-        arrays.values.shape == (records, inputs)
-        and arrays.outcome.shape == patient.shape == (records,)
+        records >= 0
+        and all(value.shape == shape for value in (arrays.values, *stepped))
+        and arrays.outcome.shape == (records,)
+        and arrays.bucket.ndim == 1
         and np.isin(arrays.outcome, (0.0, 1.0)).all()
         and (np.diff(patient) >= 0).all()
         and (records == 0 or (patient[0] >= 0 and patient[-1] < arrays.patients))
         and (arrays.bucket < 100).all()
+        and (arrays.mask is None or not len(arrays.mask) or arrays.mask.max() <= 1)
     )
 
 

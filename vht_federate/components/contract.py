@@ -16,6 +16,7 @@ from vht_federate.errors import InputError
 __all__ = ["Component", "Output", "Port", "Profile", "Source", "read_component"]
 
 LOINC = "http://loinc.org"
+MAX_STEPS = 4096
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
@@ -52,6 +53,7 @@ class Port(BaseModel):
     bounds: tuple[float, float] | None = None
     molar_mass: float | None = None  # g/mol, for mmol/L <-> mg/dL
     categories: tuple[str, ...] = ()
+    aggregate: Literal["last", "mean"] = "last"  # of several values in one window of a sequence
     source: Source
 
     @model_validator(mode="after")
@@ -60,6 +62,8 @@ class Port(BaseModel):
             raise ValueError(f"port {self.name}: a quantity has a unit and bounds")
         if self.kind == "category" and len(self.categories) < 2:
             raise ValueError(f"port {self.name}: a category has at least two categories")
+        if self.aggregate == "mean" and (self.kind, self.source.type) != ("quantity", "observation"):
+            raise ValueError(f"port {self.name}: only an observed quantity has a mean")
         return self
 
 
@@ -70,6 +74,10 @@ class Profile(BaseModel):
     onset lies within ``horizon_years`` after it, and a patient whose onset came before has no record there. ``onset``:
     one record per patient, before the day of the outcome's first onset, or, for a patient without the outcome, before
     the day of the last resource recorded.
+
+    ``layout`` says what of each input a record holds. ``tabular``: the last value. ``repeated``: the last ``steps``
+    values of each port, each port at its own times. ``sequence``: ``steps`` windows of ``window_days`` days that end
+    with the index day, one value per port and window (``Port.aggregate``).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,6 +88,17 @@ class Profile(BaseModel):
     index: Literal["landmark", "onset"] = "landmark"
     landmarks: tuple[date, ...] = ()
     horizon_years: int = Field(default=0, ge=0)  # 0: the outcome counts whenever it was recorded
+    layout: Literal["tabular", "repeated", "sequence"] = "tabular"
+    steps: int = Field(default=1, ge=1, le=MAX_STEPS)
+    window_days: int = Field(default=0, ge=0, le=36_525)
+
+    @model_validator(mode="after")
+    def _laid_out(self) -> "Profile":
+        if self.layout == "tabular" and self.steps != 1:
+            raise ValueError("a tabular profile has one step: the last value")
+        if (self.layout == "sequence") != (self.window_days > 0):
+            raise ValueError("a sequence has windows of at least one day, other layouts have none")
+        return self
 
     @model_validator(mode="after")
     def _indexed(self) -> "Profile":
@@ -88,6 +107,11 @@ class Profile(BaseModel):
         if self.index == "onset" and (self.landmarks or self.horizon_years):
             raise ValueError("a profile indexed by onset has neither landmarks nor a horizon")
         return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one record's values: (inputs,), or (steps, inputs) where the layout has steps."""
+        return (len(self.inputs),) if self.layout == "tabular" else (self.steps, len(self.inputs))
 
 
 class Output(BaseModel):

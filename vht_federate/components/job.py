@@ -30,15 +30,20 @@ __all__ = ["CohortArrays", "Job", "JobCall", "JobReply", "VisitData"]
 class CohortArrays:
     """A cohort's tensors, patient-major. Reached only inside ``Private.map``.
 
-    ``values`` float32 [records, inputs]: clinical units, NaN where missing, booleans 0/1, categories by index, columns
-    in the order of ``component.inputs(profile)``. ``outcome`` float32 [records], 0/1. ``patient`` int64 [records],
-    non-decreasing, 0..patients-1. ``bucket`` uint8 [patients], the public split.
+    ``values`` float32: clinical units, booleans 0/1, categories by index, columns in the order of
+    ``component.inputs(profile)``. By the profile's layout: tabular [records, inputs], NaN where missing; repeated and
+    sequence [records, steps, inputs], 0 where missing, oldest step first, with ``mask`` uint8 (1: known) and ``times``
+    float32 (days before the record's index day) of the same shape.
+    ``outcome`` float32 [records], 0/1. ``patient`` int64 [records], non-decreasing, 0..patients-1. ``bucket`` uint8
+    [patients], the public split.
     """
 
     values: NDArray[np.float32]
     outcome: NDArray[np.float32]
     patient: NDArray[np.int64]
     bucket: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | None = None
+    times: NDArray[np.float32] | None = None
 
     @property
     def patients(self) -> int:
@@ -53,8 +58,19 @@ class CohortArrays:
         renumbered = np.cumsum(keep) - 1
         rows = keep[self.patient]
         return CohortArrays(
-            self.values[rows], self.outcome[rows], renumbered[self.patient[rows]].astype(np.int64), self.bucket[keep]
+            self.values[rows],
+            self.outcome[rows],
+            renumbered[self.patient[rows]].astype(np.int64),
+            self.bucket[keep],
+            None if self.mask is None else self.mask[rows],
+            None if self.times is None else self.times[rows],
         )
+
+    def model_inputs(self) -> NDArray[np.float32]:
+        """The one tensor a model is given: ``values``, or [records, 3, steps, inputs]: values, mask, times."""
+        if self.mask is None or self.times is None:
+            return self.values
+        return np.stack([self.values, self.mask.astype(np.float32), self.times], axis=1)
 
     def __repr__(self) -> str:
         return "CohortArrays(redacted)"

@@ -72,7 +72,10 @@ def load_entry(files: ComponentFiles) -> Any:
 
 
 def build_model(files: ComponentFiles, profile: str) -> "nn.Module":
-    """``entry(component, profile)``: a torch module from values [n, inputs] to logits [n]. Loads torch.
+    """``entry(component, profile)``: a torch module from a batch of records to logits [n]. Loads torch.
+
+    The batch is float32 [n, inputs], or, for repeated and sequence layouts, [n, 3, steps, inputs]: values, mask, times
+    (``CohortArrays.model_inputs``).
 
     Raises ComponentError VHT-COMPONENT-ENTRY where the entry fails or returns something else.
     """
