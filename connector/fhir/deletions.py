@@ -110,7 +110,8 @@ def bury(query: Query, before: Generation | None, *, deletions: str, lines: str,
 def write_tombstones(query: Query, before: Generation | None, *, deletions: str, part: Path) -> bool:
     """A part with the tombstones that are new. True where there are any."""
     query(f"""COPY (SELECT type, resource, any_value(subject) AS subject, max(moment) AS moment FROM {deletions} d
-            WHERE NOT EXISTS (SELECT 1 FROM ({_tombstones(before)}) t WHERE t.resource = d.resource AND t.moment >= d.moment)
+            WHERE NOT EXISTS (
+                SELECT 1 FROM ({_tombstones(before)}) t WHERE t.resource = d.resource AND t.moment >= d.moment)
             GROUP BY type, resource ORDER BY type, resource)
         TO {quoted(part)} (FORMAT parquet, COMPRESSION zstd)""")
     [(count,)] = query(f"SELECT count(*) FROM read_parquet({quoted(part)})")

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any
 
-from connector.fhir.identity import ID, patient_id_of
+from connector.fhir.identity import ID, encounter_id_of, patient_id_of
 
 __all__ = [
     "Coding",
@@ -17,6 +17,7 @@ __all__ = [
     "boolean",
     "code",
     "codings",
+    "encounter",
     "identifier",
     "instant",
     "member",
@@ -124,6 +125,13 @@ def subject(node: Node, where: str) -> str:
     if patient is None:
         raise Quarantine("reference", f"{where}.subject.reference")
     return patient
+
+
+def encounter(node: Node, where: str) -> str | None:
+    """The Encounter.id that ``encounter`` refers to; None where it refers to nothing that has one."""
+    reference = member(node, "encounter", where)
+    target = text(reference, "reference", f"{where}.encounter") if reference else None
+    return encounter_id_of(target) if target else None
 
 
 def codings(node: Node | None, where: str) -> list[Coding]:

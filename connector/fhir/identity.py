@@ -8,10 +8,11 @@ import hashlib
 import hmac
 import re
 
-__all__ = ["content_key", "patient_id_of", "resource_key", "subject_key"]
+__all__ = ["content_key", "encounter_id_of", "patient_id_of", "resource_key", "subject_key"]
 
 ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")  # FHIR R4 datatypes: id
-_REFERENCE = re.compile(r"(?:urn:uuid:|(?:https?://[^\s?#]+/)?Patient/)([A-Za-z0-9\-.]{1,64})(?:/_history/[^/\s]+)?")
+_REFERENCE = r"(?:urn:uuid:|(?:https?://[^\s?#]+/)?{type}/)([A-Za-z0-9\-.]{{1,64}})(?:/_history/[^/\s]+)?"
+_PATIENT, _ENCOUNTER = (re.compile(_REFERENCE.format(type=kind)) for kind in ("Patient", "Encounter"))
 
 
 def subject_key(node_key: bytes, patient_id: str) -> str:
@@ -32,5 +33,11 @@ def content_key(node_key: bytes, content: bytes) -> str:
 
 def patient_id_of(reference: str) -> str | None:
     """The Patient.id in ``Patient/ID``, ``urn:uuid:ID`` or an absolute URL; None for any other reference."""
-    found = _REFERENCE.fullmatch(reference)
+    found = _PATIENT.fullmatch(reference)
+    return found[1] if found else None
+
+
+def encounter_id_of(reference: str) -> str | None:
+    """The Encounter.id in ``Encounter/ID``, ``urn:uuid:ID`` or an absolute URL; None for any other reference."""
+    found = _ENCOUNTER.fullmatch(reference)
     return found[1] if found else None

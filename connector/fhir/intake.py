@@ -8,11 +8,12 @@ from pathlib import Path
 import orjson
 
 from connector.fhir.bundles import is_fhir, read_bundle
+from connector.fhir.deletions import UNREADABLE, Deletions, read_deletions
 from connector.fhir.elements import Quarantine
 from connector.fhir.identity import content_key, resource_key, subject_key
 from connector.fhir.lines import Line, read_lines
 from connector.fhir.report import IngestReport
-from connector.fhir.resources import read_resource, read_version, refuse_modifiers
+from connector.fhir.resources import TABLES, read_resource, read_version, refuse_modifiers
 from connector.fhir.room import on_this_disk
 from connector.fhir.settling import settle
 from connector.fhir.staging import Staging
@@ -27,6 +28,7 @@ __all__ = ["ingest", "installed_ports"]
 KEY_BYTES = 32
 SUFFIXES = (".ndjson", ".ndjson.gz", ".ndjson.zst")
 SUBJECTS_HELD = 100_000
+_WITH_ENCOUNTER = frozenset(kind for kind, columns in TABLES.items() if columns[0][0] == "encounter")
 
 
 def installed_ports() -> tuple[Port, ...]:
@@ -44,21 +46,23 @@ def ingest(
     dataset: str,
     ports: Iterable[Port] | None = None,
     replace: bool = False,
+    deletions: Deletions | None = None,
     sample_size: int = SAMPLE_SIZE,
 ) -> IngestReport:
     """Read NDJSON (plain, ``.gz``, ``.zst``) and Bundles (``.json``) in ``folder`` into ``store_dir``, beside what is
     there or in its place.
 
-    ``sample_size`` lines of each type by place and as many by chance are validated against FHIR's models when the store
-    is complete: that is reported, and changes nothing. Reading the same data again changes nothing; with ``replace``,
-    nothing but this folder counts afterwards. A crash leaves the store as it was before.
+    What ``deletions`` list leaves the store. ``sample_size`` lines of each type by place and as many by chance are
+    validated against FHIR's models when the store is complete: that is reported, and changes nothing. Reading the same
+    data again changes nothing; with ``replace``, nothing but this folder counts afterwards. A crash leaves the store as
+    it was before.
 
     Raises InputError VHT-INPUT-FHIR-FOLDER where there is nothing to read, UnavailableError VHT-UNAVAILABLE-INGEST
     while another ingest runs, VHT-UNAVAILABLE-DISK where there is no room.
     """
     if len(node_key) != KEY_BYTES:
         raise InputError("the node's key has 32 bytes", code="VHT-INPUT-KEY")
-    paths = _sources(folder)
+    paths = _sources(folder, required=deletions is None)
     units = Units(tuple(installed_ports() if ports is None else ports))
     store = Store(store_dir.resolve())
     with on_this_disk(), store.writing() as work:
@@ -66,13 +70,15 @@ def ingest(
         try:
             for number, path in enumerate(paths):
                 _Reader(staging, node_key, units, number, sample).read(path)
+            listed = _bury(staging, node_key, deletions, first=len(paths))
         finally:
             staging.close()
-        report = settle(staging, store, work, dataset, [path.name for path in paths], replace=replace)
+        names = [path.name for path in [*paths, *listed]]
+        report = settle(staging, store, work, dataset, names, replace=replace)
     return changed(report, sample=sample.validated())
 
 
-def _sources(folder: Path) -> list[Path]:
+def _sources(folder: Path, *, required: bool) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder.name} is not a folder", code="VHT-INPUT-FHIR-FOLDER")
     paths = sorted(
@@ -80,13 +86,29 @@ def _sources(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.is_file() and (path.name.endswith(SUFFIXES) or (path.suffix == ".json" and is_fhir(path)))
     )
-    if not paths:
+    if required and not paths:
         raise InputError(
             f"{folder.name} holds no NDJSON",
             code="VHT-INPUT-FHIR-FOLDER",
             hint="expected are files such as Patient.ndjson or Observation.ndjson.gz, one resource a line",
         )
     return paths
+
+
+def _bury(staging: Staging, node_key: bytes, deletions: Deletions | None, *, first: int) -> tuple[Path, ...]:
+    """Stage what a source deleted. The files read, numbered from ``first``."""
+    if deletions is None:
+        return ()
+    for number, path in enumerate(deletions.files, first):
+        for line, gone in read_deletions(path, deletions.at):
+            if gone is None:
+                staging.add("fault", (number, line, "line", UNREADABLE, ""))
+                continue
+            for one in gone:
+                key = resource_key(node_key, one.type, one.id)
+                subject = subject_key(node_key, one.id) if one.type == "Patient" else None
+                staging.add("deletion", (one.type, key, subject, one.at))
+    return deletions.files
 
 
 class _Reader:
@@ -122,17 +144,23 @@ class _Reader:
         content = content_key(self._key, orjson.dumps(resource, option=orjson.OPT_SORT_KEYS))
         self._sample.offer(reading.type, content, line.content)
         key = resource_key(self._key, reading.type, reading.id)
+        subject = self._subject(reading.patient_id)
         place = (self._number, line.number)
         verdict, rejected = reading.verdict, reading.verdict.rejected
         counts = (verdict.accepted, len(rejected))
         self._staging.add(
-            "line", (*place, reading.type, key, content, *counts, *read_version(resource), reading.mistaken)
+            "line", (*place, reading.type, key, content, *counts, *read_version(resource), reading.mistaken, subject)
         )
-        lead = (*place, key, self._subject(reading.patient_id))
+        lead: tuple[int | str | None, ...] = (*place, key, subject)
+        if reading.type in _WITH_ENCOUNTER:
+            lead += (self._encounter(reading.encounter_id),)
         for row in reading.rows:
             self._staging.add(table_name(reading.type), lead + row)
         for reason, path in rejected:
             self._fault(line.number, "value", reason, path)
+
+    def _encounter(self, encounter_id: str | None) -> str | None:
+        return resource_key(self._key, "Encounter", encounter_id) if encounter_id else None
 
     def _fault(self, line: int, kind: str, reason: str, path: str) -> None:
         self._staging.add("fault", (self._number, line, kind, reason, path))

@@ -27,10 +27,11 @@ class IngestReport:
     """``lines == accepted + quarantined + duplicate + superseded``. Values are those of accepted lines.
 
     ``reasons`` counts quarantined lines by reason, ``value_reasons`` quarantined values; ``by_type`` accepted lines
-    by resource type; ``superseded`` are versions older than what is held, ``replaced`` resources of the store that
-    gave way to a newer version, ``entered_in_error`` accepted lines that say so of themselves; ``patients`` is how
-    many patients the store now holds; ``changed`` says whether it changed. ``sample`` is what FHIR's models say of a
-    few accepted lines of each type, and counts nowhere else; None where they were not asked.
+    by resource type; ``superseded`` are versions older than what is held, or than its deletion; ``replaced``
+    are resources of the store that gave way to a newer version, ``deleted`` those that a source deleted;
+    ``entered_in_error`` are accepted lines that say so of themselves; ``patients`` is how many patients the store now
+    holds; ``changed`` says whether it changed. ``sample`` is what FHIR's models say of a few accepted lines
+    of each type, and counts nowhere else; None where they were not asked.
     """
 
     dataset: str
@@ -48,6 +49,7 @@ class IngestReport:
     superseded: int = 0
     replaced: int = 0
     entered_in_error: int = 0
+    deleted: int = 0
     by_file: tuple[FileReport, ...] = field(default=())
     sample: tuple[TypeSample, ...] | None = None
 

@@ -16,6 +16,7 @@ from connector.fhir.elements import (
     boolean,
     code,
     codings,
+    encounter,
     identifier,
     instant,
     member,
@@ -34,8 +35,9 @@ Row = tuple[Any, ...]
 Version = tuple[datetime | None, int | None]
 _NUMBER = re.compile("[0-9]{1,18}")
 _NO_CODE: list[tuple[str | None, str | None]] = [(None, None)]
+_NO_VALUE: list[Row] = [(None, None, None, None, None)]
 
-# Columns of each row after (resource, subject), in order.
+# Columns of each row after (resource, subject), in order. ``encounter`` is the key of the Encounter referred to.
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "Patient": (
         ("bucket", "uint8"),
@@ -46,6 +48,7 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("deceased_at", "timestamp"),
     ),
     "Observation": (
+        ("encounter", "string"),
         ("status", "string"),
         ("effective", "timestamp"),
         ("part", "int16"),
@@ -58,12 +61,17 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("value_code", "string"),
     ),
     "Condition": (
+        ("encounter", "string"),
         ("verification", "string"),
+        ("clinical", "string"),
         ("onset", "timestamp"),
+        ("abated", "timestamp"),
+        ("recorded", "timestamp"),
         ("system", "string"),
         ("code", "string"),
     ),
     "MedicationRequest": (
+        ("encounter", "string"),
         ("status", "string"),
         ("intent", "string"),
         ("prohibited", "bool"),
@@ -76,6 +84,10 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("class_code", "string"),
         ("started", "timestamp"),
         ("ended", "timestamp"),
+        ("type_system", "string"),
+        ("type_code", "string"),
+        ("reason_system", "string"),
+        ("reason_code", "string"),
     ),
 }
 
@@ -107,7 +119,8 @@ ENCOUNTER_STATUS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One accepted resource: ``rows`` without their two leading keys."""
+    """One accepted resource: ``rows`` without their leading keys (resource, subject and, where the table has it,
+    encounter)."""
 
     type: str
     id: str
@@ -115,6 +128,7 @@ class Reading:
     rows: list[Row]
     verdict: Verdict = field(default_factory=Verdict)
     mistaken: bool = False  # entered in error
+    encounter_id: str | None = None
 
 
 def refuse_modifiers(resource: Node) -> None:
@@ -189,11 +203,10 @@ def _observation(node: Node, units: Units) -> Reading:
     for part, (place, where) in enumerate(places):
         meanings = codings(member(place, "code", where), f"{where}.code")
         value = read_value(place, where, meanings, units, verdict)
-        if value is None:
-            continue
-        cells = _cells(value)
+        # of a panel, or of a value set aside, it is kept that it was observed
+        cells = _cells(value) if value else _NO_VALUE if meanings else []
         rows += [(status, effective, part, *meaning, *cell) for meaning in meanings or _NO_CODE for cell in cells]
-    return Reading("Observation", own, patient, rows, verdict, status == MISTAKEN)
+    return Reading("Observation", own, patient, rows, verdict, status == MISTAKEN, encounter(node, "Observation"))
 
 
 def _cells(value: Value) -> list[Row]:
@@ -203,15 +216,16 @@ def _cells(value: Value) -> list[Row]:
 
 def _condition(node: Node, _units: Units) -> Reading:
     own, patient = identifier(node, "Condition"), subject(node, "Condition")
-    onset = _when(node, "onset", "Condition") or moment(node, "recordedDate", "Condition")
+    recorded = moment(node, "recordedDate", "Condition")
+    onset = _when(node, "onset", "Condition") or recorded
     if onset is None:
         raise Quarantine("missing", "Condition.onset[x]")
-    where = "Condition.verificationStatus"
-    states = [spelled for _, spelled in codings(member(node, "verificationStatus", "Condition"), where)]
-    verification = states[0] if states else None
+    abated = _when(node, "abatement", "Condition")
+    verification, clinical = (_first(node, f"{which}Status", "Condition")[1] for which in ("verification", "clinical"))
     found = codings(member(node, "code", "Condition"), "Condition.code")
-    rows: list[Row] = [(verification, onset, *coding) for coding in found]
-    return Reading("Condition", own, patient, rows, mistaken=verification == MISTAKEN)
+    rows: list[Row] = [(verification, clinical, onset, abated, recorded, *coding) for coding in found]
+    seen = encounter(node, "Condition")
+    return Reading("Condition", own, patient, rows, mistaken=verification == MISTAKEN, encounter_id=seen)
 
 
 def _medication_request(node: Node, _units: Units) -> Reading:
@@ -230,7 +244,7 @@ def _medication_request(node: Node, _units: Units) -> Reading:
         raise Quarantine("missing", f"{kind}.medication[x]")
     found = codings(concept, f"{kind}.medicationCodeableConcept")
     rows: list[Row] = [(status, intent, prohibited, authored, *coding) for coding in found]
-    return Reading(kind, own, patient, rows, mistaken=status == MISTAKEN)
+    return Reading(kind, own, patient, rows, mistaken=status == MISTAKEN, encounter_id=encounter(node, kind))
 
 
 def _encounter(node: Node, _units: Units) -> Reading:
@@ -240,11 +254,25 @@ def _encounter(node: Node, _units: Units) -> Reading:
     period = member(node, "period", "Encounter") or {}
     started, ended = (moment(period, key, "Encounter.period") for key in ("start", "end"))
     class_code = code(kind, "code", "Encounter.class") if kind else None
-    return Reading("Encounter", own, patient, [(status, class_code, started, ended)], mistaken=status == MISTAKEN)
+    told = (*_first_of(node, "type", "Encounter"), *_first_of(node, "reasonCode", "Encounter"))
+    row = (status, class_code, started, ended, *told)
+    return Reading("Encounter", own, patient, [row], mistaken=status == MISTAKEN)
+
+
+def _first(node: Node, key: str, where: str) -> tuple[str | None, str | None]:
+    """The first coding of a CodeableConcept."""
+    found = codings(member(node, key, where), f"{where}.{key}")
+    return found[0] if found else _NO_CODE[0]
+
+
+def _first_of(node: Node, key: str, where: str) -> tuple[str | None, str | None]:
+    """The first coding of the first CodeableConcept that has one."""
+    found = (codings(concept, f"{where}.{key}") for concept in members(node, key, where))
+    return next((listed[0] for listed in found if listed), _NO_CODE[0])
 
 
 def _when(node: Node, stem: str, where: str) -> Any:
-    """The moment of effective[x] or onset[x]: dateTime, instant, or the start of a period."""
+    """The moment of effective[x], onset[x] or abatement[x]: dateTime, instant, or the start of a period."""
     period = member(node, f"{stem}Period", where)
     return (
         moment(node, f"{stem}DateTime", where)

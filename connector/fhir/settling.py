@@ -6,6 +6,7 @@ store is.
 
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants; values are parameters.
 
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 import duckdb
 import orjson
 
+from connector.fhir.deletions import TABLE, bury, write_tombstones
 from connector.fhir.engine import locked, quoted
 from connector.fhir.report import FileReport, IngestReport, sorted_counts
 from connector.fhir.resources import TABLES
 from connector.fhir.staging import Staging
 from connector.fhir.store import Generation, Store, table_name
-from connector.fhir.verdicts import FAULTS, FILES, GONE, NOTHING_SEEN, SEEN, VERDICTS
+from connector.fhir.verdicts import FAULTS, FILES, GONE, LATE, NOTHING_SEEN, SEEN, VERDICTS
 
 __all__ = ["settle"]
 
@@ -41,29 +43,38 @@ class _Settling:
         found: list[tuple[Any, ...]] = self.connection.execute(sql, parameters or []).fetchall()
         return found
 
-    def staged(self, table: str) -> str:
-        return f"read_parquet({quoted(self.staging.path(table))})"
+    def staged(self, table: str, *, numbered: bool = False) -> str:
+        return f"read_parquet({quoted(self.staging.path(table))}, file_row_number = {numbered})"
 
     def judge(self) -> None:
         parts = self.before.parts("resource") if self.before else []
         seen = SEEN.format(parts=", ".join(map(quoted, parts))) if parts else NOTHING_SEEN
-        self.rows(VERDICTS.format(staged=self.staged("line"), seen=seen))
+        lines = self.staged("line")
+        bury(self.rows, self.before, deletions=self.staged("deletion"), lines=lines, seen=seen)
+        self.rows(VERDICTS.format(staged=lines, seen=seen))
+        self.rows(LATE.format(staged=lines))
         self.rows(GONE)
         self.rows(FAULTS.format(staged=self.staged("fault")))
         self.rows("CREATE TEMP TABLE source (file INTEGER, name VARCHAR)")
         if self.names:
             self.connection.executemany("INSERT INTO source VALUES (?, ?)", list(enumerate(self.names)))
 
+    @property
+    def number(self) -> int:
+        """Of the parts that are written."""
+        return self.before.number + 1 if self.before else 1
+
     def write_parts(self) -> None:
-        number = self.before.number + 1 if self.before else 1
+        number = self.number
         accepted = "FROM verdict WHERE verdict = 'accepted' ORDER BY file, line"
         replaced = "CASE WHEN known IS NULL THEN 0 ELSE coalesce(replaced, 0) + 1 END AS replaced"
         columns = f"type, resource, content, ? AS dataset, updated, version, {replaced}"
         self._copy(f"SELECT {columns} {accepted}", "resource", number, [self.dataset])
         for table in map(table_name, TABLES):
-            rows = (
-                f"SELECT s.* EXCLUDE (file, line) FROM {self.staged(table)} s JOIN verdict v "
-                "ON s.file = v.file AND s.line = v.line WHERE verdict = 'accepted' ORDER BY s.file, s.line"
+            rows = (  # in the order of reading: the first coding of a concept stays the first
+                f"SELECT s.* EXCLUDE (file, line, file_row_number) FROM {self.staged(table, numbered=True)} s "
+                "JOIN verdict v ON s.file = v.file AND s.line = v.line WHERE verdict = 'accepted' "
+                "ORDER BY s.file_row_number"
             )
             self._copy(rows, table, number, [])
 
@@ -82,7 +93,13 @@ class _Settling:
             if count:
                 kept = f"SELECT p.* FROM read_parquet({quoted(part)}) p ANTI JOIN gone USING (resource)"
                 self.rows(f"COPY ({kept}) TO {quoted(self.fresh / part.name)} (FORMAT parquet, COMPRESSION zstd)")
+                shutil.copystat(part, self.fresh / part.name)  # its time says when this was taken in
         return gone
+
+    def write_tombstones(self) -> bool:
+        """True where something is known to be deleted that was not before."""
+        part = self.fresh / f"{TABLE}-{self.number:06d}.parquet"
+        return write_tombstones(self.rows, self.before, deletions=self.staged("deletion"), part=part)
 
     def write_quarantine(self) -> bool:
         """Old entries and new ones, each once. True where the list grew."""
@@ -113,6 +130,7 @@ class _Settling:
             "SELECT coalesce(sum(accepted), 0), coalesce(sum(quarantined), 0), count(*) FILTER (mistaken), "
             "count(known) FROM verdict WHERE verdict = 'accepted'"
         )
+        [(deleted,)] = self.rows("SELECT count(*) FROM left_store")
         reasons = self._reasons("line")
         files = self._files()
         return IngestReport(
@@ -124,6 +142,7 @@ class _Settling:
             superseded=verdicts.get("superseded", 0),
             replaced=replaced,
             entered_in_error=mistaken,
+            deleted=deleted,
             values_accepted=int(values),
             values_quarantined=int(rejected),
             reasons=sorted_counts(reasons),
@@ -156,7 +175,9 @@ def settle(
         settling.write_parts()
         grew = settling.write_quarantine()
         counts = settling.write_counts(settling.write_survivors())
-        changed = before is None or grew or bool(settling.rows("FROM verdict WHERE verdict = 'accepted' LIMIT 1"))
+        buried = settling.write_tombstones()
+        accepted = settling.rows("FROM verdict WHERE verdict = 'accepted' LIMIT 1")
+        changed = before is None or grew or buried or bool(accepted)
         report = settling.report(counts.get("Patient", 0), changed)
     if changed:
         store.publish(fresh, beside_old=not replace)

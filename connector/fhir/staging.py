@@ -38,7 +38,9 @@ _COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("updated", "timestamp"),
         ("version", "int64"),
         ("mistaken", "bool"),
+        ("subject", "string"),
     ),
+    "deletion": (("type", "string"), ("resource", "string"), ("subject", "string"), ("moment", "timestamp")),
     "fault": (*_PLACE, ("kind", "string"), ("reason", "string"), ("path", "string")),
 }
 SCHEMAS: dict[str, Any] = {

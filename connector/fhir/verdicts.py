@@ -2,12 +2,13 @@
 
 Of several contents under one type and id, FHIR's own order decides where it can: ``meta.lastUpdated``, then a numeric
 ``meta.versionId``; the newest stands, older ones are superseded. Where a content says neither, nobody can know which of
-two stories is true: the first stands, another one is a contradiction. The same content again is a duplicate.
+two stories is true: the first stands, another one is a contradiction. The same content again is a duplicate. What a
+source deleted (``late``, ``left_store``: ``connector.fhir.deletions``) is superseded in every older version.
 """
 
 # ruff: noqa: S608 - put together from constants.
 
-__all__ = ["FAULTS", "FILES", "GONE", "NOTHING_SEEN", "SEEN", "VERDICTS"]
+__all__ = ["FAULTS", "FILES", "GONE", "LATE", "NOTHING_SEEN", "SEEN", "VERDICTS"]
 
 NOTHING_SEEN = (
     "SELECT NULL::VARCHAR AS resource, NULL::VARCHAR AS content, NULL::TIMESTAMPTZ AS updated, "
@@ -31,7 +32,7 @@ VERDICTS = f"""
 CREATE TEMP TABLE verdict AS
 WITH stamped AS (
     SELECT s.*, {_STAMPS}, k.content AS known, k.ku, k.kv, k.replaced
-    FROM {{staged}} s LEFT JOIN (
+    FROM {{staged}} s ANTI JOIN late USING (file, line) LEFT JOIN (
         SELECT resource, content, replaced, coalesce(epoch_us(updated), -1) AS ku, coalesce(version, -1) AS kv
         FROM ({{seen}})
     ) k USING (resource)
@@ -57,8 +58,14 @@ SELECT * EXCLUDE (nth, first_content, first_u, first_v, rank, best_content, best
         ELSE 'conflict' END AS verdict
 FROM judged
 """
-# Resources of the store that give way to a newer version.
-GONE = "CREATE TEMP TABLE gone AS SELECT resource, type FROM verdict WHERE verdict = 'accepted' AND known IS NOT NULL"
+LATE = """
+INSERT INTO verdict BY NAME SELECT s.*, 'superseded' AS verdict FROM {staged} s SEMI JOIN late USING (file, line)
+"""
+# Resources of the store that give way to a newer version, or that a source deleted.
+GONE = """
+CREATE TEMP TABLE gone AS
+SELECT resource, type FROM verdict WHERE verdict = 'accepted' AND known IS NOT NULL UNION FROM left_store
+"""
 FAULTS = """
 CREATE TEMP TABLE fault AS
 SELECT file, line, kind, reason, path FROM {staged} WHERE kind <> 'value'

@@ -25,10 +25,12 @@ __all__ = [
     "MAX_ROWS",
     "arrow_schema",
     "batches",
+    "batches_over",
     "explain",
     "locked",
     "query_error",
     "run",
+    "run_over",
     "run_plan",
     "spooled",
 ]
@@ -114,11 +116,33 @@ def batches(
     plan: Plan, connection: duckdb.DuckDBPyConnection, files: Sequence[str], *, rows: int = 65536
 ) -> Iterator[pa.RecordBatch]:
     """The rows as they come, in the order of the resources. Raises: what ``query_error`` makes of DuckDB's errors."""
+    return _batches(plan, connection, plan.query(files), rows, None)
+
+
+def batches_over(
+    plan: Plan,
+    connection: duckdb.DuckDBPyConnection,
+    relation: str,
+    *,
+    rows: int = 65536,
+    parameters: Mapping[str, Any] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The same over ``relation`` (``Plan.query_over``), such as ``connector.fhir.rendering.relation`` gives."""
+    return _batches(plan, connection, plan.query_over(relation), rows, parameters)
+
+
+def _batches(
+    plan: Plan,
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    rows: int,
+    parameters: Mapping[str, Any] | None,
+) -> Iterator[pa.RecordBatch]:
     schema = arrow_schema(plan)
     try:
         for macro in plan.macros:
             connection.execute(macro)
-        for batch in connection.sql(plan.query(files)).to_arrow_reader(rows):
+        for batch in connection.sql(query, params=dict(parameters) if parameters else None).to_arrow_reader(rows):
             yield batch.cast(schema)
     except (duckdb.Error, OSError, pa.ArrowException) as error:
         raise query_error(error) from None
@@ -128,8 +152,24 @@ def run_plan(
     plan: Plan, connection: duckdb.DuckDBPyConnection, files: Sequence[str], *, max_rows: int = MAX_ROWS
 ) -> list[dict[str, Any]]:
     """Rows keyed by column name. Raises: ViewError VHT-VIEW-LIMIT beyond ``max_rows``: siblings multiply."""
+    return _collected(plan, batches(plan, connection, files, rows=4096), max_rows)
+
+
+def run_over(
+    plan: Plan,
+    connection: duckdb.DuckDBPyConnection,
+    relation: str,
+    *,
+    max_rows: int = MAX_ROWS,
+    parameters: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """The same over ``relation`` instead of files."""
+    return _collected(plan, batches_over(plan, connection, relation, rows=4096, parameters=parameters), max_rows)
+
+
+def _collected(plan: Plan, rows: Iterator[pa.RecordBatch], max_rows: int) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
-    for batch in batches(plan, connection, files, rows=4096):
+    for batch in rows:
         if len(made) + batch.num_rows > max_rows:
             raise ViewError(f"the view gives more than {max_rows} rows", code="VHT-VIEW-LIMIT")
         made += batch.to_pylist()

@@ -41,17 +41,33 @@ class Scope:
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled view. ``macros`` run once on a connection; ``query(files)`` is the one statement of the view."""
+    """A compiled view. ``macros`` run once on a connection; ``query(files)`` is the one statement of the view.
+
+    ``query_over(relation)`` is the same over rows that are resources already: a SELECT with a column ``resource`` of
+    JSON, each a resource of the view's type that fits FHIR.
+    """
 
     resource: str
     columns: tuple[OutputColumn, ...]
     macros: tuple[str, ...]
-    _base: str
+    _elements: tuple[tuple[str, ReadNode], ...]
+    _kept: str
     _rest: str
 
     def query(self, files: Sequence[str]) -> str:
         names = ", ".join(text_literal(name) for name in files)
-        return self._base.replace("{files}", names, 1) + self._rest
+        members = {"resourceType": "VARCHAR"} | {name: node.duck_type() for name, node in self._elements}
+        columns = ", ".join(f"{identifier(name)}: {text_literal(type_)}" for name, type_ in members.items())
+        return (
+            f"WITH _s0 AS (SELECT * FROM read_json([{names}], format = 'newline_delimited', "  # noqa: S608
+            f"columns = {{{columns}}})\n  WHERE CASE WHEN \"resourceType\" IS NULL THEN error('{LINE_FAULT}') "
+            f'WHEN "resourceType" = {text_literal(self.resource)} THEN {self._kept} ELSE false END){self._rest}'
+        )
+
+    def query_over(self, relation: str) -> str:
+        root = ReadNode(self.resource, fields={"resourceType": ReadNode("code"), **dict(self._elements)})
+        opened = f"SELECT UNNEST(from_json(resource, {text_literal(root.structure())})) FROM ({relation})"  # noqa: S608
+        return f"WITH _s0 AS (SELECT * FROM ({opened})\n  WHERE {self._kept}){self._rest}"  # noqa: S608
 
     def script(self, files: Sequence[str]) -> str:
         """All that runs, as text."""
@@ -85,12 +101,13 @@ class _Planner:
         conditions = [self._condition(scope, where.path, where.place) for where in self.view.where]
         columns = [column for select in self.view.selects for column in self._select(select, scope)]
         self._names_differ(columns)
-        base = self._base(conditions)
+        kept = " AND ".join(f"({one})" for one in conditions) or "true"
         shown = ",\n  ".join(f"{column.sql} AS {identifier(column.name)}" for column in columns)
         rest = "".join(self.stages) + f"\nSELECT\n  {shown}\nFROM {self._last()}"
         if len(rest) > MAX_SQL:
             raise view_error("LIMIT", Place(), "the view unfolds to too much SQL")
-        return Plan(self.view.resource, tuple(columns), prelude([base, rest]), base, rest)
+        elements = tuple(sorted(self.root.fields.items()))
+        return Plan(self.view.resource, tuple(columns), prelude([kept, rest]), elements, kept, rest)
 
     def _last(self) -> str:
         return f"_s{len(self.stages)}"
@@ -102,18 +119,6 @@ class _Planner:
     def _new(self, letter: str) -> str:
         self.count += 1
         return f'"_{letter}{self.count}"'
-
-    def _base(self, conditions: list[str]) -> str:
-        members = {"resourceType": "VARCHAR"} | {
-            name: node.duck_type() for name, node in sorted(self.root.fields.items())
-        }
-        columns = ", ".join(f"{identifier(name)}: {text_literal(type_)}" for name, type_ in members.items())
-        kept = " AND ".join(f"({one})" for one in conditions) or "true"
-        return (
-            f"WITH _s0 AS (SELECT * FROM read_json([{{files}}], format = 'newline_delimited', "  # noqa: S608
-            f"columns = {{{columns}}})\n  WHERE CASE WHEN \"resourceType\" IS NULL THEN error('{LINE_FAULT}') "
-            f'WHEN "resourceType" = {text_literal(self.view.resource)} THEN {kept} ELSE false END)'
-        )
 
     def _condition(self, scope: Scope, path: str, place: Place) -> str:
         value = self.compiler.path(path, scope.focus, place, scope.row_index)
