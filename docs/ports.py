@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 
+from connector.fhir.codes import Measure, feature_of
 from vht_federate.components.contract import Component, Port, Profile, Source
 from vht_federate.components.registry import installed
-from vht_federate.domain.units import Affine, accepted_units
+from vht_federate.domain.units import Affine
 
 __all__ = ["ports_page"]
 
 INTRO = """# Ports of the components
 
 A port is one typed column: what a component reads from FHIR, in which unit, within which public bounds. A permit lists
-ports by name. A value in one of the accepted units is turned into the port's own; one outside the bounds is clamped to
-them inside the model. How values are chosen is in [FHIR](fhir.md).
+ports by name. A value is turned into the port's own unit from those listed here and from any other UCUM unit of the
+same meaning; one outside the bounds is clamped to them inside the model. How values are chosen is in [FHIR](fhir.md).
 """
 
 
@@ -76,8 +77,10 @@ def _answers(source: Source, port: Port) -> str:
 def _units(port: Port) -> str:
     if port.kind != "quantity" or port.unit is None or port.source.type != "observation":
         return ""
-    units = accepted_units(port.unit, loinc=port.loinc, molar_mass=port.molar_mass)
-    return "<br>".join(f"`{name}`{_turned(to)}" for name, to in units.items())
+    feature = feature_of(port.source.code_system, port.source.codes)
+    usual = (feature.unit or "", *feature.units, *feature.read_as) if feature else ()
+    turns = Measure.of_port(port).turns(dict.fromkeys((port.unit, *usual)))
+    return "<br>".join(f"`{name}`{_turned(turn.way)}" for name, turn in turns.items())
 
 
 def _turned(to: Affine) -> str:

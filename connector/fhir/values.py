@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from connector.fhir.codes import Measure, features
 from connector.fhir.elements import Coding, Node, Quarantine, boolean, code, codings, member, number, text
 from vht_federate.components.contract import Port
-from vht_federate.domain.units import KNOWN_UNITS, accepted_units
+from vht_federate.domain.units import is_ucum
 
 __all__ = ["UCUM", "Units", "Value", "Verdict", "read_value"]
 
 UCUM = "http://unitsofmeasure.org"
+VERDICTS_HELD = 65_536
 _UNREAD = frozenset(
     f"value{kind}" for kind in ("DateTime", "Period", "Range", "Ratio", "SampledData", "String", "Time")
 )
@@ -20,24 +22,44 @@ _READ = ("valueQuantity", "valueCodeableConcept", "valueBoolean", "valueInteger"
 
 @dataclass(frozen=True)
 class Units:
-    """Which units a code may come in: those of every port that reads it; for other codes, any unit we know."""
+    """Which units a code may come in: those that become the unit of a port or of a feature which reads it; for other
+    codes, any UCUM unit. Each verdict is made once."""
 
     ports: tuple[Port, ...] = ()
 
     @cached_property
-    def by_code(self) -> Mapping[Coding, frozenset[str]]:
-        table: dict[Coding, set[str]] = {}
+    def _measures(self) -> Mapping[Coding, list[Measure]]:
+        table: dict[Coding, list[Measure]] = {}
+        for feature in features().values():
+            if feature.unit is not None:
+                for coding in feature.codes:
+                    table.setdefault(coding, []).append(Measure.of_feature(feature))
         for port in self.ports:
-            if port.source.type != "observation" or port.unit is None:
-                continue
-            accepted = accepted_units(port.unit, loinc=port.loinc, molar_mass=port.molar_mass)
-            for spelled in port.source.codes:
-                table.setdefault((port.source.code_system, spelled), set()).update(accepted)
-        return {coding: frozenset(units) for coding, units in table.items()}
+            if port.source.type == "observation" and port.unit is not None:
+                for spelled in port.source.codes:
+                    table.setdefault((port.source.code_system, spelled), []).append(Measure.of_port(port))
+        return table
+
+    @cached_property
+    def _verdicts(self) -> dict[tuple[str, tuple[Coding, ...]], bool]:
+        return {}
 
     def accept(self, unit: str, meanings: Iterable[Coding]) -> bool:
-        allowed = [self.by_code[coding] for coding in meanings if coding in self.by_code]
-        return all(unit in units for units in allowed) if allowed else unit in KNOWN_UNITS
+        meant = tuple(meanings)
+        asked = (unit, meant)
+        verdict = self._verdicts.get(asked)
+        if verdict is None:
+            if len(self._verdicts) >= VERDICTS_HELD:
+                self._verdicts.clear()
+            verdict = self._verdicts[asked] = self._judge(unit, meant)
+        return verdict
+
+    def _judge(self, unit: str, meanings: tuple[Coding, ...]) -> bool:
+        """Every code that somebody reads must be readable in this unit."""
+        readers = [self._measures[coding] for coding in meanings if coding in self._measures]
+        if not readers:
+            return is_ucum(unit)
+        return all(any(measure.turn(unit) for measure in measures) for measures in readers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from datetime import date
 from functools import cache
 from typing import Any
 
-from vht_federate.domain.units import accepted_units
+from vht_federate.domain.units import conversion
 from vht_federate.samples.hospitals import Habits
 from vht_federate.samples.people import Identity, Registrar
 
@@ -21,8 +21,6 @@ LOINC, SNOMED, ATC, UCUM = (
 )
 CATEGORY = "http://terminology.hl7.org/CodeSystem/observation-category"
 CHOLESTEROL_MOLAR_MASS = 386.65
-_MMOL_PER_MG_DL = accepted_units("mmol/L", molar_mass=CHOLESTEROL_MOLAR_MASS)["mg/dL"]
-_IFCC_OF_NGSP = accepted_units("mmol/mol", loinc="59261-8")["%"]
 
 DRUGS = (
     ("C09AA05", "ramipril", "5 mg"),
@@ -54,6 +52,12 @@ def coded(system: str, code: str, display: str) -> dict[str, Any]:
 
 def quantity(value: float, unit: str) -> dict[str, Any]:
     return {"value": value, "unit": unit, "system": UCUM, "code": unit}
+
+
+def _turned(value: float, unit: str, to: str, *, loinc: str | None = None, molar_mass: float | None = None) -> float:
+    way = conversion(unit, to, loinc=loinc, molar_mass=molar_mass)
+    assert way is not None
+    return way(value)
 
 
 @dataclass
@@ -181,12 +185,12 @@ class Chart:
 
     def _cholesterol(self, mg_dl: float) -> dict[str, Any]:
         if self.habits.molar:
-            return quantity(round(_MMOL_PER_MG_DL(mg_dl), 2), "mmol/L")
+            return quantity(round(_turned(mg_dl, "mg/dL", "mmol/L", molar_mass=CHOLESTEROL_MOLAR_MASS), 2), "mmol/L")
         return quantity(round(mg_dl), "mg/dL")
 
     def _hba1c(self, percent: float) -> dict[str, Any]:
         if self.habits.hba1c_ifcc:
-            return quantity(round(_IFCC_OF_NGSP(percent)), "mmol/mol")
+            return quantity(round(_turned(percent, "%", "mmol/mol", loinc="59261-8")), "mmol/mol")
         return quantity(round(percent, 1), "%")
 
     def _observation(self, moment: str, code: str, title: str, category: str, value: dict[str, Any]) -> Resource:

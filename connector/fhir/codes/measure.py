@@ -1,0 +1,51 @@
+"""What a unit becomes under a code: UCUM's map, the analyte's chemistry, and what the code itself says."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from connector.fhir.codes.features import Feature, feature_of
+from vht_federate.components.contract import Port
+from vht_federate.domain.units import Affine, conversion
+
+__all__ = ["Measure", "Turn"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The map to the wanted unit. ``read_as``: the unit was taken for another one, as the code map says."""
+
+    way: Affine
+    read_as: str | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quantity that is wanted in ``unit``."""
+
+    unit: str
+    loinc: str | None = None
+    molar_mass: float | None = None
+    read_as: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_port(cls, port: Port) -> "Measure":
+        """By the component's contract; the code map adds only how units under these codes are read."""
+        feature = feature_of(port.source.code_system, port.source.codes)
+        return cls(port.unit or "1", port.loinc, port.molar_mass, feature.read_as if feature else {})
+
+    @classmethod
+    def of_feature(cls, feature: Feature) -> "Measure":
+        return cls(feature.unit or "1", next(iter(feature.loinc), None), feature.molar_mass, feature.read_as)
+
+    def turn(self, unit: str) -> Turn | None:
+        """How a value in ``unit`` becomes one in the wanted unit; None where it cannot."""
+        way = conversion(unit, self.unit, loinc=self.loinc, molar_mass=self.molar_mass)
+        if way is not None:
+            return Turn(way)
+        meant = self.read_as.get(unit)
+        way = conversion(meant, self.unit, loinc=self.loinc, molar_mass=self.molar_mass) if meant else None
+        return None if way is None else Turn(way, read_as=meant)
+
+    def turns(self, units: Iterable[str]) -> dict[str, Turn]:
+        """Those of ``units`` that can."""
+        return {unit: found for unit in units if (found := self.turn(unit)) is not None}
