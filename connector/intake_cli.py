@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,9 @@ from connector.reach import State, alone, reach, running
 from connector.settings import NodeFiles, NodeSettings
 from connector.tables import explanation_table, intake_table, pull_table, quarantine_table
 from vht_federate import output
+
+if TYPE_CHECKING:
+    from connector.fhir.deletions import Deletions
 
 __all__ = ["app"]
 
@@ -30,11 +33,18 @@ def ingest(
     output.emit("node ingest", report, intake_table(folder, report))
 
 
-def _take_in(state: Path, folder: Path, replace: bool) -> dict[str, Any]:
+def _take_in(
+    state: Path, folder: Path, replace: bool, deletions: "Deletions | None" = None, source: str | None = None
+) -> dict[str, Any]:
     if running(state):
+        body: dict[str, Any] = {"folder": str(folder), "replace": replace, "source": source}
+        if deletions:
+            files = [str(path) for path in deletions.files]
+            body |= {"deletions": files, "deleted_at": deletions.at.isoformat()}
         with reach(state) as client:
-            return dict(client.post("/api/ingest", json={"folder": str(folder), "replace": replace}))
-    return dict(alone(state, lambda node: node.ingest(folder, replace=replace)))
+            return dict(client.post("/api/ingest", json=body))
+    told = {"replace": replace, "deletions": deletions, "source": source}
+    return dict(alone(state, lambda node: node.ingest(folder, **told)))
 
 
 @app.command("pull")
@@ -54,7 +64,8 @@ def pull(
     settings = SourceSettings.read(source)
     with pulling(NodeFiles(state.resolve()).sources / settings.name) as home:
         pulled = download(settings, home, whole=full or replace)
-        report = _take_in(state, pulled.folder, replace) if pulled.files else None
+        anything = pulled.files or pulled.deletions
+        report = _take_in(state, pulled.folder, replace, pulled.deletions, settings.name) if anything else None
         settle_pull(settings, home, pulled)
     tables = [pull_table(settings.name, pulled.to_dict())]
     if report is not None:

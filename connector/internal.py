@@ -12,9 +12,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from connector.console.pages import add_pages
 from connector.console.sessions import Sessions
+from connector.fhir.deletions import Deletions
 from connector.governance.actors import INVITATION_MINUTES, Actor
 from connector.http import Guarded, plain_app
 from connector.node import Node
+from connector.quality.api import add_quality
 from vht_federate.errors import RefusedError
 from vht_federate.serving import answer_typed_errors
 from vht_federate.web import install
@@ -40,6 +42,13 @@ class IngestRequest(BaseModel):
     folder: str
     dataset: str | None = None
     replace: bool = False
+    source: str | None = Field(default=None, max_length=64)
+    deletions: tuple[str, ...] = ()  # files that list what the source deleted,
+    deleted_at: AwareDatetime | None = None  # until then
+
+    def listed(self) -> Deletions | None:
+        files = tuple(Path(name) for name in self.deletions)
+        return Deletions(files, self.deleted_at) if files and self.deleted_at else None
 
 
 class OptOutRequest(BaseModel):
@@ -71,6 +80,7 @@ def internal_app(node: Node) -> FastAPI:
     _add_log_in(app, node, who)
     _add_visits(app, node, who)
     _add_data(app, node, who)
+    add_quality(app, node, who)
     add_pages(app, node, sessions)
     install(app)
     app.add_middleware(Guarded, service="internal")
@@ -131,7 +141,8 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
         actor.require_approver()
         if asked.dataset not in (None, node.settings.dataset.id):
             raise RefusedError(f"this node holds dataset {node.settings.dataset.id}", code="VHT-REFUSED-DATASET")
-        return node.ingest(Path(asked.folder), replace=asked.replace, actor=actor)
+        folder, listed = Path(asked.folder), asked.listed()
+        return node.ingest(folder, replace=asked.replace, deletions=listed, source=asked.source, actor=actor)
 
     @app.get("/api/ingests")
     def ingests(_: Who) -> dict[str, Any]:

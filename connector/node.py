@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from connector.books import Books
-from connector.fhir import dataset_summary, ingest, subject_key
+from connector.fhir import dataset_summary, subject_key
+from connector.fhir.deletions import Deletions
 from connector.governance.actors import Accounts, Actor, system_user
 from connector.governance.gate import VisitGate
+from connector.governance.intakes import Intakes
 from connector.governance.judge import Judge
 from connector.governance.ledger import Ledger
 from connector.governance.optouts import RECORDED, WITHDRAWN, opt_out, withdraw
@@ -31,7 +33,6 @@ from connector.governance.upkeep import EVERY_S, Regularly, Upkeep
 from connector.governance.visits import Visits
 from connector.settings import NodeFiles, NodeSettings
 from connector.store import Database, migrate
-from connector.store.models import IngestRow
 from connector.supernode import SuperNode
 from vht_federate.components.registry import find_digest
 from vht_federate.domain.study import ComponentRef
@@ -109,6 +110,10 @@ class Node:
         self.releases = Releases(self.visits, self.clock)
         self.accounts = Accounts(self.database, self.files.operator_token.read_text().strip(), self.clock)
         self.books = Books(self.settings, self.files, self.database)
+        dataset, key = self.settings.dataset.id, self.secret.subject_key
+        self.intakes = Intakes(
+            dataset, self.files.fhir, key, self.database, self.evidence, self.clock, self.settings.validation_sample
+        )
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -202,24 +207,17 @@ class Node:
 
     # --- data ---------------------------------------------------------------------------------------------------
 
-    def ingest(self, folder: Path, *, replace: bool = False, actor: Actor | None = None) -> dict[str, Any]:
+    def ingest(
+        self,
+        folder: Path,
+        *,
+        replace: bool = False,
+        deletions: Deletions | None = None,
+        source: str | None = None,
+        actor: Actor | None = None,
+    ) -> dict[str, Any]:
         """Take in a folder of FHIR NDJSON, or ``replace`` what is held by it. The report, in numbers."""
-        dataset = self.settings.dataset.id
-        key = self.secret.subject_key
-        sampled = self.settings.validation_sample
-        report = ingest(
-            folder, self.files.fhir, node_key=key, dataset=dataset, replace=replace, sample_size=sampled
-        ).to_dict()
-        totals = {name: report[name] for name in ("files", "lines", "accepted", "quarantined", "duplicate")}
-        shown = {name: report[name] for name in ("values", "reasons", "value_reasons", "sample")}
-        kept = {**totals, **shown, "folder": str(folder.resolve())}
-        with self.database.write() as session:
-            session.add(IngestRow(dataset_id=dataset, at=self.clock(), report=kept))
-            session.flush()
-            body = {"dataset": dataset, "replaces": replace, **totals, **(actor or system_user()).facts()}
-            self.evidence.append("dataset.ingested", body)
-        log.info("ingested", extra={"facts": totals})
-        return report
+        return self.intakes.take(folder, replace=replace, deletions=deletions, source=source, actor=actor)
 
     def opt_out(self, patient_id: str, *, since: datetime | None = None, actor: Actor | None = None) -> None:
         """Record that a patient opted out, effective ``since`` (now)."""

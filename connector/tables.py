@@ -32,7 +32,8 @@ def budget_table(budget: Mapping[str, Any]) -> Table:
 
 def intake_table(folder: Any, report: Mapping[str, Any]) -> Table:
     """Lines and values of one intake, with the reasons of what was set aside."""
-    names = ("files", "lines", "accepted", "quarantined", "duplicate", "superseded", "replaced", "entered_in_error")
+    names: tuple[str, ...] = ("files", "lines", "accepted", "quarantined", "duplicate", "superseded", "replaced")
+    names += ("deleted", "entered_in_error")
     rows = [(name.replace("_", " "), report[name]) for name in names]
     rows += [(f"  line quarantined: {reason}", count) for reason, count in report["reasons"].items()]
     rows += [(f"values {name}", count) for name, count in report["values"].items()]

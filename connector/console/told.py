@@ -38,6 +38,8 @@ _SENTENCES: dict[str, Callable[[Body], str]] = {
     "node.started": lambda body: f"Node started, version {body['version']}",
     "dataset.ingested": lambda body: (
         f"{body['lines']:,} lines taken in, {body['quarantined']:,} quarantined"
+        + (f" from {body['source']}" if body.get("source") else "")
+        + (f", {body['deleted']:,} resources deleted there" if body.get("deleted") else "")
         + (", in place of all before" if body.get("replaces") else "")
         + _who(body)
     ),

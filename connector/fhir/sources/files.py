@@ -59,7 +59,7 @@ class Files:
     def fetch(self) -> None:
         """Every piece that is not here yet. Raises Expired where the server no longer has one."""
         for number, piece in enumerate(self._journal.progress.pieces or ()):
-            if not piece.done:
+            if not piece.done and not piece.paged:
                 self._fetch(number)
 
     def _piece(self, number: int) -> Piece:

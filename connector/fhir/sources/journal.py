@@ -22,6 +22,7 @@ class Piece(BaseModel):
     url: str
     count: int | None = None  # resources, as the server says
     validator: str | None = None  # ETag or Last-Modified of what was begun
+    paged: bool = False  # read page by page, by search or history
     pages: int = 0
     done: bool = False
     bytes: int = 0
@@ -43,6 +44,7 @@ class Progress(BaseModel):
     asked: str
     begun_at: AwareDatetime
     since: AwareDatetime | None = None
+    deleted_since: AwareDatetime | None = None  # None: nothing was taken in before, so nothing can be gone
     status_url: str | None = None
     transaction_time: AwareDatetime | None = None
     requires_token: bool = False

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from connector.fhir.deletions import Deletions, read_deletions
 from connector.fhir.room import on_this_disk
 from connector.fhir.sources.export import Expired, JobFailed, await_manifest, kick_off, release_job
 from connector.fhir.sources.files import Files
 from connector.fhir.sources.journal import Journal, Progress, write_whole
 from connector.fhir.sources.pace import Pace
-from connector.fhir.sources.search import Pages, first_pages
+from connector.fhir.sources.search import Pages, first_pages, history_pages
 from connector.fhir.sources.settings import SourceSettings
 from connector.fhir.sources.wire import Wire
 from vht_federate.errors import UnavailableError
@@ -39,9 +39,10 @@ class _Last(BaseModel):
 
 @dataclass(frozen=True)
 class Pulled:
-    """What lies in ``folder``. ``deleted`` counts resources that are gone on the server, ``outcomes`` its messages."""
+    """What lies in ``folder``. ``deleted`` counts what ``deletions`` list, ``outcomes`` the server's messages."""
 
     folder: Path
+    deletions: Deletions | None
     since: datetime | None
     transaction_time: datetime
     files: int
@@ -117,9 +118,11 @@ def _since(home: Path) -> datetime | None:
 def _journal(settings: SourceSettings, home: Path, whole: bool, pace: Pace) -> tuple[Journal, bool]:
     """The pull under way if it asks the same question, else a new one."""
     since = None if whole else _since(home)
-    names = {"base_url", "mode", "dialect", "level", "group", "types", "since_as_filter"}
+    gone_since = _since(home) if settings.deletions == "history" else None
+    names = {"base_url", "mode", "dialect", "level", "group", "types", "since_as_filter", "deletions"}
     question = settings.model_dump(mode="json", include=names)
-    asked = digest_of({**question, "since": since.isoformat() if since else None})
+    moments = {"since": since, "deleted_since": gone_since}
+    asked = digest_of({**question, **{name: one and one.isoformat() for name, one in moments.items()}})
     run = home / "run"
     journal = Journal.resume(run / "progress.json")
     if journal is not None and journal.progress.asked == asked and _on_disk(journal.progress, run):
@@ -128,7 +131,7 @@ def _journal(settings: SourceSettings, home: Path, whole: bool, pace: Pace) -> t
     run.mkdir(parents=True, mode=0o700)
     for folder in ("data", "aside"):
         (run / folder).mkdir(mode=0o700)
-    journal = Journal(run / "progress.json", Progress(asked=asked, begun_at=pace.now(), since=since))
+    journal = Journal(run / "progress.json", Progress(asked=asked, begun_at=pace.now(), **moments))
     journal.update()
     return journal, False
 
@@ -147,12 +150,10 @@ def _length(path: Path) -> int:
 
 
 def _collect(wire: Wire, settings: SourceSettings, journal: Journal, run: Path) -> None:
-    stamp = f"{settings.name}-{journal.progress.begun_at:%Y%m%dT%H%M%SZ}"
-    if settings.mode == "search":
-        if journal.progress.pieces is None:
-            journal.update(pieces=first_pages(settings, journal.progress.since, stamp))
-        Pages(wire, settings, journal, run).fetch()
-        return
+    stamp, gone_since = f"{settings.name}-{journal.progress.begun_at:%Y%m%dT%H%M%SZ}", journal.progress.deleted_since
+    history = history_pages(settings, gone_since, stamp) if gone_since else ()
+    if journal.progress.pieces is None and settings.mode == "search":
+        journal.update(pieces=first_pages(settings, journal.progress.since, stamp) + history)
     if journal.progress.pieces is None:
         status_url = journal.progress.status_url or kick_off(wire, settings, journal.progress.since)
         journal.update(status_url=status_url)
@@ -160,47 +161,34 @@ def _collect(wire: Wire, settings: SourceSettings, journal: Journal, run: Path) 
         journal.update(
             transaction_time=manifest.transactionTime,
             requires_token=manifest.requiresAccessToken,
-            pieces=manifest.pieces(stamp),
+            pieces=manifest.pieces(stamp) + history,
         )
     Files(wire, journal, run, settings.maximum_bytes).fetch()
+    Pages(wire, settings, journal, run).fetch()
 
 
 def _pulled(progress: Progress, run: Path, resumed: bool) -> Pulled:
     """The account of a complete pull. Files without a line are removed: the intake would take them for cut off."""
     pieces = progress.pieces or ()
-    counts = {
-        kind: sum(_counted(run / piece.folder / piece.name, kind) for piece in pieces if piece.kind == kind)
-        for kind in ("deleted", "outcome")
-    }
-    given = [piece for piece in pieces if piece.kind == "output" and piece.lines]
     for piece in pieces:
         if not piece.lines:
             (run / piece.folder / piece.name).unlink(missing_ok=True)
+    by_kind = {
+        kind: [piece for piece in pieces if piece.kind == kind and piece.lines]
+        for kind in ("output", "deleted", "outcome")
+    }
+    given = by_kind["output"]
+    moment = progress.transaction_time or progress.begun_at
+    lists = tuple(run / piece.folder / piece.name for piece in by_kind["deleted"])
     return Pulled(
         folder=run / "data",
+        deletions=Deletions(lists, moment) if lists else None,
         since=progress.since,
-        transaction_time=progress.transaction_time or progress.begun_at,
+        transaction_time=moment,
         files=len(given),
         lines=sum(piece.lines for piece in given),
         bytes=sum(piece.bytes for piece in given),
-        deleted=counts["deleted"],
-        outcomes=counts["outcome"],
+        deleted=sum(len(gone or ()) for path in lists for _, gone in read_deletions(path, moment)),
+        outcomes=sum(piece.lines for piece in by_kind["outcome"]),
         resumed=resumed,
     )
-
-
-def _counted(path: Path, kind: str) -> int:
-    """Resources that a file of deletions names (transaction Bundles of DELETE), or messages of the server."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        lines = [line for line in file if line.strip()]
-    return sum(_deletions(line) for line in lines) if kind == "deleted" else len(lines)
-
-
-def _deletions(line: bytes) -> int:
-    try:
-        entries = orjson.loads(line).get("entry") or []
-        return sum(1 for entry in entries if entry["request"]["method"] == "DELETE")
-    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
-        return 0

@@ -1,4 +1,5 @@
-"""Paged FHIR search, for servers without an export: one file per type, resumable after each page.
+"""Paged FHIR search, for servers without an export: one file per type, resumable after each page. And a type's history,
+page by page, for the deletions that a server's exports and searches are silent about.
 
 ``next`` is followed as it is given (FHIR R4, 3.1.1.4). A page that is no longer there (410) starts its type again.
 """
@@ -19,7 +20,7 @@ from connector.fhir.sources.journal import Journal, Piece
 from connector.fhir.sources.settings import SourceSettings
 from connector.fhir.sources.wire import FHIR_JSON, Wire, malformed, refused, too_much
 
-__all__ = ["Pages", "first_pages"]
+__all__ = ["Pages", "first_pages", "history_pages"]
 
 # HAPI may answer an identical search out of its cache
 HEADERS = {"Accept": FHIR_JSON, "Cache-Control": "no-cache"}
@@ -28,9 +29,23 @@ HEADERS = {"Accept": FHIR_JSON, "Cache-Control": "no-cache"}
 def first_pages(settings: SourceSettings, since: datetime | None, stamp: str) -> tuple[Piece, ...]:
     """One piece per type, each before its first page."""
     return tuple(
-        Piece(name=f"{stamp}-{number:05d}-{kind}.ndjson", type=kind, url=_question(settings, kind, since))
+        Piece(name=f"{stamp}-{number:05d}-{kind}.ndjson", type=kind, url=_question(settings, kind, since), paged=True)
         for number, kind in enumerate(settings.types, 1)
     )
+
+
+def history_pages(settings: SourceSettings, since: datetime, stamp: str) -> tuple[Piece, ...]:
+    """One piece per type, for what was deleted since."""
+    return tuple(
+        Piece(name=f"{stamp}-deleted-{kind}.ndjson", kind="deleted", type=kind, url=_history(settings, kind, since),
+              paged=True)
+        for kind in settings.types
+    )  # fmt: skip
+
+
+def _history(settings: SourceSettings, kind: str, since: datetime) -> str:
+    asked = {"_count": str(settings.page_size), "_since": fhir_instant(since)}
+    return f"{settings.base}/{kind}/_history?{httpx.QueryParams(asked)}"
 
 
 def _question(settings: SourceSettings, kind: str, since: datetime | None) -> str:
@@ -41,14 +56,14 @@ def _question(settings: SourceSettings, kind: str, since: datetime | None) -> st
 
 
 class Pages:
-    """Fetches the pieces of a journal page by page into ``run/data``."""
+    """Fetches the paged pieces of a journal into the folder ``run``."""
 
     def __init__(self, wire: Wire, settings: SourceSettings, journal: Journal, run: Path) -> None:
-        self._wire, self._settings, self._journal, self._folder = wire, settings, journal, run / "data"
+        self._wire, self._settings, self._journal, self._run = wire, settings, journal, run
 
     def fetch(self) -> None:
         for number, piece in enumerate(self._journal.progress.pieces or ()):
-            if not piece.done:
+            if not piece.done and piece.paged:
                 self._fetch(number)
 
     def _piece(self, number: int) -> Piece:
@@ -56,20 +71,19 @@ class Pages:
 
     def _fetch(self, number: int) -> None:
         piece, patience = self._piece(number), self._wire.patience()
-        part, target = self._folder / f"{piece.name}.part", self._folder / piece.name
+        folder = self._run / piece.folder
+        part, target = folder / f"{piece.name}.part", folder / piece.name
         part.touch(mode=0o600)
         while True:
             piece = self._piece(number)
             answer = self._wire.ask("GET", piece.url, headers=HEADERS)
             if answer.status_code == 410 and piece.pages:
                 patience.again("its pages end before they are read")
-                since = self._journal.progress.since
-                first = _question(self._settings, piece.type or "", since)
-                changes = {"url": first, "pages": 0, "bytes": 0}
+                changes = {"url": self._first(piece), "pages": 0, "bytes": 0}
                 self._journal.replace(number, piece.model_copy(update=changes))
                 continue
             if answer.status_code != 200:
-                raise refused(answer, "a search")
+                raise refused(answer, "a search" if piece.kind == "output" else "a question for a type's history")
             if self._journal.progress.transaction_time is None:
                 self._journal.update(transaction_time=_asked_at(answer, self._wire.pace.now()))
             following = self._keep(number, part, answer)
@@ -77,11 +91,18 @@ class Pages:
                 finish(self._journal, number, part, target, weigh(part))
                 return
 
+    def _first(self, piece: Piece) -> str:
+        """Where its pages begin."""
+        kind, progress = piece.type or "", self._journal.progress
+        if piece.kind == "deleted" and progress.deleted_since is not None:
+            return _history(self._settings, kind, progress.deleted_since)
+        return _question(self._settings, kind, progress.since)
+
     def _keep(self, number: int, part: Path, answer: httpx.Response) -> str | None:
         """Append one page and note where the next one is; None after the last."""
         piece = self._piece(number)
         page = _bundle(answer)
-        lines = b"".join(self._lines(page))
+        lines = b"".join(self._lines(page) if piece.kind == "output" else _deletions(page))
         held = sum(one.bytes for one in self._journal.progress.pieces or ())
         if held + len(lines) > self._settings.maximum_bytes:
             raise too_much()
@@ -110,12 +131,7 @@ class Pages:
         return None
 
     def _lines(self, page: dict[str, Any]) -> Iterator[bytes]:
-        entries = page.get("entry") or []
-        if not isinstance(entries, list):
-            raise malformed("page")
-        for entry in entries:
-            if not isinstance(entry, dict):
-                raise malformed("page")
+        for entry in _entries(page):
             mode = (entry.get("search") or {}).get("mode", "match")
             resource = entry.get("resource")
             if mode == "match" and isinstance(resource, dict) and self._wanted(resource):
@@ -132,6 +148,23 @@ class Pages:
         except (KeyError, ValueError, TypeError):
             return True
         return changed.tzinfo is None or changed >= since
+
+
+def _entries(page: dict[str, Any]) -> list[dict[str, Any]]:
+    entries = page.get("entry") or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise malformed("page")
+    return entries
+
+
+def _deletions(page: dict[str, Any]) -> Iterator[bytes]:
+    """The deletions of a page of history as an export would list them, each with its time."""
+    for entry in _entries(page):
+        request, response = entry.get("request"), entry.get("response") or {}
+        if isinstance(request, dict) and request.get("method") == "DELETE":
+            kept = {"request": request, "response": response}
+            line = {"resourceType": "Bundle", "type": "transaction", "entry": [kept]}
+            yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _bundle(answer: httpx.Response) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class SourceSettings(BaseModel):
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9\-.]{1,64}$")] | None = None
     types: tuple[ResourceType, ...] = Field(default=tuple(TABLES), min_length=1)
     since_as_filter: bool = False  # also say _since as _typeFilter, for servers that ignore it at patient level
+    # Who tells of deletions: an export's manifest, or Type/_history, where a server's exports are silent.
+    deletions: Literal["manifest", "history"] = "manifest"
     allowed_origins: tuple[Url, ...] = ()  # besides base_url's own, e.g. of a file server
     ca: Path | None = None  # certificate authority (PEM); None: those of the system
     page_size: int = Field(default=200, ge=1, le=10_000)

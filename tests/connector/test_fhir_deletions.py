@@ -1,0 +1,166 @@
+"""What a source deleted leaves the store, is counted, and does not come back with an older version."""
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fhir_lines_kit import KEY, observation, patient
+
+from connector.fhir import IngestReport, Store, ingest
+from connector.fhir.deletions import Deletions, read_deletions
+
+AT = datetime(2024, 6, 1, tzinfo=UTC)
+OLD, NEW = {"lastUpdated": "2024-01-01T00:00:00Z"}, {"lastUpdated": "2024-09-01T00:00:00Z"}
+
+
+def bundle(*urls: str, **more: Any) -> dict[str, Any]:
+    entries = [{"request": {"method": "DELETE", "url": url}, **more} for url in urls]
+    return {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+
+
+def listed(folder: Path, *lines: dict[str, Any] | str, at: datetime = AT) -> Deletions:
+    folder.mkdir(exist_ok=True)
+    path = folder / "deleted.ndjson"
+    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
+    return Deletions((path,), at)
+
+
+class Hospital:
+    def __init__(self, root: Path) -> None:
+        self.root, self.taken = root, 0
+
+    def take(
+        self, resources: Iterable[dict[str, Any]] = (), deletions: Deletions | None = None, **more: Any
+    ) -> IngestReport:
+        self.taken += 1
+        folder = self.root / f"in-{self.taken}"
+        folder.mkdir()
+        lines = [json.dumps(one) + "\n" for one in resources]
+        if lines:
+            (folder / "all.ndjson").write_text("".join(lines))
+        return ingest(folder, self.root / "store", node_key=KEY, dataset="d", deletions=deletions, **more)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        current = Store(self.root / "store").current()
+        return {kind: count for kind, count in (current.counts() if current else {}).items() if count}
+
+    def rows(self, table: str) -> int:
+        import pyarrow.parquet as pq
+
+        current = Store(self.root / "store").current()
+        assert current is not None
+        return sum(pq.read_metadata(part).num_rows for part in current.parts(table))
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Hospital:
+    """Three patients with two values each, dated before the deletions."""
+    made = Hospital(tmp_path)
+    made.take([patient(number, meta=OLD) for number in range(3)])
+    made.take([observation(f"o{number}", number % 3, meta=OLD) for number in range(6)])
+    return made
+
+
+def deletions(hospital: Hospital, *urls: str, **more: Any) -> Deletions:
+    return listed(hospital.root / "lists", bundle(*urls), **more)
+
+
+def test_a_deleted_resource_leaves_every_table_and_is_counted(hospital: Hospital) -> None:
+    before = hospital.rows("observation")
+    report = hospital.take(deletions=deletions(hospital, "Observation/o1", "Observation/never-held"))
+    assert (report.deleted, report.changed, report.lines) == (1, True, 0)
+    assert hospital.counts == {"Patient": 3, "Observation": 5}
+    assert hospital.rows("observation") == before - before // 6
+    assert hospital.rows("resource") == 8
+
+
+def test_the_same_deletions_again_change_nothing(hospital: Hospital) -> None:
+    hospital.take(deletions=deletions(hospital, "Observation/o1", "Patient/p2"))
+    before = Store(hospital.root / "store").current()
+    again = hospital.take(deletions=deletions(hospital, "Observation/o1", "Patient/p2"))
+    after = Store(hospital.root / "store").current()
+    assert (again.deleted, again.changed) == (0, False)
+    assert [one.number for one in (before, after) if one] == [before.number if before else 0] * 2
+
+
+@pytest.mark.parametrize("meta", [OLD, {}])
+def test_an_older_version_does_not_bring_it_back(hospital: Hospital, meta: dict[str, str]) -> None:
+    hospital.take(deletions=deletions(hospital, "Observation/o1"))
+    report = hospital.take([observation("o1", 1, meta=meta, status="amended")])
+    assert (report.superseded, report.accepted, report.changed) == (1, 0, False)
+    assert hospital.counts["Observation"] == 5
+
+
+def test_a_version_after_the_deletion_does_and_stays_when_the_old_list_comes_again(hospital: Hospital) -> None:
+    lists = deletions(hospital, "Observation/o1")
+    hospital.take(deletions=lists)
+    assert hospital.take([observation("o1", 1, meta=NEW)]).accepted == 1
+    again = hospital.take([observation("o1", 1, meta=OLD)], lists)
+    assert (again.deleted, again.superseded, hospital.counts["Observation"]) == (0, 1, 6)
+    later = hospital.take(deletions=deletions(hospital, "Observation/o1", at=AT + timedelta(days=300)))
+    assert (later.deleted, hospital.counts["Observation"]) == (1, 5)
+
+
+def test_a_deleted_patient_takes_along_all_that_was_said_of_them(hospital: Hospital) -> None:
+    report = hospital.take(deletions=deletions(hospital, "Patient/p1"))
+    assert report.deleted == 3
+    assert hospital.counts == {"Patient": 2, "Observation": 4}
+    late = hospital.take([observation("late", 1, meta=NEW), observation("other", 2, meta=NEW)])
+    assert (late.superseded, late.accepted) == (1, 1)
+    back = hospital.take([patient(1, meta=NEW), observation("late", 1, meta=NEW), observation("o1", 1, meta=OLD)])
+    assert (back.accepted, back.deleted) == (3, 0)
+    assert hospital.counts == {"Patient": 3, "Observation": 7}
+
+
+def test_in_one_intake_the_newer_of_a_version_and_a_deletion_stands(hospital: Hospital) -> None:
+    lists = deletions(hospital, "Observation/o1", "Observation/o2", "Observation/fresh", "Observation/fresher")
+    lines = [observation("fresh", 0, meta=OLD), observation("fresher", 0, meta=NEW), observation("o2", 2, meta=NEW)]
+    report = hospital.take(lines, lists)
+    assert (report.accepted, report.superseded, report.replaced, report.deleted) == (2, 1, 1, 1)
+    assert hospital.counts["Observation"] == 6
+
+
+def test_a_crash_before_the_new_state_stands_leaves_the_old_one(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = deletions(hospital, "Patient/p1")
+    with monkeypatch.context() as crashing:
+        crashing.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
+        with pytest.raises(OSError, match="power cut"):
+            hospital.take(deletions=lists)
+    assert hospital.counts == {"Patient": 3, "Observation": 6}
+    assert hospital.take(deletions=lists).deleted == 3
+
+
+def test_an_entry_may_say_when(hospital: Hospital) -> None:
+    entries = bundle("Observation/o1", response={"lastModified": "2023-01-01T00:00:00Z"})
+    report = hospital.take(deletions=listed(hospital.root / "lists", entries))
+    assert (report.deleted, hospital.counts["Observation"]) == (0, 6)
+
+
+def test_a_whole_new_export_forgets_what_was_deleted(hospital: Hospital) -> None:
+    hospital.take(deletions=deletions(hospital, "Patient/p1"))
+    report = hospital.take([patient(1, meta=OLD)], replace=True)
+    assert (report.accepted, hospital.counts) == (1, {"Patient": 1})
+
+
+def test_what_cannot_be_read_is_set_aside_and_the_rest_counts(hospital: Hospital) -> None:
+    posted = {"resourceType": "Bundle", "entry": [{"request": {"method": "POST", "url": "Patient/p0"}}]}
+    lists = listed(
+        hospital.root / "lists",
+        "no json",
+        bundle("Patient?identifier=7"),
+        posted,
+        "",
+        '{"entry": 7}',
+        bundle("https://ehr.example/fhir/Observation/o1/_history/3", "Practitioner/dr"),
+    )
+    report = hospital.take(deletions=lists)
+    assert (report.reasons, report.quarantined, report.lines) == ({"unreadable-deletion": 5}, 5, 5)
+    assert (report.deleted, report.by_file[0].name) == (1, "deleted.ndjson")
+    found = dict(read_deletions(lists.files[0], AT))
+    assert [(one.type, one.id) for one in found[6] or []] == [("Observation", "o1")]
