@@ -13,7 +13,7 @@ from connector.fhir.elements import Quarantine
 from connector.fhir.identity import content_key, resource_key, subject_key
 from connector.fhir.lines import Line, read_lines
 from connector.fhir.report import IngestReport
-from connector.fhir.resources import read_resource, read_version, refuse_modifiers
+from connector.fhir.resources import TABLES, read_resource, read_version, refuse_modifiers
 from connector.fhir.room import on_this_disk
 from connector.fhir.settling import settle
 from connector.fhir.staging import Staging
@@ -28,6 +28,7 @@ __all__ = ["ingest", "installed_ports"]
 KEY_BYTES = 32
 SUFFIXES = (".ndjson", ".ndjson.gz", ".ndjson.zst")
 SUBJECTS_HELD = 100_000
+_WITH_ENCOUNTER = frozenset(kind for kind, columns in TABLES.items() if columns[0][0] == "encounter")
 
 
 def installed_ports() -> tuple[Port, ...]:
@@ -150,11 +151,16 @@ class _Reader:
         self._staging.add(
             "line", (*place, reading.type, key, content, *counts, *read_version(resource), reading.mistaken, subject)
         )
-        lead = (*place, key, subject)
+        lead: tuple[int | str | None, ...] = (*place, key, subject)
+        if reading.type in _WITH_ENCOUNTER:
+            lead += (self._encounter(reading.encounter_id),)
         for row in reading.rows:
             self._staging.add(table_name(reading.type), lead + row)
         for reason, path in rejected:
             self._fault(line.number, "value", reason, path)
+
+    def _encounter(self, encounter_id: str | None) -> str | None:
+        return resource_key(self._key, "Encounter", encounter_id) if encounter_id else None
 
     def _fault(self, line: int, kind: str, reason: str, path: str) -> None:
         self._staging.add("fault", (self._number, line, kind, reason, path))

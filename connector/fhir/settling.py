@@ -6,6 +6,7 @@ store is.
 
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants; values are parameters.
 
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,8 @@ class _Settling:
         found: list[tuple[Any, ...]] = self.connection.execute(sql, parameters or []).fetchall()
         return found
 
-    def staged(self, table: str) -> str:
-        return f"read_parquet({quoted(self.staging.path(table))})"
+    def staged(self, table: str, *, numbered: bool = False) -> str:
+        return f"read_parquet({quoted(self.staging.path(table))}, file_row_number = {numbered})"
 
     def judge(self) -> None:
         parts = self.before.parts("resource") if self.before else []
@@ -70,9 +71,10 @@ class _Settling:
         columns = f"type, resource, content, ? AS dataset, updated, version, {replaced}"
         self._copy(f"SELECT {columns} {accepted}", "resource", number, [self.dataset])
         for table in map(table_name, TABLES):
-            rows = (
-                f"SELECT s.* EXCLUDE (file, line) FROM {self.staged(table)} s JOIN verdict v "
-                "ON s.file = v.file AND s.line = v.line WHERE verdict = 'accepted' ORDER BY s.file, s.line"
+            rows = (  # in the order of reading: the first coding of a concept stays the first
+                f"SELECT s.* EXCLUDE (file, line, file_row_number) FROM {self.staged(table, numbered=True)} s "
+                "JOIN verdict v ON s.file = v.file AND s.line = v.line WHERE verdict = 'accepted' "
+                "ORDER BY s.file_row_number"
             )
             self._copy(rows, table, number, [])
 
@@ -91,6 +93,7 @@ class _Settling:
             if count:
                 kept = f"SELECT p.* FROM read_parquet({quoted(part)}) p ANTI JOIN gone USING (resource)"
                 self.rows(f"COPY ({kept}) TO {quoted(self.fresh / part.name)} (FORMAT parquet, COMPRESSION zstd)")
+                shutil.copystat(part, self.fresh / part.name)  # its time says when this was taken in
         return gone
 
     def write_tombstones(self) -> bool:
