@@ -1,11 +1,13 @@
 """A cohort: what a profile selects under a permit, as patient-major tensors in a folder of the visit.
 
-``cohort.safetensors``: ``values`` float32 [records, inputs] in each port's unit, NaN missing, booleans 0/1, categories
-by index; ``outcome`` float32 [records]; ``patient`` int64 [records], non-decreasing; ``bucket`` uint8 [patients].
+``cohort.safetensors``, by the profile's layout. Tabular: ``values`` float32 [records, inputs] in each port's unit, NaN
+missing, booleans 0/1, categories by index. Repeated and sequence: ``values`` float32 [records, steps, inputs], 0 where
+missing, the oldest step first and the last one nearest to the record's day; ``mask`` uint8, 1 where known; ``times``
+float32, days before the record's day, both of that shape. All: ``outcome`` float32 [records]; ``patient`` int64
+[records], non-decreasing; ``bucket`` uint8 [patients].
 ``manifest.json`` stays in the node: its counts are not public.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
@@ -16,13 +18,13 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import orjson
-from safetensors.numpy import save
 
 from connector.fhir.engine import locked
 from connector.fhir.store import Generation, Store
-from connector.views.columns import Column, read_column
+from connector.views.columns import Cells, Column, read_column
 from connector.views.people import make_records
-from vht_federate.components.contract import Component
+from connector.views.tensors import Kind, Sealed, TensorFile
+from vht_federate.components.contract import Component, Profile
 from vht_federate.errors import CohortError, ViewError
 
 __all__ = ["CohortManifest", "build_cohort"]
@@ -32,9 +34,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class CohortManifest:
-    """What the cohort is. ``unit_table``: for each port, the accepted units with their (scale, offset) to the port's.
+    """What the cohort is. ``unit_table``: for each port, the units in the store with their (scale, offset) to its own.
 
-    ``quarantined_values``: for each port, values in the store whose unit cannot become the port's.
+    ``quarantined_values``: for each port, values in the store whose unit cannot become the port's; ``reread_values``:
+    those whose unit the code map takes for another one. ``tensors``: type, shape and sha256 of each tensor; ``sha256``
+    is the file's.
     """
 
     schema_version: str
@@ -50,9 +54,14 @@ class CohortManifest:
     index: str
     landmarks: tuple[str, ...]
     horizon_years: int
+    layout: str
+    steps: int
+    window_days: int
     sha256: str
+    tensors: dict[str, dict[str, Any]]
     unit_table: dict[str, dict[str, tuple[float, float]]]
     quarantined_values: dict[str, int]
+    reread_values: dict[str, int]
 
 
 def build_cohort(
@@ -64,6 +73,7 @@ def build_cohort(
     excluded_subjects: Collection[str],
     destination: Path,
     pseudonym: Callable[[str], str] | None = None,
+    included: Callable[[list[str], list[int]], None] | None = None,
 ) -> CohortManifest:
     """Write the cohort of ``profile`` into ``destination`` (``visits/VISIT/cohort``).
 
@@ -71,8 +81,9 @@ def build_cohort(
     equal numbers in cohorts of two permits mean nothing (Article 66).
 
     Data of a port outside ``columns`` is never read: its column is missing throughout. ``excluded_subjects`` are
-    subject keys that opted out. Raises ViewError where the outcome is not permitted or a column is unknown,
-    CohortError VHT-COHORT-EMPTY-STORE before the first ingest.
+    subject keys that opted out. ``included`` is told the subject keys of all patients with a record, and their buckets;
+    what it raises ends the cohort before anything is written. Raises ViewError where the outcome is not permitted or a
+    column is unknown, CohortError VHT-COHORT-EMPTY-STORE before the first ingest.
     """
     permitted = _permitted(component, profile, columns)
     generation = Store(store_dir).current()
@@ -88,8 +99,10 @@ def build_cohort(
             excluded_subjects=excluded_subjects,
             pseudonym=pseudonym,
         )
-        tensors, read = _tensors(connection, generation, component, profile, permitted)
-    return _write(tensors, read, component, profile, permitted, destination)
+        if included is not None:
+            people = connection.execute("SELECT DISTINCT subject, bucket FROM record").fetchall()
+            included([subject for subject, _ in people], [bucket for _, bucket in people])
+        return _write(connection, generation, component, profile, permitted, destination)
 
 
 def _permitted(component: Component, profile: str, columns: tuple[str, ...]) -> frozenset[str]:
@@ -105,40 +118,68 @@ def _permitted(component: Component, profile: str, columns: tuple[str, ...]) -> 
     return permitted
 
 
-def _tensors(
+def _write(
     connection: duckdb.DuckDBPyConnection,
     generation: Generation,
     component: Component,
     profile: str,
     permitted: frozenset[str],
-) -> tuple[dict[str, Array], dict[str, Column]]:
+    destination: Path,
+) -> CohortManifest:
     people = connection.execute("SELECT person, bucket, outcome FROM record ORDER BY record").fetchnumpy()
-    person, records = np.asarray(people["person"], dtype=np.int64), len(people["person"])
-    inputs = component.inputs(profile)
-    read = {port.name: read_column(connection, generation, port, records) for port in inputs if port.name in permitted}
-    missing = np.full(records, np.nan, dtype=np.float32)
-    values = [read[port.name].values if port.name in read else missing for port in inputs]
+    person, chosen = np.asarray(people["person"], dtype=np.int64), component.profile(profile)
     first = np.unique(person, return_index=True)[1]
-    tensors: dict[str, Array] = {
-        "values": np.ascontiguousarray(np.stack(values, axis=1), dtype=np.float32),
-        "outcome": np.asarray(people["outcome"], dtype=np.float32),
-        "patient": person,
-        "bucket": np.asarray(people["bucket"], dtype=np.uint8)[first],
+    destination.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kinds = _kinds(chosen, len(person), len(first))
+    file = TensorFile(destination / "cohort.safetensors", kinds)
+    file.arrays["outcome"][:] = people["outcome"]
+    file.arrays["patient"][:] = person
+    file.arrays["bucket"][:] = people["bucket"][first]
+    if chosen.layout == "tabular":
+        file.arrays["values"][:] = np.nan
+    read = {}
+    for place, port in enumerate(component.inputs(profile)):
+        if port.name in permitted:
+            read[port.name] = read_column(connection, generation, port, chosen, len(person))
+            _fill(file.arrays, place, read[port.name].cells, chosen)
+    manifest = _manifest(component, profile, permitted, destination, kinds, file.seal(), read)
+    _replace(destination / "manifest.json", orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
+    return manifest
+
+
+def _kinds(profile: Profile, records: int, patients: int) -> dict[str, Kind]:
+    kinds: dict[str, Kind] = {
+        "values": (np.float32, (records, *profile.shape)),
+        "outcome": (np.float32, (records,)),
+        "patient": (np.int64, (records,)),
+        "bucket": (np.uint8, (patients,)),
     }
-    return tensors, read
+    if profile.layout != "tabular":
+        kinds |= {"mask": (np.uint8, kinds["values"][1]), "times": (np.float32, kinds["values"][1])}
+    return kinds
 
 
-def _write(
-    tensors: dict[str, Array],
-    read: dict[str, Column],
+def _fill(arrays: dict[str, Array], place: int, cells: Cells, profile: Profile) -> None:
+    if profile.layout == "tabular":
+        arrays["values"][cells.record, place] = cells.value
+        return
+    known = ~np.isnan(cells.value)
+    at = (cells.record[known], profile.steps - 1 - cells.back[known], place)
+    arrays["values"][at], arrays["times"][at], arrays["mask"][at] = cells.value[known], cells.days[known], 1
+
+
+def _manifest(
     component: Component,
     profile: str,
     permitted: frozenset[str],
     destination: Path,
+    kinds: dict[str, Kind],
+    sealed: Sealed,
+    read: dict[str, Column],
 ) -> CohortManifest:
-    chosen, content = component.profile(profile), save(tensors)
-    manifest = CohortManifest(
-        schema_version="1",
+    chosen = component.profile(profile)
+    return CohortManifest(
+        schema_version="2",
         visit=destination.resolve().parent.name,
         component=component.name,
         component_version=component.version,
@@ -146,21 +187,25 @@ def _write(
         inputs=chosen.inputs,
         permitted=tuple(sorted(permitted)),
         outcome=chosen.outcome,
-        patients=len(tensors["bucket"]),
-        records=len(tensors["outcome"]),
+        patients=kinds["bucket"][1][0],
+        records=kinds["outcome"][1][0],
         index=chosen.index,
         landmarks=tuple(landmark.isoformat() for landmark in chosen.landmarks),
         horizon_years=chosen.horizon_years,
-        sha256=hashlib.sha256(content).hexdigest(),
+        layout=chosen.layout,
+        steps=chosen.steps,
+        window_days=chosen.window_days,
+        sha256=sealed.sha256,
+        tensors={
+            name: {"dtype": np.dtype(kind).name, "shape": shape, "sha256": sealed.tensors[name]}
+            for name, (kind, shape) in kinds.items()
+        },
         unit_table={
             name: {unit: (to.scale, to.offset) for unit, to in column.units.items()} for name, column in read.items()
         },
         quarantined_values={name: column.unusable for name, column in read.items() if column.unusable},
+        reread_values={name: column.reread for name, column in read.items() if column.reread},
     )
-    destination.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _replace(destination / "cohort.safetensors", content)
-    _replace(destination / "manifest.json", orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
-    return manifest
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,52 +1,74 @@
-"""How each kind of source becomes one column: the last value before the record's landmark, or missing."""
+"""How each kind of source becomes one column: the values before the record's day that the profile's layout asks for."""
 
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants; values are parameters.
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from connector.fhir.codes import Measure
 from connector.fhir.store import Generation
 from connector.views.people import FINAL, parts
-from vht_federate.components.contract import Port
-from vht_federate.domain.units import Affine, accepted_units
+from vht_federate.components.contract import Port, Profile
+from vht_federate.domain.units import Affine
 from vht_federate.errors import ViewError
 
-__all__ = ["Column", "read_column"]
+__all__ = ["REAL_CONDITION", "REAL_REQUEST", "Cells", "Column", "read_column"]
 
-Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
-# Of several values at one instant, the resource's key decides: arbitrary, but the same every time.
-_LAST = """
-SELECT record, {columns} FROM (
-    SELECT r.record, {columns}, row_number() OVER (
-        PARTITION BY r.record ORDER BY o.effective DESC, o.resource DESC, o.part DESC, o.value_code) AS place
+# One value per Observation or component, however many codings it has. Of several at one instant, the resource's key
+# decides: arbitrary, but the same every time. `before` is in microseconds.
+_HISTORY = """
+WITH measured AS (
+    SELECT r.record, o.effective, o.resource, o.part, {payload},
+        date_diff('microsecond', o.effective, any_value(r.landmark)::TIMESTAMPTZ) AS before
     FROM record r JOIN {table} o ON o.subject = r.subject AND o.effective < r.landmark::TIMESTAMPTZ
-    WHERE o.code_system = $system AND list_contains($codes::VARCHAR[], o.code)
-        AND o.status IN {final} AND {usable})
-WHERE place = 1
+    WHERE o.code_system = $system AND list_contains($codes::VARCHAR[], o.code) AND o.status IN {final} AND {usable}
+    GROUP BY r.record, o.effective, o.resource, o.part
+), placed AS (SELECT *, {back} AS back FROM measured)
+SELECT record, back, before, {names} FROM placed WHERE back < $steps
+{chosen} ORDER BY record, back, effective, resource, part
 """
+_LATEST = "ORDER BY effective DESC, resource DESC, part DESC"
+_BY_PLACE = f"row_number() OVER (PARTITION BY record {_LATEST}) - 1"
+_BY_WINDOW = "(before - 1) // $window"  # a window holds its first instant and not its end, which is the next one's
+_LAST_IN_WINDOW = f"QUALIFY row_number() OVER (PARTITION BY record, back {_LATEST}) = 1"
 _EVER = """
-SELECT DISTINCT r.record FROM record r JOIN {table} o ON o.subject = r.subject
-    AND o.{moment} < r.landmark::TIMESTAMPTZ
+SELECT r.record, max(date_diff('microsecond', o.{moment}, r.landmark::TIMESTAMPTZ)) AS before
+FROM record r JOIN {table} o ON o.subject = r.subject AND o.{moment} < r.landmark::TIMESTAMPTZ
 WHERE o.system = $system AND list_contains($codes::VARCHAR[], o.code) AND {usable}
+GROUP BY r.record
 """
-_REAL_CONDITION = "coalesce(o.verification, 'confirmed') NOT IN ('refuted', 'entered-in-error')"
-_REAL_REQUEST = """o.status NOT IN ('entered-in-error', 'cancelled', 'draft')
+REAL_CONDITION = "coalesce(o.verification, 'confirmed') NOT IN ('refuted', 'entered-in-error')"
+REAL_REQUEST = """o.status NOT IN ('entered-in-error', 'cancelled', 'draft')
     AND o.intent NOT IN ('proposal', 'plan', 'option') AND NOT o.prohibited"""
+_DAY = 86_400_000_000  # microseconds
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Single values of a column. ``back``: steps before the last; ``days`` before the record's day; NaN: unknown."""
+
+    record: Array
+    back: Array
+    days: Array
+    value: Array
 
 
 @dataclass(frozen=True)
 class Column:
-    """``values`` [records] in the port's unit, NaN where missing. ``unusable``: values in a unit we cannot turn."""
+    """``cells`` in the port's unit. ``units``: those in the store that become it; ``unusable``: values in others;
+    ``reread``: values whose unit the code map takes for another one."""
 
-    values: Floats
-    units: Mapping[str, Affine]
+    cells: Cells
+    units: Mapping[str, Affine] = field(default_factory=dict)
     unusable: int = 0
+    reread: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,79 +76,117 @@ class _Reader:
     connection: duckdb.DuckDBPyConnection
     generation: Generation
     port: Port
+    profile: Profile
     records: int
 
-    def find(self, sql: str, **more: Any) -> list[npt.NDArray[Any]]:
+    def find(self, sql: str, **more: Any) -> list[Array]:
         """The answer's columns. Cells that are NULL come masked; none of our queries yields them."""
         source = self.port.source
         parameters = {"system": source.code_system, "codes": list(source.codes), **more}
         return list(self.connection.execute(sql, parameters).fetchnumpy().values())
 
-    def last(self, columns: str, usable: str, **more: Any) -> list[npt.NDArray[Any]]:
-        table = parts(self.generation, "observation")
-        return self.find(_LAST.format(columns=columns, table=table, usable=usable, final=FINAL), **more)
+    def history(self, names: tuple[str, ...], usable: str, **more: Any) -> list[Array]:
+        """Record, steps back, days before, and the named columns of each value that the layout asks for."""
+        windows = self.profile.layout == "sequence"
+        chosen = _LAST_IN_WINDOW if windows and self.port.aggregate == "last" else ""
+        sql = _HISTORY.format(
+            payload=", ".join(f"min(o.{name}) AS {name}" for name in names),
+            names=", ".join(names),
+            table=parts(self.generation, "observation"),
+            final=FINAL,
+            usable=usable,
+            back=_BY_WINDOW if windows else _BY_PLACE,
+            chosen=chosen,
+        )
+        if windows:
+            more["window"] = self.profile.window_days * _DAY
+        record, back, before, *found = self.find(sql, steps=self.profile.steps, **more)
+        return [record, back, before / _DAY, *found]
 
-    def empty(self, value: float = np.nan) -> Floats:
-        return np.full(self.records, value, dtype=np.float32)
+    def state(self, value_at: Callable[[Array, Array], Array]) -> Column:
+        """A column that has a value at any time: ``value_at(record, days)``, at the end of each window, or once."""
+        steps = self.profile.steps if self.profile.layout == "sequence" else 1
+        record, back = np.repeat(np.arange(self.records), steps), np.tile(np.arange(steps), self.records)
+        days = (back * self.profile.window_days).astype(np.float64)
+        return Column(Cells(record, back, days, value_at(record, days)))
 
     def age(self) -> Column:
         record, age = self.connection.execute("SELECT record, age FROM record ORDER BY record").fetchnumpy().values()
         assert len(record) == self.records
-        return Column(np.ma.filled(age.astype(np.float32), np.nan), {})
+        known = np.ma.filled(age.astype(np.float64), np.nan)
+        return self.state(lambda record, _: known[record])
 
     def sex(self) -> Column:
-        values = self.empty()
+        known = np.full(self.records, np.nan)
         sql = "SELECT record, (sex = ?)::FLOAT AS truth FROM record WHERE sex IN ('male', 'female')"
         record, truth = self.connection.execute(sql, [self.port.source.equals]).fetchnumpy().values()
-        values[record] = truth
-        return Column(values, {})
+        known[record] = truth
+        return self.state(lambda record, _: known[record])
 
     def quantity(self) -> Column:
-        port = self.port
-        units = accepted_units(port.unit or "1", loinc=port.loinc, molar_mass=port.molar_mass)
+        counts = self._unit_counts()
+        turns = Measure.of_port(self.port).turns(counts)
         usable = "o.number IS NOT NULL AND list_contains($units::VARCHAR[], o.unit)"
-        record, number, unit = self.last("number, unit", usable, units=list(units))
-        values = self.empty()
-        for name, to_port in units.items():
+        record, back, days, number, unit = self.history(("number", "unit"), usable, units=list(turns))
+        value = np.full(len(record), np.nan)
+        for name, turn in turns.items():
             chosen = unit == name
-            values[record[chosen]] = to_port.scale * number[chosen] + to_port.offset
-        [[unusable]] = self.find(
-            f"""SELECT count(*) FROM {parts(self.generation, "observation")}
-            WHERE code_system = $system AND list_contains($codes::VARCHAR[], code)
-                AND number IS NOT NULL AND NOT list_contains($units::VARCHAR[], unit)""",
-            units=list(units),
+            value[chosen] = turn.way.scale * number[chosen] + turn.way.offset
+        cells = Cells(record, back, days, value)
+        averaged = self.profile.layout == "sequence" and self.port.aggregate == "mean"
+        return Column(
+            _means(cells) if averaged else cells,
+            {name: turn.way for name, turn in turns.items()},
+            unusable=sum(count for name, count in counts.items() if name not in turns),
+            reread=sum(counts[name] for name, turn in turns.items() if turn.read_as is not None),
         )
-        return Column(values, units, int(unusable))
+
+    def _unit_counts(self) -> dict[str, int]:
+        """How many values the store has of the port's codes, by unit."""
+        unit, count = self.find(
+            f"""SELECT unit, count(*) FROM {parts(self.generation, "observation")}
+            WHERE code_system = $system AND list_contains($codes::VARCHAR[], code) AND number IS NOT NULL
+                AND unit IS NOT NULL GROUP BY unit ORDER BY unit"""
+        )
+        return dict(zip(unit.tolist(), count.tolist(), strict=True))
 
     def truth(self) -> Column:
-        values = self.empty()
-        record, truth = self.last("truth", "o.truth IS NOT NULL")
-        values[record] = truth.astype(np.float32)
-        return Column(values, {})
+        record, back, days, truth = self.history(("truth",), "o.truth IS NOT NULL")
+        return Column(Cells(record, back, days, truth.astype(np.float64)))
 
     def coded(self) -> Column:
-        port, values = self.port, self.empty()
+        port = self.port
         if port.kind == "category":
             meaning = {spelled: float(index) for index, spelled in enumerate(port.categories)}
         else:
             meaning = dict.fromkeys(port.source.negatives, 0.0) | dict.fromkeys(port.source.values, 1.0)
         usable = "o.value_system = $values AND o.value_code IS NOT NULL"
-        record, spelled = self.last("value_code", usable, values=port.source.system)
-        values[record] = [meaning.get(code, np.nan) for code in spelled]
-        return Column(values, {})
+        record, back, days, spelled = self.history(("value_code",), usable, values=port.source.system)
+        value = np.array([meaning.get(code, np.nan) for code in spelled], dtype=np.float64)
+        return Column(Cells(record, back, days, value))
 
     def condition(self) -> Column:
-        return self._ever("condition", "onset", _REAL_CONDITION)
+        return self._ever("condition", "onset", REAL_CONDITION)
 
     def medication(self) -> Column:
-        return self._ever("medication_request", "authored", _REAL_REQUEST)
+        return self._ever("medication_request", "authored", REAL_REQUEST)
 
     def _ever(self, table: str, moment: str, usable: str) -> Column:
         sql = _EVER.format(table=parts(self.generation, table), moment=moment, usable=usable)
-        [record] = self.find(sql, system=self.port.source.system)
-        values = self.empty(0.0)
-        values[record] = 1.0
-        return Column(values, {})
+        record, before = self.find(sql, system=self.port.source.system)
+        first = np.full(self.records, -np.inf)
+        first[record] = before / _DAY
+        return self.state(lambda record, days: (first[record] > days).astype(np.float64))
+
+
+def _means(cells: Cells) -> Cells:
+    """One cell per record and step: the mean value, at the mean of the times. Cells come sorted by both."""
+    begins = np.ones(len(cells.record), dtype=bool)
+    begins[1:] = (np.diff(cells.record) != 0) | (np.diff(cells.back) != 0)
+    group = np.cumsum(begins) - 1
+    count = np.bincount(group)
+    days, value = (np.bincount(group, weights=part) / count for part in (cells.days, cells.value))
+    return Cells(cells.record[begins], cells.back[begins], days, value)
 
 
 _KINDS: dict[str, Callable[[_Reader], Column]] = {
@@ -140,9 +200,11 @@ _KINDS: dict[str, Callable[[_Reader], Column]] = {
 }
 
 
-def read_column(connection: duckdb.DuckDBPyConnection, generation: Generation, port: Port, records: int) -> Column:
+def read_column(
+    connection: duckdb.DuckDBPyConnection, generation: Generation, port: Port, profile: Profile, records: int
+) -> Column:
     """The column of ``port`` over table ``record``. Raises ViewError for a source of an unknown type."""
     kind = _KINDS.get(port.source.type)
     if kind is None:
         raise ViewError(f"port {port.name} has a source that this node cannot read", code="VHT-VIEW-SOURCE")
-    return kind(_Reader(connection, generation, port, records))
+    return kind(_Reader(connection, generation, port, profile, records))

@@ -16,11 +16,11 @@ from fhir_lines_kit import KEY, LOINC, SNOMED, condition, observation, patient, 
 from safetensors.numpy import load_file
 
 from connector.fhir import Store, ingest, subject_key
+from connector.fhir.codes import Measure
 from connector.fhir.engine import locked
 from connector.views import CohortManifest, build_cohort
-from vht_federate.components.contract import Port, read_component
+from vht_federate.components.contract import Component, Port, read_component
 from vht_federate.domain.split import bucket_of
-from vht_federate.domain.units import accepted_units
 from vht_federate.errors import CohortError, InputError, ViewError
 from vht_federate.samples.generator import RESOURCE_TYPES, generate
 
@@ -30,10 +30,10 @@ COLUMNS = COMPONENT.columns(PROFILE)
 PLACE = {name: index for index, name in enumerate(COMPONENT.profile(PROFILE).inputs)}
 
 
-def build(store: Path, **more: Any) -> tuple[CohortManifest, dict[str, np.ndarray]]:
+def build(store: Path, made: Component = COMPONENT, **more: Any) -> tuple[CohortManifest, dict[str, np.ndarray]]:
     folder = store.parent / "visits" / "v1" / "cohort"
     chosen = {"columns": COLUMNS, "excluded_subjects": set(), "destination": folder} | more
-    manifest = build_cohort(store, COMPONENT, PROFILE, **chosen)
+    manifest = build_cohort(store, made, PROFILE, **chosen)
     return manifest, load_file(folder / "cohort.safetensors")
 
 
@@ -93,8 +93,9 @@ def oracle_value(port: Port, chart: dict[str, list[dict[str, Any]]], landmark: d
         return None
     _, last = max(known, key=lambda pair: pair[0])
     if source.type == "observation":
-        units = accepted_units(port.unit or "", loinc=port.loinc, molar_mass=port.molar_mass)
-        return units[last["valueQuantity"]["code"]](last["valueQuantity"]["value"])
+        turn = Measure.of_port(port).turn(last["valueQuantity"]["code"])
+        assert turn is not None
+        return turn.way(last["valueQuantity"]["value"])
     code = last["valueCodeableConcept"]["coding"][0]["code"]
     return 1.0 if code in source.values else 0.0 if code in source.negatives else None
 
@@ -333,14 +334,19 @@ def test_nobody_selected_is_an_empty_cohort_not_a_failure(tmp_path: Path) -> Non
 
 
 def test_a_unit_that_a_new_component_cannot_turn_is_counted_and_left_out(tmp_path: Path) -> None:
+    port = COMPONENT.port("systolic_bp")
+    other = port.model_copy(update={"source": port.source.model_copy(update={"codes": ("99999-9",)})})
+    made = COMPONENT.model_copy(update={"ports": tuple(other if one is port else one for one in COMPONENT.ports)})
+    unmapped = {"coding": [{"system": LOINC, "code": "99999-9"}]}
+    items = [patient(1), observation("o", code=unmapped, valueQuantity=quantity(5, "mmol/L"))]
     ingest(
-        write(tmp_path / "in", "a.ndjson", [patient(1), observation("o", valueQuantity=quantity(5, "mmol/L"))]),
+        write(tmp_path / "in", "a.ndjson", items),
         tmp_path / "store",
         node_key=KEY,
         dataset="d",
-        ports=(),  # a node whose components do not read this code keeps any unit that it knows
+        ports=(),  # a node whose components and code maps do not know this code keeps any unit
     )
-    manifest, tensors = build(tmp_path / "store")
+    manifest, tensors = build(tmp_path / "store", made)
     assert column(tensors, "systolic_bp") == [None] * 3
     assert manifest.quarantined_values == {"systolic_bp": 1}
 
@@ -348,12 +354,14 @@ def test_a_unit_that_a_new_component_cannot_turn_is_counted_and_left_out(tmp_pat
 def test_the_manifest_says_what_the_file_holds_and_neither_is_public(hospitals: Path) -> None:
     import hashlib
 
-    _, tensors = build(hospitals / "hospital-4" / "store")
-    folder = hospitals / "hospital-4" / "visits" / "v1" / "cohort"
+    _, tensors = build(hospitals / "hospital-3" / "store")
+    folder = hospitals / "hospital-3" / "visits" / "v1" / "cohort"
     written = json.loads((folder / "manifest.json").read_text())
     assert written["sha256"] == hashlib.sha256((folder / "cohort.safetensors").read_bytes()).hexdigest()
     assert (written["visit"], written["records"]) == ("v1", len(tensors["outcome"]))
-    assert written["unit_table"]["hba1c"]["mmol/mol"] == [0.09148, 2.152]
+    assert written["unit_table"]["hba1c"] == {"mmol/mol": [0.09148, 2.152]}
+    assert written["unit_table"]["egfr"] == {"mL/min": [1.0, 0.0]}
+    assert set(written["reread_values"]) == {"egfr"}
     assert all(path.stat().st_mode & 0o077 == 0 for path in [folder, *folder.iterdir()])
 
 
