@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from connector.codes_cli import app as codes
 from connector.intake_cli import app as intake
+from connector.quality_cli import app as quality
 from connector.reach import State, reach, running
 from connector.settings import CoordinatorSettings, DatasetSettings, NodeFiles, NodeSettings
 from connector.tables import budget_table, visit_tables, visits_table
@@ -246,4 +248,5 @@ def operator(
     output.emit("node operator", {"name": name, "role": role}, f"{name} may log in as {role}")
 
 
-app.add_typer(intake)  # its commands stand beside these
+for commands in (intake, codes, quality):  # they stand beside these
+    app.add_typer(commands)

@@ -31,6 +31,7 @@ from connector.governance.secret import NodeSecret
 from connector.governance.status import IssuerService, PermitStatus, StatusSource
 from connector.governance.upkeep import EVERY_S, Regularly, Upkeep
 from connector.governance.visits import Visits
+from connector.quality.desk import Surveys
 from connector.settings import NodeFiles, NodeSettings
 from connector.store import Database, migrate
 from connector.supernode import SuperNode
@@ -114,6 +115,7 @@ class Node:
         self.intakes = Intakes(
             dataset, self.files.fhir, key, self.database, self.evidence, self.clock, self.settings.validation_sample
         )
+        self.surveys = Surveys(self.files.fhir, self.settings.component_paths, self.database, self.clock)
 
     # --- running ------------------------------------------------------------------------------------------------
 

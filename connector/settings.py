@@ -64,6 +64,7 @@ class NodeSettings(BaseModel):
     dataset: DatasetSettings
     epsilon_cap: float = Field(default=3.0, gt=0, le=100)
     delta: float = Field(default=1e-5, gt=0, lt=0.01)
+    smallest_cell: int = Field(default=10, ge=1, le=1000)  # no smaller count is told to anybody else
     # Of each type and intake, so many lines by place and by chance are validated against FHIR's models; 0: none.
     validation_sample: int = Field(default=20, ge=0, le=1000)
     coordinator: CoordinatorSettings | None = None

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
 
+from connector.console.quality import add_quality_page
 from connector.console.sessions import Sessions
 from connector.console.told import chain_of_custody, log_lines, refusals
 from connector.governance.actors import Actor
@@ -17,7 +18,7 @@ from vht_federate.web import templates
 
 __all__ = ["add_pages"]
 
-_NAV = (("/", "Now"), ("/datasets", "Data"), ("/log", "Evidence log"))
+_NAV = (("/", "Now"), ("/datasets", "Data"), ("/quality", "Quality"), ("/log", "Evidence log"))
 REFRESH_S = 10
 PAGE_LINES = 100
 
@@ -71,6 +72,7 @@ def add_pages(app: FastAPI, node: Node, sessions: Sessions) -> None:
     pages = _Pages(node, sessions)
     _add_log_in(app, pages)
     _add_views(app, pages)
+    add_quality_page(app, pages)
     _add_forms(app, pages)
 
 

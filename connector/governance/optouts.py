@@ -18,7 +18,7 @@ from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError
 from vht_federate.evidence.entry import LogEntry
 
-__all__ = ["RECORDED", "WITHDRAWN", "excluded_subjects", "opt_out", "restore", "withdraw"]
+__all__ = ["RECORDED", "WITHDRAWN", "excluded_subjects", "opt_out", "opted_out", "restore", "withdraw"]
 
 RECORDED, WITHDRAWN = "optout.recorded", "optout.withdrawn"
 
@@ -79,10 +79,12 @@ def excluded_subjects(session: Session, permit: Permit) -> set[str]:
     """Subjects whose data a visit under ``permit`` must not read (none where Article 71(4) overrides)."""
     if permit.overrides_opt_out:
         return set()
-    issued = permit.issued_at
+    return opted_out(session, permit.issued_at)
+
+
+def opted_out(session: Session, at: datetime) -> set[str]:
+    """Subjects whose opt-out was in force at ``at``."""
     rows = session.scalars(
-        select(OptOutRow.subject).where(
-            OptOutRow.since <= issued, or_(OptOutRow.until.is_(None), OptOutRow.until > issued)
-        )
+        select(OptOutRow.subject).where(OptOutRow.since <= at, or_(OptOutRow.until.is_(None), OptOutRow.until > at))
     )
     return set(rows)
