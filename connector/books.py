@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from connector.fhir.store import Store
 from connector.governance.ledger import Ledger, loaded
 from connector.governance.visits import request_of
 from connector.settings import NodeFiles, NodeSettings
@@ -29,9 +31,19 @@ class Books:
     files: NodeFiles
     database: Database
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
-        return Ledger(self.settings.epsilon_cap, self.settings.delta)
+        return Ledger(
+            self.settings.epsilon_cap,
+            self.settings.delta,
+            dataset_epsilon_cap=self.settings.dataset_epsilon_cap,
+            patients=self.patients,
+        )
+
+    def patients(self) -> int | None:
+        """How many the store holds; None before the first intake."""
+        generation = Store(self.files.fhir).current()
+        return None if generation is None else generation.counts().get("Patient", 0)
 
     def visits(self) -> list[dict[str, Any]]:
         """Newest first."""

@@ -22,9 +22,9 @@ from connector.governance.actors import Accounts, Actor, system_user
 from connector.governance.gate import VisitGate
 from connector.governance.intakes import Intakes
 from connector.governance.judge import Judge
-from connector.governance.ledger import Ledger
 from connector.governance.optouts import RECORDED, WITHDRAWN, opt_out, withdraw
 from connector.governance.preparation import CohortBuilder, Enclaves, Preparation
+from connector.governance.queries import Queries
 from connector.governance.recovery import abandon_open_visits, follow_the_log
 from connector.governance.releases import Releases
 from connector.governance.secret import NodeSecret
@@ -101,7 +101,8 @@ class Node:
             service = IssuerService(self.settings.issuer_url, self.settings.ca)
             opening.callback(service.close)
             status_source = service
-        self.ledger = Ledger(self.settings.epsilon_cap, self.settings.delta)
+        self.books = Books(self.settings, self.files, self.database)
+        self.ledger = self.books.ledger
         status = PermitStatus(status_source, self.issuer, self.database, self.clock)
         installed = InstalledComponents(self.settings.component_paths)
         judge = Judge(self.settings.dataset.id, self.issuer, status, installed, self.ledger, self.evidence, self.clock)
@@ -110,7 +111,9 @@ class Node:
         self.upkeep = Upkeep(self.visits, self.clock)
         self.releases = Releases(self.visits, self.clock)
         self.accounts = Accounts(self.database, self.files.operator_token.read_text().strip(), self.clock)
-        self.books = Books(self.settings, self.files, self.database)
+        self.queries = Queries(
+            self.database, self.evidence, self.ledger, self.settings.dataset.id, self.clock, self.visits.guard
+        )
         dataset, key = self.settings.dataset.id, self.secret.subject_key
         self.intakes = Intakes(
             dataset, self.files.fhir, key, self.database, self.evidence, self.clock, self.settings.validation_sample
@@ -129,6 +132,7 @@ class Node:
         """Recover from whatever was, then begin: enclaves may start, the SuperNode reports to its coordinator."""
         self._make_run_dir()
         follow_the_log(self.visits, dataset_id=self.settings.dataset.id)
+        self.queries.release_left()
         self.enclaves = enclaves or self._enclave_host()
         builder = build_cohort or self._cohort_builder()
         self.preparation = Preparation(self.visits, self.files, self.enclaves, self.gate, builder)

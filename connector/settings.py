@@ -63,6 +63,7 @@ class NodeSettings(BaseModel):
     component_paths: tuple[Path, ...] = ()  # folders of components installed beside those that ship
     dataset: DatasetSettings
     epsilon_cap: float = Field(default=3.0, gt=0, le=100)
+    dataset_epsilon_cap: float | None = Field(default=None, gt=0)  # of all runs together; None: no such cap
     delta: float = Field(default=1e-5, gt=0, lt=0.01)
     smallest_cell: int = Field(default=10, ge=1, le=1000)  # no smaller count is told to anybody else
     # Of each type and intake, so many lines by place and by chance are validated against FHIR's models; 0: none.

@@ -1,77 +1,106 @@
-"""The budget ledger on disk: ``privacy.ledger`` arithmetic over rows that are only ever added.
+"""The budget ledger on disk: ``privacy.ledger`` and ``privacy.accounts`` over rows of runs and of who was in them.
 
-Two accounts bound every visit: the dataset's (what one patient may ever pay at this node, over all permits) and the
-permit's (its ceiling for one patient at one node). What is spent are the rows of ``draws``; what is reserved is the
-plan of each visit whose reservation is open, less its draws. Callers hold a writing transaction.
+Three caps bound every run. The *patient's*: what one patient may ever pay at this node, over all permits, counted by
+who was in which run. The *permit's*: its ceiling, counted as if one patient had been in all runs under it, which is
+what an auditor can recompute who is not told who was in what. The *dataset's*, where the operator sets one: the same
+over all permits.
+
+A visit reserves before anything of a patient is read, so at first its reservation counts for everybody. When its cohort
+is known it is narrowed to the patients included (``include``), each of whom must afford it; nothing is drawn before.
+What is spent are the rows of ``draws`` and the drawn ``queries``; what is reserved is the plan of each visit whose
+reservation is open, less its draws, and each reserved query. Callers hold a writing transaction.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from connector.store.models import Draw, Reservation, VisitRow
+from connector.governance.rows import ParticipationStore, dumped, loaded, runs_of
+from connector.store.models import Draw, QueryRow, Reservation, VisitRow
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import BudgetError
 from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.privacy.accounts import Cap, PatientAccounts, Remaining, Run
 from vht_federate.privacy.ledger import Account
 from vht_federate.privacy.ledger import Reservation as Held
+from vht_federate.privacy.participation import Included
 
 __all__ = ["Ledger", "dumped", "loaded"]
 
 
-def dumped(events: Iterable[PrivacyEvent]) -> list[dict[str, Any]]:
-    return [event.model_dump(mode="json") for event in events]
-
-
-def loaded(events: Iterable[Mapping[str, Any]]) -> tuple[PrivacyEvent, ...]:
-    return tuple(PrivacyEvent.model_validate(dict(event)) for event in events)
-
-
 @dataclass(frozen=True)
 class Ledger:
-    """The node's caps: ``epsilon_cap`` at ``delta`` for one patient of a dataset."""
+    """The node's caps: ``epsilon_cap`` at ``delta`` for one patient, ``dataset_epsilon_cap`` for all runs together.
+
+    ``patients`` says how many the store holds now, None where that is not known.
+    """
 
     epsilon_cap: float
     delta: float
+    dataset_epsilon_cap: float | None = None
+    patients: Callable[[], int | None] = lambda: None
+    participation: ParticipationStore = field(default_factory=ParticipationStore, compare=False)
+
+    # --- accounts -----------------------------------------------------------------------------------------------
 
     def dataset_account(self, session: Session, dataset_id: str) -> Account:
-        return _account(session, self.epsilon_cap, self.delta, dataset_id=dataset_id)
+        """All runs on a dataset, as if one patient had been in each."""
+        return _account(session, self.dataset_epsilon_cap or self.epsilon_cap, self.delta, dataset_id=dataset_id)
 
     def permit_account(self, session: Session, permit: Permit) -> Account:
+        """All runs under a permit, as if one patient had been in each."""
         return _account(session, permit.epsilon, permit.delta, permit_id=permit.permit_id)
 
+    def patient_accounts(self, session: Session) -> PatientAccounts:
+        """Every patient who was in any run."""
+        return PatientAccounts(self.participation.read(session), runs_of(session))
+
+    def caps(self, permit: Permit | None, dataset_id: str) -> tuple[Cap, ...]:
+        """Those that bound a run, each for one patient."""
+        made = [Cap("patient", self.epsilon_cap, self.delta)]
+        if self.dataset_epsilon_cap is not None:
+            made.append(Cap("dataset", self.dataset_epsilon_cap, self.delta, dataset=dataset_id))
+        if permit is not None:
+            made.append(Cap("permit", permit.epsilon, permit.delta, permit=permit.permit_id))
+        return tuple(made)
+
+    def remaining(self, session: Session, plan: Run, permit: Permit | None) -> dict[str, Remaining]:
+        """How many patients remain under each cap, and how many could pay for ``plan``, by the cap's name."""
+        accounts = self.patient_accounts(session)
+        new = max(0, (self.patients() or 0) - len(accounts.participation))
+        return {cap.name: accounts.remaining(cap, plan, untouched=new) for cap in self.caps(permit, plan.dataset)}
+
+    # --- visits -------------------------------------------------------------------------------------------------
+
     def afford(self, session: Session, visit_id: str, permit: Permit, request: StudyRequest, dataset_id: str) -> None:
-        """Raises BudgetError VHT-BUDGET-PERMIT or VHT-BUDGET-CAP where the plan does not fit; changes nothing."""
-        events = request.plan.events()
-        try:
-            self.permit_account(session, permit).reserve(visit_id, events)
-        except BudgetError as error:
-            if error.code != "VHT-BUDGET-CAP":
-                raise
+        """Raises BudgetError VHT-BUDGET-PERMIT or VHT-BUDGET-CAP where the plan does not fit; changes nothing.
+
+        Whom the visit will include is not known yet: patients without a history must afford the plan, and as many as
+        the permit's smallest cohort must remain who do.
+        """
+        run = Run(visit_id, dataset_id, permit.permit_id, holds=request.plan.events())
+        self._afford_together(session, run, permit)
+        accounts = self.patient_accounts(session)
+        accounts.require_new(run, self.caps(None, dataset_id))
+        left = self.remaining(session, run, None)["patient"]
+        if self.patients() is not None and left.able < min(permit.minimum_cohort, left.patients):
             raise BudgetError(
-                f"with what was spent under this permit before, the plan would pass its ceiling of epsilon "
-                f"{permit.epsilon:g} at delta {permit.delta:g}",
-                code="VHT-BUDGET-PERMIT",
-                hint="fewer rounds, more noise, or another permit",
-            ) from error
-        self.dataset_account(session, dataset_id).reserve(visit_id, events)
+                "fewer patients than the permit's smallest cohort could still pay for this plan under the node's cap "
+                f"of epsilon {self.epsilon_cap:g} at delta {self.delta:g}",
+                code="VHT-BUDGET-CAP",
+                hint="ask for less epsilon, or ask the node's operator to raise the cap",
+            )
 
     def reserve(
-        self,
-        session: Session,
-        visit: VisitRow,
-        permit: Permit,
-        request: StudyRequest,
-        now: datetime,
+        self, session: Session, visit: VisitRow, permit: Permit, request: StudyRequest, now: datetime
     ) -> dict[str, Any]:
-        """Set the whole plan aside for ``visit``. The body of the log entry ``budget.reserved``."""
+        """Set the whole plan aside for ``visit``, from everybody. The body of the log entry ``budget.reserved``."""
         self.afford(session, visit.id, permit, request, visit.dataset_id)
         events = request.plan.events()
         session.add(
@@ -91,13 +120,30 @@ class Ledger:
             "delta": request.plan.delta,
             "epsilon_if_spent": epsilon_by_population(events, request.plan.delta),
             "caps": {
-                "dataset": {"epsilon": self.epsilon_cap, "delta": self.delta},
-                "permit": {"epsilon": permit.epsilon, "delta": permit.delta},
+                cap.name: {"epsilon": cap.epsilon, "delta": cap.delta} for cap in self.caps(permit, visit.dataset_id)
             },
         }
 
+    def include(self, session: Session, visit: VisitRow, permit: Permit, included: Included) -> None:
+        """Narrow what ``visit`` reserved to the patients of its cohort.
+
+        Raises BudgetError VHT-BUDGET-CAP where one of them would pass a cap; then nothing changed.
+        """
+        accounts = self.patient_accounts(session)
+        run = accounts.runs.get(visit.id)
+        if run is None or not run.holds:
+            raise _not_held()
+        accounts.require(run, included, self.caps(permit, visit.dataset_id))
+        self.participation.write(session, accounts.participation.place(visit.id, included))
+
     def draw(self, session: Session, draw: Draw) -> None:
-        """Enter a spend. Raises BudgetError VHT-BUDGET-RESERVATION for events the visit does not hold reserved."""
+        """Enter a spend.
+
+        Raises BudgetError VHT-BUDGET-RESERVATION for events that the visit does not hold reserved, or while it has not
+        been said whom it includes.
+        """
+        if draw.visit_id not in self.participation.read(session).placed:
+            raise _not_held()
         account = self.dataset_account(session, draw.dataset_id)
         account.draw(draw.visit_id, loaded(draw.events))
         session.add(draw)
@@ -110,28 +156,102 @@ class Ledger:
     def close(self, session: Session, visit_id: str, now: datetime) -> None:
         """Give back what the visit did not draw. A visit without a reservation changes nothing."""
         held = session.get(Reservation, visit_id)
-        if held is not None and held.open:
-            held.open, held.released_at = False, now
-            session.flush()
+        if held is None or not held.open:
+            return
+        held.open, held.released_at = False, now
+        session.flush()
+        if not self.spent_by(session, visit_id):
+            self._forget(session, visit_id)
+
+    # --- queries ------------------------------------------------------------------------------------------------
+
+    def reserve_query(
+        self,
+        session: Session,
+        query: Run,
+        label: str,
+        now: datetime,
+        *,
+        permit: Permit | None = None,
+        included: Included | None = None,
+    ) -> None:
+        """Set aside what ``query`` holds, for ``included`` or for everybody.
+
+        Raises BudgetError VHT-BUDGET-CAP or VHT-BUDGET-PERMIT; then nothing changed.
+        """
+        if session.get(QueryRow, query.name) is not None:
+            raise BudgetError("a query of this name reserved before", code="VHT-BUDGET-RESERVED")
+        self._afford_together(session, query, permit)
+        accounts = self.patient_accounts(session)
+        accounts.require(query, included, self.caps(permit, query.dataset))
+        if included is not None:
+            self.participation.write(session, accounts.participation.place(query.name, included))
+        session.add(
+            QueryRow(
+                id=query.name,
+                dataset_id=query.dataset,
+                permit_id=query.permit,
+                label=label,
+                events=dumped(query.holds),
+                state="reserved",
+                reserved_at=now,
+            )
+        )
+        session.flush()
+
+    def draw_query(self, session: Session, name: str, now: datetime) -> QueryRow:
+        """Enter the spend, all of it. Raises BudgetError VHT-BUDGET-RESERVATION for what is not reserved."""
+        row = session.get(QueryRow, name)
+        if row is None or row.state != "reserved":
+            raise _not_held()
+        row.state, row.settled_at = "drawn", now
+        session.flush()
+        return row
+
+    def release_query(self, session: Session, name: str, now: datetime) -> None:
+        """Give back what the query did not draw. One that drew, or is unknown, changes nothing."""
+        row = session.get(QueryRow, name)
+        if row is None or row.state != "reserved":
+            return
+        row.state, row.settled_at = "released", now
+        session.flush()
+        self._forget(session, name)
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    def _afford_together(self, session: Session, run: Run, permit: Permit | None) -> None:
+        """The caps that count all runs as if one patient had been in each."""
+        if permit is not None:
+            try:
+                self.permit_account(session, permit).reserve(run.name, run.holds)
+            except BudgetError as error:
+                if error.code != "VHT-BUDGET-CAP":
+                    raise
+                raise BudgetError(
+                    f"with what was spent under this permit before, the plan would pass its ceiling of epsilon "
+                    f"{permit.epsilon:g} at delta {permit.delta:g}",
+                    code="VHT-BUDGET-PERMIT",
+                    hint="fewer rounds, more noise, or another permit",
+                ) from error
+        if self.dataset_epsilon_cap is not None:
+            self.dataset_account(session, run.dataset).reserve(run.name, run.holds)
+
+    def _forget(self, session: Session, name: str) -> None:
+        """A run that drew nothing leaves no trace in anybody's history."""
+        held = self.participation.read(session)
+        if name in held.placed:
+            self.participation.write(session, held.remove(name))
+
+
+def _not_held() -> BudgetError:
+    return BudgetError(
+        "a visit may only draw what it holds reserved, for the patients of its cohort",
+        code="VHT-BUDGET-RESERVATION",
+        hint="the visit is not prepared, or it is closed",
+    )
 
 
 def _account(session: Session, epsilon: float, delta: float, **scope: str) -> Account:
-    draws = session.scalars(select(Draw).filter_by(**scope).order_by(Draw.id)).all()
-    spent = tuple((row.visit_id, event) for row in draws for event in loaded(row.events))
-    reservations = tuple(
-        Held(row.visit_id, _left(row, spent))
-        for row in session.scalars(select(Reservation).filter_by(**scope, open=True).order_by(Reservation.reserved_at))
-    )
-    return Account(epsilon, delta, spent, reservations)
-
-
-def _left(row: Reservation, spent: tuple[tuple[str, PrivacyEvent], ...]) -> tuple[PrivacyEvent, ...]:
-    """The plan of a visit less its draws, in the plan's order."""
-    drawn = Counter(event for owner, event in spent if owner == row.visit_id)
-    left = []
-    for event in loaded(row.events):
-        if drawn[event]:
-            drawn[event] -= 1
-        else:
-            left.append(event)
-    return tuple(left)
+    runs = runs_of(session, **scope)
+    spent = tuple((name, event) for name, run in runs.items() for event in run.drew)
+    return Account(epsilon, delta, spent, tuple(Held(name, run.holds) for name, run in runs.items() if run.holds))

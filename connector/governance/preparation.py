@@ -1,7 +1,8 @@
 """From approval to a ready visit, beside the request that approved it: read the cohort, start the enclave.
 
-Nothing of a patient is read before the budget is reserved; a cohort below the permit's minimum ends the visit and its
-files, and nobody learns the count.
+Nothing of a patient is read before the budget is reserved, for everybody. Once it is known whom the cohort includes,
+the reservation is narrowed to them, before any of their values is written; a patient who could not afford it, or a
+cohort below the permit's minimum, ends the visit and its files, and nobody learns who or how many.
 """
 
 import logging
@@ -20,8 +21,11 @@ from connector.settings import NodeFiles
 from connector.store.models import VisitRow
 from vht_federate.components.contract import Component, read_component
 from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.permit import Permit
+from vht_federate.domain.split import is_test
 from vht_federate.errors import CohortError, VhtError
 from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.privacy.participation import Included
 
 __all__ = ["CohortBuilder", "Enclaves", "Preparation"]
 
@@ -51,6 +55,7 @@ class CohortBuilder(Protocol):
         excluded_subjects: set[str],
         destination: Path,
         pseudonym: Callable[[str], str],
+        included: Callable[[list[str], list[int]], None],
     ) -> Any: ...
 
 
@@ -127,7 +132,13 @@ class Preparation:
         destination = self._files.cohort(visit.id)
         destination.parent.mkdir(parents=True, exist_ok=True)
         permitted = tuple(column for column in request.columns if column in permit.columns)
-        manifest = self._build_cohort(
+        told: list[int] = []
+
+        def include(subjects: list[str], buckets: list[int]) -> None:
+            told.append(len(subjects))
+            self._include(visit, permit, Included.of(subjects, [is_test(bucket) for bucket in buckets]))
+
+        self._build_cohort(
             self._files.fhir,
             component,
             request.component.profile,
@@ -135,18 +146,25 @@ class Preparation:
             excluded_subjects=excluded,
             destination=destination,
             pseudonym=pseudonym,
+            included=include,
         )
-        if manifest.patients < permit.minimum_cohort:
-            raise CohortError(
-                f"the cohort at this node is below the permit's minimum of {permit.minimum_cohort} patients",
-                code="VHT-COHORT-SMALL",
-            )
+        if not told:
+            raise CohortError("the cohort was built without a word of whom it includes", code="VHT-COHORT-PATIENTS")
         body = {
             "columns": sorted(permitted),
             "minimum_cohort_met": True,
             "opt_outs_as_of": permit.issued_at.isoformat(),
         }
         self._visits.evidence.append("cohort.built", body, permit_id=visit.permit_id, visit=visit.id)
+
+    def _include(self, visit: VisitRow, permit: Permit, included: Included) -> None:
+        if len(included) < permit.minimum_cohort:
+            raise CohortError(
+                f"the cohort at this node is below the permit's minimum of {permit.minimum_cohort} patients",
+                code="VHT-COHORT-SMALL",
+            )
+        with self._visits.guard, self._visits.database.write() as session:
+            self._visits.ledger.include(session, visit, permit, included)
 
     def _start(self, visit: VisitRow) -> EnclaveInfo:
         request = request_of(visit)

@@ -12,8 +12,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from connector.governance.optouts import restore
+from connector.governance.queries import DRAWN
 from connector.governance.visits import OPEN, Visits
-from connector.store.models import Draw, VisitRow
+from connector.store.models import Draw, QueryRow, VisitRow
 from vht_federate.evidence.entry import LogEntry
 
 __all__ = ["RESTARTED", "abandon_open_visits", "follow_the_log"]
@@ -29,6 +30,8 @@ def follow_the_log(visits: Visits, *, dataset_id: str) -> int:
         for entry in visits.evidence.entries():
             if entry.kind == "round.begun":
                 entered += _enter_draw(session, entry, dataset_id)
+            elif entry.kind == DRAWN:
+                entered += _enter_query(session, entry)
             elif entry.kind == "round.released":
                 _enter_release(session, entry)
             elif entry.kind in ("visit.closed", "visit.rejected"):
@@ -71,6 +74,27 @@ def _enter_draw(session: Session, entry: LogEntry, dataset_id: str) -> int:
             drawn_at=datetime.fromisoformat(entry.time),
         )
     )
+    session.flush()
+    return 1
+
+
+def _enter_query(session: Session, entry: LogEntry) -> int:
+    """Whom a query that the database lacks included is in no log: it counts for everybody."""
+    body, time = entry.body, datetime.fromisoformat(entry.time)
+    row = session.get(QueryRow, body["query"])
+    if row is not None and row.state == "drawn":
+        return 0
+    if row is None:
+        row = QueryRow(
+            id=body["query"],
+            dataset_id=body["dataset"],
+            permit_id=entry.permit_id,
+            label=body["label"],
+            events=body["events"],
+            reserved_at=time,
+        )
+        session.add(row)
+    row.state, row.settled_at = "drawn", time
     session.flush()
     return 1
 

@@ -1,4 +1,5 @@
-"""Tables of one node. No row holds a clinical value; a patient appears only as a keyed hash in ``opt_outs``."""
+"""Tables of one node. No row holds a clinical value; a patient appears only as a keyed hash, in ``opt_outs`` and (64
+bits of it) in ``participation``."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +16,9 @@ __all__ = [
     "IssuerState",
     "OperatorRow",
     "OptOutRow",
+    "ParticipationRow",
     "PseudonymKeyRow",
+    "QueryRow",
     "Reservation",
     "SessionRow",
     "VisitRow",
@@ -115,6 +118,33 @@ class Draw(Base):
     released_at: Mapped[datetime | None] = mapped_column(Moment())
 
 
+class QueryRow(Base):
+    """A spend outside of visits: reserved, then drawn or released, once and for all of its events together."""
+
+    __tablename__ = "queries"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    dataset_id: Mapped[str] = mapped_column(String(200), index=True)
+    permit_id: Mapped[str | None] = mapped_column(String(200), index=True)
+    label: Mapped[str] = mapped_column(String(64))
+    events: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    state: Mapped[str] = mapped_column(String(16), index=True)  # reserved, drawn or released
+    reserved_at: Mapped[datetime] = mapped_column(Moment())
+    settled_at: Mapped[datetime | None] = mapped_column(Moment())
+
+
+class ParticipationRow(Base):
+    """Who was in which run, for the whole node, as one value that is replaced whole: it cannot be half written."""
+
+    __tablename__ = "participation"
+
+    id: Mapped[int] = mapped_column(primary_key=True)  # 1
+    version: Mapped[str] = mapped_column(String(32))  # a new one with every change
+    subjects: Mapped[bytes] = mapped_column(LargeBinary)  # uint64, little-endian, rising
+    group_numbers: Mapped[bytes] = mapped_column(LargeBinary)  # int32, little-endian: each patient's place in histories
+    histories: Mapped[list[list[Any]]] = mapped_column(JSON)  # [population, [run, …]]
+
+
 class Acknowledgement(Base):
     """A receipt given for a released artefact."""
 
@@ -172,6 +202,34 @@ class IngestRow(Base):
     dataset_id: Mapped[str] = mapped_column(String(200), index=True)
     at: Mapped[datetime] = mapped_column(Moment())
     report: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class FhirClientRow(Base):
+    """A program inside the hospital that may use the local FHIR API, under one permit."""
+
+    __tablename__ = "fhir_clients"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    jwks: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # its public keys, or
+    jku: Mapped[str | None] = mapped_column(Text)  # where they are
+    scope: Mapped[str] = mapped_column(Text)
+    permit_id: Mapped[str] = mapped_column(String(200), index=True)
+    permit: Mapped[str] = mapped_column(Text)  # the exact signed bytes
+    registered_at: Mapped[datetime] = mapped_column(Moment())
+    registered_by: Mapped[str] = mapped_column(String(100))
+    revoked_at: Mapped[datetime | None] = mapped_column(Moment())
+    used_at: Mapped[datetime | None] = mapped_column(Moment())  # the newest access token
+
+
+class FhirAssertionRow(Base):
+    """An assertion that bought an access token; it buys no second one while it would be valid."""
+
+    __tablename__ = "fhir_assertions"
+
+    client_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    jti_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    expires_at: Mapped[datetime] = mapped_column(Moment(), index=True)
 
 
 class OperatorRow(Base):

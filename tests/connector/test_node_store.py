@@ -1,14 +1,8 @@
 """The node's database: migrations match the models, writers exclude each other, on SQLite and on PostgreSQL."""
 
-import os
-import shutil
-import signal
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
-from glob import glob
 from pathlib import Path
 
 import pytest
@@ -23,42 +17,6 @@ from vht_federate.errors import InputError, UnavailableError
 from vht_federate.serving import free_port
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-UNPRIVILEGED = 65534
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    """A throw-away PostgreSQL server of this machine's binaries, run by an unprivileged user."""
-    programs = [Path(path).parent for path in sorted(glob("/usr/lib/postgresql/*/bin/initdb"))]  # noqa: PTH207
-    if not programs or os.getuid() != 0:
-        pytest.skip("no PostgreSQL server here that an unprivileged user could run")
-    folder = Path(tempfile.mkdtemp(prefix="vht-pg-"))
-    port = free_port()
-    shutil.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
-    as_nobody = {"user": UNPRIVILEGED, "group": UNPRIVILEGED, "cwd": folder, "env": {"LC_ALL": "C.UTF-8", "TZ": "UTC"}}
-    initdb = [str(programs[-1] / "initdb"), "-D", str(folder / "data"), "-U", "node", "-A", "trust", "-N"]
-    subprocess.run(initdb, check=True, capture_output=True, **as_nobody)
-    server = subprocess.Popen(
-        [programs[-1] / "postgres", "-D", folder / "data", "-p", str(port), "-k", folder, "-h", "127.0.0.1", "-F"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        **as_nobody,
-    )
-    url = f"postgresql+psycopg://node@127.0.0.1:{port}/postgres"
-    try:
-        probe = Database(url)
-        for _ in range(200):
-            try:
-                with probe.read():
-                    break
-            except UnavailableError:
-                threading.Event().wait(0.05)
-        probe.close()
-        yield url
-    finally:
-        server.send_signal(signal.SIGINT)  # fast shutdown: it does not wait for idle clients
-        server.wait(20)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -7,7 +7,7 @@ from vht_federate.domain.budget import POPULATIONS, PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.evidence.entry import LogEntry
 from vht_federate.evidence.finding import TOLERANCE, broken
-from vht_federate.evidence.visit_record import Begun, VisitRecord, spent_under_permit
+from vht_federate.evidence.visit_record import Begun, Queried, VisitRecord, spent_under_permit
 
 __all__ = ["Compose", "check_ceiling", "check_ledger", "same_epsilon"]
 
@@ -48,9 +48,14 @@ def check_ledger(record: VisitRecord, compose: Compose) -> dict[str, float]:
     return dict(spent)
 
 
-def check_ceiling(file: str, permit: Permit, records: Iterable[VisitRecord], compose: Compose) -> dict[str, float]:
-    """All visits of one node under ``permit`` together stay below its ceiling, at its delta."""
-    events = spent_under_permit(records)
+def check_ceiling(
+    file: str, permit: Permit, records: Iterable[VisitRecord], compose: Compose, queries: Iterable[Queried] = ()
+) -> dict[str, float]:
+    """All visits and queries of one node under ``permit`` together stay below its ceiling, at its delta.
+
+    They are composed as if one patient had been in each: the log does not say who was in what. Nobody paid more.
+    """
+    events = (*spent_under_permit(records), *(event for query in queries for event in query.events))
     total = compose(events, permit.delta)
     if max(total.values()) > permit.epsilon + TOLERANCE:
         raise broken(

@@ -28,7 +28,7 @@ from vht_federate.evidence.run_check import RunClaims, check_run, read_run
 from vht_federate.evidence.status_check import SeenStatus, check_covered, check_rounds, read_statuses
 from vht_federate.evidence.trace import TraceLine, trace_of
 from vht_federate.evidence.trust import TrustFile
-from vht_federate.evidence.visit_record import VisitRecord, spent_under_permit, visit_records
+from vht_federate.evidence.visit_record import VisitRecord, queried, spent_under_permit, visit_records
 from vht_federate.privacy.accounting import epsilon_by_population
 
 __all__ = ["TrustFile", "Verification", "verify_bundle"]
@@ -151,7 +151,7 @@ class _Audit:
             for record in self.records[name].values():
                 check_ledger(record, self.compose)
                 check_rounds(record, self.permit, self.statuses)
-            total = check_ceiling(file, self.permit, self.records[name].values(), self.compose)
+            total = check_ceiling(file, self.permit, self.records[name].values(), self.compose, queried(log))
             begun = sum(len(record.begun) for record in self.records[name].values())
             self.note(
                 file,

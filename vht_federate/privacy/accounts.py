@@ -76,16 +76,14 @@ class PatientAccounts:
 
         Raises BudgetError VHT-BUDGET-CAP where any of them would pass any of ``caps``.
         """
-        held, fresh = self._asked(included)
-        for cap in caps:
-            able, able_fresh = self.affords(run, cap)
-            if (held[~able] > 0).any() or (fresh[~able_fresh] > 0).any():
-                raise BudgetError(
-                    f"some of the patients that this run would include would pay more than the {cap.name}'s cap of "
-                    f"epsilon {cap.epsilon:g} at delta {cap.delta:g}, with what they paid before",
-                    code="VHT-BUDGET-CAP",
-                    hint="ask for less epsilon, or ask the node's operator to raise the cap",
-                )
+        if included is None:
+            self._require(run, self.participation.sizes(), np.ones(2, dtype=np.int64), caps)
+        else:
+            self._require(run, *self.participation.touched(included), caps)
+
+    def require_new(self, run: Run, caps: Sequence[Cap]) -> None:
+        """The same for patients who were in no run so far."""
+        self._require(run, np.zeros(len(self._population), dtype=np.int64), np.ones(2, dtype=np.int64), caps)
 
     def affords(self, run: Run, cap: Cap) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Could ``run`` include the patients of each group [groups], and new ones of each population [train, test]?"""
@@ -143,10 +141,17 @@ class PatientAccounts:
             found[place, [column[run] for run in group.runs if run in column]] = 1.0
         return found
 
-    def _asked(self, included: Included | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if included is not None:
-            return self.participation.touched(included)
-        return self.participation.sizes(), np.ones(2, dtype=np.int64)
+    def _require(self, run: Run, held: NDArray[np.int64], new: NDArray[np.int64], caps: Sequence[Cap]) -> None:
+        """``held`` [groups] and ``new`` [train, test] patients are asked for."""
+        for cap in caps:
+            able, able_new = self.affords(run, cap)
+            if (held[~able] > 0).any() or (new[~able_new] > 0).any():
+                raise BudgetError(
+                    f"some of the patients that this run would include would pay more than the {cap.name}'s cap of "
+                    f"epsilon {cap.epsilon:g} at delta {cap.delta:g}, with what they paid before",
+                    code="VHT-BUDGET-CAP",
+                    hint="ask for less epsilon, or ask the node's operator to raise the cap",
+                )
 
     def _others(self, run: Run, cap: Cap) -> list[Run]:
         return [one for one in self.runs.values() if one.name != run.name and cap.covers(one)]
