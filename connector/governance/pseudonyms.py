@@ -15,20 +15,25 @@ from sqlalchemy.orm import Session
 from connector.store.models import PseudonymKeyRow
 from vht_federate.errors import PermitError
 
-__all__ = ["erase", "pseudonymiser"]
+__all__ = ["erase", "permit_key", "pseudonymiser"]
 
 
 def pseudonymiser(session: Session, permit_id: str, now: datetime) -> Callable[[str], str]:
     """``subject -> pseudonym`` under ``permit_id``. Raises PermitError VHT-PERMIT-ERASED."""
+    key = permit_key(session, permit_id, now)
+    return lambda subject: hmac.new(key, subject.encode(), hashlib.sha256).hexdigest()
+
+
+def permit_key(session: Session, permit_id: str, now: datetime) -> bytes:
+    """The key of ``permit_id``, made when it is first asked for. Raises PermitError VHT-PERMIT-ERASED."""
     row = session.get(PseudonymKeyRow, permit_id)
     if row is None:
         row = PseudonymKeyRow(permit_id=permit_id, key=secrets.token_bytes(32), created_at=now)
         session.add(row)
         session.flush()
-    key = row.key
-    if key is None:
+    if row.key is None:
         raise PermitError("the pseudonyms of this permit were erased", code="VHT-PERMIT-ERASED")
-    return lambda subject: hmac.new(key, subject.encode(), hashlib.sha256).hexdigest()
+    return row.key
 
 
 def erase(session: Session, permit_id: str, now: datetime) -> None:

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, union
 from sqlalchemy.orm import Session
 
 from connector.governance.gate import GRACE_S
 from connector.governance.pseudonyms import erase
 from connector.governance.visits import OPEN, Visits
-from connector.store.models import Acknowledgement, Draw, PseudonymKeyRow, VisitRow
+from connector.store.models import Acknowledgement, Draw, FhirClientRow, PseudonymKeyRow, VisitRow
 from vht_federate.authority.check import check_time, read_permit
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import RevokedError, VhtError
@@ -114,7 +114,9 @@ class Upkeep:
                 log.info("pseudonyms erased", extra={"facts": {"permit": permit_id}})
 
     def _retained_until(self, session: Session, permit_id: str) -> datetime | None:
-        tokens = session.scalars(select(VisitRow.permit).where(VisitRow.permit_id == permit_id).distinct())
+        of_visits = select(VisitRow.permit).where(VisitRow.permit_id == permit_id)
+        of_clients = select(FhirClientRow.permit).where(FhirClientRow.permit_id == permit_id)
+        tokens = session.scalars(union(of_visits, of_clients))
         permits: list[Permit] = [read_permit(token, self._visits.judge.issuer) for token in tokens]
         ends = [one.expires_at + timedelta(days=one.retention_days_after_expiry) for one in permits]
         return max(ends, default=None)
