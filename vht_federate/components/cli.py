@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from vht_federate import output
-from vht_federate.components.contract import Component, Port
+from vht_federate.components.contract import Component, Port, Profile
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.components.registry import find_component, installed
 
@@ -56,7 +56,7 @@ def show(component: Chosen, path: Paths = None) -> None:
     ports = output.table(
         "Ports", ["name", "direction", "kind", "unit", "LOINC", "bounds or categories"], map(_row, contract.ports)
     )
-    profiles = output.table("Profiles", ["name", "title", "inputs", "outcome"], _profile_rows(contract))
+    profiles = output.table("Profiles", ["name", "title", "inputs", "outcome", "index"], _profile_rows(contract))
     output.emit("component show", data, head, ports, profiles)
 
 
@@ -82,5 +82,13 @@ def _row(port: Port) -> tuple[Any, ...]:
 
 def _profile_rows(contract: Component) -> list[tuple[Any, ...]]:
     return [
-        (name, profile.title, ", ".join(profile.inputs), profile.outcome) for name, profile in contract.profiles.items()
+        (name, profile.title, ", ".join(profile.inputs), profile.outcome, _index(profile))
+        for name, profile in contract.profiles.items()
     ]
+
+
+def _index(profile: Profile) -> str:
+    """The days before which a record's inputs lie."""
+    if profile.index == "onset":
+        return "first onset, or the last day recorded"
+    return ", ".join(map(str, profile.landmarks))
