@@ -24,6 +24,11 @@ class Shown:
             return number
         return None if number < self.smallest_cell else max(self.smallest_cell, round(number, -1))
 
+    def of_patients(self, patients: int, **others: int) -> dict[str, int | None]:
+        """The count of patients, and counts of what is theirs: these are not told where that is not."""
+        told = self.count(patients)
+        return {"patients": told} | {name: None if told is None else self.count(n) for name, n in others.items()}
+
     def share(self, part: int, whole: int) -> float | None:
         told, of = self.count(part), self.count(whole)
         return None if not of or told is None else min(1.0, round(told / of, 4 if self.exact else 2))
@@ -48,7 +53,7 @@ class UnitSeen:
 
     def to_dict(self, shown: Shown) -> dict[str, Any]:
         told = {name: getattr(self, name) for name in ("code", "unit", "use", "becomes")}
-        return {**told, "values": shown.count(self.values), "patients": shown.count(self.patients)}
+        return {**told, **shown.of_patients(self.patients, values=self.values)}
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,7 @@ class Feature:
         return {
             **told,
             "codes": list(self.codes),
-            "values": shown.count(self.values),
-            "patients": shown.count(self.patients),
+            **shown.of_patients(self.patients, values=self.values),
             "share": shown.share(self.patients, cohort),
             "units": [one.to_dict(shown) for one in self.units],
         }
@@ -120,11 +124,10 @@ class Holding:
     most: int
 
     def to_dict(self, shown: Shown) -> dict[str, Any]:
-        known = shown.exact or shown.count(self.patients) is not None
+        known = shown.count(self.patients) is not None
         return {
             "type": self.type,
-            "resources": shown.count(self.resources),
-            "patients": shown.count(self.patients),
+            **shown.of_patients(self.patients, resources=self.resources),
             "first": shown.moment(self.first) if known else None,
             "last": shown.moment(self.last) if known else None,
             "per_patient": {
