@@ -102,12 +102,14 @@ class Learner:
             for i, c in enumerate(cohorts)
         }
         counts = {name: noised_count(one, plan.training, noise) for name, one in data.items()}
+        norms: dict[str, float] = {}
         weights: Weights = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
         for number in range(1, plan.training.rounds + 1):
             updates = {}
             for name, one in data.items():
                 load_weights(model, weights)
-                updates[name] = train_round(engine, one, counts[name], plan.training, noise)
+                trained = train_round(engine, one, counts[name], plan.training, noise, norms.get(name))
+                updates[name], norms[name] = trained.weights, trained.clipping_norm
             weights = protocol.combine(updates, counts)
             if after_round:
                 after_round(number, weights)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
-from strategies.figures import events_of_log, events_of_run, figures_of
+from strategies.figures import events_of_log, events_of_run, figures_of, gradients_of
 from strategies.run_state import RunState
 from strategies.study_run import StudyRun
 from strategies.visits import Visits
@@ -85,7 +85,8 @@ class Release:
                 if node.lost is None:
                     raise
                 ran[name] = events_of_run(state, plan, name)
-        return privacy_statement(plan, {name: events for name, events in ran.items() if events})
+        told = gradients_of(self.run.directory.recorded(state, "train", 1))
+        return privacy_statement(plan, {name: events for name, events in ran.items() if events}, told)
 
     def _package(self, state: RunState, statement: dict[str, Any]) -> str:
         planned, plan = self.run.planned, self.run.planned.request.plan

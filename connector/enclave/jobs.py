@@ -23,7 +23,8 @@ def train(data: VisitData, call: JobCall) -> JobReply:
     """One round: the global weights come in, the weights after ``local_steps`` private steps go out.
 
     Result: ``patients_noised`` (released once, in round 1, and repeated), ``steps``, ``engine`` and ``engine_why``
-    (which way gradients were taken, chosen before a patient was read).
+    (which way gradients were taken, chosen before a patient was read); with adaptive clipping ``clipping_norm``, which
+    the next round starts from.
     """
     from vht_federate.privacy.training import load_weights, noised_count, train_round
 
@@ -35,16 +36,16 @@ def train(data: VisitData, call: JobCall) -> JobReply:
     held.map(lambda tensors: engine.prepare((tensors.values,)))
     if patients is None:
         patients = noised_count(held, plan, data.noise)
-    weights = train_round(engine, held, patients, plan, data.noise)
-    return JobReply(
-        {
-            "patients_noised": patients,
-            "steps": plan.local_steps,
-            "engine": engine.choice.name,
-            "engine_why": engine.choice.why,
-        },
-        protocol_of(data.plan.trust_model).encode(weights),
-    )
+    trained = train_round(engine, held, patients, plan, data.noise, _clipping_norm(data, call.round))
+    result = {
+        "patients_noised": patients,
+        "steps": plan.local_steps,
+        "engine": engine.choice.name,
+        "engine_why": engine.choice.why,
+    }
+    if plan.adaptive_clipping is not None:
+        result["clipping_norm"] = trained.clipping_norm
+    return JobReply(result, protocol_of(data.plan.trust_model).encode(trained.weights))
 
 
 def evaluate(data: VisitData, call: JobCall) -> JobReply:
@@ -114,7 +115,9 @@ def _training_tensors(data: VisitData) -> "Private[TrainingTensors]":
 
     def tensors(cohort: CohortArrays) -> TrainingTensors:
         chosen = cohort.of("train")
-        return TrainingTensors(chosen.values, chosen.outcome, chosen.patient, chosen.patients, data.state["device"])
+        return TrainingTensors(
+            chosen.model_inputs(), chosen.outcome, chosen.patient, chosen.patients, data.state["device"]
+        )
 
     if "training" not in data.state:
         data.state["training"] = data.cohort.map(tensors)
@@ -132,6 +135,13 @@ def _patients_noised(data: VisitData, round_: int) -> float | None:
     return float(first["patients_noised"])
 
 
+def _clipping_norm(data: VisitData, round_: int) -> float | None:
+    """Where the latest round that was released left an adaptive norm; None where the plan's holds."""
+    earlier = (data.released.get(("train", number)) for number in range(round_ - 1, 0, -1))
+    latest = next((result for result in earlier if result is not None), {})
+    return float(latest["clipping_norm"]) if "clipping_norm" in latest else None
+
+
 def _scores(model: Any, cohort: CohortArrays) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """(score in 0..1, label 0/1) of each patient with records."""
     import torch
@@ -139,7 +149,7 @@ def _scores(model: Any, cohort: CohortArrays) -> tuple[NDArray[np.float64], NDAr
     from vht_federate.privacy.gradients import record_logits
 
     device = next(model.parameters()).device
-    logits = record_logits(model, torch.from_numpy(cohort.values).to(device))
+    logits = record_logits(model, torch.from_numpy(cohort.model_inputs()).to(device))
     risk = torch.sigmoid(logits).cpu().numpy().astype(np.float64)
     records = np.bincount(cohort.patient, minlength=cohort.patients)
     present = records > 0

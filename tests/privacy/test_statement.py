@@ -4,6 +4,7 @@ import pytest
 
 from vht_federate.domain.plan import CohortPlan, EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.evidence.canonical import canonical_bytes
+from vht_federate.packaging.statement import Gradients, read_statement
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.statement import privacy_statement
 
@@ -42,3 +43,19 @@ def test_it_states_what_the_guideline_asks_and_is_canonical_json() -> None:
         assert statement[key]
     assert "Mironov" in json.dumps(statement["limits"])
     assert canonical_bytes(statement) == canonical_bytes(privacy_statement(PLAN, {"a": PLAN.events()}))
+
+
+def test_it_tells_which_engine_and_noise_ran_in_the_form_that_readers_expect() -> None:
+    adaptive = TrainingPlan.model_validate(
+        PLAN.training.model_dump() | {"adaptive_clipping": {"quantile": 0.3}, "noise_precision": "float32"}
+    )
+    told = {"a": {"engine": "torch.func", "why": "records of a batch are mixed"}}
+    for plan in (PLAN, PLAN.model_copy(update={"training": adaptive})):
+        statement = privacy_statement(plan, {"a": plan.events(), "b": plan.events()}, told)
+        read = read_statement(statement)
+        assert read.nodes["a"].gradients == Gradients(engine="torch.func", why="records of a batch are mixed")
+        assert read.nodes["b"].gradients is None
+        assert read.mechanism.noise.name == plan.training.noise_precision
+        assert ("quantile" in read.mechanism.clipping) == (plan is not PLAN)
+    assert statement["mechanism"]["noise"]["count_noise"] == adaptive.count_noise
+    assert statement["epsilon"] == privacy_statement(PLAN, {"a": PLAN.events()})["epsilon"]

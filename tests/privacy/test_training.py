@@ -81,7 +81,7 @@ def test_noise_has_the_planned_scale_where_nobody_contributes() -> None:
     )
     chosen = plan(local_steps=1, noise_multiplier=3.0, clipping_norm=2.0, learning_rate=1.0)
     weights = train_round(engine(Logits(500)), Private(nobody), 40.0, chosen, SecureNoise())
-    assert abs(np.std(weights["weight"]) / (3.0 * 2.0 / (0.5 * 40.0)) - 1) < 0.15
+    assert abs(np.std(weights.weights["weight"]) / (3.0 * 2.0 / (0.5 * 40.0)) - 1) < 0.15
 
 
 def test_without_noise_on_everybody_it_is_plain_gradient_descent_with_momentum_and_decay() -> None:
@@ -96,8 +96,8 @@ def test_without_noise_on_everybody_it_is_plain_gradient_descent_with_momentum_a
         optimizer.zero_grad()
         (BCE(model(held.values), held.outcome, reduction="none") * weight).sum().backward()
         optimizer.step()
-    np.testing.assert_allclose(got["weight"], model.weight.detach().numpy(), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(got["bias"], model.bias.detach().numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got.weights["weight"], model.weight.detach().numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got.weights["bias"], model.bias.detach().numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_it_learns() -> None:
@@ -105,13 +105,13 @@ def test_it_learns() -> None:
     weights = train_round(
         engine(Logits(3)), Private(held), 800.0, plan(local_steps=40, noise_multiplier=2), SecureNoise()
     )
-    scores = held.values.numpy() @ weights["weight"][0]
+    scores = held.values.numpy() @ weights.weights["weight"][0]
     assert np.mean((scores > 0) == held.outcome.numpy().astype(bool)) > 0.7
 
 
 def test_the_weights_that_leave_are_the_weights_that_the_model_keeps() -> None:
     model = Logits(3)
-    weights = train_round(engine(model), Private(cohort()), 60.0, plan(), SecureNoise())
+    weights = train_round(engine(model), Private(cohort()), 60.0, plan(), SecureNoise()).weights
     again = Logits(3)
     load_weights(again, weights)
     assert torch.equal(model.weight, again.weight)

@@ -5,15 +5,31 @@ events from the same fields. Nothing here changes speed only. Scales are bounded
 far from the subnormal range of floats, where rounding would undo the guarantee.
 """
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from vht_federate.domain.budget import Noise, Population, PrivacyEvent
 
-__all__ = ["CohortPlan", "EvaluationPlan", "Precision", "StudyPlan", "TrainingPlan"]
+__all__ = ["AdaptiveClipping", "CohortPlan", "EvaluationPlan", "Precision", "StudyPlan", "TrainingPlan"]
 
 Precision = Literal["float64", "float32"]  # of noise and of the sums that it is added to
+
+
+class AdaptiveClipping(BaseModel):
+    """A clipping norm that follows a quantile of the norms of patients' contributions (Andrew et al. 2021).
+
+    Each step also releases, with noise, how many of its patients stayed within the norm, and multiplies the norm with
+    e^(-learning_rate * (share within - quantile)). ``share`` of the precision 1/noise_multiplier^2 of a step goes to
+    that count, the rest to the sum, so that both together cost what one step costs (their theorem 1).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    quantile: float = Field(default=0.5, gt=0, lt=1)
+    learning_rate: float = Field(default=0.2, gt=0, le=1)
+    share: float = Field(default=0.05, gt=0, le=0.5)
 
 
 class TrainingPlan(BaseModel):
@@ -21,7 +37,8 @@ class TrainingPlan(BaseModel):
 
     Each step draws patients independently with ``sampling_rate``, averages each patient's per-record gradients,
     clips that average once to ``clipping_norm`` (L2), sums, adds N(0, (noise_multiplier * clipping_norm)^2) per
-    coordinate, and divides by the expected batch (sampling_rate * noised count of patients).
+    coordinate, and divides by the expected batch (sampling_rate * noised count of patients). With adaptive clipping
+    ``noise_multiplier`` is that of the sum and the count together.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +52,23 @@ class TrainingPlan(BaseModel):
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     count_noise_multiplier: Noise = 10.0  # noise on the number of training patients
+    adaptive_clipping: AdaptiveClipping | None = None  # else the norm moves, from clipping_norm on
     noise_precision: Precision = "float64"  # "float32": faster for large models, and coarser in its low-order bits
+
+    @property
+    def sum_noise_multiplier(self) -> float:
+        """Of a step's sum alone."""
+        adaptive = self.adaptive_clipping
+        return self.noise_multiplier if adaptive is None else self.noise_multiplier / math.sqrt(1.0 - adaptive.share)
+
+    @property
+    def count_noise(self) -> float | None:
+        """Standard deviation of the noise on the number of patients within the norm; None where nobody counts them.
+
+        One patient moves that number, less half of all, by 1/2.
+        """
+        adaptive = self.adaptive_clipping
+        return None if adaptive is None else self.noise_multiplier / math.sqrt(4.0 * adaptive.share)
 
 
 class EvaluationPlan(BaseModel):

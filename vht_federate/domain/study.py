@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from vht_federate.domain.law import DataCategory, Purpose
 from vht_federate.domain.permit import Identifier, Sha256
-from vht_federate.domain.plan import StudyPlan
+from vht_federate.domain.plan import AdaptiveClipping, Precision, StudyPlan
 from vht_federate.errors import InputError
 
 __all__ = ["STUDY_TYP", "ComponentRef", "NodeRef", "PrivacyTargets", "StudyFile", "StudyRequest", "TrainingChoices"]
@@ -108,6 +108,8 @@ class TrainingChoices(BaseModel):
     learning_rate: float = Field(default=0.5, gt=0, le=1e4)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+    adaptive_clipping: AdaptiveClipping | None = None  # else the norm moves, from clipping_norm on
+    noise_precision: Precision = "float64"  # "float32": faster for large models, and coarser in its low-order bits
 
 
 class _Federation(BaseModel):

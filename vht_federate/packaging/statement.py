@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.errors import InputError
 
-__all__ = ["PrivacyStatement", "Share", "plain_words", "read_statement", "statement_schema"]
+__all__ = ["Gradients", "PrivacyStatement", "Share", "plain_words", "read_statement", "statement_schema"]
 
 
 class Share(BaseModel):
@@ -30,6 +30,29 @@ class Named(BaseModel):
     text: str = ""
 
 
+class Gradients(BaseModel):
+    """Which engine took the gradients of patients at one node, and why it was not the fast one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: Literal["book-keeping", "torch.func"]
+    why: str = Field(default="", max_length=200)
+
+
+class Mechanism(BaseModel):
+    """Sampling, clipping and noise of a step of training."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    sampling: str
+    sampling_rate: float = Field(gt=0, le=1)
+    clipping: str
+    clipping_norm: float = Field(gt=0)
+    noise: Named
+    planned: tuple[PrivacyEvent, ...]
+
+
 class NodeSpend(BaseModel):
     """What truly ran at one node."""
 
@@ -37,6 +60,7 @@ class NodeSpend(BaseModel):
 
     epsilon: dict[Literal["train", "test"], float]
     events: tuple[PrivacyEvent, ...]
+    gradients: Gradients | None = None
 
 
 class PrivacyStatement(BaseModel):
@@ -53,6 +77,7 @@ class PrivacyStatement(BaseModel):
     neighbouring_relation: Named
     accountant: Named
     trust_model: Named
+    mechanism: Mechanism
     limits: tuple[str, ...]
     nodes: dict[str, NodeSpend]
     release: Share | None = None

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from vht_federate.privacy.tally import Tally
+
 __all__ = ["clipped_sum", "contributions", "record_logits", "unflatten"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [n], outcome [n]) -> mean loss
@@ -24,12 +26,14 @@ def clipped_sum(
     outcome: Tensor,
     patient: Tensor,
     clipping_norm: float,
+    tally: Tally | None = None,
 ) -> dict[str, Tensor]:
     """Sum over patients of their clipped contributions, float64, by parameter name.
 
     ``values`` [records, inputs], ``outcome`` [records], ``patient`` int64 [records], non-decreasing: which patient a
     record is of. A patient's contribution is the mean of its records' gradients at the model's weights, scaled down to
     L2 norm ``clipping_norm`` where it is longer; zero where any coordinate is not finite. No record gives zeros.
+    ``tally`` is told how many contributions were not longer.
     """
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     total = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in parameters.items()}
@@ -39,14 +43,14 @@ def clipped_sum(
     records_at_once = max(1, _CELLS_AT_ONCE // sum(value.numel() for value in parameters.values()))
     for rows in _chunks(group, records_at_once):
         records = _record_gradients(model, loss, parameters, values[rows], outcome[rows])
-        summed = _clipped(contributions(records, group[rows] - group[rows][0]), clipping_norm)
+        summed = _clipped(contributions(records, group[rows] - group[rows][0]), clipping_norm, tally)
         for name, part in summed.items():
             total[name] += part.cpu()
     return total
 
 
 def record_logits(model: torch.nn.Module, values: Tensor) -> Tensor:
-    """Logits [records] of ``values`` [records, inputs], each record on its own.
+    """Logits [records] of ``values`` [records, ...], each record on its own.
 
     A model that mixed records (a mean over the batch, say) would let one patient move the scores of all others, and a
     table of scores would no longer have the sensitivity that is accounted.
@@ -60,6 +64,8 @@ def record_logits(model: torch.nn.Module, values: Tensor) -> Tensor:
         return logit.reshape(())
 
     with torch.no_grad():
+        if any(isinstance(module, torch.nn.RNNBase) for module in model.modules()):  # vmap does not know them
+            return torch.stack([one_logit(one) for one in values]) if len(values) else values.new_zeros(0)
         logits: Tensor = vmap(one_logit)(values)
     return logits
 
@@ -79,7 +85,7 @@ def contributions(records: Mapping[str, Tensor], group: Tensor) -> dict[str, Ten
     return averaged
 
 
-def _clipped(averaged: dict[str, Tensor], clipping_norm: float) -> dict[str, Tensor]:
+def _clipped(averaged: dict[str, Tensor], clipping_norm: float, tally: Tally | None) -> dict[str, Tensor]:
     """Sum over groups of contributions clipped to ``clipping_norm``.
 
     Norms are taken after division by the largest entry: squares of 1e200 do not overflow.
@@ -91,6 +97,8 @@ def _clipped(averaged: dict[str, Tensor], clipping_norm: float) -> dict[str, Ten
     unit = flat / largest
     relative = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
     over = relative > clipping_norm / largest
+    if tally is not None:
+        tally.add(int((finite & ~over[:, 0]).sum()), int(finite.sum()))
     clipped = torch.where(over, unit / relative.clamp_min(1e-300) * clipping_norm, flat)
     return unflatten(clipped.sum(dim=0), {name: value.shape[1:] for name, value in averaged.items()})
 

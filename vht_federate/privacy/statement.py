@@ -32,6 +32,7 @@ _POPULATIONS = (
 _LIMITS = (
     "A patient who is in the data of several nodes is protected by each node's guarantee, and their epsilons add up.",
     "Noise is floating-point Gaussian noise: the attack on low-order bits of Mironov (2012) is not excluded by proof.",
+    "Clipped contributions are summed in the model's floating-point type: the sensitivity holds up to its rounding.",
     "Running times, memory use and message times are not protected; a side channel of the hardware is out of scope.",
     "Which nodes took part, when, and under which permit is public.",
     "The guarantee bounds what a release reveals of one patient; true facts about a population can still be learned.",
@@ -44,11 +45,28 @@ _PUBLIC = (
 )
 
 
-def privacy_statement(plan: StudyPlan, ran: Mapping[str, Sequence[PrivacyEvent]]) -> dict[str, Any]:
+_CLIPPING = "L2, once per patient, on the average of the gradients of the patient's records"
+_ADAPTIVE = (
+    "; the norm follows a quantile of the contributions' norms by a noisy count in each step, and sum and count of a "
+    "step together are the one release that is accounted (Andrew et al. 2021, theorem 1)"
+)
+_NOISE = {
+    "float64": "drawn and added in float64; weights leave in float32, without the low-order bits of the noised sum",
+    "float32": "drawn and added in float32: the low-order bits of the noised sum can be told from the weights",
+}
+
+
+def privacy_statement(
+    plan: StudyPlan,
+    ran: Mapping[str, Sequence[PrivacyEvent]],
+    gradients: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[str, Any]:
     """The statement for a release of ``plan`` for which node ``name`` truly ran ``ran[name]``.
 
+    ``gradients``: by node, ``engine`` and ``why``, where the node told which engine took its gradients.
     ``epsilon`` is the most that any patient at any node paid. JSON values only; the same input gives the same output.
     """
+    told = gradients or {}
     spent = {name: epsilon_by_population(ran[name], plan.delta) for name in sorted(ran)}
     worst = {
         population: max((node[population] for node in spent.values()), default=0.0) for population in ("train", "test")
@@ -73,7 +91,11 @@ def privacy_statement(plan: StudyPlan, ran: Mapping[str, Sequence[PrivacyEvent]]
         "public_information": list(_PUBLIC),
         "limits": list(_LIMITS),
         "nodes": {
-            name: {"epsilon": spent[name], "events": [event.model_dump(mode="json") for event in ran[name]]}
+            name: {
+                "epsilon": spent[name],
+                "events": [event.model_dump(mode="json") for event in ran[name]],
+                "gradients": dict(told[name]) if name in told else None,
+            }
             for name in sorted(ran)
         },
     }
@@ -85,7 +107,14 @@ def _mechanism(plan: StudyPlan) -> dict[str, Any]:
         "name": "Gaussian",
         "sampling": "Poisson: in each step each training patient is drawn independently",
         "sampling_rate": training.sampling_rate,
-        "clipping": "L2, once per patient, on the average of the gradients of the patient's records",
+        "clipping": _CLIPPING + (_ADAPTIVE if training.adaptive_clipping else ""),
         "clipping_norm": training.clipping_norm,
+        "adaptive_clipping": training.adaptive_clipping and training.adaptive_clipping.model_dump(mode="json"),
+        "noise": {
+            "name": training.noise_precision,
+            "text": _NOISE[training.noise_precision],
+            "sum_noise_multiplier": training.sum_noise_multiplier,
+            "count_noise": training.count_noise,
+        },
         "planned": [event.model_dump(mode="json") for event in plan.events()],
     }

@@ -3,7 +3,9 @@
 Imports torch. Nothing leaves this module but weights to which the planned noise was added.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,13 +14,22 @@ from torch import Tensor
 
 from vht_federate.domain.plan import TrainingPlan
 from vht_federate.errors import WireError
-from vht_federate.privacy.engine import Batch, PerPatientEngine, noised_sum, trained
+from vht_federate.privacy.engine import Batch, PerPatientEngine, noised_sum, noised_sum_and_count, trained
 from vht_federate.privacy.noise import NoiseSource
 from vht_federate.privacy.release import Private, release_gaussian
 
-__all__ = ["TrainingTensors", "load_weights", "noised_count", "train_round"]
+__all__ = ["Trained", "TrainingTensors", "load_weights", "noised_count", "train_round"]
 
 Weights = dict[str, NDArray[np.float32]]
+FARTHEST = 1e3  # an adaptive norm stays within this factor of where the plan starts it
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a round leaves: weights, and the clipping norm that the next round starts with. Both are public."""
+
+    weights: Weights
+    clipping_norm: float
 
 
 class TrainingTensors:
@@ -86,35 +97,46 @@ def train_round(
     patients_noised: float,
     plan: TrainingPlan,
     noise: NoiseSource,
-) -> Weights:
+    clipping_norm: float | None = None,
+) -> Trained:
     """``plan.local_steps`` private steps from the present weights of the engine's model, which keeps the new ones.
 
     Each step: Poisson sample of patients, one clipped contribution per patient, Gaussian noise, division by the
     *expected* batch ``sampling_rate * patients_noised`` (public), then momentum, weight decay and the step, which
-    touch public values only. Momentum starts at zero in each round: weights are all that travels. The engine makes its
-    choice before noise is asked for: a model that no engine can follow is refused before the round has begun.
+    touch public values only. Momentum starts at zero in each round: weights are all that travels. ``clipping_norm``:
+    where an adaptive one was left by the round before; None in the first. The engine makes its choice before noise is
+    asked for: a model that no engine can follow is refused before the round has begun.
     """
     data.map(lambda held: engine.prepare((held.values,)))
     parameters = trained(engine.model)
     expected_batch = plan.sampling_rate * max(1.0, patients_noised)
     velocity = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
+    norm = plan.clipping_norm if clipping_norm is None else clipping_norm
     for _ in range(plan.local_steps):
-        gradient = _noised_gradient(engine, data, plan, noise)
+        sampled = data.map(lambda held: held.records_of(noise.poisson_sample(held.patients, plan.sampling_rate)))
+        gradient, norm = _released(engine, sampled, plan, norm, expected_batch, noise)
         with torch.no_grad():
             for name, value in parameters.items():
                 step = gradient[name].double() / expected_batch + plan.weight_decay * value.double()
                 velocity[name] = plan.momentum * velocity[name] + step
                 value.sub_((plan.learning_rate * velocity[name]).to(value.dtype))
     everything = engine.model.named_parameters()
-    return {name: value.detach().cpu().numpy().astype(np.float32) for name, value in everything}
+    return Trained({name: value.detach().cpu().numpy().astype(np.float32) for name, value in everything}, norm)
 
 
-def _noised_gradient(
-    engine: PerPatientEngine, data: Private[TrainingTensors], plan: TrainingPlan, noise: NoiseSource
-) -> dict[str, Tensor]:
-    """Noised sum of clipped contributions of one Poisson sample; one release over all coordinates together."""
-
-    def sample(held: TrainingTensors) -> Batch:
-        return held.records_of(noise.poisson_sample(held.patients, plan.sampling_rate))
-
-    return noised_sum(engine, data.map(sample), plan.clipping_norm, plan.noise_multiplier, noise, plan.noise_precision)
+def _released(
+    engine: PerPatientEngine,
+    sampled: Private[Batch],
+    plan: TrainingPlan,
+    norm: float,
+    expected_batch: float,
+    noise: NoiseSource,
+) -> tuple[dict[str, Tensor], float]:
+    """Noised sum of clipped contributions, one release over all coordinates together; and the next clipping norm."""
+    multiplier, count_noise, precision = plan.sum_noise_multiplier, plan.count_noise, plan.noise_precision
+    if plan.adaptive_clipping is None or count_noise is None:
+        return noised_sum(engine, sampled, norm, multiplier, noise, precision), norm
+    total, centred = noised_sum_and_count(engine, sampled, norm, multiplier, count_noise, noise, precision)
+    within = min(1.0, max(0.0, 0.5 + centred / expected_batch))
+    moved = norm * math.exp(-plan.adaptive_clipping.learning_rate * (within - plan.adaptive_clipping.quantile))
+    return total, min(max(moved, plan.clipping_norm / FARTHEST), plan.clipping_norm * FARTHEST)

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vht_federate.cli import app
-from vht_federate.domain.plan import TrainingPlan
+from vht_federate.domain.plan import AdaptiveClipping, TrainingPlan
 from vht_federate.errors import InputError
 from vht_federate.privacy.audit import run
 from vht_federate.privacy.audit.canaries import canary_loss, canary_model, canary_tensors
@@ -39,6 +39,14 @@ def test_the_engine_that_nodes_use_passes() -> None:
     assert not found.refuted
     assert 0.9 < found.claimed <= 1.0
     assert found.lower_bound < found.claimed < found.cap
+
+
+@pytest.mark.parametrize("plant", [None, Plant.SIGMA_HALVED])
+def test_an_adaptive_clipping_norm_keeps_the_claim_and_hides_no_broken_engine(plant: Plant | None) -> None:
+    plan = AuditedClaim().plan.model_copy(update={"adaptive_clipping": AdaptiveClipping(learning_rate=0.1)})
+    found = run.audit(AuditedClaim(plan=plan), SeededNoise(11), plant)
+    assert found.claimed == AuditedClaim().epsilon
+    assert found.refuted == (plant is not None)
 
 
 def test_the_claim_has_enough_canaries_and_confidence() -> None:

@@ -87,7 +87,7 @@ def test_a_round_is_the_same_whatever_memory_it_may_use_for_patients_with_1_to_1
         model, records = load_model(found.folder, profile), []
         model.register_forward_hook(lambda _m, given, _o, records=records: records.append(len(given[0])))
         engine = PerPatientEngine(model, loss_of(found.component), options)
-        weights.append(train_round(engine, held, 9.0, plan, SeededNoise(1, scale=0.0)))
+        weights.append(train_round(engine, held, 9.0, plan, SeededNoise(1, scale=0.0)).weights)
         most.append(max(records))
     for parameter, value in weights[0].items():
         np.testing.assert_allclose(weights[1][parameter], value, rtol=1e-5, atol=1e-6)

@@ -13,11 +13,11 @@ from vht_federate.privacy.audit.claim import Plant
 from vht_federate.privacy.engine import PerPatientEngine
 from vht_federate.privacy.noise import NoiseSource
 from vht_federate.privacy.release import Private
-from vht_federate.privacy.training import TrainingTensors, Weights, train_round
+from vht_federate.privacy.training import Trained, TrainingTensors, train_round
 
 __all__ = ["Engine", "planted"]
 
-Engine = Callable[[PerPatientEngine, Private[TrainingTensors], float, TrainingPlan, NoiseSource], Weights]
+Engine = Callable[[PerPatientEngine, Private[TrainingTensors], float, TrainingPlan, NoiseSource, float | None], Trained]
 _NO_CLIPPING = 1e6  # clipping norms
 
 
@@ -79,7 +79,8 @@ def _with_plan(change: Callable[[TrainingPlan], dict[str, float]]) -> Engine:
         patients: float,
         plan: TrainingPlan,
         noise: NoiseSource,
-    ) -> Weights:
-        return train_round(engine, data, patients, plan.model_copy(update=change(plan)), noise)
+        clipping_norm: float | None,
+    ) -> Trained:
+        return train_round(engine, data, patients, plan.model_copy(update=change(plan)), noise, clipping_norm)
 
     return run

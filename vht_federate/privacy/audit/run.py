@@ -65,12 +65,12 @@ def observe(claim: AuditedClaim, engine: Engine, noise: NoiseSource) -> Sighting
     data = canary_tensors(present, batches.append)
     plan = plan.model_copy(update={"learning_rate": plan.sampling_rate * data.patients})
     gradients = PerPatientEngine(canary_model(claim.canaries, plan.clipping_norm), canary_loss)
-    score, before = np.zeros(claim.canaries), np.zeros(claim.canaries)
+    score, before, norm = np.zeros(claim.canaries), np.zeros(claim.canaries), plan.clipping_norm
     for _ in range(plan.rounds):
-        weights = engine(gradients, Private(data), float(data.patients), plan, noise)
-        (after,) = (value.astype(np.float64).ravel() for value in weights.values())
-        score += _evidence((after - before) / plan.clipping_norm, plan.noise_multiplier / 2, plan.sampling_rate)
-        before = after
+        trained = engine(gradients, Private(data), float(data.patients), plan, noise, norm)
+        (after,) = (value.astype(np.float64).ravel() for value in trained.weights.values())
+        score += _evidence((after - before) / norm, plan.sum_noise_multiplier / 2, plan.sampling_rate)
+        before, norm = after, trained.clipping_norm
     likeliest = np.argsort(score, kind="stable")[claim.canaries - claim.guesses :]
     correct = int(present[likeliest].sum())
     return Sighting(Guesses(claim.canaries, claim.guesses, correct), tuple(batches), data.patients)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vht_federate.privacy.engine.grouping import Group, MicroBatch
 from vht_federate.privacy.engine.use import Use, norm
+from vht_federate.privacy.tally import Tally
 
 __all__ = ["Clipped", "add", "clip_factors", "clip_one", "sum_clipped"]
 
@@ -22,12 +23,18 @@ _ROWS_AT_ONCE = 4096  # records whose ghost norms are taken together, where pati
 class Clipped:
     """``total``: sums by parameter name (absent: zero). ``suspects``: bool [patients], whose norm is not finite in
 
-    this precision; None where there is none. With suspects ``total`` is worthless.
+    this precision; None where there is none. With suspects ``total`` is worthless. ``factors`` [patients]: what each
+    contribution was multiplied with; None where all are zero.
     """
 
-    def __init__(self, total: dict[str, Tensor], suspects: Tensor | None) -> None:
+    def __init__(self, total: dict[str, Tensor], suspects: Tensor | None, factors: Tensor | None = None) -> None:
         self.total = total
         self.suspects = suspects
+        self.factors = factors
+
+    def tell(self, tally: Tally, patients: int) -> None:
+        """A contribution within the norm has the factor 1, exactly."""
+        tally.add(patients if self.factors is None else int((self.factors == 1).sum()), patients)
 
 
 def add(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
@@ -58,14 +65,14 @@ def sum_clipped(uses: Sequence[Use], batch: MicroBatch, clipping_norm: float, gr
         of_records = batch.by_record(factors)
         for use in ghosts:
             add(total, use.weighted(of_records))
-    return Clipped(total, None)
+    return Clipped(total, None, factors)
 
 
 def clip_factors(norms: Sequence[Tensor], clipping_norm: float) -> tuple[Tensor, Tensor]:
     """min(1, C / norm) and whether the norm is finite, [patients] each; ``norms``: of orthogonal parts."""
     length = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)
     bound = clipping_norm * _slack(length.dtype)
-    return bound / length.clamp_min(bound), torch.isfinite(length)
+    return (bound * length.reciprocal()).clamp_max(1.0), torch.isfinite(length)
 
 
 class _Book:
@@ -115,7 +122,9 @@ class _Book:
         return total
 
 
-def clip_one(gradient: Mapping[str, Tensor], clipping_norm: float) -> dict[str, Tensor] | None:
+def clip_one(
+    gradient: Mapping[str, Tensor], clipping_norm: float, tally: Tally | None = None
+) -> dict[str, Tensor] | None:
     """One patient's gradient scaled to at most ``clipping_norm``; None where an entry is not finite.
 
     The norm is taken in float64 after division by the largest entry, so that squares of 1e200 do not overflow.
@@ -123,11 +132,12 @@ def clip_one(gradient: Mapping[str, Tensor], clipping_norm: float) -> dict[str, 
     if not all(bool(torch.isfinite(value).all()) for value in gradient.values()):
         return None
     largest = max((float(value.abs().max()) for value in gradient.values() if value.numel()), default=0.0)
-    if largest == 0.0:
-        return {}
-    units = {name: value.double() / largest for name, value in gradient.items()}
+    units = {name: value.double() / largest if largest else value for name, value in gradient.items()}
     relative = float(torch.stack([unit.square().sum() for unit in units.values()]).sum().sqrt())
-    if relative <= clipping_norm / largest:
+    within = largest == 0.0 or relative <= clipping_norm / largest
+    if tally is not None:
+        tally.add(int(within), 1)
+    if within:
         return dict(gradient)
     dtype = next(iter(gradient.values())).dtype
     scale = clipping_norm * _slack(dtype) / relative

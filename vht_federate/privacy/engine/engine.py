@@ -23,6 +23,7 @@ from vht_federate.privacy.engine.probe import Profile, bind_gradients, forward, 
 from vht_federate.privacy.engine.refusal import Unsupported, check_model, refusal, trained
 from vht_federate.privacy.engine.single import patient_gradient
 from vht_federate.privacy.engine.stack import Stack
+from vht_federate.privacy.tally import Tally
 
 __all__ = ["EngineChoice", "PerPatientEngine"]
 
@@ -80,13 +81,14 @@ class PerPatientEngine:
         patients: int,
         clipping_norm: float,
         parameters: dict[str, nn.Parameter] | None = None,
+        tally: Tally | None = None,
     ) -> dict[str, Tensor]:
         """Sum over patients of their clipped contributions, by name of trained parameter, in the parameter's type.
 
         ``inputs``: tensors [records, ...], the model's arguments. ``patient``: int64 [records], non-decreasing, in
         0..patients-1. A patient without records, and one with a coordinate that is not finite, contributes zero;
         nothing tells which or how many. L2 sensitivity to one patient with all records: ``clipping_norm``.
-        ``parameters``: ``trained(model)``, where the caller has it at hand.
+        ``parameters``: ``trained(model)``, where the caller has it at hand. ``tally`` is told of contributions.
         """
         records = len(targets)
         order = ordered_patients(patient, records, patients)
@@ -99,9 +101,12 @@ class PerPatientEngine:
             return {name: torch.zeros_like(value) for name, value in parameters.items()}
         self.prepare(inputs)
         try:
-            total = self._fast_sum(parameters, inputs, targets, order, clipping_norm)
+            counted = None if tally is None else Tally()
+            total = self._fast_sum(parameters, inputs, targets, order, clipping_norm, counted)
+            if tally is not None and counted is not None:
+                tally.add(counted.within, counted.seen)
         except Unsupported:  # also of a model that takes another way on real records; nobody is told
-            total = general_sum(self.model, self.loss, inputs, targets, patient, clipping_norm)
+            total = general_sum(self.model, self.loss, inputs, targets, patient, clipping_norm, tally)
         return {
             name: total[name].to(value.dtype) if name in total else torch.zeros_like(value)
             for name, value in parameters.items()
@@ -114,12 +119,13 @@ class PerPatientEngine:
         targets: Tensor,
         order: Order,
         clipping_norm: float,
+        tally: Tally | None,
     ) -> dict[str, Tensor]:
         if self._profile is None:
             raise Unsupported
         names = {id(value): name for name, value in parameters.items()}
         versions = [value._version for value in self._profile.buffers]
-        run = _Run(parameters, names, clipping_norm, self._records_at_once(self._profile))
+        run = _Run(parameters, names, clipping_norm, self._records_at_once(self._profile), tally)
         total = self._sum(run, inputs, targets, order)
         if versions != [value._version for value in self._profile.buffers]:
             raise refusal("the forward pass changed a buffer, which now holds what patients sent: discard this model")
@@ -136,6 +142,8 @@ class PerPatientEngine:
             clipped = self._clipped(run, taken, labels, batch)
             if clipped.suspects is None:
                 add(total, clipped.total)
+                if run.tally is not None:
+                    clipped.tell(run.tally, batch.patients)
                 continue
             suspects = clipped.suspects.numpy(force=True)
             for at in np.flatnonzero(suspects):
@@ -150,7 +158,7 @@ class PerPatientEngine:
     def _alone(self, run: "_Run", inputs: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
         """One patient by plain autograd: exact where a norm overflowed, cheap where there are many records."""
         gradient = patient_gradient(self.model, self.loss, run.parameters, inputs, targets, run.at_once)
-        return clip_one(gradient, run.clipping_norm) or {}
+        return clip_one(gradient, run.clipping_norm, run.tally) or {}
 
     def _clipped(self, run: "_Run", inputs: Sequence[Tensor], targets: Tensor, batch: MicroBatch) -> Clipped:
         gradient_bytes = self.options.gradient_bytes
@@ -178,3 +186,4 @@ class _Run:
     names: dict[int, str]
     clipping_norm: float
     at_once: int
+    tally: Tally | None

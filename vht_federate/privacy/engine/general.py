@@ -10,6 +10,7 @@ from vht_federate.errors import ComponentError
 from vht_federate.privacy.engine.loss import Loss
 from vht_federate.privacy.engine.refusal import refusal
 from vht_federate.privacy.gradients import clipped_sum
+from vht_federate.privacy.tally import Tally
 
 __all__ = ["general_sum"]
 
@@ -32,7 +33,13 @@ class _ByIndex(nn.Module):
 
 
 def general_sum(
-    model: nn.Module, loss: Loss, inputs: Sequence[Tensor], targets: Tensor, patient: Tensor, clipping_norm: float
+    model: nn.Module,
+    loss: Loss,
+    inputs: Sequence[Tensor],
+    targets: Tensor,
+    patient: Tensor,
+    clipping_norm: float,
+    tally: Tally | None = None,
 ) -> dict[str, Tensor]:
     """Sum over patients of clipped contributions, in the parameters' type.
 
@@ -40,7 +47,9 @@ def general_sum(
     """
     index = torch.arange(len(targets), device=targets.device)
     try:
-        total = clipped_sum(_ByIndex(model, inputs), loss, index, targets, patient.to(targets.device), clipping_norm)
+        total = clipped_sum(
+            _ByIndex(model, inputs), loss, index, targets, patient.to(targets.device), clipping_norm, tally
+        )
     except ComponentError:
         raise
     except RuntimeError:

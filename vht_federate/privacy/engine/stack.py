@@ -132,7 +132,7 @@ def _single_records(parts: list[Part], clipping_norm: float) -> Clipped:
             total[bias] = factor @ gradient
         if weight:
             total[weight] = gradient.mul_(factor[:, None]).T @ held
-    return Clipped(total, None)
+    return Clipped(total, None, factor)
 
 
 def _uses(parts: list[Part]) -> list[LinearUse]:

@@ -1,18 +1,20 @@
 """The one thing that leaves the engine: a sum of clipped contributions with noise."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from numpy.typing import ArrayLike
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
 
 from vht_federate.domain.plan import Precision
 from vht_federate.privacy.engine.engine import PerPatientEngine
 from vht_federate.privacy.engine.refusal import trained
 from vht_federate.privacy.noise import NoiseSource
 from vht_federate.privacy.release import Private, release_gaussian, release_gaussian_float32
+from vht_federate.privacy.tally import Tally
 
-__all__ = ["Batch", "noised_sum"]
+__all__ = ["Batch", "noised_sum", "noised_sum_and_count"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,14 +44,53 @@ def noised_sum(
     float64, a float32 model that takes its step drops the low-order bits of every released number.
     """
     parameters = trained(engine.model)
+    flat: Private[ArrayLike] = batch.map(
+        lambda held: _flat(engine.clipped_sum(*held.arguments(), clipping_norm, parameters))
+    )
+    return _released(flat, parameters, clipping_norm, noise_multiplier, noise, precision)
 
-    def flat(held: Batch) -> ArrayLike:
-        total = engine.clipped_sum(*held.arguments(), clipping_norm, parameters)
-        return torch.cat([part.flatten() for part in total.values()]).numpy(force=True)
 
-    private = batch.map(flat)
+def noised_sum_and_count(
+    engine: PerPatientEngine,
+    batch: Private[Batch],
+    clipping_norm: float,
+    noise_multiplier: float,
+    count_noise: float,
+    noise: NoiseSource,
+    precision: Precision = "float64",
+) -> tuple[dict[str, Tensor], float]:
+    """``noised_sum``, and of the same patients those within the norm less those beyond it, halved, with
+
+    N(0, count_noise^2). Together they are one Gaussian mechanism of multiplier m with 1/m^2 = 1/noise_multiplier^2 +
+    1/(2 count_noise)^2 (Andrew et al. 2021, theorem 1): a patient moves the sum by the norm and the count by 1/2.
+    """
+    parameters = trained(engine.model)
+
+    def both(held: Batch) -> tuple[ArrayLike, float]:
+        tally = Tally()
+        flat = _flat(engine.clipped_sum(*held.arguments(), clipping_norm, parameters, tally))
+        return flat, tally.centred
+
+    private = batch.map(both)
+    total = _released(private.map(lambda pair: pair[0]), parameters, clipping_norm, noise_multiplier, noise, precision)
+    return total, float(release_gaussian(private.map(lambda pair: pair[1]), 0.5, 2.0 * count_noise, noise))
+
+
+def _flat(total: dict[str, Tensor]) -> NDArray[Any]:
+    together: NDArray[Any] = torch.cat([part.flatten() for part in total.values()]).numpy(force=True)
+    return together
+
+
+def _released(
+    flat: Private[ArrayLike],
+    parameters: dict[str, nn.Parameter],
+    clipping_norm: float,
+    noise_multiplier: float,
+    noise: NoiseSource,
+    precision: Precision,
+) -> dict[str, Tensor]:
     release = release_gaussian_float32 if precision == "float32" else release_gaussian
-    noised = torch.from_numpy(release(private, clipping_norm, noise_multiplier, noise))
+    noised = torch.from_numpy(release(flat, clipping_norm, noise_multiplier, noise))
     found, start = {}, 0
     for name, value in parameters.items():
         stop = start + value.numel()
