@@ -9,6 +9,7 @@ import typer
 
 from connector.views.sql.definition import MAX_BYTES
 from connector.views.sql.engine import arrow_schema
+from connector.views.sql.limits import TIME_LIMIT_S
 from connector.views.sql.plan import Plan, compile_view
 from connector.views.sql.shipped import shipped
 from connector.views.sql.sources import Account, execute, find_files
@@ -79,6 +80,9 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="rows.csv, rows.parquet or rows.ndjson")] = None,
     skip_bad_lines: Annotated[bool, typer.Option(help="Leave out lines that do not fit, and count them.")] = False,
     threads: Annotated[int, typer.Option(min=1, max=64, help="Of the database.")] = 1,
+    time_limit: Annotated[
+        float, typer.Option(min=0.001, help="Seconds; a view that takes longer is stopped.")
+    ] = TIME_LIMIT_S,
 ) -> None:
     """Run a view over NDJSON. A line that does not fit stops it, unless --skip-bad-lines."""
     plan = compile_view(read_view_file(view))
@@ -96,7 +100,7 @@ def run(
             rows += batch.num_rows
         return rows
 
-    account = execute(plan, files, sink, skip_bad_lines=skip_bad_lines, threads=threads)
+    account = execute(plan, files, sink, skip_bad_lines=skip_bad_lines, threads=threads, time_limit_s=time_limit)
     _report(plan, account, head, out)
 
 

@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 
 from connector.views.sql.elements import kind
+from connector.views.sql.limits import TIME_LIMIT_S, TimeLimit, over_time
 from connector.views.sql.plan import LINE_FAULT, Plan, compile_view
 from connector.views.sql.schema import text_literal
 from vht_federate.errors import InputError, ViewError
@@ -42,9 +43,9 @@ _ARROW = {"boolean": pa.bool_(), "integer": pa.int64(), "decimal": pa.float64()}
 
 @contextmanager
 def locked(
-    files: Sequence[str], *, threads: int = 1, memory: str = DEFAULT_MEMORY
+    files: Sequence[str], *, threads: int = 1, memory: str = DEFAULT_MEMORY, limit: TimeLimit | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory DuckDB that can open ``files`` alone."""
+    """An in-memory DuckDB that can open ``files`` alone, and is interrupted at ``limit``."""
     config = {
         "threads": threads,
         "memory_limit": memory,
@@ -58,7 +59,8 @@ def locked(
         connection.execute(f"SET allowed_paths = [{', '.join(text_literal(name) for name in files)}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        yield connection
+        with (limit or TimeLimit(None)).on(connection):
+            yield connection
     finally:
         connection.close()
 
@@ -97,6 +99,8 @@ def query_error(error: Exception) -> ViewError | InputError:
             return ViewError(f"{place}: {message}", code=code, hint=hint)
     if text.startswith(("Invalid Input Error", "Conversion Error")):
         return InputError("a line is no FHIR resource as the view reads it", code=LINE_FAULT)
+    if text.startswith("INTERRUPT Error"):
+        return over_time()
     if text.startswith("Out of Memory Error"):
         return InputError("the view needs more memory than it is allowed", code="VHT-INPUT-MEMORY")
     if text.startswith("IO Error"):
@@ -187,12 +191,16 @@ def _parsed(value: Any) -> Any:
 
 
 def run(
-    view: Mapping[str, Any], resources: Iterable[Mapping[str, Any]], *, max_rows: int = MAX_ROWS
+    view: Mapping[str, Any],
+    resources: Iterable[Mapping[str, Any]],
+    *,
+    max_rows: int = MAX_ROWS,
+    time_limit_s: float | None = TIME_LIMIT_S,
 ) -> list[dict[str, Any]]:
     """The rows of ``view`` over ``resources`` (of any types: those of the view's type count).
 
-    Raises: ViewError for the view (VHT-VIEW-LIMIT also beyond ``max_rows``), InputError VHT-INPUT-FHIR-LINE for a
-    resource that does not fit FHIR.
+    Raises: ViewError for the view (VHT-VIEW-LIMIT also beyond ``max_rows``, VHT-VIEW-TIME beyond ``time_limit_s``),
+    InputError VHT-INPUT-FHIR-LINE for a resource that does not fit FHIR.
     """
     plan = compile_view(view)
     lines = []
@@ -204,7 +212,7 @@ def run(
                 lines.append(orjson.dumps(resource))
             except (TypeError, RecursionError) as error:
                 raise InputError("a resource is not JSON, or nested too deep", code=LINE_FAULT) from error
-    with spooled(lines) as path, locked([path]) as connection:
+    with spooled(lines) as path, locked([path], limit=TimeLimit(time_limit_s)) as connection:
         return run_plan(plan, connection, [path], max_rows=max_rows)
 
 

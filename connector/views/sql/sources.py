@@ -14,6 +14,7 @@ import orjson
 import pyarrow as pa
 
 from connector.views.sql.engine import batches, locked, spooled
+from connector.views.sql.limits import TIME_LIMIT_S, TimeLimit
 from connector.views.sql.plan import LINE_FAULT, Plan
 from connector.views.sql.schema import text_literal
 from vht_federate.errors import InputError
@@ -63,31 +64,38 @@ def find_files(data: Path, resource: str) -> list[Path]:
 
 
 def execute(
-    plan: Plan, files: Sequence[Path], sink: Sink, *, skip_bad_lines: bool = False, threads: int = 1
+    plan: Plan,
+    files: Sequence[Path],
+    sink: Sink,
+    *,
+    skip_bad_lines: bool = False,
+    threads: int = 1,
+    time_limit_s: float | None = TIME_LIMIT_S,
 ) -> Account:
     """Send the rows to ``sink`` (which returns how many it took; it is called anew where the fast way fails).
 
     Raises: InputError VHT-INPUT-FHIR-LINE naming the first bad lines, unless ``skip_bad_lines``; ViewError for what
-    only data can show (VHT-VIEW-NOT-SINGLE).
+    only data can show (VHT-VIEW-NOT-SINGLE), and VHT-VIEW-TIME where all of it takes longer than ``time_limit_s``.
     """
+    limit = TimeLimit(time_limit_s)
     names = [_readable(path) for path in files]
     try:
-        with locked(names, threads=threads) as connection:
+        with locked(names, threads=threads, limit=limit) as connection:
             rows = sink(batches(plan, connection, names))
             return _counted(connection, names, plan, rows)
     except InputError as error:
         if error.code != LINE_FAULT:
             raise
     if not skip_bad_lines:
-        _refuse_faults(plan, files)
+        _refuse_faults(plan, files, limit)
     account = Account()
-    account.rows = sink(_Careful(plan, account).batches(files))
+    account.rows = sink(_Careful(plan, account, limit).batches(files))
     return account
 
 
-def _refuse_faults(plan: Plan, files: Sequence[Path]) -> None:
+def _refuse_faults(plan: Plan, files: Sequence[Path], limit: TimeLimit) -> None:
     account = Account()
-    for _ in _Careful(plan, account).batches(files):
+    for _ in _Careful(plan, account, limit).batches(files):
         pass  # rows are not wanted: every line is looked at before any row is written
     if account.faults:
         first = ", ".join(f"{one.file}:{one.line} {one.reason}" for one in account.faults[:5])
@@ -118,9 +126,8 @@ def _counted(connection: duckdb.DuckDBPyConnection, names: Sequence[str], plan: 
 class _Careful:
     """Goes through the files line by line, keeping ``account``."""
 
-    def __init__(self, plan: Plan, account: Account) -> None:
-        self._plan = plan
-        self._account = account
+    def __init__(self, plan: Plan, account: Account, limit: TimeLimit) -> None:
+        self._plan, self._account, self._limit = plan, account, limit
 
     def batches(self, files: Sequence[Path]) -> Batches:
         for path in files:
@@ -157,7 +164,7 @@ class _Careful:
         if not piece:
             return
         try:
-            with spooled(line for _, line in piece) as name, locked([name]) as connection:
+            with spooled(line for _, line in piece) as name, locked([name], limit=self._limit) as connection:
                 made = list(batches(self._plan, connection, [name]))
         except InputError as error:
             if error.code != LINE_FAULT:
