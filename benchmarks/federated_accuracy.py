@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.table import Row
-from deploy.demo import terms_for
-from deploy.harness import auc
 from deploy.learning import Learner, cohorts_of
+from deploy.ranking import auc
+from deploy.terms import terms_for
 from strategies.plan import resolve_plan
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.domain.study import PrivacyTargets, TrainingChoices

@@ -13,9 +13,9 @@ import numpy as np
 
 from benchmarks.federated_accuracy import demo_plan
 from benchmarks.table import Row
-from deploy.demo import terms_for
-from deploy.harness import auc
 from deploy.learning import Learner, cohorts_of, patient_labels
+from deploy.ranking import auc
+from deploy.terms import terms_for
 from vht_federate.components.job import CohortArrays
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.noise import SecureNoise

@@ -6,6 +6,7 @@ standard error of the best.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 from benchmarks.federated_accuracy import demo_plan
 from benchmarks.table import Row
 from benchmarks.uci_accuracy import accuracies, uci_cohorts
-from deploy.demo import UCI, terms_for
 from deploy.learning import Learner
+from deploy.local import StudyTerms
+from deploy.terms import UCI, terms_for
 from strategies.plan import resolve_plan
 from vht_federate.components.job import CohortArrays
 from vht_federate.domain.plan import StudyPlan
@@ -36,8 +38,8 @@ GRID: tuple[dict[str, Any], ...] = (
 )
 
 
-def _plan(training: dict[str, Any]) -> StudyPlan:
-    terms = terms_for(uci=True)
+def plan_of(terms: StudyTerms, training: dict[str, Any]) -> StudyPlan:
+    """The plan that ``vht study plan`` resolves for ``terms`` with other hyperparameters."""
     targets = PrivacyTargets(
         epsilon=terms.epsilon,
         delta=terms.delta,
@@ -54,29 +56,38 @@ def _kept(cohort: CohortArrays, keep: np.ndarray) -> CohortArrays:
     return CohortArrays(cohort.values[rows], cohort.outcome[rows], renumbered, cohort.bucket[keep])
 
 
-def _score(learner: Learner, train: list[CohortArrays], plan: StudyPlan) -> np.ndarray:
+def cross_validated(learner: Learner, train: list[CohortArrays], plan: StudyPlan) -> np.ndarray:
+    """[folds, 2]: accuracy (mean over hospitals) and AUC (all patients together) on the patients held out."""
     folds = [np.random.default_rng(index).integers(0, FOLDS, cohort.patients) for index, cohort in enumerate(train)]
     scores = []
     for number in range(FOLDS):
         seen = [_kept(cohort, fold != number) for cohort, fold in zip(train, folds, strict=True)]
         held = [_kept(cohort, fold == number) for cohort, fold in zip(train, folds, strict=True)]
-        scores.append(accuracies(learner, learner.fit_private(seen, plan, SecureNoise()), held)[0])
+        scores.append(accuracies(learner, learner.fit_private(seen, plan, SecureNoise()), held))
     return np.array(scores)
 
 
 def measure() -> list[Row]:
-    assert demo_plan(uci=True) == _plan(UCI)
+    terms = terms_for(uci=True)
+    assert demo_plan(uci=True) == plan_of(terms, UCI)
     with tempfile.TemporaryDirectory() as place:
         learner, cohorts = uci_cohorts(Path(place))
     train = [cohort.of("train") for cohort in cohorts]
-    scores = [_score(learner, train, _plan(training)) for training in GRID]
+    scores = [cross_validated(learner, train, plan_of(terms, training))[:, 0] for training in GRID]
+    return selection(GRID, scores, UCI, "accuracy")
+
+
+def selection(
+    grid: Sequence[dict[str, Any]], scores: Sequence[np.ndarray], demo: dict[str, Any], unit: str
+) -> list[Row]:
+    """One row for each choice; the demo's own must be within one standard error of the best."""
     best = max(float(score.mean()) for score in scores)
     rows = []
-    for training, score in zip(GRID, scores, strict=True):
+    for training, score in zip(grid, scores, strict=True):
         named = ", ".join(f"{key} {value:g}" for key, value in training.items())
         error = float(score.std() / np.sqrt(len(score)))
-        chosen = training is UCI
+        chosen = training is demo
         goal = "chosen: within one standard error of the best" if chosen else "informational"
         holds = not chosen or float(score.mean()) >= best - max(error, 0.01)
-        rows.append(Row(named, float(score.mean()), "accuracy", goal, holds, "best of the grid", best))
+        rows.append(Row(named, float(score.mean()), unit, goal, holds, "best of the grid", best))
     return rows

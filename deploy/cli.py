@@ -8,6 +8,7 @@ import typer
 
 from deploy.pki import issue_certificate, make_authority
 from vht_federate import output
+from vht_federate.errors import InputError
 
 __all__ = ["demo", "pki"]
 
@@ -44,12 +45,18 @@ def demo(
     uci: Annotated[
         Path | None, typer.Option(help="Folder of the four UCI heart-disease files: four real hospitals.")
     ] = None,
-    hospitals: Annotated[int, typer.Option(min=1, max=16, help="Generated hospitals.")] = 4,
+    fhir: Annotated[
+        Path | None,
+        typer.Option(help="A FHIR R4 export (a folder of NDJSON, or one .tgz): its patients, split into hospitals."),
+    ] = None,
+    hospitals: Annotated[int, typer.Option(min=1, max=16, help="Hospitals, generated or of the export.")] = 4,
     patients: Annotated[int, typer.Option(min=50, help="Patients per generated hospital, on average.")] = 1500,
     seed: Annotated[int, typer.Option(help="Of the generated data.")] = 7,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the pages up until Ctrl-C.")] = False,
 ) -> None:
     """Four hospitals, end to end, on this machine."""
+    if uci and fhir:
+        raise InputError("--uci and --fhir are two demos", code="VHT-INPUT-DEMO", hint="run one after the other")
     from deploy.demo import DemoOptions, run_demo
 
-    run_demo(DemoOptions(out, uci, hospitals, patients, seed, keep))
+    run_demo(DemoOptions(out, uci, fhir, hospitals, patients, seed, keep))

@@ -17,12 +17,13 @@ from typing import Any
 
 from deploy.commands import Commands
 from deploy.harness import HarnessRequest
-from deploy.local import Hospital, LocalFederation, StudyTerms
+from deploy.local import Hospital, LocalFederation
+from deploy.terms import export_terms, terms_for
 from vht_federate.errors import InputError
 from vht_federate.output import emit, people, progress, table
 from vht_federate.processes import PidFile
 
-__all__ = ["DemoOptions", "run_demo", "terms_for"]
+__all__ = ["DemoOptions", "measure", "prepare_harness", "run_demo"]
 
 OURS = (
     "data", "pki", "nodes", "logs", "study", "authority", "coordinator", "platform", "run", "harness",
@@ -30,57 +31,27 @@ OURS = (
 )  # fmt: skip
 MARKER = ".vht-demo"
 
-# Chosen by cross-validation on training patients only: benchmarks/uci_selection.py prints the table.
-GENERATED = {
-    "rounds": 5, "local_steps": 20, "sampling_rate": 0.5, "clipping_norm": 0.5, "learning_rate": 12.0, "momentum": 0.8,
-}  # fmt: skip
-UCI = {
-    "rounds": 5, "local_steps": 8, "sampling_rate": 0.7, "clipping_norm": 0.4, "learning_rate": 1.2, "momentum": 0.7,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """``uci``: folder of the four UCI files, None for generated data. ``patients`` per hospital, on average."""
+    """``uci``: folder of the four UCI files. ``fhir``: a FHIR export, to be split into ``hospitals``. Neither:
+    generated data, ``patients`` per hospital on average.
+    """
 
     out: Path
     uci: Path | None = None
+    fhir: Path | None = None
     hospitals: int = 4
     patients: int = 1500
     seed: int = 7
     keep: bool = False
 
 
-def terms_for(uci: bool) -> StudyTerms:
-    """The study that the demo runs, for real (UCI) or generated hospitals."""
-    if uci:
-        return StudyTerms(
-            study_id="coronary-disease-uci",
-            title="Coronary disease in patients referred for angiography",
-            profile="angiography",
-            epsilon=3.0,
-            delta=1e-4,
-            cohort_epsilon=1.0,
-            evaluation_epsilon=2.5,
-            training=UCI,
-        )
-    return StudyTerms(
-        study_id="cardio-risk-demo",
-        title="Ten-year cardiovascular risk across four hospitals",
-        profile="cardiometabolic",
-        epsilon=3.0,
-        delta=1e-5,
-        cohort_epsilon=1.2,
-        evaluation_epsilon=2.5,
-        training=GENERATED,
-    )
-
-
 def run_demo(options: DemoOptions) -> None:
     """Run the whole chain into ``options.out``. Leaves no process behind, also on Ctrl-C (exit 130)."""
     started = time.monotonic()
     out = _prepare(options.out)
-    terms = terms_for(options.uci is not None)
+    terms = export_terms(options.hospitals) if options.fhir else terms_for(options.uci is not None)
     # Explicitly, SIGINT too: a shell starts background jobs with it ignored.
     previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -126,6 +97,8 @@ def _data(options: DemoOptions, out: Path, commands: Commands) -> list[Hospital]
     if options.uci is not None:
         progress("importing the four UCI hospitals as FHIR R4")
         commands.run("data", "import-uci", str(options.uci.resolve()), "--out", str(out / "data"))
+    elif options.fhir is not None:
+        _split(options.fhir, options.hospitals, out, commands)
     else:
         progress(f"generating {options.hospitals} hospitals of about {options.patients} patients as FHIR R4")
         commands.run(
@@ -134,6 +107,19 @@ def _data(options: DemoOptions, out: Path, commands: Commands) -> list[Hospital]
         )  # fmt: skip
     folders = sorted(path for path in (out / "data").iterdir() if (path / "Patient.ndjson").exists())
     return [Hospital(folder.name, folder) for folder in folders]
+
+
+def _split(export: Path, hospitals: int, out: Path, commands: Commands) -> None:
+    progress(f"splitting the export into {hospitals} hospitals by a public rule on Patient.id")
+    made = commands.run(
+        "data", "split", str(export.resolve()), "--hospitals", str(hospitals), "--out", str(out / "data")
+    )
+    left_out = {"of types that no node reads": made["unread"], "of no patient in the export": made["stray"]}
+    for what, counts in left_out.items():
+        if counts:
+            progress(f"  left out, {what}: {', '.join(f'{kind} {count}' for kind, count in counts.items())}")
+    if made["malformed"]:
+        progress(f"  left out, not a resource: {made['malformed']} lines")
 
 
 def _run(federation: LocalFederation, started: float) -> dict[str, Any]:
@@ -213,23 +199,36 @@ def _cohort_in_words(cohort: dict[str, Any] | None) -> str:
     return f"{cohort['rows']} rows, epsilon {cohort['epsilon']:.3f} of the total"
 
 
-def _show(summary: dict[str, Any], federation: LocalFederation) -> None:
-    root, truth, terms = federation.root, summary["harness"], federation.terms
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _rows(summary: dict[str, Any], federation: LocalFederation) -> list[tuple[str, str]]:
+    truth, terms = summary["harness"], federation.terms
     taking_part = f"{len(summary['participants'])} of {len(federation.hospitals)} hospitals"
-    rows = [
+    return [
         ("study", f"{summary['study_id']}: {summary['state']}, {taking_part}, {summary['seconds']:.0f} s in all"),
+        *((f"  without {name}", why) for name, why in summary["lost"].items()),
         ("epsilon, one patient at one hospital", f"{summary['epsilon']:.3f} of {terms.epsilon:g} at {terms.delta:g}"),
-        ("AUC, as released with noise", f"{summary['auc_federated']:.3f}"),
-        ("accuracy, mean over hospitals, as released", f"{summary['accuracy_mean_over_nodes']:.3f}"),
-        ("exact AUC on all test patients: this component", f"{truth['auc_federated']:.3f}"),
-        ("  pooled data, without privacy", f"{truth['auc_pooled_nonprivate']:.3f}"),
-        ("  each hospital alone, same plan", f"{truth['auc_local_mean']:.3f}"),
-        ("exact accuracy, mean over hospitals: this component", f"{truth['accuracy_federated']:.3f}"),
-        ("  pooled data, without privacy", f"{truth['accuracy_pooled_nonprivate']:.3f}"),
-        ("  always what most patients of the hospital have", f"{truth['accuracy_majority']:.3f}"),
+        ("AUC, as released with noise", _figure(summary["auc_federated"])),
+        ("accuracy, mean over hospitals, as released", _figure(summary["accuracy_mean_over_nodes"])),
+        ("patients with a record, of them with the outcome", f"{truth['patients']}, {truth['patients_with_outcome']}"),
+        ("  test patients alone", f"{truth['test_patients']}, {truth['test_patients_with_outcome']}"),
+        ("exact AUC on all test patients: this component", _figure(truth["auc_federated"])),
+        ("  pooled data, without privacy", _figure(truth["auc_pooled_nonprivate"])),
+        ("  each hospital alone, same plan", _figure(truth["auc_local_mean"])),
+        (f"  {truth['single_input']} alone", _figure(truth["auc_single_input"])),
+        ("  the number of missing inputs alone", _figure(truth["auc_missing_count"])),
+        ("exact accuracy, mean over hospitals: this component", _figure(truth["accuracy_federated"])),
+        ("  pooled data, without privacy", _figure(truth["accuracy_pooled_nonprivate"])),
+        ("  always what most patients of the hospital have", _figure(truth["accuracy_majority"])),
         ("synthetic cohort", _cohort_in_words(summary["cohort"])),
         ("evidence", f"{summary['verified']['entries']} log entries verified offline"),
     ]
+
+
+def _show(summary: dict[str, Any], federation: LocalFederation) -> None:
+    root = federation.root
     places = [
         ("component", "run/release"),
         ("cohort", "run/cohort"),
@@ -239,7 +238,7 @@ def _show(summary: dict[str, Any], federation: LocalFederation) -> None:
     emit(
         "demo",
         summary,
-        table("What came out", ["what", "value"], rows),
+        table("What came out", ["what", "value"], _rows(summary, federation)),
         "\n".join(f"{name:<10} {root / place}" for name, place in places),
         f"Pages: vht platform serve {root / 'platform'}, or the demo with --keep. Every command that ran: commands.sh",
     )

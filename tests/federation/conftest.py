@@ -11,8 +11,8 @@ import pytest
 from federation.wiretap import Wiretap
 
 from deploy.commands import Commands
-from deploy.demo import terms_for
 from deploy.local import Hospital, LocalFederation, StudyTerms
+from deploy.terms import terms_for
 
 HOSPITALS, PATIENTS, SEED = 4, 300, 11
 
