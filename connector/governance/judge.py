@@ -5,7 +5,7 @@ permit covers what it asks, whether it concerns this node, whether its component
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,8 +17,10 @@ from sqlalchemy.orm import Session
 from connector.governance.ledger import Ledger
 from connector.governance.refusals import StrangersRefused
 from connector.governance.status import PermitStatus
-from vht_federate.authority.check import check_request, read_permit, read_study
+from vht_federate.authority.check import check_question, check_request, read_permit, read_question, read_study
 from vht_federate.components.contract import read_component
+from vht_federate.domain.feasibility import FeasibilityQuestion
+from vht_federate.domain.law import DataCategory, purpose_open_to
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import ComponentRef, StudyRequest
 from vht_federate.errors import ComponentError, PermitError, RefusedError, VhtError
@@ -26,7 +28,7 @@ from vht_federate.evidence.canonical import digest_of, sha256_hex
 from vht_federate.evidence.keys import PublicKey
 from vht_federate.evidence.log import EvidenceLog
 
-__all__ = ["Installed", "Judge", "Judgement"]
+__all__ = ["Installed", "Judge", "Judgement", "Questioned"]
 
 log = logging.getLogger("vht.node.judge")
 OLDEST_REQUEST = timedelta(hours=24)
@@ -48,6 +50,16 @@ class Judgement:
     request: StudyRequest
     request_digest: str
     dataset_id: str
+    status_serial: int
+
+
+@dataclass(frozen=True)
+class Questioned:
+    """A feasibility question that may be answered, as far as the budget goes."""
+
+    permit: Permit
+    question: FeasibilityQuestion
+    digest: str
     status_serial: int
 
 
@@ -86,15 +98,50 @@ class Judge:
             raise
         return Judgement(permit, request, about["request_digest"], self.dataset_id, serial)
 
+    def require_permit(self, permit_token: str, categories: Collection[DataCategory]) -> Permit:
+        """A permit that is good at this moment for the use of this node's dataset, apart from any study.
+
+        Its signature, time and status hold, it names the dataset, all of the dataset's ``categories`` (rows carry
+        none of their own) and a purpose that is open to one of its users. Raises PermitError or RevokedError.
+        """
+        permit = self._permit(permit_token)
+        self.status.require_good(permit)
+        if self.dataset_id not in permit.dataset_ids:
+            raise PermitError(f"the permit does not name dataset {self.dataset_id}", code="VHT-PERMIT-DATASET")
+        outside = sorted(set(categories) - set(permit.categories))
+        if outside:
+            raise PermitError(f"data category {', '.join(outside)} is not in the permit", code="VHT-PERMIT-CATEGORY")
+        if not any(purpose_open_to(purpose, user.kind) for purpose in permit.purposes for user in permit.data_users):
+            raise PermitError(
+                "no purpose of the permit is open to any of its users (Article 53(2))", code="VHT-PERMIT-PURPOSE"
+            )
+        return permit
+
+    def judge_question(self, permit_token: str, question_token: str, user_key: dict[str, Any]) -> Questioned:
+        """A feasibility question, as ``judge`` judges a study: permit, signature, what is asked, and its age."""
+        about: dict[str, Any] = {"permit_sha256": sha256_hex(permit_token.encode())}
+        question: FeasibilityQuestion | None = None
+        try:
+            permit = self._permit(permit_token)
+            about["permit_id"] = permit.permit_id
+            serial = self.status.require_good(permit).serial
+            about["status_serial"] = serial
+            question = read_question(question_token, permit, PublicKey.from_jwk(user_key))
+            about["request_digest"] = digest_of(question.claims())
+            check_question(permit, question)
+            self._concerns_this_node(question)
+            if not self._fresh(question):
+                raise _stale()
+        except VhtError as error:
+            self.refused(error, stranger=question is None or not self._fresh(question), **about)
+            raise
+        return Questioned(permit, question, about["request_digest"], serial)
+
     def require_fresh(self, judged: Judgement) -> None:
         """The request was signed a moment ago, so nobody else can have it. A refusal is logged and raised."""
         if self._fresh(judged.request):
             return
-        error = RefusedError(
-            "this request was signed more than 24 hours ago, or its time lies ahead of this node's clock",
-            code="VHT-REFUSED-STALE",
-            hint="sign a new request; if it is new, compare the clocks of both machines",
-        )
+        error = _stale()
         self.refused(error, stranger=True, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
         raise error
 
@@ -159,7 +206,7 @@ class Judge:
             )
         return folder
 
-    def _fresh(self, request: StudyRequest) -> bool:
+    def _fresh(self, request: StudyRequest | FeasibilityQuestion) -> bool:
         age = self.clock() - request.created_at
         return -CLOCKS_DIFFER <= age <= OLDEST_REQUEST
 
@@ -176,8 +223,16 @@ class Judge:
             )
         return read_permit(token, self.issuer)
 
-    def _concerns_this_node(self, request: StudyRequest) -> None:
+    def _concerns_this_node(self, request: StudyRequest | FeasibilityQuestion) -> None:
         if self.dataset_id not in request.dataset_ids:
             raise PermitError(
                 f"neither study nor permit names this node's dataset {self.dataset_id}", code="VHT-PERMIT-DATASET"
             )
+
+
+def _stale() -> RefusedError:
+    return RefusedError(
+        "this request was signed more than 24 hours ago, or its time lies ahead of this node's clock",
+        code="VHT-REFUSED-STALE",
+        hint="sign a new request; if it is new, compare the clocks of both machines",
+    )

@@ -6,17 +6,19 @@ Nothing here reads a file, a clock or the network. Each rule is one function and
     read_status     VHT-PERMIT-STATUS-SIGNATURE
     check_status    VHT-PERMIT-STATUS-SIGNATURE, VHT-PERMIT-STATUS-STALE, VHT-PERMIT-REVOKED (RevokedError)
     check_time      VHT-PERMIT-NOT-YET, VHT-PERMIT-EXPIRED
-    read_study      VHT-PERMIT-USER, VHT-PERMIT-STUDY-SIGNATURE
+    read_study, read_question   VHT-PERMIT-USER, VHT-PERMIT-STUDY-SIGNATURE
+    check_question  as check_request, without columns, components and a plan; VHT-PERMIT-RELEASE
     check_request   VHT-PERMIT-MISMATCH, -USER, -PURPOSE, -CATEGORY, -DATASET, -COLUMN, -COMPONENT, VHT-BUDGET-PERMIT
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
 from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.feasibility import FEASIBILITY_TYP, FeasibilityQuestion
 from vht_federate.domain.law import purpose_open_to
 from vht_federate.domain.permit import PERMIT_TYP, STATUS_TYP, DataUser, Permit, StatusList
 from vht_federate.domain.study import STUDY_TYP, StudyRequest
@@ -26,10 +28,12 @@ from vht_federate.evidence.keys import PublicKey
 __all__ = [
     "EPSILON_TOLERANCE",
     "Composition",
+    "check_question",
     "check_request",
     "check_status",
     "check_time",
     "read_permit",
+    "read_question",
     "read_status",
     "read_study",
 ]
@@ -99,17 +103,31 @@ def read_study(token: str, permit: Permit, user_key: PublicKey) -> StudyRequest:
 
     Raises PermitError, or InputError VHT-INPUT-STUDY for a request that does not fit its schema.
     """
+    request = StudyRequest.from_claims(_signed_by_user(token, permit, user_key, STUDY_TYP))
+    _own(request, user_key)
+    return request
+
+
+def read_question(token: str, permit: Permit, user_key: PublicKey) -> FeasibilityQuestion:
+    """The feasibility question in ``token``, as ``read_study`` reads a study. Raises InputError VHT-INPUT-QUESTION."""
+    question = FeasibilityQuestion.from_claims(_signed_by_user(token, permit, user_key, FEASIBILITY_TYP))
+    _own(question, user_key)
+    return question
+
+
+def _signed_by_user(token: str, permit: Permit, user_key: PublicKey, typ: str) -> dict[str, Any]:
     _user(permit, user_key.kid)
     try:
-        claims = user_key.verify(token, typ=STUDY_TYP)
+        return user_key.verify(token, typ=typ)
     except VerificationError as error:
         raise PermitError(
-            "the study request was not signed by the data user it names", code="VHT-PERMIT-STUDY-SIGNATURE"
+            "the request was not signed by the data user it names", code="VHT-PERMIT-STUDY-SIGNATURE"
         ) from error
-    request = StudyRequest.from_claims(claims)
-    if request.user_kid != user_key.kid:
-        _refuse("USER", "the study request names another user than the one who signed it")
-    return request
+
+
+def _own(asked: StudyRequest | FeasibilityQuestion, user_key: PublicKey) -> None:
+    if asked.user_kid != user_key.kid:
+        _refuse("USER", "the request names another user than the one who signed it")
 
 
 def check_request(permit: Permit, request: StudyRequest, *, compose: Composition | None = None) -> None:
@@ -117,18 +135,29 @@ def check_request(permit: Permit, request: StudyRequest, *, compose: Composition
 
     ``compose`` computes epsilon by population; by default the project's own accountant.
     """
-    if request.permit_id != permit.permit_id:
-        _refuse("MISMATCH", f"the study relies on permit {request.permit_id}, not on {permit.permit_id}")
-    user = _user(permit, request.user_kid)
-    if request.purpose not in permit.purposes:
-        _refuse("PURPOSE", f"purpose {request.purpose} is not in the permit")
-    if not purpose_open_to(request.purpose, user.kind):
-        _refuse("PURPOSE", f"purpose {request.purpose} is not open to a {user.kind} actor (Article 53(2))")
-    _within("CATEGORY", "data category", request.categories, permit.categories)
-    _within("DATASET", "dataset", request.dataset_ids, permit.dataset_ids)
+    _check_asked(permit, request)
     _within("COLUMN", "column", request.columns, permit.columns)
     _within("COMPONENT", "component digest", [request.component.digest], permit.component_digests)
     _check_budget(permit, request, compose)
+
+
+def check_question(permit: Permit, question: FeasibilityQuestion) -> None:
+    """Is the question inside ``permit``? Its answer is a figure: the permit must allow metrics to be made of it."""
+    _check_asked(permit, question)
+    if "metrics" not in permit.release_types:
+        _refuse("RELEASE", "the permit allows no figures to leave, and the answer is one")
+
+
+def _check_asked(permit: Permit, asked: StudyRequest | FeasibilityQuestion) -> None:
+    if asked.permit_id != permit.permit_id:
+        _refuse("MISMATCH", f"the request relies on permit {asked.permit_id}, not on {permit.permit_id}")
+    user = _user(permit, asked.user_kid)
+    if asked.purpose not in permit.purposes:
+        _refuse("PURPOSE", f"purpose {asked.purpose} is not in the permit")
+    if not purpose_open_to(asked.purpose, user.kind):
+        _refuse("PURPOSE", f"purpose {asked.purpose} is not open to a {user.kind} actor (Article 53(2))")
+    _within("CATEGORY", "data category", asked.categories, permit.categories)
+    _within("DATASET", "dataset", asked.dataset_ids, permit.dataset_ids)
 
 
 def _check_budget(permit: Permit, request: StudyRequest, compose: Composition | None) -> None:
