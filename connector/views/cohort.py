@@ -22,7 +22,9 @@ import orjson
 from connector.fhir.engine import locked
 from connector.fhir.store import Generation, Store
 from connector.views.columns import Cells, Column, read_column
+from connector.views.derived import derived_views, view_hash
 from connector.views.people import make_records
+from connector.views.relations import Relations, stored
 from connector.views.tensors import Kind, Sealed, TensorFile
 from vht_federate.components.contract import Component, Profile
 from vht_federate.errors import CohortError, ViewError
@@ -37,7 +39,8 @@ class CohortManifest:
     """What the cohort is. ``unit_table``: for each port, the units in the store with their (scale, offset) to its own.
 
     ``quarantined_values``: for each port, values in the store whose unit cannot become the port's; ``reread_values``:
-    those whose unit the code map takes for another one. ``tensors``: type, shape and sha256 of each tensor; ``sha256``
+    those whose unit the code map takes for another one. ``view_hash``: ``derived.view_hash`` of the views that say what
+    was read, whose names are ``views``. ``tensors``: type, shape and sha256 of each tensor; ``sha256``
     is the file's.
     """
 
@@ -48,6 +51,8 @@ class CohortManifest:
     profile: str
     inputs: tuple[str, ...]
     permitted: tuple[str, ...]
+    views: tuple[str, ...]
+    view_hash: str
     outcome: str
     patients: int
     records: int
@@ -74,6 +79,7 @@ def build_cohort(
     destination: Path,
     pseudonym: Callable[[str], str] | None = None,
     included: Callable[[list[str], list[int]], None] | None = None,
+    reader: Callable[[duckdb.DuckDBPyConnection, Generation], Relations] | None = None,
 ) -> CohortManifest:
     """Write the cohort of ``profile`` into ``destination`` (``visits/VISIT/cohort``).
 
@@ -82,14 +88,16 @@ def build_cohort(
 
     Data of a port outside ``columns`` is never read: its column is missing throughout. ``excluded_subjects`` are
     subject keys that opted out. ``included`` is told the subject keys of all patients with a record, and their buckets;
-    what it raises ends the cohort before anything is written. Raises ViewError where the outcome is not permitted or a
-    column is unknown, CohortError VHT-COHORT-EMPTY-STORE before the first ingest.
+    what it raises ends the cohort before anything is written. ``reader`` says what is read in place of the store's
+    tables. Raises ViewError where the outcome is not permitted or a column is unknown, CohortError
+    VHT-COHORT-EMPTY-STORE before the first ingest.
     """
     permitted = _permitted(component, profile, columns)
     generation = Store(store_dir).current()
     if generation is None:
         raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE", hint="vht node ingest")
     with locked([generation.folder.resolve()]) as connection:
+        relations = reader(connection, generation) if reader else stored(generation)
         make_records(
             connection,
             generation,
@@ -98,11 +106,12 @@ def build_cohort(
             columns=permitted,
             excluded_subjects=excluded_subjects,
             pseudonym=pseudonym,
+            relations=relations,
         )
         if included is not None:
             people = connection.execute("SELECT DISTINCT subject, bucket FROM record").fetchall()
             included([subject for subject, _ in people], [bucket for _, bucket in people])
-        return _write(connection, generation, component, profile, permitted, destination)
+        return _write(connection, relations, component, profile, permitted, destination)
 
 
 def _permitted(component: Component, profile: str, columns: tuple[str, ...]) -> frozenset[str]:
@@ -120,7 +129,7 @@ def _permitted(component: Component, profile: str, columns: tuple[str, ...]) -> 
 
 def _write(
     connection: duckdb.DuckDBPyConnection,
-    generation: Generation,
+    relations: Relations,
     component: Component,
     profile: str,
     permitted: frozenset[str],
@@ -140,7 +149,7 @@ def _write(
     read = {}
     for place, port in enumerate(component.inputs(profile)):
         if port.name in permitted:
-            read[port.name] = read_column(connection, generation, port, chosen, len(person))
+            read[port.name] = read_column(connection, relations, port, chosen, len(person))
             _fill(file.arrays, place, read[port.name].cells, chosen)
     manifest = _manifest(component, profile, permitted, destination, kinds, file.seal(), read)
     _replace(destination / "manifest.json", orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
@@ -177,7 +186,7 @@ def _manifest(
     sealed: Sealed,
     read: dict[str, Column],
 ) -> CohortManifest:
-    chosen = component.profile(profile)
+    chosen, views = component.profile(profile), derived_views(component, profile, permitted)
     return CohortManifest(
         schema_version="2",
         visit=destination.resolve().parent.name,
@@ -186,6 +195,8 @@ def _manifest(
         profile=profile,
         inputs=chosen.inputs,
         permitted=tuple(sorted(permitted)),
+        views=tuple(views),
+        view_hash=view_hash(list(views.values())),
         outcome=chosen.outcome,
         patients=kinds["bucket"][1][0],
         records=kinds["outcome"][1][0],

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from connector.fhir.codes import Measure
-from connector.fhir.store import Generation
-from connector.views.people import FINAL, parts
+from connector.views.people import FINAL
+from connector.views.relations import Relations
 from vht_federate.components.contract import Port, Profile
 from vht_federate.domain.units import Affine
 from vht_federate.errors import ViewError
@@ -74,7 +74,7 @@ class Column:
 @dataclass(frozen=True)
 class _Reader:
     connection: duckdb.DuckDBPyConnection
-    generation: Generation
+    relations: Relations
     port: Port
     profile: Profile
     records: int
@@ -92,7 +92,7 @@ class _Reader:
         sql = _HISTORY.format(
             payload=", ".join(f"min(o.{name}) AS {name}" for name in names),
             names=", ".join(names),
-            table=parts(self.generation, "observation"),
+            table=self.relations("observation"),
             final=FINAL,
             usable=usable,
             back=_BY_WINDOW if windows else _BY_PLACE,
@@ -144,7 +144,7 @@ class _Reader:
     def _unit_counts(self) -> dict[str, int]:
         """How many values the store has of the port's codes, by unit."""
         unit, count = self.find(
-            f"""SELECT unit, count(*) FROM {parts(self.generation, "observation")}
+            f"""SELECT unit, count(*) FROM {self.relations("observation")}
             WHERE code_system = $system AND list_contains($codes::VARCHAR[], code) AND number IS NOT NULL
                 AND unit IS NOT NULL GROUP BY unit ORDER BY unit"""
         )
@@ -172,7 +172,7 @@ class _Reader:
         return self._ever("medication_request", "authored", REAL_REQUEST)
 
     def _ever(self, table: str, moment: str, usable: str) -> Column:
-        sql = _EVER.format(table=parts(self.generation, table), moment=moment, usable=usable)
+        sql = _EVER.format(table=self.relations(table), moment=moment, usable=usable)
         record, before = self.find(sql, system=self.port.source.system)
         first = np.full(self.records, -np.inf)
         first[record] = before / _DAY
@@ -201,10 +201,10 @@ _KINDS: dict[str, Callable[[_Reader], Column]] = {
 
 
 def read_column(
-    connection: duckdb.DuckDBPyConnection, generation: Generation, port: Port, profile: Profile, records: int
+    connection: duckdb.DuckDBPyConnection, relations: Relations, port: Port, profile: Profile, records: int
 ) -> Column:
     """The column of ``port`` over table ``record``. Raises ViewError for a source of an unknown type."""
     kind = _KINDS.get(port.source.type)
     if kind is None:
         raise ViewError(f"port {port.name} has a source that this node cannot read", code="VHT-VIEW-SOURCE")
-    return kind(_Reader(connection, generation, port, profile, records))
+    return kind(_Reader(connection, relations, port, profile, records))

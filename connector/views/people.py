@@ -10,8 +10,8 @@ from datetime import date
 
 import duckdb
 
-from connector.fhir.engine import quoted
 from connector.fhir.store import Generation
+from connector.views.relations import Relations, parts, stored
 from vht_federate.components.contract import Component, Profile
 
 __all__ = ["ADULT_YEARS", "FINAL", "make_records", "parts"]
@@ -19,11 +19,6 @@ __all__ = ["ADULT_YEARS", "FINAL", "make_records", "parts"]
 ADULT_YEARS = 18
 FINAL = "('final', 'amended', 'corrected')"
 OUTCOME_VERIFICATION = "('refuted', 'entered-in-error')"
-
-
-def parts(generation: Generation, table: str) -> str:
-    """A table function over every part of ``table``."""
-    return f"read_parquet([{', '.join(map(quoted, generation.parts(table)))}])"
 
 
 def make_records(
@@ -35,6 +30,7 @@ def make_records(
     columns: frozenset[str],
     excluded_subjects: Iterable[str],
     pseudonym: Callable[[str], str] | None = None,
+    relations: Relations | None = None,
 ) -> None:
     """Create table ``record`` (record, person, subject, bucket, landmark, age, male, outcome), patient-major.
 
@@ -43,23 +39,25 @@ def make_records(
     Age in completed years. Birth date and sex are read only where a port in ``columns`` needs them; without the
     birth date nobody can be known to be an adult, so the rule of age does not apply. With a horizon, a patient
     whose outcome came before a landmark has no record there. Where the index is the onset, the dates of all that is
-    recorded are read, whatever ``columns`` says, because they set a control's day.
+    recorded are read, whatever ``columns`` says, because they set a control's day. ``relations`` are read, by default
+    the store's tables as they lie.
     """
+    relations = relations or stored(generation)
     sources = {component.port(name).source.type for name in columns}
     born = "birth_date" if "age" in sources else "NULL::DATE"
     sex = "gender" if "sex" in sources else "NULL::VARCHAR"
     connection.execute(
         f"""CREATE TEMP TABLE person AS
         SELECT subject, bucket, {born} AS born, {sex} AS sex, deceased, deceased_at
-        FROM {parts(generation, "patient")}
+        FROM {relations("patient")}
         WHERE active AND subject NOT IN (SELECT unnest(?::VARCHAR[]))""",
         [sorted(excluded_subjects)],
     )
     _name_people(connection, pseudonym)
-    _make_events(connection, generation, component, profile)
+    _make_events(connection, relations, component, profile)
     chosen = component.profile(profile)
     if chosen.index == "onset":
-        _index_by_onset(connection, generation)
+        _index_by_onset(connection, relations)
     else:
         _index_by_landmark(connection, chosen)
     connection.execute(_RECORDS, {"horizon": chosen.horizon_years, "adult": ADULT_YEARS, "ages": "age" in sources})
@@ -97,12 +95,12 @@ def _name_people(connection: duckdb.DuckDBPyConnection, pseudonym: Callable[[str
 
 
 def _make_events(
-    connection: duckdb.DuckDBPyConnection, generation: Generation, component: Component, profile: str
+    connection: duckdb.DuckDBPyConnection, relations: Relations, component: Component, profile: str
 ) -> None:
     source = component.outcome(profile).source
     connection.execute(
         f"""CREATE TEMP TABLE event AS
-        SELECT subject, min(onset) AS first_event FROM {parts(generation, "condition")}
+        SELECT subject, min(onset) AS first_event FROM {relations("condition")}
         WHERE system = ? AND list_contains(?::VARCHAR[], code)
             AND coalesce(verification, 'confirmed') NOT IN {OUTCOME_VERIFICATION}
         GROUP BY subject""",
@@ -138,14 +136,14 @@ _RECORDED = {
 }
 
 
-def _index_by_onset(connection: duckdb.DuckDBPyConnection, generation: Generation) -> None:
+def _index_by_onset(connection: duckdb.DuckDBPyConnection, relations: Relations) -> None:
     """Table ``indexed``: each patient observed before it, at the first onset, or at the last day recorded."""
     recorded = " UNION ALL ".join(
-        f"SELECT subject, {moment} AS moment FROM {parts(generation, table)} "
+        f"SELECT subject, {moment} AS moment FROM {relations(f'recorded_{table}')} "
         f"WHERE coalesce({'verification' if table == 'condition' else 'status'}, '') <> 'entered-in-error'"
         for table, moment in _RECORDED.items()
     )
-    observation = parts(generation, "observation")
+    observation = relations("recorded_observation")
     connection.execute(_ONSET.format(recorded=recorded, observation=observation, final=FINAL))
 
 
