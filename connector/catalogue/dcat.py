@@ -1,7 +1,7 @@
 """A node's catalogue as DCAT 3 JSON-LD, one NON_PUBLIC dataset with the terms of HealthDCAT-AP Release 8 (Article 77).
 
-Counts are the store's rounded ones; a count below ten is absent. The only distribution is a visit: a permit and a
-signed study go in, differentially private aggregates come out.
+Counts are the store's rounded ones; a count below the node's smallest cell is absent. The only distribution is a
+visit: a permit and a signed study go in, differentially private aggregates come out.
 """
 
 from datetime import datetime

@@ -24,12 +24,11 @@ from typing import Any
 
 import orjson
 
+from connector.fhir.disclosure import SMALLEST_CELL, told_count
 from connector.fhir.resources import TABLES
 from vht_federate.errors import UnavailableError
 
 __all__ = ["Generation", "Store", "dataset_summary", "table_name"]
-
-SUPPRESSED_BELOW = 10
 
 
 @cache
@@ -123,16 +122,12 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def dataset_summary(store_dir: Path) -> dict[str, Any]:
-    """What a catalogue may say: counts to the nearest ten, and None for fewer than ten."""
+def dataset_summary(store_dir: Path, *, smallest_cell: int = SMALLEST_CELL) -> dict[str, Any]:
+    """What a catalogue may say: counts to the nearest ten, and None for fewer than ``smallest_cell``."""
     generation = Store(store_dir).current()
     counts = generation.counts() if generation else {}
-    resources = {kind: _rounded(counts.get(kind, 0)) for kind in TABLES}
+    resources = {kind: told_count(counts.get(kind, 0), smallest_cell) for kind in TABLES}
     return {"patients_rounded": resources["Patient"], "resources_rounded": resources}
-
-
-def _rounded(count: int) -> int | None:
-    return None if count < SUPPRESSED_BELOW else round(count, -1)
 
 
 def _sync(path: Path) -> None:

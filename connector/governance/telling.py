@@ -9,15 +9,15 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import date, timedelta
 from typing import Any, Protocol
 
+from connector.fhir.disclosure import OLDEST_AGE
 from connector.fhir.identity import encounter_id_of, patient_id_of
 from connector.fhir.resources import ENCOUNTER_STATUS, GENDERS, OBSERVATION_STATUS, REQUEST_INTENT, REQUEST_STATUS
 from connector.governance.public_codes import is_public, public_unit
 from vht_federate.domain.units import conversion
 
-__all__ = ["OLDEST_AGE", "RULES", "Telling", "masked", "patient_of"]
+__all__ = ["RULES", "Telling", "masked", "patient_of"]
 
 Node = dict[str, Any]
-OLDEST_AGE = 90  # years: older people are one group
 _DATE = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
 _TIME = re.compile(
     r"(T(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60))(?:\.[0-9]+)?(Z|[+-](?:0[0-9]|1[0-4]):[0-5][0-9])"
