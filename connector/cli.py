@@ -11,7 +11,8 @@ from connector.intake_cli import app as intake
 from connector.quality_cli import app as quality
 from connector.reach import State, reach, running
 from connector.settings import CoordinatorSettings, DatasetSettings, NodeFiles, NodeSettings
-from connector.tables import budget_table, visit_tables, visits_table
+from connector.sources_cli import app as sources
+from connector.tables import budget_table, sources_table, visit_tables, visits_table
 from vht_federate import output
 from vht_federate.domain.law import DataCategory
 from vht_federate.errors import InputError
@@ -135,12 +136,14 @@ def status(
         data = _offline_status(state)
     word = "running" if data["running"] else "not running"
     counts = ", ".join(f"{count} {state}" for state, count in data["visits"].items()) or "none"
-    output.emit("node status", data, f"node {data['name']} is {word}; visits: {counts}", budget_table(data["budget"]))
+    shown = [budget_table(data["budget"])] + ([sources_table(data["sources"])] if data["sources"] else [])
+    output.emit("node status", data, f"node {data['name']} is {word}; visits: {counts}", *shown)
 
 
 def _offline_status(state: Path) -> dict[str, Any]:
     from connector.books import Books
     from connector.node import open_database
+    from connector.pulls.installed import Sources
 
     settings, files = NodeSettings.read(state), NodeFiles(state)
     database = open_database(settings, files)
@@ -153,6 +156,7 @@ def _offline_status(state: Path) -> dict[str, Any]:
             "outward": settings.outward_url,
             "internal": settings.internal_url,
             "visits": {one: states.count(one) for one in sorted(set(states))},
+            "sources": Sources(files.sources).described(),
             "budget": books.budget(),
         }
     finally:
@@ -248,5 +252,5 @@ def operator(
     output.emit("node operator", {"name": name, "role": role}, f"{name} may log in as {role}")
 
 
-for commands in (intake, codes, quality):  # they stand beside these
+for commands in (intake, sources, codes, quality):  # they stand beside these
     app.add_typer(commands)

@@ -8,13 +8,13 @@ import typer
 
 from connector.reach import State, alone, reach, running
 from connector.settings import NodeFiles, NodeSettings
-from connector.tables import explanation_table, intake_table, pull_table, quarantine_table
+from connector.tables import explanation_table, intake_table, quarantine_table
 from vht_federate import output
 
 if TYPE_CHECKING:
     from connector.fhir.deletions import Deletions
 
-__all__ = ["app"]
+__all__ = ["app", "take_in"]
 
 app = typer.Typer(add_completion=False)
 
@@ -29,13 +29,14 @@ def ingest(
     ] = False,
 ) -> None:
     """Take in a folder of FHIR; every line is accounted for."""
-    report = _take_in(state, folder.resolve(), replace)
+    report = take_in(state, folder.resolve(), replace)
     output.emit("node ingest", report, intake_table(folder, report))
 
 
-def _take_in(
+def take_in(
     state: Path, folder: Path, replace: bool, deletions: "Deletions | None" = None, source: str | None = None
 ) -> dict[str, Any]:
+    """The report of an intake by the running node, or by this process where none runs."""
     if running(state):
         body: dict[str, Any] = {"folder": str(folder), "replace": replace, "source": source}
         if deletions:
@@ -45,32 +46,6 @@ def _take_in(
             return dict(client.post("/api/ingest", json=body))
     told = {"replace": replace, "deletions": deletions, "source": source}
     return dict(alone(state, lambda node: node.ingest(folder, **told)))
-
-
-@app.command("pull")
-@output.command("node pull")
-def pull(
-    state: State,
-    source: Annotated[Path, typer.Option("--from", help="The FHIR server's file (docs/reference/sources.md).")],
-    full: Annotated[bool, typer.Option("--full", help="Everything, not only what changed.")] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Everything, and in the place of all that was held.")
-    ] = False,
-) -> None:
-    """Fetch what changed on a FHIR server, then take it in; interrupted at any point, the same command goes on."""
-    from connector.fhir.sources import SourceSettings, download, pulling, settle_pull
-
-    NodeSettings.read(state)
-    settings = SourceSettings.read(source)
-    with pulling(NodeFiles(state.resolve()).sources / settings.name) as home:
-        pulled = download(settings, home, whole=full or replace)
-        anything = pulled.files or pulled.deletions
-        report = _take_in(state, pulled.folder, replace, pulled.deletions, settings.name) if anything else None
-        settle_pull(settings, home, pulled)
-    tables = [pull_table(settings.name, pulled.to_dict())]
-    if report is not None:
-        tables.append(intake_table(settings.name, report))
-    output.emit("node pull", {"source": settings.name, "pulled": pulled.to_dict(), "intake": report}, *tables)
 
 
 @app.command("quarantine")

@@ -51,6 +51,11 @@ class IngestRequest(BaseModel):
         return Deletions(files, self.deleted_at) if files and self.deleted_at else None
 
 
+class PullRequest(BaseModel):
+    model_config = _STRICT
+    whole: bool = False
+
+
 class OptOutRequest(BaseModel):
     model_config = _STRICT
     patient_id: str = Field(min_length=1, max_length=64)
@@ -147,6 +152,15 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
     @app.get("/api/ingests")
     def ingests(_: Who) -> dict[str, Any]:
         return {"ingests": node.books.ingests()}
+
+    @app.get("/api/sources")
+    def sources(_: Who) -> dict[str, Any]:
+        return {"sources": node.pulls.described()}
+
+    @app.post("/api/sources/{name}/run")
+    def run(name: str, actor: Who, asked: PullRequest) -> dict[str, Any]:
+        node.pulls.ask(name, actor.require_approver(), whole=asked.whole)
+        return {"source": name, "asked": True}
 
     @app.post("/api/opt-outs")
     def opt_out(actor: Who, asked: OptOutRequest) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from connector.governance.secret import NodeSecret
 from connector.governance.status import IssuerService, PermitStatus, StatusSource
 from connector.governance.upkeep import EVERY_S, Regularly, Upkeep
 from connector.governance.visits import Visits
+from connector.pulls.schedule import Schedule
 from connector.quality.desk import Surveys
 from connector.settings import NodeFiles, NodeSettings
 from connector.store import Database, migrate
@@ -118,6 +119,7 @@ class Node:
         self.intakes = Intakes(
             dataset, self.files.fhir, key, self.database, self.evidence, self.clock, self.settings.validation_sample
         )
+        self.pulls = Schedule(self.files.state, self.intakes.record, self.clock)
         self.surveys = Surveys(self.files.fhir, self.settings.component_paths, self.database, self.clock)
 
     # --- running ------------------------------------------------------------------------------------------------
@@ -140,6 +142,7 @@ class Node:
         self.preparation.clear_leftovers()
         self.evidence.append("node.started", {"version": version("vht-federate")})
         self._regularly = Regularly(self.upkeep.sweep, upkeep_every_s)
+        self.pulls.start()
         if self.settings.coordinator is not None:
             self.supernode = SuperNode(self.settings.coordinator, self.files, self.run_dir)
             self.supernode.start()
@@ -178,6 +181,7 @@ class Node:
             steps.callback(self.visits.judge.strangers.settle, closing=True)
             if self._regularly is not None:
                 steps.callback(self._regularly.close)
+            steps.callback(self.pulls.close)
         log.info("node stopped", extra={"facts": {"node": self.settings.name}})
 
     def _make_run_dir(self) -> None:
@@ -273,6 +277,7 @@ class Node:
             "internal": self.settings.internal_url,
             "dataset": {"id": self.settings.dataset.id, **self.summary()},
             "visits": {state: states.count(state) for state in sorted(set(states))},
+            "sources": self.pulls.described(),
             "budget": self.books.budget(),
             "evidence": {"entries": head.size if head else 0, "root": head.root if head else None},
             "supernode": self.supernode.status() if self.supernode else None,

@@ -14,6 +14,8 @@ __all__ = [
     "intake_table",
     "pull_table",
     "quarantine_table",
+    "source_tables",
+    "sources_table",
     "visit_tables",
     "visits_table",
 ]
@@ -53,6 +55,42 @@ def _sampled(sample: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def pull_table(name: str, pulled: Mapping[str, Any]) -> Table:
     """What came from a FHIR server."""
     return table(f"Pull of {name}", ["what", ""], pulled.items())
+
+
+def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
+    """Where the data comes from, and whether it still does."""
+    rows = [
+        (
+            one["name"],
+            one["state"],
+            one.get("every") or "",
+            one["succeeded_at"] or "",
+            one["next_at"] or "",
+            one["error"]["code"] if one["error"] else "",
+        )
+        for one in sources
+    ]
+    return table("Sources", ["source", "state", "every", "last success", "next", "error"], rows)
+
+
+def source_tables(one: Mapping[str, Any]) -> list[Table]:
+    """One source and its latest pulls."""
+    names = ("state", "base_url", "mode", "level", "every", "begun_at", "succeeded_at", "next_at", "failures")
+    rows = [(name.replace("_", " "), one.get(name)) for name in names if one.get(name) is not None]
+    if one["error"]:
+        rows.append(("error", f"{one['error']['code']}: {one['error']['message']}"))
+    runs = [
+        (
+            run["ended_at"],
+            run["asked_by"] or "interval",
+            run["since"] or "everything",
+            run["lines"],
+            run["code"] or ", ".join(f"{count} {name}" for name, count in run["counts"].items() if count),
+        )
+        for run in one["runs"]
+    ]
+    facts = table(f"Source {one['name']}", ["what", ""], rows)
+    return [facts, table("Pulls", ["ended", "asked by", "since", "lines", "taken in"], runs)] if runs else [facts]
 
 
 def quarantine_table(entries: Sequence[Mapping[str, Any]]) -> Table:

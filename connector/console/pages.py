@@ -10,6 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from connector.console.quality import add_quality_page
 from connector.console.sessions import Sessions
+from connector.console.sources import add_sources_page
 from connector.console.told import chain_of_custody, log_lines, refusals
 from connector.governance.actors import Actor
 from connector.node import Node
@@ -18,7 +19,14 @@ from vht_federate.web import templates
 
 __all__ = ["add_pages"]
 
-_NAV = (("/", "Now"), ("/datasets", "Data"), ("/quality", "Quality"), ("/log", "Evidence log"))
+_NAV = (
+    ("/", "Now"),
+    ("/datasets", "Data"),
+    ("/sources", "Sources"),
+    ("/quality", "Quality"),
+    ("/questions", "Questions"),
+    ("/log", "Evidence log"),
+)
 REFRESH_S = 10
 PAGE_LINES = 100
 
@@ -73,6 +81,7 @@ def add_pages(app: FastAPI, node: Node, sessions: Sessions) -> None:
     _add_log_in(app, pages)
     _add_views(app, pages)
     add_quality_page(app, pages)
+    add_sources_page(app, pages)
     _add_forms(app, pages)
 
 

@@ -7,11 +7,12 @@ sources/NAME/run/           the pull under way, private, removed when taken in: 
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
@@ -27,8 +28,9 @@ from connector.fhir.sources.wire import Wire
 from vht_federate.errors import UnavailableError
 from vht_federate.evidence.canonical import digest_of
 
-__all__ = ["Pulled", "download", "pulling", "settle_pull"]
+__all__ = ["Pulled", "download", "pull", "pulling", "settle_pull"]
 
+Report = TypeVar("Report")
 STARTS = 3  # how often a job that the server forgot is asked for again
 
 
@@ -106,6 +108,17 @@ def settle_pull(settings: SourceSettings, home: Path, pulled: Pulled) -> None:
     if status_url:
         with Wire(settings.model_copy(update={"attempts": 1}), Pace(60.0)) as wire:
             release_job(wire, status_url)
+
+
+def pull(
+    settings: SourceSettings, home: Path, take_in: Callable[[Pulled], Report], *, whole: bool = False
+) -> tuple[Pulled, Report | None]:
+    """One pull from beginning to end. ``take_in`` is asked where there is anything to take in."""
+    with pulling(home):
+        pulled = download(settings, home, whole=whole)
+        report = take_in(pulled) if pulled.files or pulled.deletions else None
+        settle_pull(settings, home, pulled)
+    return pulled, report
 
 
 def _since(home: Path) -> datetime | None:

@@ -15,6 +15,7 @@ __all__ = ["AuthorizationSettings", "SourceSettings"]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 Url = Annotated[str, Field(pattern=r"^https?://[^\s#@?]+$", max_length=2000)]
 ResourceType = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z]{1,63}$")]
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class AuthorizationSettings(BaseModel):
@@ -44,6 +45,7 @@ class SourceSettings(BaseModel):
     level: Literal["system", "patient", "group"] = "system"
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9\-.]{1,64}$")] | None = None
     types: tuple[ResourceType, ...] = Field(default=tuple(TABLES), min_length=1)
+    every: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}[smhd]$")] | None = None  # 15m, 6h, 1d; None: when asked to
     since_as_filter: bool = False  # also say _since as _typeFilter, for servers that ignore it at patient level
     # Who tells of deletions: an export's manifest, or Type/_history, where a server's exports are silent.
     deletions: Literal["manifest", "history"] = "manifest"
@@ -61,6 +63,11 @@ class SourceSettings(BaseModel):
         if (self.level == "group") != (self.group is not None):
             raise ValueError("group belongs to level group")
         return self
+
+    @property
+    def every_s(self) -> float | None:
+        """Seconds between two pulls of a running node."""
+        return int(self.every[:-1]) * _SECONDS[self.every[-1]] if self.every else None
 
     @property
     def base(self) -> str:
