@@ -115,7 +115,7 @@ class Rounds:
             self._record(self._exchange(calls)[1])
         if plan.evaluation:
             tables = {name: reply.result for name, reply in directory.recorded(self.state, "evaluate", 1).items()}
-            self.state.evaluation = summarise(tables)
+            self.state.evaluation = summarise(tables, plan.evaluation.noise_multiplier)
         if plan.cohort and ("marginals", 2) not in done:
             first_tables = directory.recorded(self.state, "marginals", 1)
             one_way = {name: reply.tensors for name, reply in first_tables.items()}

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from vht_federate.components.job import CohortArrays, JobCall, JobReply, VisitData
 from vht_federate.errors import RefusedError
 from vht_federate.privacy.release import Private, release_gaussian
+from vht_federate.privacy.scores import PatientScores, ScoreHistogram
 from vht_federate.secagg import protocol_of
 
 if TYPE_CHECKING:
@@ -66,18 +67,14 @@ def evaluate(data: VisitData, call: JobCall) -> JobReply:
     confusion = release_gaussian(
         scored.map(lambda pair: _cells(2 * pair[1] + (pair[0] >= 0.5), 4)), 1.0, plan.noise_multiplier, data.noise
     )
-    bins = plan.score_bins
-    histogram = release_gaussian(
-        scored.map(lambda pair: _cells(bins * pair[1] + np.minimum((pair[0] * bins).astype(int), bins - 1), 2 * bins)),
-        1.0,
-        plan.noise_multiplier,
-        data.noise,
+    table = ScoreHistogram(plan.noise_multiplier, plan.score_bins).release(
+        scored.map(lambda pair: PatientScores(*pair)), data.noise
     )
     return JobReply(
         {
             "confusion": confusion.tolist(),
-            "positives": histogram[bins:].tolist(),
-            "negatives": histogram[:bins].tolist(),
+            "positives": list(table.positives),
+            "negatives": list(table.negatives),
         }
     )
 

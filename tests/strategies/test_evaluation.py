@@ -30,7 +30,17 @@ def test_noise_below_zero_counts_as_empty() -> None:
 
 def test_a_node_without_a_readable_table_has_no_metrics() -> None:
     good = {"confusion": [1.0, 1.0, 1.0, 1.0], "positives": [1.0, 1.0], "negatives": [1.0, 1.0]}
-    summary = summarise({"a": good, "b": {"confusion": [1.0]}, "c": {}})
+    summary = summarise({"a": good, "b": {"confusion": [1.0]}, "c": {}}, 1.0)
     assert list(summary["nodes"]) == ["a"]
     assert summary["mean"]["accuracy"] == 0.5
-    assert summarise({})["mean"] == {}
+    assert summarise({}, 1.0)["mean"] == {}
+
+
+def test_the_pooled_figures_come_with_a_radius_and_a_calibration_curve() -> None:
+    table = {"confusion": [900.0, 90.0, 80.0, 700.0], "positives": [100.0, 0.0, 800.0], "negatives": [900.0, 0.0, 90.0]}
+    one, four = summarise({"a": table}, 2.0), summarise(dict.fromkeys("abcd", table), 2.0)
+    assert one["pooled"] == four["pooled"]
+    assert 0 < four["pooled_auc_radius"] < one["pooled_auc_radius"] < 0.2
+    low, hidden, high = four["calibration"]
+    assert (low["observed"], hidden["observed"], round(high["observed"], 2)) == (0.1, None, 0.9)
+    assert low["radius"] < one["calibration"][0]["radius"]

@@ -160,7 +160,8 @@ class _Training:
 
 
 def _check_evaluation(plan: StudyPlan, run: RunClaims, outputs: Outputs, component: Sealed | None) -> None:
-    figures = summarise({name: reply.result for name, reply in outputs.get(("evaluate", 1), {}).items()})
+    tables = {name: reply.result for name, reply in outputs.get(("evaluate", 1), {}).items()}
+    figures = summarise(tables, plan.evaluation.noise_multiplier if plan.evaluation else 1.0)
     if not _close(run.evaluation, figures if plan.evaluation else None):
         raise broken("run.json", "names other figures of the evaluation than the outputs give", "OUTPUT")
     if component is not None and not _close(component.manifest.get("evaluation"), figures["pooled"] or None):
@@ -224,6 +225,8 @@ def _close(said: Any, computed: Any) -> bool:
     """Equal, but for the last digit of rounded figures."""
     if isinstance(said, Mapping) and isinstance(computed, Mapping):
         return said.keys() == computed.keys() and all(_close(said[name], computed[name]) for name in said)
+    if isinstance(said, list) and isinstance(computed, list):
+        return len(said) == len(computed) and all(map(_close, said, computed))
     if isinstance(said, float | int) and isinstance(computed, float | int):
         return abs(said - computed) <= 2 * TOLERANCE
     return bool(said == computed)

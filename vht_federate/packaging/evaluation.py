@@ -6,26 +6,19 @@ emptying it would pull every noisy area towards one half.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vht_federate.privacy.scores import CalibrationPoint, ScoreTable, area_under_curve
 
 __all__ = ["area_under_curve", "metrics_of", "summarise"]
 
 
 def _cells(values: Sequence[float]) -> NDArray[np.float64]:
     return np.clip(np.asarray(values, dtype=np.float64), 0.0, None)
-
-
-def area_under_curve(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """P(score of a positive > score of a negative), ties half (Mann-Whitney). 0.5 where a class is empty."""
-    up, down = np.asarray(positives, dtype=np.float64), np.asarray(negatives, dtype=np.float64)
-    if up.sum() <= 0 or down.sum() <= 0:
-        return 0.5
-    up, down = up / up.sum(), down / down.sum()
-    below = np.concatenate([[0.0], np.cumsum(down)[:-1]])
-    return float(np.clip((up * (below + down / 2)).sum(), 0.0, 1.0))
 
 
 def _share(part: float, whole: float) -> float:
@@ -43,11 +36,12 @@ def metrics_of(table: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def summarise(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """``{"nodes": {name: metrics}, "mean": metrics, "pooled": metrics}``.
+def summarise(tables: Mapping[str, Mapping[str, Any]], noise_multiplier: float) -> dict[str, Any]:
+    """``{"nodes": {name: metrics}, "mean": metrics, "pooled": metrics, "pooled_auc_radius", "calibration": [...]}``.
 
     The mean gives each node the same weight; the pooled figures are those of the nodes' tables added up, so that their
-    noise averages out.
+    noise averages out. ``noise_multiplier``: standard deviation of each node's noise in a cell. With 95 % confidence
+    it moved the pooled AUC by no more than the radius, and no observed share of the calibration by more than its own.
     """
     nodes, read = {}, []
     for name, table in sorted(tables.items()):
@@ -58,7 +52,22 @@ def summarise(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         read.append(table)
     keys = next(iter(nodes.values()), {})
     mean = {key: round(float(np.mean([m[key] for m in nodes.values()])), 6) for key in keys}
-    return {"nodes": nodes, "mean": mean, "pooled": metrics_of(_added(read)) if read else {}}
+    if not read:
+        return {"nodes": nodes, "mean": mean, "pooled": {}, "pooled_auc_radius": None, "calibration": []}
+    together = _added(read)
+    noise = noise_multiplier * len(read) ** 0.5
+    scores = ScoreTable(tuple(together["negatives"]), tuple(together["positives"]), noise)
+    return {
+        "nodes": nodes,
+        "mean": mean,
+        "pooled": metrics_of(together),
+        "pooled_auc_radius": round(scores.area_radius(), 6),
+        "calibration": [_rounded(point) for point in scores.calibration()],
+    }
+
+
+def _rounded(point: CalibrationPoint) -> dict[str, float | None]:
+    return {name: None if value is None else round(value, 6) for name, value in asdict(point).items()}
 
 
 def _added(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

@@ -20,6 +20,7 @@ from vht_federate.privacy.release import Private, release_gaussian
 
 __all__ = ["Count", "Histogram", "Mean", "PatientValues", "Quantiles", "Statistic"]
 
+Data = TypeVar("Data")
 Result = TypeVar("Result")
 Vector = NDArray[np.float64]
 _MOST_LEVELS = 14
@@ -48,7 +49,7 @@ class PatientValues:
 
 
 @dataclass(frozen=True)
-class Statistic(ABC, Generic[Result]):
+class Statistic(ABC, Generic[Data, Result]):
     """``noise_multiplier``: standard deviation of the noise over ``l2_sensitivity``."""
 
     noise_multiplier: float
@@ -67,20 +68,20 @@ class Statistic(ABC, Generic[Result]):
         label = type(self).__name__.lower()
         return PrivacyEvent(label=label, population=population, noise_multiplier=self.noise_multiplier)
 
-    def release(self, data: Private[PatientValues], noise: NoiseSource) -> Result:
+    def release(self, data: Private[Data], noise: NoiseSource) -> Result:
         """The statistic of ``data`` with noise, once. Whoever calls has drawn ``event`` from the ledger."""
         exact: Private[ArrayLike] = data.map(self._exact)
         return self._read(release_gaussian(exact, self.l2_sensitivity, self.noise_multiplier, noise))
 
     @abstractmethod
-    def _exact(self, held: PatientValues) -> Vector: ...
+    def _exact(self, held: Data) -> Vector: ...
 
     @abstractmethod
     def _read(self, noised: Vector) -> Result: ...
 
 
 @dataclass(frozen=True)
-class Count(Statistic[float]):
+class Count(Statistic[PatientValues, float]):
     """How many patients there are, with or without records."""
 
     @property
@@ -95,7 +96,7 @@ class Count(Statistic[float]):
 
 
 @dataclass(frozen=True)
-class Histogram(Statistic[Vector]):
+class Histogram(Statistic[PatientValues, Vector]):
     """Patients by bin: edges[i] <= value < edges[i + 1], the last bin closed. Beyond the edges: the outer bins."""
 
     edges: tuple[float, ...]
@@ -117,7 +118,7 @@ class Histogram(Statistic[Vector]):
 
 
 @dataclass(frozen=True)
-class Mean(Statistic[float]):
+class Mean(Statistic[PatientValues, float]):
     """Mean over patients of values within [lower, upper]; the middle of the bounds where noise hides everybody."""
 
     lower: float
@@ -149,7 +150,7 @@ class Mean(Statistic[float]):
 
 
 @dataclass(frozen=True)
-class Quantiles(Statistic[Vector]):
+class Quantiles(Statistic[PatientValues, Vector]):
     """Quantiles at ``probabilities`` of values within [lower, upper], to (upper - lower) / 2^levels.
 
     Counts of patients in 2, 4, …, 2^levels equal bins and in all are released together (Hay et al. 2010): a patient

@@ -50,7 +50,8 @@ class MadeUpOutputs:
         self.weights = next_weights(self.plan.trust_model, updates, self.patients_noised)
 
     def evaluation(self) -> dict[str, Any]:
-        return summarise({name: reply.result for name, reply in self.replies.get(("evaluate", 1), {}).items()})
+        tables = {name: reply.result for name, reply in self.replies.get(("evaluate", 1), {}).items()}
+        return summarise(tables, self.plan.evaluation.noise_multiplier if self.plan.evaluation else 1.0)
 
     def of(self, rounds: list[dict[str, Any]]) -> dict[str, dict[str, Reply]]:
         """Those that ``rounds`` of a run name, by phase and node."""
