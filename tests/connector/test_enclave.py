@@ -153,6 +153,19 @@ def test_an_exact_retry_gets_the_same_bytes_and_spends_nothing(courier: Courier,
     assert gate.asked == []
 
 
+def test_two_runs_on_the_same_patients_share_no_noise_and_asking_again_gives_nothing_to_average(
+    courier: Courier, fresh
+) -> None:
+    _, other, _, _, _ = fresh()
+    one, two = courier.call("train", 1), other.call("train", 1)
+    assert one.result["patients_noised"] != two.result["patients_noised"]
+    for name, value in weights_of(one).items():
+        assert not np.any(value == weights_of(two)[name])
+    asked = [weights_of(other.call("train", 1)) for _ in range(20)]
+    for name, value in weights_of(two).items():
+        assert np.array_equal(np.mean([again[name] for again in asked], axis=0, dtype=np.float64), value)
+
+
 def test_another_request_for_a_finished_round_is_refused(courier: Courier, gate: RecordingGate) -> None:
     with pytest.raises(RefusedError) as caught:
         courier.call("train", 1, {name: value + 1 for name, value in ZERO.items()})

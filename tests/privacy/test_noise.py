@@ -3,6 +3,7 @@ import os
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from vht_federate.errors import InputError
 from vht_federate.privacy.noise import NoiseSource, SecureNoise
@@ -115,3 +116,35 @@ def test_a_sample_is_ascending_without_repeats_and_rate_one_takes_everybody() ->
 def test_a_rate_outside_its_range_is_refused(rate: float) -> None:
     with pytest.raises(InputError):
         SecureNoise().poisson_sample(10, rate)
+
+
+def test_every_subset_of_patients_is_drawn_with_its_exact_probability() -> None:
+    noise, patients, rate, draws = SecureNoise(), 4, 0.3, 20_000
+    everybody = noise.poisson_sample(patients * draws, rate)  # each patient on its own: as many samples side by side
+    sampled = np.zeros(patients * draws, dtype=np.int64)
+    sampled[everybody] = 1
+    subsets = np.bincount(sampled.reshape(draws, patients) @ (1 << np.arange(patients)), minlength=1 << patients)
+    sizes = np.array([number.bit_count() for number in range(1 << patients)])
+    exact = rate**sizes * (1 - rate) ** (patients - sizes)
+    assert stats.chisquare(subsets, exact * draws).pvalue > 1e-5
+
+
+def test_the_size_of_a_sample_is_binomial() -> None:
+    noise = SecureNoise()
+    sizes = np.bincount([len(noise.poisson_sample(12, 0.4)) for _ in range(6000)], minlength=13)
+    exact = stats.binom.pmf(np.arange(13), 12, 0.4) * 6000
+    cells = [slice(0, 2), *(slice(k, k + 1) for k in range(2, 9)), slice(9, 13)]  # enough expected in each
+    assert stats.chisquare([sizes[c].sum() for c in cells], [exact[c].sum() for c in cells]).pvalue > 1e-5
+
+
+@pytest.mark.parametrize("draw", ["gaussian", "gaussian_float32"])
+def test_normals_have_their_exact_probabilities_into_the_tails(draw: str) -> None:
+    count = 1_000_000
+    sample = getattr(SecureNoise(), draw)((count,)).astype(np.float64)
+    cells = np.bincount((stats.norm.cdf(sample) * 200).astype(int).clip(0, 199), minlength=200)
+    assert stats.chisquare(cells).pvalue > 1e-5
+    for far in (3.0, 4.0, 4.5):
+        expected = count * 2 * stats.norm.sf(far)
+        assert abs((np.abs(sample) > far).sum() - expected) < 4.5 * math.sqrt(expected)
+    pairs = sample[: count // 2] * sample[count // 2 :]
+    assert abs(pairs.mean()) < 4.5 / math.sqrt(count / 2)
