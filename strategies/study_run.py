@@ -120,7 +120,7 @@ class StudyRun:
         state, planned = self.directory.state(), self.planned
         for name, error in failures.items():
             state.lose(name, error)
-            self.say(f"[red]{name} takes no part[/]: {error.code} {error.message}")
+            self.say(f"[red]takes no part[/]: {error.code} {error.message}")
             visits.close(name, "not part of the run")
         taking_part = state.taking_part()
         self.directory.write_state(state)

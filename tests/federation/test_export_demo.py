@@ -1,0 +1,89 @@
+"""``vht demo --fhir``: the whole chain on a real export cut down to two small hospitals, as a person would run it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from deploy.commands import Commands
+from vht_federate.domain.references import patient_id_of
+from vht_federate.samples.export import Export
+from vht_federate.samples.split import hospital_of
+
+pytestmark = pytest.mark.federation
+
+GSD = Path(__file__).parents[3] / "shared" / "data" / "gsd_r4_ndjson.tgz"
+HOSPITALS, PATIENTS = 2, 30  # of each hospital
+
+
+def _cut(folder: Path) -> Path:
+    """The first patients of each hospital with all that is theirs; Procedures too, which no node reads."""
+    folder.mkdir()
+    chosen: dict[str, int] = {}
+    lines = list(Export(GSD).lines())
+    for line in lines:
+        if line.file == "Patient.ndjson":
+            patient = orjson.loads(line.content or b"")["id"]
+            home = hospital_of(patient, HOSPITALS)
+            if list(chosen.values()).count(home) < PATIENTS:
+                chosen[patient] = home
+    for line in lines:
+        resource = orjson.loads(line.content or b"")
+        owner = resource["id"] if line.file == "Patient.ndjson" else patient_id_of(resource["subject"]["reference"])
+        if owner in chosen:
+            with (folder / line.file).open("ab") as file:
+                file.write((line.content or b"") + b"\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(place: Path) -> dict[str, Any]:
+    if not GSD.exists():
+        assert os.environ.get("CI") != "true", "the sample export is missing beside the checkout"
+        pytest.skip("the sample export (../shared/data) is not beside this checkout")
+    export = _cut(place / "export")
+    with Commands(place / "export-demo.sh") as commands:
+        return commands.run("demo", "--fhir", str(export), "--hospitals", str(HOSPITALS), "--out", str(place / "e"))
+
+
+def test_the_study_of_the_export_completes_at_both_hospitals(summary: dict[str, Any]) -> None:
+    assert (summary["state"], summary["study_id"]) == ("completed", "hypertension-risk-export")
+    assert sorted(summary["participants"]) == ["hospital-1", "hospital-2"]
+    assert 0 < summary["epsilon"] <= 3.0
+    for datasets in summary["ledger"].values():
+        (dataset,) = datasets.values()
+        assert dataset["spent"] == pytest.approx(summary["epsilon_by_population"], abs=1e-6)
+
+
+def test_every_line_of_the_export_is_at_a_hospital_or_accounted_for(summary: dict[str, Any], place: Path) -> None:
+    described = json.loads((place / "e" / "data" / "dataset.json").read_text())
+    lines = sum(len(path.read_bytes().splitlines()) for path in (place / "export").iterdir())
+    kept = sum(sum(hospital["resources"].values()) for hospital in described["hospitals"])
+    assert [hospital["patients"] for hospital in described["hospitals"]] == [PATIENTS, PATIENTS]
+    assert described["arguments"]["lines"] == lines == kept + described["arguments"]["unread"]["Procedure"]
+
+
+def test_the_harness_says_what_one_input_alone_would_have_done(summary: dict[str, Any]) -> None:
+    truth = summary["harness"]
+    assert 0 < truth["patients_with_outcome"] < truth["patients"] < HOSPITALS * PATIENTS
+    assert truth["test_patients"] < truth["patients"]
+    assert {"auc_federated", "auc_pooled_nonprivate", "auc_local_mean", "auc_single_input"} <= set(truth)
+
+
+def test_all_evidence_of_the_export_verifies_again(summary: dict[str, Any], place: Path) -> None:
+    with Commands(place / "verify.sh") as commands:
+        again = commands.run(
+            "audit", "verify", str(place / "e" / "run" / "bundle"), "--trust", str(place / "e" / "trust.json")
+        )
+    assert again["permit_id"] == summary["permit_id"]
+    assert again["entries"] == summary["verified"]["entries"] > 20
+
+
+def test_the_release_is_the_component_with_the_model_that_it_borrows(summary: dict[str, Any], place: Path) -> None:
+    package = place / "e" / "run" / "bundle" / "release" / "hypertension-risk"
+    assert (package / "code" / "generalised_linear.py").exists()
+    assert json.loads((package / "component.json").read_text())["profile"] == "before-onset"
+    assert "Age may do all the work" in (package / "model_card.md").read_text()
