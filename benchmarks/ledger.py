@@ -92,7 +92,7 @@ def measure() -> list[Row]:
     ]
     place = [_seconds(lambda: accounts.participation.place("v-new", included)) for _ in range(3)]
     answer, floor = statistics.median(warm), statistics.median(floors)
-    events = [event for run in list(accounts.runs.values())[:8] for event in run.events]
+    events = [event for run in list(accounts.runs.values())[:8] for event in run.drew]
     exact = _seconds(lambda: epsilon(events, 1e-5))
     return [
         Row("warm_answer_s", answer, "s", "<= 1", answer <= 1.0, "one numpy pass over both", floor),

@@ -88,8 +88,11 @@ class Ledger:
         self._afford_together(session, run, permit)
         accounts = self.patient_accounts(session)
         accounts.require_new(run, self.caps(None, dataset_id))
-        left = self.remaining(session, run, None)["patient"]
-        if self.patients() is not None and left.able < min(permit.minimum_cohort, left.patients):
+        held = self.patients()
+        if held is None:
+            return
+        left = accounts.remaining(self.caps(None, dataset_id)[0], run, max(0, held - len(accounts.participation)))
+        if left.able < min(permit.minimum_cohort, left.patients):
             raise BudgetError(
                 "fewer patients than the permit's smallest cohort could still pay for this plan under the node's cap "
                 f"of epsilon {self.epsilon_cap:g} at delta {self.delta:g}",

@@ -3,6 +3,7 @@
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,13 @@ def dumped(events: Iterable[PrivacyEvent]) -> list[dict[str, Any]]:
 
 
 def loaded(events: Iterable[Mapping[str, Any]]) -> tuple[PrivacyEvent, ...]:
-    return tuple(PrivacyEvent.model_validate(dict(event)) for event in events)
+    return tuple(_event(tuple(event.items())) for event in events)
+
+
+@lru_cache(maxsize=4096)
+def _event(fields: tuple[tuple[str, Any], ...]) -> PrivacyEvent:
+    """A ledger holds few kinds of events, many times each."""
+    return PrivacyEvent.model_validate(dict(fields))
 
 
 def runs_of(session: Session, **scope: str) -> dict[str, Run]:

@@ -4,6 +4,7 @@ An event names the population it touches. ``train`` and ``test`` are disjoint se
 split, see ``domain/split.py``), so a patient pays for the events of its own set and for those on ``all``.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -42,6 +43,6 @@ class PrivacySpend(BaseModel):
     neighbouring: str = "add-or-remove-one-patient"
 
 
-def touching(events: "tuple[PrivacyEvent, ...] | list[PrivacyEvent]", population: str) -> list[PrivacyEvent]:
+def touching(events: Iterable[PrivacyEvent], population: str) -> list[PrivacyEvent]:
     """Events that a patient of ``population`` ("train" or "test") pays for."""
     return [event for event in events if event.population in (population, "all")]

@@ -34,9 +34,11 @@ class Run:
     drew: tuple[PrivacyEvent, ...] = ()
     holds: tuple[PrivacyEvent, ...] = ()
 
-    @property
-    def events(self) -> tuple[PrivacyEvent, ...]:
-        return (*self.drew, *self.holds)
+    @cached_property
+    def curves(self) -> NDArray[np.float64]:
+        """[2, orders]: what a patient of each population pays once everything is drawn."""
+        events = (*self.drew, *self.holds)
+        return np.stack([renyi_curve(touching(events, population)) for population in POPULATIONS])
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class PatientAccounts:
         """Could ``run`` include the patients of each group [groups], and new ones of each population [train, test]?"""
         others = self._others(run, cap)
         rule = RdpFilter(cap.epsilon, cap.delta)
-        fresh = _by_population(run) + self._everybody(others)
+        fresh = run.curves + self._everybody(others)
         groups = self._group_curves(others) + fresh[self._population]
         able, able_fresh = rule.admits(groups), rule.admits(fresh)
         for place in np.flatnonzero(~able):
@@ -160,25 +162,20 @@ class PatientAccounts:
         """[groups, orders]: what the placed ones of ``runs`` cost each group."""
         curves = np.zeros((len(self.runs), 2, len(ORDERS)))
         for run in runs:
-            curves[self._column[run.name]] = _by_population(run)
+            curves[self._column[run.name]] = run.curves
         both = np.tensordot(self._incidence, curves, axes=1)
         found: NDArray[np.float64] = both[np.arange(len(both)), self._population]
         return found
 
     def _everybody(self, runs: Sequence[Run]) -> NDArray[np.float64]:
         """[2, orders]: what those of ``runs`` that may include anybody cost a patient of each population."""
-        unplaced = [_by_population(run) for run in runs if run.name in self._unplaced]
+        unplaced = [run.curves for run in runs if run.name in self._unplaced]
         return np.sum(unplaced, axis=0) if unplaced else np.zeros((2, len(ORDERS)))
 
     def _fits_as_planned(self, rule: RdpFilter, run: Run, others: Sequence[Run], place: int) -> bool:
         group = self.participation.groups[place]
         charged = [one for one in others if one.name in self._unplaced or one.name in group.runs]
         return _fits(rule, run, charged, group.population)
-
-
-def _by_population(run: Run) -> NDArray[np.float64]:
-    """[2, orders]: what ``run`` costs a patient of each population."""
-    return np.stack([renyi_curve(touching(run.events, population)) for population in POPULATIONS])
 
 
 def _fits(rule: RdpFilter, run: Run, others: Sequence[Run], population: str) -> bool:

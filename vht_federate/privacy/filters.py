@@ -25,6 +25,7 @@ from vht_federate.privacy.renyi import ORDERS, renyi_curve, renyi_epsilon
 __all__ = ["RdpFilter"]
 
 SLACK = 1e-9  # rounding, not budget
+_HOPELESS = 2.0  # this much above a cap, nobody waits for a finer account
 _FALL = 0.6  # of the share of delta from one order of the grid to the next
 
 
@@ -58,7 +59,7 @@ class RdpFilter:
         """
         events = (*drawn, *planned)
         counted = float(self.charged(renyi_curve(events)))
-        if drawn or counted <= self.epsilon:
+        if drawn or counted <= self.epsilon or counted > _HOPELESS * self.epsilon + 0.2:
             return counted
         return min(counted, epsilon(events, self.delta))
 
