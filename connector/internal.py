@@ -162,6 +162,10 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
         node.pulls.ask(name, actor.require_approver(), whole=asked.whole)
         return {"source": name, "asked": True}
 
+    @app.get("/api/feasibility")
+    def feasibility(_: Who) -> dict[str, Any]:
+        return {"answers": node.feasibility.answers()}
+
     @app.post("/api/opt-outs")
     def opt_out(actor: Who, asked: OptOutRequest) -> dict[str, Any]:
         actor.require_approver()

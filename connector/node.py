@@ -19,6 +19,7 @@ from connector.books import Books
 from connector.fhir import dataset_summary, subject_key
 from connector.fhir.deletions import Deletions
 from connector.governance.actors import Accounts, Actor, system_user
+from connector.governance.feasibility import Feasibility
 from connector.governance.gate import VisitGate
 from connector.governance.intakes import Intakes
 from connector.governance.judge import Judge
@@ -115,6 +116,7 @@ class Node:
         self.queries = Queries(
             self.database, self.evidence, self.ledger, self.settings.dataset.id, self.clock, self.visits.guard
         )
+        self.feasibility = Feasibility(judge, self.queries, self.database, self.files.fhir, self.settings, self.clock)
         dataset, key = self.settings.dataset.id, self.secret.subject_key
         self.intakes = Intakes(
             dataset, self.files.fhir, key, self.database, self.evidence, self.clock, self.settings.validation_sample

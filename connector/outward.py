@@ -30,6 +30,15 @@ class VisitRequest(BaseModel):
     user_key: dict[str, str]
 
 
+class QuestionRequest(BaseModel):
+    """A permit (JWT), a feasibility question (JWS), and the public key that signed the latter."""
+
+    model_config = _STRICT
+    permit: str = Field(max_length=100_000)
+    question: str = Field(max_length=2_000_000)
+    user_key: dict[str, str]
+
+
 class ReleaseNotice(BaseModel):
     model_config = _STRICT
     kind: str = Field(pattern=r"^[a-z]{1,32}$")
@@ -57,6 +66,11 @@ def outward_app(node: Node) -> FastAPI:
     @app.get("/identity")
     def identity() -> dict[str, Any]:
         return node.identity
+
+    @app.post("/feasibility")
+    def feasibility(asked: QuestionRequest) -> dict[str, Any]:
+        told = node.feasibility.answer(asked.permit.strip(), asked.question.strip(), asked.user_key)
+        return {"node": node.settings.name, "dataset": node.settings.dataset.id, **told}
 
     _add_visits(app, node)
     app.add_middleware(Guarded, service="outward")

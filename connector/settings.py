@@ -66,6 +66,7 @@ class NodeSettings(BaseModel):
     dataset_epsilon_cap: float | None = Field(default=None, gt=0)  # of all runs together; None: no such cap
     delta: float = Field(default=1e-5, gt=0, lt=0.01)
     smallest_cell: int = Field(default=10, ge=1, le=1000)  # no smaller count is told to anybody else
+    feasibility_epsilon: float = Field(default=0.3, ge=0, le=10)  # one question costs at most; 0: none is answered
     # Of each type and intake, so many lines by place and by chance are validated against FHIR's models; 0: none.
     validation_sample: int = Field(default=20, ge=0, le=1000)
     coordinator: CoordinatorSettings | None = None

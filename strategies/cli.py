@@ -267,3 +267,32 @@ def study_status(out: Annotated[Path, typer.Argument(help="The --out folder of '
         output.table("Phases", ["job", "round", "nodes", "seconds"], phases),
         output.table("Nodes", ["name", "visit", "answers", "lost"], nodes),
     )
+
+
+@study.command("feasibility")
+@output.command("study feasibility")
+def study_feasibility(
+    study_file: Study,
+    view: Annotated[Path, typer.Argument(help="The cohort definition: a ViewDefinition with a column 'patient'.")],
+    node: Annotated[list[str] | None, typer.Option(help="A hospital by name or URL; all of the study's else.")] = None,
+    epsilon: Annotated[float, typer.Option(help="What an answer costs one patient: more is closer.")] = 0.1,
+    title: Annotated[str | None, typer.Option(help="What the operators read; the study's title else.")] = None,
+) -> None:
+    """Ask hospitals how many of their patients meet a definition; the answers carry noise, and cost privacy."""
+    from strategies.feasibility import ask_hospitals
+    from vht_federate.domain.study import StudyFile
+
+    read = StudyFile.read(study_file)
+    words = title or read.study.title
+    answers = ask_hospitals(read, view, nodes=node or (), epsilon=epsilon, title=words, now=_now())
+    if not answers.told:
+        raise next(iter(answers.refused.values()))
+    data = answers.to_dict()
+    rows = [
+        (name, one["count"], one["smallest_cell"], f"{one['standard_deviation']:.1f}", one["epsilon"], one["code"])
+        for name, one in data["nodes"].items()
+    ]
+    rows += [(name, None, None, "", None, one["code"]) for name, one in data["refused"].items()]
+    columns = ["hospital", "patients", "told from", "noise (sd)", "epsilon", "code"]
+    total = f"together about {data['total']}, noise {data['standard_deviation']:.1f}" if data["total"] else "no total"
+    output.emit("study feasibility", data, output.table(words, columns, rows), total)

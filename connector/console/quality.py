@@ -43,6 +43,12 @@ def add_quality_page(app: FastAPI, pages: _Pages) -> None:
             sample=None if shareable else newest.get("sample"),
         )
 
+    @app.get("/questions", include_in_schema=False)
+    @pages.page
+    def questions(request: Request) -> Response:
+        answers, settings = node.feasibility.answers(), node.settings
+        return pages.render(request, "questions.html", answers=answers, most=settings.feasibility_epsilon)
+
 
 def _survey(node: Node, component: str, profile: str, shown: Shown) -> dict[str, Any] | None:
     try:

@@ -51,6 +51,13 @@ _SENTENCES: dict[str, Callable[[Body], str]] = {
     "visit.approved": lambda body: f"Approved{_who(body)}",
     "visit.rejected": lambda body: f"Rejected{_who(body)}: {body['reason'] or 'no reason given'}",
     "budget.reserved": lambda body: f"Budget reserved; epsilon if all is spent: {_epsilon(body['epsilon_if_spent'])}",
+    "feasibility.answered": lambda body: (
+        f"A feasibility question answered at epsilon {body['epsilon']:g}: "
+        + (
+            body["code"]
+            or ("below the smallest cell" if body["count"] is None else f"about {body['count']:,} patients")
+        )
+    ),
     "cohort.built": lambda body: f"Cohort read: {len(body['columns'])} permitted columns, above the permit's minimum",
     "enclave.started": lambda body: f"Enclave started, cut off by {body['isolation']}",
     "round.begun": lambda body: f"{body['job']} {body['round']} begun, its budget spent",

@@ -12,6 +12,7 @@ __all__ = [
     "Acknowledgement",
     "Base",
     "Draw",
+    "FeasibilityRow",
     "IngestRow",
     "IssuerState",
     "OperatorRow",
@@ -202,6 +203,29 @@ class IngestRow(Base):
     dataset_id: Mapped[str] = mapped_column(String(200), index=True)
     at: Mapped[datetime] = mapped_column(Moment())
     report: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class FeasibilityRow(Base):
+    """A feasibility question that was answered: what everybody who asks it again is told. ``asked`` is its digest."""
+
+    __tablename__ = "feasibility_answers"
+    __table_args__ = (UniqueConstraint("query_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    asked: Mapped[str] = mapped_column(String(64), index=True)
+    query_id: Mapped[str] = mapped_column(String(64))
+    permit_id: Mapped[str] = mapped_column(String(200), index=True)
+    user: Mapped[str] = mapped_column(Text)
+    title: Mapped[str] = mapped_column(Text)
+    view: Mapped[dict[str, Any]] = mapped_column(JSON)
+    epsilon: Mapped[float]
+    delta: Mapped[float]
+    noise_multiplier: Mapped[float]
+    smallest_cell: Mapped[int]
+    count: Mapped[int | None]  # with its noise; None: below the smallest cell, or failed
+    code: Mapped[str | None] = mapped_column(String(64))  # why the view failed in the data
+    answered_at: Mapped[datetime] = mapped_column(Moment())
+    receipt: Mapped[str | None] = mapped_column(Text)
 
 
 class FhirClientRow(Base):

@@ -66,6 +66,9 @@ def describe(entry: LogEntry) -> str:
             return f"operator {say('operator')} approves component {_short(say('digest'))}"
         case "budget.reserved":
             return f"reserves the plan's budget: epsilon {_epsilon(say('epsilon_if_spent'))}"
+        case "feasibility.answered":
+            answer = say("code") or ("below its smallest cell" if say("count") is None else f"{say('count')} patients")
+            return f"answers a feasibility question at epsilon {float(say('epsilon') or 0):g}: {answer}"
         case "cohort.built":
             return f"builds the cohort from {len(say('columns') or ())} permitted columns"
         case "enclave.started":

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _TIME = TypeAdapter(AwareDatetime)
-_QUERY = "query.drawn"
+_QUERY, _ANSWER = "query.drawn", "feasibility.answered"
 
 
 class _Body(BaseModel):
@@ -287,7 +287,7 @@ def visit_records(log: NodeLog) -> dict[str, VisitRecord]:
         _check_time(log, entry)
         if entry.kind.startswith("node."):
             continue
-        if entry.visit is None and entry.kind != _QUERY:
+        if entry.visit is None and entry.kind not in (_QUERY, _ANSWER):
             if entry.kind != "permit.checked" or _accepts(entry.body):
                 raise broken(log.place(entry), f"{entry.kind} belongs to no visit", "ORDER")
             continue
@@ -297,9 +297,16 @@ def visit_records(log: NodeLog) -> dict[str, VisitRecord]:
 
 
 def queried(log: NodeLog) -> tuple[Queried, ...]:
-    """Every spend under the permit outside of visits. Raises VerificationError naming an entry that is none."""
+    """Every spend under the permit outside of visits. Raises VerificationError naming an entry that is none, and an
+    answer that was not paid for."""
     found: dict[str, Queried] = {}
+    answered: set[str] = set()
     for entry in log.entries:
+        if entry.kind == _ANSWER:
+            query = str(entry.body.get("query"))
+            if entry.visit is not None or query not in found or query in answered:
+                raise broken(log.place(entry), f"{_ANSWER} follows no {_QUERY} of its own", "ORDER")
+            answered.add(query)
         if entry.kind != _QUERY:
             continue
         try:

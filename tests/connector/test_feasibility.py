@@ -1,0 +1,387 @@
+"""Feasibility: counts with noise under a permit and the ledger, one answer to one question, evidence of each."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node_kit import DATASET, Hospital
+from test_node_console import Console
+
+from connector.app import outward_app
+from connector.governance.feasibility import STANDS
+from connector.node import Node
+from vht_federate.domain.feasibility import FEASIBILITY_TYP, FeasibilityQuestion
+from vht_federate.domain.law import DataCategory, Purpose
+from vht_federate.errors import (
+    BudgetError,
+    CohortError,
+    InputError,
+    PermitError,
+    RefusedError,
+    RevokedError,
+    VerificationError,
+    ViewError,
+)
+from vht_federate.evidence.canonical import canonical_bytes
+from vht_federate.evidence.keys import SigningKey
+from vht_federate.evidence.ledger_check import check_ceiling
+from vht_federate.evidence.node_log import read_node_log
+from vht_federate.evidence.trace import describe
+from vht_federate.evidence.visit_record import queried, visit_records
+from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.testing.asgi import AppClient
+from vht_federate.testing.noise import SeededNoise
+
+
+def view(resource: str = "Patient", where: str | None = None, **more: Any) -> dict[str, Any]:
+    path = "getResourceKey()" if resource == "Patient" else "subject.getReferenceKey(Patient)"
+    made = {"resource": resource, "select": [{"column": [{"name": "patient", "path": path}]}], **more}
+    return {**made, "where": [{"path": where}]} if where else made
+
+
+HIGH = "value.ofType(Quantity).value > 120"
+INFARCT = "code.coding.where(system = 'http://snomed.info/sct' and code = '22298006').exists()"
+
+
+def question(hospital: Hospital, *, key: SigningKey | None = None, **changes: Any) -> str:
+    user = key or hospital.user
+    fields: dict[str, Any] = {
+        "title": "How many men?",
+        "created_at": datetime.now(UTC),
+        "permit_id": "permit-1",
+        "user_kid": user.public.kid,
+        "purpose": Purpose.RESEARCH_ALGORITHMS,
+        "categories": (DataCategory.EHR,),
+        "dataset_ids": (DATASET,),
+        "view": view(),
+        "epsilon": 0.3,
+        **changes,
+    }
+    return user.sign(FeasibilityQuestion.model_validate(fields).claims(), typ=FEASIBILITY_TYP)
+
+
+def silence() -> SeededNoise:
+    """Noise of nothing: what is left is the count."""
+    return SeededNoise(0, scale=0.0)
+
+
+@contextmanager
+def asked_of(hospital: Hospital, *, silent: bool = True) -> Iterator[Node]:
+    with hospital.open() as node:
+        if silent:
+            node.feasibility.noise = silence
+        yield node
+
+
+def ask(node: Node, hospital: Hospital, permit: str | None = None, **changes: Any) -> dict[str, Any]:
+    user = changes.get("key") or hospital.user
+    return node.feasibility.answer(permit or hospital.permit(), question(hospital, **changes), user.public.jwk())
+
+
+COUNTS = [
+    (view(where="gender = 'male'"), 20),
+    (view("Observation", HIGH), 30),
+    (view("Condition", INFARCT), 10),
+    (view("Observation", "value.ofType(Quantity).value > 145"), None),
+    (view(where="gender = 'other'"), None),
+]
+
+
+def test_a_count_is_of_the_patients_who_meet_the_definition(stocked: Hospital) -> None:
+    with asked_of(stocked) as node:
+        for definition, count in COUNTS:
+            told = ask(node, stocked, view=definition)
+            assert (told["count"], told["smallest_cell"], told["code"], told["repeated"]) == (count, 10, None, False)
+
+
+def test_the_answer_carries_the_noise_that_the_ledger_paid_for(stocked: Hospital) -> None:
+    with asked_of(stocked, silent=False) as node:
+        node.feasibility.noise = lambda: SeededNoise(7)
+        told = ask(node, stocked, view=view(), epsilon=0.3)
+        deviation = told["standard_deviation"]
+        assert 5 < deviation < 30
+        expected = round(40 + deviation * SeededNoise(7).gaussian((1,))[0])
+        assert told["count"] == (expected if expected >= 10 else None)
+        [query] = [entry for entry in stocked.log() if entry["kind"] == "query.drawn"]
+        [answered] = [entry for entry in stocked.log() if entry["kind"] == "feasibility.answered"]
+        events = query["body"]["events"]
+        assert (len(events), events[0]["population"], events[0]["noise_multiplier"]) == (1, "all", deviation)
+        assert query["body"]["operator"] == "Institute"
+        assert answered["index"] == query["index"] + 1
+        assert (answered["body"]["count"], answered["body"]["query"]) == (told["count"], query["body"]["query"])
+        assert answered["permit_id"] == query["permit_id"] == "permit-1"
+        spent = node.books.budget()["datasets"][DATASET]["spent"]
+        assert 0.29 < spent["train"] <= 0.3
+        assert spent["test"] == spent["train"]
+
+
+def test_the_same_question_again_is_told_the_same_and_costs_nothing_more(stocked: Hospital) -> None:
+    other = SigningKey.generate()
+    with asked_of(stocked, silent=False) as node:
+        first = ask(node, stocked)
+        spent = node.books.budget()["datasets"][DATASET]["spent"]
+        again = [ask(node, stocked, title="Asked anew") for _ in range(3)]
+        assert {one["count"] for one in again} == {first["count"]}
+        assert all(one["repeated"] for one in again)
+        colleague = stocked.permit(
+            permit_id="permit-2", data_users=({"name": "Other", "kind": "academic", "kid": other.public.kid},)
+        )
+        assert ask(node, stocked, colleague, permit_id="permit-2", key=other)["count"] == first["count"]
+        assert node.books.budget()["datasets"][DATASET]["spent"] == spent
+        assert stocked.kinds().count("query.drawn") == stocked.kinds().count("feasibility.answered") == 1
+        assert ask(node, stocked, view=view(where="gender = 'male'"))["repeated"] is False
+
+
+def test_after_its_time_a_question_is_answered_anew_at_its_cost(stocked: Hospital) -> None:
+    with asked_of(stocked) as node:
+        ask(node, stocked)
+        now = datetime.now(UTC)
+        node.feasibility.clock = lambda: now + STANDS + timedelta(seconds=1)
+        assert ask(node, stocked)["repeated"] is False
+        assert stocked.kinds().count("query.drawn") == 2
+
+
+def test_many_at_once_ask_one_question_once(stocked: Hospital) -> None:
+    with asked_of(stocked, silent=False) as node:
+        told: list[Any] = []
+        permit, signed = stocked.permit(), question(stocked)
+        threads = [
+            threading.Thread(
+                target=lambda: told.append(node.feasibility.answer(permit, signed, stocked.user.public.jwk())["count"])
+            )
+            for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(told) == 6
+        assert len(set(told)) == 1
+        assert stocked.kinds().count("query.drawn") == 1
+
+
+def test_patients_who_opted_out_and_inactive_ones_are_not_counted(stocked: Hospital) -> None:
+    with asked_of(stocked) as node:
+        node.opt_out("p0", since=datetime.now(UTC) - timedelta(days=9))
+        node.opt_out("p1", since=datetime.now(UTC) - timedelta(days=9))
+        assert ask(node, stocked)["count"] == 38
+        forced = stocked.permit(permit_id="permit-2", overrides_opt_out=True)
+        assert ask(node, stocked, forced, permit_id="permit-2", view=view(where="id.exists()"))["count"] == 40
+
+
+def until_refused(node: Node, hospital: Hospital, permit: str) -> tuple[int, BudgetError]:
+    """How many questions at epsilon 0.3 were answered, and what the next one met."""
+    for number in range(10):
+        try:
+            ask(node, hospital, permit, permit_id="small", view=view(where=f"birthDate > @19{50 + number}-01-01"))
+        except BudgetError as error:
+            return number, error
+    pytest.fail("ten questions were answered")
+
+
+def test_when_the_cap_is_reached_the_question_is_refused_and_that_is_logged(stocked: Hospital) -> None:
+    with asked_of(stocked) as node:
+        permit = stocked.permit(permit_id="small", epsilon=0.5)
+        answered, error = until_refused(node, stocked, permit)
+        assert error.code == "VHT-BUDGET-PERMIT"
+        assert 1 <= answered < 5
+        refused = stocked.log()[-1]
+        assert (refused["kind"], refused["body"]["code"]) == ("permit.checked", "VHT-BUDGET-PERMIT")
+        assert stocked.kinds().count("query.drawn") == answered
+        with pytest.raises(BudgetError) as dear:
+            ask(node, stocked, epsilon=5.0)
+        assert dear.value.code == "VHT-BUDGET-QUESTION"
+
+
+NO_DEFINITION = [
+    ({"resource": "Patient", "select": [{"column": [{"name": "id", "path": "getResourceKey()"}]}]}, "PATIENT"),
+    ({"resource": "Patient", "select": [{"column": [{"name": "patient", "path": "'everybody'"}]}]}, "PATIENT"),
+    ({"resource": "Observation", "select": [{"column": [{"name": "patient", "path": "id"}]}]}, "PATIENT"),
+    ({"resource": "Patient", "select": [
+        {"forEach": "link", "column": [{"name": "patient", "path": "getResourceKey()"}]}]}, "FUNCTION"),
+    (view(where="nonsense("), "SYNTAX"),
+    ({"resource": "Bogus", "select": []}, "RESOURCE"),
+]  # fmt: skip
+
+
+def test_a_view_that_is_no_cohort_definition_is_refused_before_anything_is_spent(stocked: Hospital) -> None:
+    with asked_of(stocked) as node:
+        for definition, code in NO_DEFINITION:
+            with pytest.raises(ViewError) as caught:
+                ask(node, stocked, view=definition)
+            assert caught.value.code == f"VHT-VIEW-{code}"
+        with pytest.raises(InputError) as unkept:
+            ask(node, stocked, view=view("Procedure"))
+        assert unkept.value.code == "VHT-INPUT-FHIR-TYPE"
+        assert "query.drawn" not in stocked.kinds()
+
+
+def test_a_view_that_would_stop_at_one_patient_stops_nowhere(stocked: Hospital) -> None:
+    two_codings = {
+        "resourceType": "Condition", "id": "two", "onsetDateTime": "2015-01-01",
+        "subject": {"reference": "Patient/p1"},
+        "code": {"coding": [{"system": "urn:a", "code": "a"}, {"system": "urn:a", "code": "b"}]},
+    }  # fmt: skip
+    (stocked.root / "more").mkdir()
+    (stocked.root / "more" / "c.ndjson").write_bytes(canonical_bytes(two_codings) + b"\n")
+    definition = view("Condition", "code.coding.code = '22298006'")
+    with asked_of(stocked) as node:
+        before = ask(node, stocked, view=definition)
+        node.ingest(stocked.root / "more")
+        after = ask(node, stocked, view={**definition, "name": "again"})
+        assert (before["code"], before["count"]) == (after["code"], after["count"]) == (None, 10)
+
+
+def test_a_view_that_takes_too_long_is_ended_and_paid_for(stocked: Hospital) -> None:
+    with asked_of(stocked) as node:
+        node.feasibility.seconds = 1e-6
+        told = ask(node, stocked)
+        assert (told["code"], told["count"]) == ("VHT-VIEW-TIME", None)
+        assert stocked.kinds()[-2:] == ["query.drawn", "feasibility.answered"]
+        assert ask(node, stocked)["repeated"] is True
+
+
+def test_a_question_is_judged_as_a_study_is(stocked: Hospital) -> None:
+    stranger = SigningKey.generate()
+    with asked_of(stocked) as node:
+        for changes, code in (
+            ({"key": stranger}, "VHT-PERMIT-USER"),
+            ({"purpose": Purpose.EDUCATION}, "VHT-PERMIT-PURPOSE"),
+            ({"dataset_ids": ("urn:else",)}, "VHT-PERMIT-DATASET"),
+            ({"permit_id": "another"}, "VHT-PERMIT-MISMATCH"),
+        ):
+            with pytest.raises(PermitError) as caught:
+                ask(node, stocked, **changes)
+            assert caught.value.code == code
+            assert stocked.log()[-1]["body"]["code"] == code
+        with pytest.raises(RefusedError, match="24 hours"):
+            ask(node, stocked, created_at=datetime.now(UTC) - timedelta(days=2))
+        with pytest.raises(PermitError) as sealed:
+            ask(node, stocked, stocked.permit(permit_id="p3", release_types=("component",)), permit_id="p3")
+        assert sealed.value.code == "VHT-PERMIT-RELEASE"
+        forged = stocked.user.sign({"title": "x"}, typ=FEASIBILITY_TYP)
+        with pytest.raises(InputError, match="does not fit"):
+            node.feasibility.answer(stocked.permit(), forged, stocked.user.public.jwk())
+        stocked.issuer.revoke("permit-1")
+        with pytest.raises(RevokedError):
+            ask(node, stocked)
+        assert "query.drawn" not in stocked.kinds()
+
+
+def test_a_node_may_answer_none_and_one_without_data_says_so(hospital: Hospital) -> None:
+    with asked_of(hospital) as node:
+        with pytest.raises(CohortError):
+            ask(node, hospital)
+        node.feasibility.settings = node.settings.model_copy(update={"feasibility_epsilon": 0.0})
+        with pytest.raises(RefusedError) as caught:
+            ask(node, hospital)
+        assert caught.value.code == "VHT-REFUSED-FEASIBILITY"
+
+
+def test_the_outward_listener_answers_and_the_operator_sees_what_was_told(stocked: Hospital) -> None:
+    with asked_of(stocked) as node:
+        browser = AppClient(outward_app(node))
+        body = {"permit": stocked.permit(), "question": question(stocked), "user_key": stocked.user.public.jwk()}
+        answer = browser.post("/feasibility", json=body)
+        assert answer.status_code == 200
+        assert (answer.json()["count"], answer.json()["node"]) == (40, "hospital-1")
+        assert browser.post("/feasibility", json={**body, "question": "x.y.z"}).status_code == 403
+        assert browser.get("/api/feasibility").status_code == 404
+        console = Console(node, stocked)
+        assert console.browser.get("/questions").status_code == 303
+        console.log_in()
+        page = console.browser.get("/questions").text
+        assert "How many men?" in page
+        assert ">40<" in page
+        assert console.browser.get("/log").text.count("A feasibility question answered") == 1
+
+
+def audited(node: Node, hospital: Hospital) -> Any:
+    export = node.evidence.export("permit-1")
+    return read_node_log("nodes/h.json", canonical_bytes(export), "hospital-1", "permit-1", node.key.public)
+
+
+def test_an_auditor_recomputes_what_questions_cost_and_finds_no_answer_without_its_spend(stocked: Hospital) -> None:
+    from vht_federate.domain.permit import Permit
+    from vht_federate.evidence.keys import unverified_claims
+
+    token = stocked.permit()
+    permit = Permit.from_claims(unverified_claims(token))
+    with asked_of(stocked) as node:
+        for where in ("gender = 'male'", "gender = 'female'"):
+            ask(node, stocked, token, view=view(where=where))
+        log = audited(node, stocked)
+        assert visit_records(log) == {}
+        asked = queried(log)
+        assert [one.label for one in asked] == ["feasibility", "feasibility"]
+        total = check_ceiling("nodes/h.json", permit, [], epsilon_by_population, asked)
+        assert 0.3 < total["train"] < 0.6
+        assert "feasibility question" in describe(log.entries[-1])
+        node.evidence.append("feasibility.answered", {"query": "q-unpaid"}, permit_id="permit-1")
+        with pytest.raises(VerificationError, match=r"follows no query\.drawn"):
+            queried(audited(node, stocked))
+
+
+def test_a_crash_between_spend_and_answer_has_spent(stocked: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    with asked_of(stocked) as node:
+
+        def die(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(node.feasibility), "_count", die)
+            with pytest.raises(KeyboardInterrupt):
+                ask(node, stocked)
+        assert stocked.kinds()[-1] == "query.drawn"
+    with asked_of(stocked) as node:
+        assert node.books.budget()["datasets"][DATASET]["spent"]["train"] > 0.29
+        assert ask(node, stocked)["count"] == 40
+        assert stocked.kinds().count("query.drawn") == 2
+
+
+def test_the_command_asks_the_hospitals_of_a_study(stocked: Hospital, tmp_path: Path) -> None:
+    import contextvars
+    import json
+
+    import tomli_w
+    from test_node_service import Served
+    from typer.testing import CliRunner
+
+    from vht_federate.cli import app
+
+    stocked.user = SigningKey.create(tmp_path / "user.key")
+    (tmp_path / "permit.jwt").write_text(stocked.permit())
+    definition = tmp_path / "view.json"
+    definition.write_text(json.dumps(view()))
+    served = Served(stocked)
+    try:
+        served.await_health()
+        study = {
+            "study": {"id": "s", "title": "T", "permit": "permit.jwt", "user_key": "user.key",
+                      "purpose": Purpose.RESEARCH_ALGORITHMS.value, "categories": [DataCategory.EHR.value]},
+            "component": {"name": "cardio-risk", "profile": "cardiometabolic"},
+            "privacy": {"epsilon": 1.0, "delta": 1e-5},
+            "federation": {"coordinator": "c", "ca": str(stocked.tls.ca)},
+            "nodes": [{"name": "hospital-1", "url": served.settings.outward_url, "dataset": DATASET},
+                      {"name": "gone", "url": "https://127.0.0.1:1", "dataset": DATASET}],
+        }  # fmt: skip
+        (tmp_path / "study.toml").write_text(tomli_w.dumps(study))
+
+        def command(*more: str) -> dict[str, Any]:
+            line = ["--json", "study", "feasibility", str(tmp_path / "study.toml"), str(definition), *more]
+            done = contextvars.copy_context().run(CliRunner().invoke, app, line)
+            return dict(json.loads(done.stdout))
+
+        told = command("--epsilon", "0.3")["data"]
+        assert told["nodes"]["hospital-1"]["repeated"] is False
+        assert told["refused"]["gone"]["code"] == "VHT-UNAVAILABLE-PEER"
+        again = command("--epsilon", "0.3", "--node", "hospital-1")["data"]
+        assert again["total"] == told["nodes"]["hospital-1"]["count"]
+        assert command("--node", "nobody")["error"]["code"] == "VHT-INPUT-NODE"
+        assert command("--node", "gone")["error"]["code"] == "VHT-UNAVAILABLE-PEER"
+    finally:
+        served.end()
