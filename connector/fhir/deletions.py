@@ -27,17 +27,20 @@ __all__ = ["TABLE", "UNREADABLE", "Deletions", "Gone", "bury", "read_deletions",
 TABLE = "tombstone"
 UNREADABLE = "unreadable-deletion"  # a line that is not, or not wholly, a list of deletions
 Query = Callable[[str], list[tuple[Any, ...]]]
-_URL = re.compile(rf"(?:https?://[^\s?#]+/)?([A-Z][A-Za-z]+)/({ID.pattern})(?:/_history/[^/\s]+)?")
-_COLUMNS = "type, resource, subject, moment"
+_URL = re.compile(rf"(?:https?://[^\s?#]+/)?([A-Z][A-Za-z]+)/({ID.pattern})(?:/_history/([^/\s]+))?")
+_ETAG = re.compile(r'(?:W/)?"([0-9]{1,18})"')
+_NUMBER = re.compile("[0-9]{1,18}")
+_COLUMNS = "type, resource, subject, moment, version"
 _NONE = (
-    "SELECT NULL::VARCHAR AS type, NULL::VARCHAR AS resource, NULL::VARCHAR AS subject, NULL::TIMESTAMPTZ AS moment "
-    "WHERE false"
+    "SELECT NULL::VARCHAR AS type, NULL::VARCHAR AS resource, NULL::VARCHAR AS subject, NULL::TIMESTAMPTZ AS moment, "
+    "NULL::BIGINT AS version WHERE false"
 )
 
 
 @dataclass(frozen=True)
 class Deletions:
-    """``files`` list what was deleted ``at`` the latest; an entry's ``response.lastModified`` may say when."""
+    """``files`` list what was deleted ``at`` the latest; an entry may say when (``response.lastModified``), and as
+    which version (``request.url``, ``response.etag``)."""
 
     files: tuple[Path, ...]
     at: datetime
@@ -50,6 +53,7 @@ class Gone:
     type: str
     id: str
     at: datetime
+    version: int | None = None
 
 
 def read_deletions(path: Path, at: datetime) -> Iterator[tuple[int, list[Gone] | None]]:
@@ -77,7 +81,15 @@ def _gone(entry: Any, at: datetime) -> Gone:
         raise ValueError
     said = response.get("lastModified")
     moment = datetime.fromisoformat(said) if said else at
-    return Gone(named[1], named[2], moment if moment.tzinfo else at)
+    return Gone(named[1], named[2], moment if moment.tzinfo else at, _version(named[3], response.get("etag")))
+
+
+def _version(told: str | None, etag: Any) -> int | None:
+    """The deletion's own place among the versions, where it is a number."""
+    if told and _NUMBER.fullmatch(told):
+        return int(told)
+    found = _ETAG.fullmatch(etag) if isinstance(etag, str) else None
+    return int(found[1]) if found else None
 
 
 def _tombstones(before: Generation | None) -> str:
@@ -89,11 +101,13 @@ def bury(query: Query, before: Generation | None, *, deletions: str, lines: str,
     """Tables for the verdicts: ``buried`` (tombstones in force), ``late`` (lines below one, by file and line) and
     ``left_store`` (resources that go). ``deletions`` and ``lines`` are staged, ``seen`` is what is held."""
     query(f"""CREATE TEMP TABLE buried AS
-        SELECT resource, any_value(type) AS type, any_value(subject) AS subject, max(moment) AS moment
+        SELECT resource, any_value(type) AS type, any_value(subject) AS subject, max(moment) AS moment,
+            max(version) AS version
         FROM ({_tombstones(before)} UNION ALL SELECT {_COLUMNS} FROM {deletions}) GROUP BY resource""")
-    query(f"""DELETE FROM buried USING (SELECT resource, updated FROM {lines}
-            UNION ALL SELECT resource, updated FROM ({seen})) newer
-        WHERE buried.resource = newer.resource AND newer.updated > buried.moment""")
+    query(f"""DELETE FROM buried USING (SELECT resource, updated, version FROM {lines}
+            UNION ALL SELECT resource, updated, version FROM ({seen})) newer
+        WHERE buried.resource = newer.resource
+            AND (newer.updated > buried.moment OR newer.version > buried.version)""")
     query(f"""CREATE TEMP TABLE late AS SELECT file, line FROM {lines}
         WHERE resource IN (SELECT resource FROM buried)
             OR subject IN (SELECT subject FROM buried WHERE subject IS NOT NULL)""")
@@ -109,9 +123,11 @@ def bury(query: Query, before: Generation | None, *, deletions: str, lines: str,
 
 def write_tombstones(query: Query, before: Generation | None, *, deletions: str, part: Path) -> bool:
     """A part with the tombstones that are new. True where there are any."""
-    query(f"""COPY (SELECT type, resource, any_value(subject) AS subject, max(moment) AS moment FROM {deletions} d
-            WHERE NOT EXISTS (
-                SELECT 1 FROM ({_tombstones(before)}) t WHERE t.resource = d.resource AND t.moment >= d.moment)
+    query(f"""COPY (
+            SELECT type, resource, any_value(subject) AS subject, max(moment) AS moment, max(version) AS version
+            FROM {deletions} d WHERE NOT EXISTS (
+                SELECT 1 FROM ({_tombstones(before)}) t WHERE t.resource = d.resource
+                    AND t.moment >= d.moment AND coalesce(t.version, 0) >= coalesce(d.version, 0))
             GROUP BY type, resource ORDER BY type, resource)
         TO {quoted(part)} (FORMAT parquet, COMPRESSION zstd)""")
     [(count,)] = query(f"SELECT count(*) FROM read_parquet({quoted(part)})")

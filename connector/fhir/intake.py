@@ -107,7 +107,7 @@ def _bury(staging: Staging, node_key: bytes, deletions: Deletions | None, *, fir
             for one in gone:
                 key = resource_key(node_key, one.type, one.id)
                 subject = subject_key(node_key, one.id) if one.type == "Patient" else None
-                staging.add("deletion", (one.type, key, subject, one.at))
+                staging.add("deletion", (one.type, key, subject, one.at, one.version))
     return deletions.files
 
 

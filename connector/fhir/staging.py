@@ -40,7 +40,13 @@ _COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("mistaken", "bool"),
         ("subject", "string"),
     ),
-    "deletion": (("type", "string"), ("resource", "string"), ("subject", "string"), ("moment", "timestamp")),
+    "deletion": (
+        ("type", "string"),
+        ("resource", "string"),
+        ("subject", "string"),
+        ("moment", "timestamp"),
+        ("version", "int64"),
+    ),
     "fault": (*_PLACE, ("kind", "string"), ("reason", "string"), ("path", "string")),
 }
 SCHEMAS: dict[str, Any] = {
