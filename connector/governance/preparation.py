@@ -19,7 +19,8 @@ from connector.governance.pseudonyms import pseudonymiser
 from connector.governance.visits import Visits, request_of
 from connector.settings import NodeFiles
 from connector.store.models import VisitRow
-from vht_federate.components.contract import Component, read_component
+from vht_federate.components.contract import Component
+from vht_federate.components.digest import ComponentFiles
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.split import is_test
@@ -56,6 +57,7 @@ class CohortBuilder(Protocol):
         destination: Path,
         pseudonym: Callable[[str], str],
         included: Callable[[list[str], list[int]], None],
+        cohort_view: dict[str, Any] | None,
     ) -> Any: ...
 
 
@@ -125,7 +127,8 @@ class Preparation:
 
     def _build(self, visit: VisitRow) -> None:
         permit, request = self._visits.permit_of(visit), request_of(visit)
-        component = read_component(self._visits.judge.require_component(request))
+        files = ComponentFiles.read(self._visits.judge.require_component(request))
+        files.expect(request.component.digest)
         with self._visits.database.write() as session:
             excluded = excluded_subjects(session, permit)
             pseudonym = pseudonymiser(session, permit.permit_id, visit.created_at)
@@ -140,13 +143,14 @@ class Preparation:
 
         self._build_cohort(
             self._files.fhir,
-            component,
+            files.component(),
             request.component.profile,
             columns=permitted,
             excluded_subjects=excluded,
             destination=destination,
             pseudonym=pseudonym,
             included=include,
+            cohort_view=files.cohort_view(request.component.profile),
         )
         if not told:
             raise CohortError("the cohort was built without a word of whom it includes", code="VHT-COHORT-PATIENTS")

@@ -22,7 +22,8 @@ import orjson
 from connector.fhir.engine import locked
 from connector.fhir.store import Generation, Store
 from connector.views.columns import Cells, Column, read_column
-from connector.views.derived import derived_views, view_hash
+from connector.views.derived import View, derived_views, view_hash
+from connector.views.inclusion import compile_inclusion
 from connector.views.people import make_records
 from connector.views.relations import Relations, stored
 from connector.views.tensors import Kind, Sealed, TensorFile
@@ -79,6 +80,7 @@ def build_cohort(
     destination: Path,
     pseudonym: Callable[[str], str] | None = None,
     included: Callable[[list[str], list[int]], None] | None = None,
+    cohort_view: View | None = None,
     reader: Callable[[duckdb.DuckDBPyConnection, Generation], Relations] | None = None,
 ) -> CohortManifest:
     """Write the cohort of ``profile`` into ``destination`` (``visits/VISIT/cohort``).
@@ -88,11 +90,16 @@ def build_cohort(
 
     Data of a port outside ``columns`` is never read: its column is missing throughout. ``excluded_subjects`` are
     subject keys that opted out. ``included`` is told the subject keys of all patients with a record, and their buckets;
-    what it raises ends the cohort before anything is written. ``reader`` says what is read in place of the store's
+    what it raises ends the cohort before anything is written. ``cohort_view`` is the ViewDefinition that the profile
+    names as its inclusion criteria. ``reader`` says what is read in place of the store's
     tables. Raises ViewError where the outcome is not permitted or a column is unknown, CohortError
     VHT-COHORT-EMPTY-STORE before the first ingest.
     """
     permitted = _permitted(component, profile, columns)
+    views = derived_views(component, profile, permitted)
+    inclusion = None if cohort_view is None else compile_inclusion(cohort_view)
+    if cohort_view is not None:
+        views["cohort"] = dict(cohort_view)
     generation = Store(store_dir).current()
     if generation is None:
         raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE", hint="vht node ingest")
@@ -107,11 +114,12 @@ def build_cohort(
             excluded_subjects=excluded_subjects,
             pseudonym=pseudonym,
             relations=relations,
+            inclusion=inclusion,
         )
         if included is not None:
             people = connection.execute("SELECT DISTINCT subject, bucket FROM record").fetchall()
             included([subject for subject, _ in people], [bucket for _, bucket in people])
-        return _write(connection, relations, component, profile, permitted, destination)
+        return _write(connection, relations, component, profile, permitted, views, destination)
 
 
 def _permitted(component: Component, profile: str, columns: tuple[str, ...]) -> frozenset[str]:
@@ -133,6 +141,7 @@ def _write(
     component: Component,
     profile: str,
     permitted: frozenset[str],
+    views: dict[str, View],
     destination: Path,
 ) -> CohortManifest:
     people = connection.execute("SELECT person, bucket, outcome FROM record ORDER BY record").fetchnumpy()
@@ -151,7 +160,7 @@ def _write(
         if port.name in permitted:
             read[port.name] = read_column(connection, relations, port, chosen, len(person))
             _fill(file.arrays, place, read[port.name].cells, chosen)
-    manifest = _manifest(component, profile, permitted, destination, kinds, file.seal(), read)
+    manifest = _manifest(component, profile, permitted, views, destination, kinds, file.seal(), read)
     _replace(destination / "manifest.json", orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
     return manifest
 
@@ -181,12 +190,13 @@ def _manifest(
     component: Component,
     profile: str,
     permitted: frozenset[str],
+    views: dict[str, View],
     destination: Path,
     kinds: dict[str, Kind],
     sealed: Sealed,
     read: dict[str, Column],
 ) -> CohortManifest:
-    chosen, views = component.profile(profile), derived_views(component, profile, permitted)
+    chosen = component.profile(profile)
     return CohortManifest(
         schema_version="2",
         visit=destination.resolve().parent.name,

@@ -8,10 +8,12 @@ that what a view gives and what the store holds are read by the same statements.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from connector.views.inclusion import compile_inclusion
 from vht_federate.components.contract import Component, Port, Source
+from vht_federate.components.digest import ComponentFiles
 from vht_federate.evidence.canonical import digest_of
 
-__all__ = ["derived_views", "view_hash"]
+__all__ = ["View", "component_views", "derived_views", "view_hash"]
 
 View = dict[str, Any]
 Coding = tuple[str, str]
@@ -35,6 +37,18 @@ def derived_views(component: Component, profile: str, columns: Iterable[str] | N
     if component.profile(profile).index == "onset":
         views |= _recorded()
     return {name: _view(f"{name}_view", body) for name, body in views.items()}
+
+
+def component_views(files: ComponentFiles, profile: str) -> dict[str, View]:
+    """``derived_views``, and under ``cohort`` the component's own view of whom the profile is about, checked.
+
+    Raises ViewError as ``compile_inclusion`` does.
+    """
+    views, cohort = derived_views(files.component(), profile), files.cohort_view(profile)
+    if cohort is not None:
+        compile_inclusion(cohort)
+        views["cohort"] = cohort
+    return views
 
 
 def view_hash(views: Sequence[View]) -> str:

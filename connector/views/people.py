@@ -10,9 +10,13 @@ from datetime import date
 
 import duckdb
 
+from connector.fhir.disclosure import OLDEST_AGE
 from connector.fhir.store import Generation
+from connector.views.inclusion import make_included
 from connector.views.relations import Relations, parts, stored
+from connector.views.sql import Plan
 from vht_federate.components.contract import Component, Profile
+from vht_federate.errors import ViewError
 
 __all__ = ["ADULT_YEARS", "FINAL", "make_records", "parts"]
 
@@ -31,6 +35,7 @@ def make_records(
     excluded_subjects: Iterable[str],
     pseudonym: Callable[[str], str] | None = None,
     relations: Relations | None = None,
+    inclusion: Plan | None = None,
 ) -> None:
     """Create table ``record`` (record, person, subject, bucket, landmark, age, male, outcome), patient-major.
 
@@ -40,8 +45,12 @@ def make_records(
     birth date nobody can be known to be an adult, so the rule of age does not apply. With a horizon, a patient
     whose outcome came before a landmark has no record there. Where the index is the onset, the dates of all that is
     recorded are read, whatever ``columns`` says, because they set a control's day. ``relations`` are read, by default
-    the store's tables as they lie.
+    the store's tables as they lie. ``inclusion`` (``compile_inclusion``) belongs to a profile that has a cohort view,
+    and to no other: ViewError VHT-VIEW-COHORT.
     """
+    chosen = component.profile(profile)
+    if (chosen.cohort is None) != (inclusion is None):
+        raise ViewError("the inclusion criteria are not those of the profile", code="VHT-VIEW-COHORT")
     relations = relations or stored(generation)
     sources = {component.port(name).source.type for name in columns}
     born = "birth_date" if "age" in sources else "NULL::DATE"
@@ -55,15 +64,17 @@ def make_records(
     )
     _name_people(connection, pseudonym)
     _make_events(connection, relations, component, profile)
-    chosen = component.profile(profile)
     if chosen.index == "onset":
         _index_by_onset(connection, relations)
     else:
         _index_by_landmark(connection, chosen)
+    if inclusion is not None:
+        make_included(connection, generation, inclusion)
+        connection.execute("DELETE FROM indexed WHERE subject NOT IN (SELECT subject FROM included)")
     connection.execute(_RECORDS, {"horizon": chosen.horizon_years, "adult": ADULT_YEARS, "ages": "age" in sources})
 
 
-_RECORDS = """
+_RECORDS = f"""
 CREATE TEMP TABLE record AS
 WITH eligible AS (
     SELECT subject, pseudonym, bucket, landmark, sex,
@@ -77,7 +88,7 @@ WITH eligible AS (
 )
 SELECT row_number() OVER (ORDER BY pseudonym, landmark) - 1 AS record,
     dense_rank() OVER (ORDER BY pseudonym) - 1 AS person,
-    subject, bucket, landmark, age, sex, outcome
+    subject, bucket, landmark, CASE WHEN age > {OLDEST_AGE} THEN {OLDEST_AGE} ELSE age END AS age, sex, outcome
 FROM eligible
 WHERE NOT $ages OR age >= $adult
 ORDER BY record

@@ -1,17 +1,23 @@
-"""``vht component list | show | digest``. None of them runs the component's code."""
+"""``vht component list | show | views | digest``. None of them runs the component's code."""
 
+import json
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from vht_federate import output
 from vht_federate.components.contract import Component, Port, Profile
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.components.registry import find_component, installed
+from vht_federate.errors import ComponentError
+from vht_federate.evidence.canonical import digest_of
 
 __all__ = ["app"]
 
+COMPILERS = "vht.component_views"
 app = typer.Typer(help="List, show and digest twin components.", no_args_is_help=True, add_completion=False)
 
 Paths = Annotated[
@@ -48,16 +54,41 @@ def list_components(path: Paths = None) -> None:
 @app.command()
 @output.command("component show")
 def show(component: Chosen, path: Paths = None) -> None:
-    """A component's ports with units, codes and bounds, and its profiles."""
+    """A component's ports with units, codes and bounds, and its profiles; a cohort's view must compile."""
     files = ComponentFiles.read(_folder(component, path))
     contract = files.component()
+    for name, profile in contract.profiles.items():
+        if profile.cohort is not None:
+            _views_of(files, name)
     data = contract.model_dump(mode="json") | {"digest": files.digest, "folder": str(files.folder)}
     head = f"[bold]{contract.name}[/] {contract.version}: {contract.title}\n{contract.description}\n{files.digest}"
     ports = output.table(
         "Ports", ["name", "direction", "kind", "unit", "LOINC", "bounds or categories"], map(_row, contract.ports)
     )
-    profiles = output.table("Profiles", ["name", "title", "inputs", "outcome", "index"], _profile_rows(contract))
+    headings = ["name", "title", "inputs", "outcome", "index", "records"]
+    profiles = output.table("Profiles", headings, _profile_rows(contract))
     output.emit("component show", data, head, ports, profiles)
+
+
+@app.command()
+@output.command("component views")
+def views(
+    component: Chosen,
+    profile: Annotated[str, typer.Argument(help="One of the component's profiles.")],
+    path: Paths = None,
+) -> None:
+    """The SQL on FHIR views that say what a profile reads, with the digest that a cohort's manifest carries."""
+    files = ComponentFiles.read(_folder(component, path))
+    found = _views_of(files, profile)
+    data = {
+        "name": files.component().name,
+        "digest": files.digest,
+        "profile": profile,
+        "view_hash": digest_of(list(found.values())),
+        "views": found,
+    }
+    shown = json.dumps(list(found.values()), indent=2, ensure_ascii=False)
+    output.emit("component views", data, Text(shown), data["view_hash"])
 
 
 @app.command()
@@ -82,7 +113,7 @@ def _row(port: Port) -> tuple[Any, ...]:
 
 def _profile_rows(contract: Component) -> list[tuple[Any, ...]]:
     return [
-        (name, profile.title, ", ".join(profile.inputs), profile.outcome, _index(profile))
+        (name, profile.title, ", ".join(profile.inputs), profile.outcome, _index(profile), _records(profile))
         for name, profile in contract.profiles.items()
     ]
 
@@ -92,3 +123,20 @@ def _index(profile: Profile) -> str:
     if profile.index == "onset":
         return "first onset, or the last day recorded"
     return ", ".join(map(str, profile.landmarks))
+
+
+def _records(profile: Profile) -> str:
+    """What a record holds, and of whom."""
+    windows = f" of {profile.window_days} days" if profile.window_days else ""
+    steps = "" if profile.layout == "tabular" else f", {profile.steps} steps{windows}"
+    chosen = f", of the patients in {profile.cohort}" if profile.cohort else ""
+    return f"{profile.layout}{steps}{chosen}"
+
+
+def _views_of(files: ComponentFiles, profile: str) -> dict[str, Any]:
+    """The profile's views by name, checked by the connector. Raises ViewError; ComponentError where there is none."""
+    points = entry_points(group=COMPILERS)
+    if not points:
+        raise ComponentError("views are checked by the connector, which is not installed", code="VHT-COMPONENT-VIEWS")
+    found: dict[str, Any] = next(iter(points)).load()(files, profile)
+    return found

@@ -78,6 +78,9 @@ class Profile(BaseModel):
     ``layout`` says what of each input a record holds. ``tabular``: the last value. ``repeated``: the last ``steps``
     values of each port, each port at its own times. ``sequence``: ``steps`` windows of ``window_days`` days that end
     with the index day, one value per port and window (``Port.aggregate``).
+
+    ``cohort`` names a file in the component's folder: a SQL on FHIR ViewDefinition, whose rows name in their column
+    ``patient`` whom the profile is about. Nobody else has a record.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,6 +88,7 @@ class Profile(BaseModel):
     title: str
     inputs: tuple[str, ...] = Field(min_length=1)
     outcome: str
+    cohort: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}\.json$")] | None = None
     index: Literal["landmark", "onset"] = "landmark"
     landmarks: tuple[date, ...] = ()
     horizon_years: int = Field(default=0, ge=0)  # 0: the outcome counts whenever it was recorded

@@ -9,20 +9,23 @@ of the borrowed file is another component.
 """
 
 import hashlib
+import json
 import re
 import stat
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from vht_federate.components.contract import Component
-from vht_federate.errors import ComponentError, InputError
+from vht_federate.errors import ComponentError, InputError, ViewError
 
 __all__ = ["ComponentFiles", "component_digest"]
 
 _MAXIMUM_BYTES = 64 << 20
+_LARGEST_VIEW = 256 << 10
 _SHARED = Path(__file__).parent / "shared"
 _BORROWED = re.compile(r"[a-z_]+\.py")
 
@@ -64,6 +67,27 @@ class ComponentFiles:
             raise InputError(
                 f"{self.folder.name} is not a component: {str(error).splitlines()[0]}", code="VHT-INPUT-COMPONENT"
             ) from error
+
+    def cohort_view(self, profile: str) -> dict[str, Any] | None:
+        """The ViewDefinition of the profile's inclusion criteria, not yet checked; None where it has none.
+
+        Raises ViewError VHT-VIEW-COHORT for a file that is missing, too long, or no JSON object.
+        """
+        name = self.component().profile(profile).cohort
+        if name is None:
+            return None
+        content = self.files.get(name, b"")
+        try:
+            view = json.loads(content) if len(content) <= _LARGEST_VIEW else None
+        except (ValueError, RecursionError):
+            view = None
+        if not isinstance(view, dict):
+            raise ViewError(
+                f"profile {profile} of component {self.folder.name} has no view of its cohort in {name}",
+                code="VHT-VIEW-COHORT",
+                hint=f"a JSON object of at most {_LARGEST_VIEW} bytes, in the component's folder",
+            )
+        return view
 
     def expect(self, digest: str) -> None:
         """Raises ComponentError VHT-COMPONENT-DIGEST unless these files have ``digest``."""

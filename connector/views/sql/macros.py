@@ -82,4 +82,4 @@ def prelude(sqls: Iterable[str]) -> tuple[str, ...]:
         for name in _USE.findall(sql):
             if name in _MACROS:
                 want(name)
-    return tuple(f"CREATE TEMP MACRO {name}{_MACROS[name]};" for name in wanted)
+    return tuple(f"CREATE OR REPLACE TEMP MACRO {name}{_MACROS[name]};" for name in wanted)
