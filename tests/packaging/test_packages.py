@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from vht_federate.components.contract import read_component
+from vht_federate.components.contract import Profile, read_component
 from vht_federate.components.digest import component_digest
 from vht_federate.errors import InputError, VerificationError
 from vht_federate.evidence.keys import SigningKey
@@ -200,3 +201,11 @@ def test_a_codebook_survives_json_in_any_key_order_and_refuses_what_it_does_not_
     for broken in ({**raw, "more": 1}, {**raw, "target": "age"}, {**raw, "order": raw["order"][1:]}, {}):
         with pytest.raises(InputError):
             Codebook.read(broken)
+
+
+@pytest.mark.parametrize("layout", [{"layout": "repeated"}, {"layout": "sequence", "window_days": 30}])
+def test_records_with_steps_have_no_codebook(layout: dict[str, Any]) -> None:
+    chosen = Profile.model_validate(CONTRACT.profile(PROFILE).model_dump() | layout | {"steps": 3})
+    with pytest.raises(InputError) as caught:
+        codebook_for(CONTRACT.model_copy(update={"profiles": {PROFILE: chosen}}), PROFILE)
+    assert caught.value.code == "VHT-INPUT-LAYOUT"

@@ -100,7 +100,16 @@ class Codebook(BaseModel):
 
 
 def codebook_for(component: Component, profile: str) -> dict[str, Any]:
-    """The codebook of a component's profile, as the JSON that travels in ``StudyRequest.codebook``."""
+    """The codebook of a component's profile, as the JSON that travels in ``StudyRequest.codebook``.
+
+    Raises InputError VHT-INPUT-LAYOUT for a profile whose records have steps: a table cannot hold them.
+    """
+    if component.profile(profile).layout != "tabular":
+        raise InputError(
+            f"a synthetic cohort is a table, and profile {profile} has {component.profile(profile).layout} records",
+            code="VHT-INPUT-LAYOUT",
+            hint="plan the study without a synthetic cohort",
+        )
     ports = (*component.inputs(profile), component.outcome(profile))
     book = Codebook(
         component=component.name,
