@@ -411,3 +411,43 @@ def test_the_stored_resources_pass_and_are_all_told(tmp_path: Any) -> None:
         assert set(resource) - {"meta"} == set(made)
         for key in re.findall(r"[0-9a-f]{32,64}", json.dumps(resource)):
             assert key not in json.dumps(made)
+
+
+ELEMENTS = (
+    "id status code coding system subject reference encounter effectiveDateTime valueQuantity valueCodeableConcept "
+    "component value unit comparator start end onsetPeriod period class type category birthDate gender deceasedBoolean "
+    "valueInteger interpretation clinicalStatus authoredOn issued text display link contained"
+)
+NAMES = st.sampled_from(ELEMENTS.split())
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        ["2009-05-06", "Patient/p1", "Encounter/e1", "http://loinc.org", "8480-6", "mm[Hg]", "final", "<"]
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=6),
+    max_leaves=25,
+)
+TOLD = re.compile(
+    r"[0-9a-f]{64}|(?:Patient|Encounter)/[0-9a-f]{64}|[0-9]{4}(?:-[0-9]{2}){0,2}|[<>]=?|final|Patient|Observation|Condition|"
+    r"MedicationRequest|Encounter|http://\S+|8480-6|mm\[Hg\]|masked"
+)
+
+
+def strings(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict | list):
+        for inner in node.values() if isinstance(node, dict) else node:
+            yield from strings(inner)
+
+
+@given(st.sampled_from(sorted(TABLES)), st.dictionaries(NAMES, ANYTHING, max_size=8))
+def test_whatever_comes_nothing_but_checked_strings_is_told(kind: str, elements: dict[str, Any]) -> None:
+    known = {"subject": {"reference": "Patient/p1"}, "id": "p1"}
+    for resource in ({"resourceType": kind} | elements, {"resourceType": kind} | elements | known):
+        made = ONE.resource(resource)
+        assert all(TOLD.fullmatch(text) for text in strings(made)), made
