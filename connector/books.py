@@ -1,6 +1,7 @@
 """What the node's operator and its programs may read: visits, costs, intake. Public values and rounded counts only."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from vht_federate.domain.permit import Permit
 from vht_federate.errors import NotFoundError
 from vht_federate.evidence.keys import unverified_claims
 from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.privacy.accounts import Run
 from vht_federate.privacy.ledger import Account
 
 __all__ = ["Books"]
@@ -63,26 +65,49 @@ class Books:
                 "permit": permit.claims(),
                 "request": request.claims(),
                 "receipt": row.receipt,
+                "able": self._able(session, row, permit) if row.state == "requested" else None,
             }
 
     def budget(self) -> dict[str, Any]:
-        """``{datasets: {id: account}, permits: {id: account}}``, an account as ``{cap, delta, spent, reserved, …}``.
+        """``{datasets: {id: account}, permits: {id: account}, patients: [line]}``.
 
-        ``spent`` and ``if_spent`` are epsilon by population; ``reserved`` is what open visits may still add.
+        An account is ``{cap, delta, spent, reserved, …}``, as if one patient had been in every run: ``spent`` and
+        ``if_spent`` are epsilon by population, ``reserved`` is what open visits may still add. A line says how many
+        patients remain under a cap, each by the runs it was in; exactly, since the node's operators alone read it.
         """
         with self.database.read() as session:
             dataset_id = self.settings.dataset.id
-            permits = {row.permit_id: row.permit for row in session.scalars(select(VisitRow))}
+            tokens = {row.permit_id: row.permit for row in session.scalars(select(VisitRow))}
+            permits = {
+                permit_id: Permit.from_claims(unverified_claims(token))
+                for permit_id, token in sorted(tokens.items())
+                if _touched(session, permit_id)
+            }
             return {
+                "patients": self._patients(session, permits.values()),
                 "datasets": {dataset_id: _account(self.ledger.dataset_account(session, dataset_id))},
                 "permits": {
-                    permit_id: _account(
-                        self.ledger.permit_account(session, Permit.from_claims(unverified_claims(token)))
-                    )
-                    for permit_id, token in sorted(permits.items())
-                    if _touched(session, permit_id)
+                    permit_id: _account(self.ledger.permit_account(session, permit))
+                    for permit_id, permit in permits.items()
                 },
             }
+
+    def _patients(self, session: Session, permits: Iterable[Permit]) -> list[dict[str, Any]]:
+        nothing, lines = Run("-", self.settings.dataset.id, None), []
+        for permit in (None, *permits):
+            plan = replace(nothing, permit=permit.permit_id if permit else None)
+            left = self.ledger.remaining(session, plan, permit)
+            for cap in self.ledger.caps(permit, plan.dataset):
+                if permit is None or cap.permit is not None:
+                    about = {"cap": cap.name, "of": cap.permit or cap.dataset, "epsilon": cap.epsilon}
+                    lines.append({**about, "delta": cap.delta, **asdict(left[cap.name])})
+        return lines
+
+    def _able(self, session: Session, row: VisitRow, permit: Permit) -> dict[str, int]:
+        """Patients who could pay for the visit's plan, by the cap's name; ``patients`` are all."""
+        plan = Run(row.id, row.dataset_id, row.permit_id, holds=request_of(row).plan.events())
+        left = self.ledger.remaining(session, plan, permit)
+        return {name: one.able for name, one in left.items()} | {"patients": left["patient"].patients}
 
     def ingests(self) -> list[dict[str, Any]]:
         """Newest first, in numbers of lines."""

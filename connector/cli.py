@@ -8,6 +8,7 @@ import typer
 
 from connector.codes_cli import app as codes
 from connector.intake_cli import app as intake
+from connector.ledger_cli import app as ledger
 from connector.quality_cli import app as quality
 from connector.reach import State, reach, running
 from connector.settings import CoordinatorSettings, DatasetSettings, NodeFiles, NodeSettings
@@ -252,5 +253,5 @@ def operator(
     output.emit("node operator", {"name": name, "role": role}, f"{name} may log in as {role}")
 
 
-for commands in (intake, sources, codes, quality):  # they stand beside these
+for commands in (intake, sources, codes, quality, ledger):  # they stand beside these
     app.add_typer(commands)

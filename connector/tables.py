@@ -12,6 +12,7 @@ __all__ = [
     "budget_table",
     "explanation_table",
     "intake_table",
+    "patients_table",
     "pull_table",
     "quarantine_table",
     "source_tables",
@@ -30,6 +31,14 @@ def budget_table(budget: Mapping[str, Any]) -> Table:
     ]
     columns = ["account", "id", "cap", "spent train", "spent test", "reserved train", "reserved test"]
     return table("Budget (epsilon)", columns, rows)
+
+
+def patients_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """How many patients remain under each cap."""
+    names = ["cap", "of", "epsilon", "patients", "untouched", "half", "little"]
+    rows = [tuple("" if line[name] is None else line[name] for name in names) for line in lines]
+    columns = ["cap", "of", "epsilon", "patients", "in no run", "half or more left", "under a tenth left"]
+    return table("Patients under each cap", columns, rows)
 
 
 def intake_table(folder: Any, report: Mapping[str, Any]) -> Table:

@@ -60,6 +60,7 @@ _SENTENCES: dict[str, Callable[[Body], str]] = {
     ),
     "cohort.built": lambda body: f"Cohort read: {len(body['columns'])} permitted columns, above the permit's minimum",
     "enclave.started": lambda body: f"Enclave started, cut off by {body['isolation']}",
+    "query.drawn": lambda body: f"A query ({body['label']}){_who(body)}, its budget spent",
     "round.begun": lambda body: f"{body['job']} {body['round']} begun, its budget spent",
     "round.released": _released,
     "round.refused": lambda body: f"Call {body['job'] or 'unknown'} {body['round'] or ''} refused: {body['code']}",

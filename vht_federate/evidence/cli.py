@@ -79,6 +79,35 @@ def make_trust(
     output.emit("audit trust", data, output.table(f"Trusted keys in {out}", ["who", "key"], kids.items()))
 
 
+@app.command("ledger")
+@output.command("audit ledger")
+def audit_node_ledger(
+    file: Annotated[Path, typer.Argument(help="What 'vht node ledger export' wrote.")],
+    key: Annotated[Path | None, typer.Option(help="The node's public key (.pub.json), from the node itself.")] = None,
+) -> None:
+    """Compute a node's ledger again from its events alone, and compare. Exit code 4 where a number differs."""
+    from vht_federate.evidence.ledger_file import LedgerFile, audit_ledger
+
+    held = LedgerFile.read(file)
+    found = audit_ledger(held, PublicKey.read(key) if key else None)
+    rows = [(scope, f"{one['train']:.4f}", f"{one['test']:.4f}") for scope, one in sorted(found.spent.items())]
+    data = {
+        "node": held.node,
+        "signed": key is not None,
+        "spent": found.spent,
+        "dearest_group": found.dearest_group,
+        "groups": found.groups,
+        "runs": found.runs,
+    }
+    verdict = (
+        f"The ledger of {held.node} holds: {found.runs} runs, {found.groups} groups of patients; the dearest is "
+        f"counted at epsilon {found.dearest_group:.4f}. Groups below {held.smallest_cell} patients are not shown: they "
+        "paid at most what the dataset's line says."
+    )
+    unsigned = [] if key else ["note: without --key the file's signature was not checked"]
+    output.emit("audit ledger", data, output.table("Epsilon", ["of", "train", "test"], rows), *unsigned, verdict)
+
+
 @app.command("show")
 @output.command("audit show")
 def show(bundle: Bundle) -> None:

@@ -1,0 +1,83 @@
+"""What an auditor of a node's whole ledger receives: events, caps and groups by size; no subject, no small cell."""
+
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from connector.governance.ledger import Ledger
+from connector.settings import NodeSettings
+from connector.store.models import VisitRow
+from vht_federate.domain.permit import Permit
+from vht_federate.evidence.keys import SigningKey, unverified_claims
+from vht_federate.evidence.ledger_file import LEDGER_TYP, CapLine, GroupLine, LedgerFile, RunLine, group_cost
+from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.privacy.accounts import PatientAccounts
+from vht_federate.privacy.filters import RdpFilter
+
+__all__ = ["export_ledger"]
+
+
+def export_ledger(
+    session: Session, ledger: Ledger, settings: NodeSettings, key: SigningKey, now: datetime
+) -> LedgerFile:
+    """The ledger as it stands, signed by the node."""
+    accounts = ledger.patient_accounts(session)
+    placed = accounts.participation.placed
+    runs = tuple(
+        RunLine(
+            run=run.name,
+            dataset=run.dataset,
+            permit=run.permit,
+            drew=run.drew,
+            holds=run.holds,
+            everybody=run.name not in placed,
+        )
+        for run in accounts.runs.values()
+    )
+    made = LedgerFile(
+        node=settings.name,
+        at=now,
+        smallest_cell=settings.smallest_cell,
+        caps=_caps(session, ledger, settings.dataset.id, {line.permit for line in runs}),
+        runs=runs,
+        groups=_groups(accounts, ledger, settings.smallest_cell),
+        spent={scope: _spent(runs, scope, ledger.delta) for scope in _scopes(runs)},
+    )
+    return made.model_copy(update={"statement": key.sign(made.claims(), typ=LEDGER_TYP)})
+
+
+def _caps(session: Session, ledger: Ledger, dataset: str, permits: set[str | None]) -> tuple[CapLine, ...]:
+    made = [CapLine(name="patient", of=None, epsilon=ledger.epsilon_cap, delta=ledger.delta)]
+    if ledger.dataset_epsilon_cap is not None:
+        made.append(CapLine(name="dataset", of=dataset, epsilon=ledger.dataset_epsilon_cap, delta=ledger.delta))
+    tokens = {row.permit_id: row.permit for row in session.scalars(select(VisitRow)) if row.permit_id in permits}
+    for permit_id, token in sorted(tokens.items()):
+        permit = Permit.from_claims(unverified_claims(token))
+        made.append(CapLine(name="permit", of=permit_id, epsilon=permit.epsilon, delta=permit.delta))
+    return tuple(made)
+
+
+def _groups(accounts: PatientAccounts, ledger: Ledger, smallest: int) -> tuple[GroupLine, ...]:
+    held, rule = accounts.participation, RdpFilter(ledger.epsilon_cap, ledger.delta)
+    everywhere = {name: run for name, run in accounts.runs.items() if name not in held.placed}
+    lines = []
+    for group, size in zip(held.groups, held.sizes().tolist(), strict=True):
+        if size < smallest:
+            continue
+        known = tuple(run for run in group.runs if run in accounts.runs)
+        cost = group_cost(rule, group.population, everywhere | {run: accounts.runs[run] for run in known})
+        patients = max(smallest, round(size, -1))
+        lines.append(GroupLine(population=group.population, runs=known, patients=patients, epsilon=cost))
+    return tuple(lines)
+
+
+def _scopes(runs: tuple[RunLine, ...]) -> list[str]:
+    return sorted(
+        {f"dataset {line.dataset}" for line in runs} | {f"permit {line.permit}" for line in runs if line.permit}
+    )
+
+
+def _spent(runs: tuple[RunLine, ...], scope: str, delta: float) -> dict[str, float]:
+    kind, _, name = scope.partition(" ")
+    return epsilon_by_population([e for line in runs if getattr(line, kind) == name for e in line.drew], delta)
