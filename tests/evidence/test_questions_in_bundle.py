@@ -1,0 +1,74 @@
+"""Bundles of a study whose permit also paid for feasibility questions: they hold, and count towards its ceiling."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vht_federate.errors import VerificationError
+from vht_federate.evidence.verify import verify_bundle
+from vht_federate.privacy.statistics import Count
+from vht_federate.testing.rehearsal import REHEARSED_PLAN, Rehearsal
+
+PLAN = REHEARSED_PLAN.model_copy(update={"evaluation": None, "cohort": None})
+NODE = "hospital-1"
+DATASET = f"urn:vht:{NODE}:ehr"
+
+
+def ask(
+    made: Rehearsal, name: str, noise_multiplier: float = 40.0, *, answered: bool = True, visit: Any = None
+) -> None:
+    """One question at a node, outside of its visit."""
+    permit, log = made.permit.permit_id, made.logs[NODE]
+    event = Count(noise_multiplier).event("all").model_dump(mode="json")
+    drawn = {"query": name, "label": "feasibility", "dataset": DATASET, "events": [event], "delta": PLAN.delta}
+    log.append("query.drawn", drawn, permit_id=permit, visit=visit)
+    if answered:
+        log.append("feasibility.answered", {"query": name, "count": 40, "epsilon": 0.1}, permit_id=permit)
+
+
+def played(root: Path, *questions: Any) -> Rehearsal:
+    made = Rehearsal(root, names=(NODE, "hospital-2"), plan=PLAN)
+    made.status("start")
+    made.negotiate()
+    made.round("train", 1, made.names)
+    for question in questions:
+        question(made)
+    made.round("train", 2, made.names)
+    made.release()
+    made.close()
+    made.status("end")
+    return made
+
+
+def test_a_bundle_holds_with_questions_among_its_rounds_and_its_page_tells_of_them(tmp_path: Path) -> None:
+    with played(tmp_path, lambda made: ask(made, "q-1"), lambda made: ask(made, "q-2", answered=False)) as made:
+        report = verify_bundle(made.bundle(tmp_path / "bundle"), made.trust)
+    assert [line.what for line in report.trace if "feasibility question" in line.what]
+
+
+def test_questions_count_towards_the_permits_ceiling(tmp_path: Path) -> None:
+    with played(tmp_path, lambda made: ask(made, "q-1", 1.2)) as made:
+        with pytest.raises(VerificationError, match="the permit's ceiling") as caught:
+            verify_bundle(made.bundle(tmp_path / "bundle"), made.trust)
+        assert caught.value.code == "VHT-VERIFY-LEDGER"
+
+
+def unpaid(made: Rehearsal, query: str) -> None:
+    made.logs[NODE].append("feasibility.answered", {"query": query}, permit_id=made.permit.permit_id)
+
+
+@pytest.mark.parametrize(
+    ("questions", "words"),
+    [
+        ([lambda made: ask(made, "q-1", visit="visit-hospital-1")], "unknown kind|belongs to a visit"),
+        ([lambda made: ask(made, "q-1"), lambda made: ask(made, "q-1")], "stands twice"),
+        ([lambda made: unpaid(made, "q-0")], "follows no"),
+        ([lambda made: ask(made, "q-1"), lambda made: unpaid(made, "q-1")], "follows no"),
+    ],
+)
+def test_an_answer_that_was_not_paid_for_is_named(tmp_path: Path, questions: list[Any], words: str) -> None:
+    with played(tmp_path, *questions) as made:
+        with pytest.raises(VerificationError, match=words) as caught:
+            verify_bundle(made.bundle(tmp_path / "bundle"), made.trust)
+        assert caught.value.code == "VHT-VERIFY-ORDER"
