@@ -9,7 +9,8 @@ from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any
 
-from connector.fhir.identity import ID, encounter_id_of, patient_id_of
+from connector.fhir.identity import ID
+from vht_federate.domain.references import encounter_id_of, patient_id_of
 
 __all__ = [
     "Coding",

@@ -1,4 +1,4 @@
-"""Pseudonyms at the door: what a FHIR id becomes inside the node, and how a FHIR reference names a patient.
+"""Pseudonyms at the door: what a FHIR id becomes inside the node.
 
 Keyed under a secret that only the node holds (HMAC-SHA256 for patients; keyed BLAKE2b, RFC 7693, for the many
 resources): equal ids stay equal, and nobody without the key can go back or test a guess.
@@ -8,11 +8,9 @@ import hashlib
 import hmac
 import re
 
-__all__ = ["content_key", "encounter_id_of", "patient_id_of", "resource_key", "subject_key"]
+__all__ = ["content_key", "resource_key", "subject_key"]
 
 ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")  # FHIR R4 datatypes: id
-_REFERENCE = r"(?:urn:uuid:|(?:https?://[^\s?#]+/)?{type}/)([A-Za-z0-9\-.]{{1,64}})(?:/_history/[^/\s]+)?"
-_PATIENT, _ENCOUNTER = (re.compile(_REFERENCE.format(type=kind)) for kind in ("Patient", "Encounter"))
 
 
 def subject_key(node_key: bytes, patient_id: str) -> str:
@@ -29,15 +27,3 @@ def resource_key(node_key: bytes, resource_type: str, resource_id: str) -> str:
 def content_key(node_key: bytes, content: bytes) -> str:
     """A keyed digest of a resource's content: tells a repetition from a contradiction, and nothing else."""
     return hashlib.blake2b(content, key=node_key, digest_size=16, person=b"content").hexdigest()
-
-
-def patient_id_of(reference: str) -> str | None:
-    """The Patient.id in ``Patient/ID``, ``urn:uuid:ID`` or an absolute URL; None for any other reference."""
-    found = _PATIENT.fullmatch(reference)
-    return found[1] if found else None
-
-
-def encounter_id_of(reference: str) -> str | None:
-    """The Encounter.id in ``Encounter/ID``, ``urn:uuid:ID`` or an absolute URL; None for any other reference."""
-    found = _ENCOUNTER.fullmatch(reference)
-    return found[1] if found else None

@@ -10,9 +10,9 @@ from datetime import date, timedelta
 from typing import Any, Protocol
 
 from connector.fhir.disclosure import OLDEST_AGE
-from connector.fhir.identity import encounter_id_of, patient_id_of
 from connector.fhir.resources import ENCOUNTER_STATUS, GENDERS, OBSERVATION_STATUS, REQUEST_INTENT, REQUEST_STATUS
 from connector.governance.public_codes import is_public, public_unit
+from vht_federate.domain.references import encounter_id_of, patient_id_of
 from vht_federate.domain.units import conversion
 
 __all__ = ["RULES", "Telling", "masked", "patient_of"]
