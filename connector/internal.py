@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from connector.console.pages import add_pages
 from connector.console.sessions import Sessions
+from connector.fhir.api.operators import add_fhir_api
 from connector.fhir.deletions import Deletions
 from connector.governance.actors import INVITATION_MINUTES, Actor
 from connector.http import Guarded, plain_app
@@ -86,6 +87,7 @@ def internal_app(node: Node) -> FastAPI:
     _add_visits(app, node, who)
     _add_data(app, node, who)
     add_quality(app, node, who)
+    add_fhir_api(app, node.fhir_api, node.accounts, who)
     add_pages(app, node, sessions)
     install(app)
     app.add_middleware(Guarded, service="internal")

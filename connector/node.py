@@ -17,6 +17,7 @@ from typing import Any
 
 from connector.books import Books
 from connector.fhir import dataset_summary, subject_key
+from connector.fhir.api.service import local_api
 from connector.fhir.deletions import Deletions
 from connector.governance.actors import Accounts, Actor, system_user
 from connector.governance.feasibility import Feasibility
@@ -104,6 +105,12 @@ class Node:
             opening.callback(service.close)
             status_source = service
         self.books = Books(self.settings, self.files, self.database)
+        dataset, key = self.settings.dataset.id, self.secret.subject_key
+        self.intakes = Intakes(
+            dataset, self.files.fhir, key, self.database, self.evidence, self.clock, self.settings.validation_sample
+        )
+        self.pulls = Schedule(self.files.state, self.intakes.record, self.clock)
+        self.surveys = Surveys(self.files.fhir, self.settings.component_paths, self.database, self.clock)
         self.ledger = self.books.ledger
         status = PermitStatus(status_source, self.issuer, self.database, self.clock)
         installed = InstalledComponents(self.settings.component_paths)
@@ -116,13 +123,8 @@ class Node:
         self.queries = Queries(
             self.database, self.evidence, self.ledger, self.settings.dataset.id, self.clock, self.visits.guard
         )
+        self.fhir_api = local_api(self.settings, self.files, self.database, judge)
         self.feasibility = Feasibility(judge, self.queries, self.database, self.files.fhir, self.settings, self.clock)
-        dataset, key = self.settings.dataset.id, self.secret.subject_key
-        self.intakes = Intakes(
-            dataset, self.files.fhir, key, self.database, self.evidence, self.clock, self.settings.validation_sample
-        )
-        self.pulls = Schedule(self.files.state, self.intakes.record, self.clock)
-        self.surveys = Surveys(self.files.fhir, self.settings.component_paths, self.database, self.clock)
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -145,6 +147,7 @@ class Node:
         self.evidence.append("node.started", {"version": version("vht-federate")})
         self._regularly = Regularly(self.upkeep.sweep, upkeep_every_s)
         self.pulls.start()
+        self.fhir_api.start()
         if self.settings.coordinator is not None:
             self.supernode = SuperNode(self.settings.coordinator, self.files, self.run_dir)
             self.supernode.start()
@@ -184,6 +187,7 @@ class Node:
             if self._regularly is not None:
                 steps.callback(self._regularly.close)
             steps.callback(self.pulls.close)
+            steps.callback(self.fhir_api.close)
         log.info("node stopped", extra={"facts": {"node": self.settings.name}})
 
     def _make_run_dir(self) -> None:
@@ -255,7 +259,7 @@ class Node:
 
     def summary(self) -> dict[str, Any]:
         """Rounded counts for the catalogue."""
-        return dataset_summary(self.files.fhir)
+        return dataset_summary(self.files.fhir, smallest_cell=self.settings.smallest_cell)
 
     # --- telling ------------------------------------------------------------------------------------------------
 

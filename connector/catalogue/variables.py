@@ -20,6 +20,7 @@ VARIABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "Observation": (
         *_KEYS,
+        ("encounter", "string", "Pseudonym of the encounter it belongs to"),
         ("status", "string", "Observation.status"),
         ("effective", "dateTime", "Observation.effective[x]"),
         ("part", "integer", "Position of a component within a panel"),
@@ -33,13 +34,18 @@ VARIABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "Condition": (
         *_KEYS,
+        ("encounter", "string", "Pseudonym of the encounter it belongs to"),
         ("verification", "string", "Condition.verificationStatus"),
+        ("clinical", "string", "Condition.clinicalStatus"),
         ("onset", "dateTime", "Condition.onset[x]"),
+        ("abated", "dateTime", "Condition.abatement[x]"),
+        ("recorded", "dateTime", "Condition.recordedDate"),
         ("system", "string", "System of Condition.code, usually SNOMED CT"),
         ("code", "string", "Condition.code"),
     ),
     "MedicationRequest": (
         *_KEYS,
+        ("encounter", "string", "Pseudonym of the encounter it belongs to"),
         ("status", "string", "MedicationRequest.status"),
         ("intent", "string", "MedicationRequest.intent"),
         ("prohibited", "boolean", "MedicationRequest.doNotPerform"),
@@ -53,5 +59,9 @@ VARIABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("class_code", "string", "Encounter.class"),
         ("started", "dateTime", "Encounter.period.start"),
         ("ended", "dateTime", "Encounter.period.end"),
+        ("type_system", "string", "System of the first Encounter.type"),
+        ("type_code", "string", "First Encounter.type"),
+        ("reason_system", "string", "System of the first Encounter.reasonCode"),
+        ("reason_code", "string", "First Encounter.reasonCode"),
     ),
 }

@@ -10,7 +10,7 @@ another is not active. DuckDB writes the JSON; Python sees it only where a calle
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants; values are parameters.
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import duckdb
@@ -22,9 +22,10 @@ from connector.fhir.store import Generation, table_name
 from connector.fhir.values import UCUM
 from vht_federate.errors import InputError
 
-__all__ = ["keyed", "relation", "rendered", "resources", "taken_in"]
+__all__ = ["keyed", "relation", "rendered", "resources", "slices", "stored_rows", "taken_in"]
 
 BATCH = 2_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SLICE = 50_000  # resources whose JSON one query groups and sorts
 _SQL_TYPES = {
     "uint8": "UTINYINT",
@@ -45,8 +46,8 @@ _ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 
 
 def taken_in(generation: Generation, table: str) -> list[datetime]:
-    """When each part of ``table`` was taken in, in UTC to the second."""
-    return [datetime.fromtimestamp(int(part.stat().st_mtime), UTC) for part in generation.parts(table)]
+    """When each part of ``table`` was taken in, in UTC."""
+    return [_EPOCH + timedelta(microseconds=part.stat().st_mtime_ns // 1000) for part in generation.parts(table)]
 
 
 def relation(generation: Generation, resource_type: str, *, rows: str = "true") -> str:
@@ -84,7 +85,7 @@ def resources(
     """The stored resources in order of id; ``name`` renames every stored key (ids and references), and then the
     order is that of the stored ids."""
     with locked([generation.folder.resolve()]) as connection:
-        for low, high in _slices(generation.counts().get(resource_type, 0)):
+        for low, high in slices(generation.counts().get(resource_type, 0)):
             key = "subject" if resource_type == "Patient" else "resource"
             sql = keyed(generation, resource_type, rows=f"{key} >= '{low}' AND {key} < '{high}'")
             for _, text in rendered(connection, f"SELECT subject, resource FROM ({sql}) ORDER BY id"):
@@ -92,7 +93,7 @@ def resources(
                 yield _renamed(resource, name) if name else resource
 
 
-def _slices(count: int) -> Iterator[tuple[str, str]]:
+def slices(count: int) -> Iterator[tuple[str, str]]:
     """Ranges of keys, which are uniform hexadecimal digits, so that each holds about ``SLICE`` of ``count``."""
     number = max(1, count // SLICE)
     digits = len(f"{number:x}") + 1
@@ -112,7 +113,7 @@ def _renamed(resource: dict[str, Any], name: Callable[[str], str]) -> dict[str, 
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _rows(generation: Generation, resource_type: str) -> str:
+def stored_rows(generation: Generation, resource_type: str) -> str:
     """Every stored row, with ``taken`` and ``nth``, its place in its part. Older parts lack columns: those are NULL."""
     table = table_name(resource_type)
     columns = (("resource", "string"), ("subject", "string"), *TABLES[resource_type])
@@ -128,7 +129,7 @@ def _rows(generation: Generation, resource_type: str) -> str:
 
 def _grouped(generation: Generation, resource_type: str, rows: str) -> str:
     """One row per resource; ``cells`` lists what differs between its rows, in the order in which it was read."""
-    chosen = f"SELECT * FROM ({_rows(generation, resource_type)}) WHERE {rows}"
+    chosen = f"SELECT * FROM ({stored_rows(generation, resource_type)}) WHERE {rows}"
     cells = _CELLS.get(resource_type)
     if cells is None:
         return chosen

@@ -1,0 +1,216 @@
+"""One permit's face of the store: who and what it shows, under which names, on which days.
+
+A face belongs to one generation of the store and to the opt-outs in force for the permit; it is made when it is first
+needed and kept while both stay. Names and shifted days are the permit's own, so searches speak of those, too.
+"""
+
+# ruff: noqa: S608 - SQL is put together from our own conditions and keys.
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+import pyarrow as pa
+
+from connector.fhir.api.coverage import Coverage, coverage
+from connector.fhir.engine import locked, quoted
+from connector.fhir.rendering import keyed, rendered, slices, stored_rows, taken_in
+from connector.fhir.resources import TABLES
+from connector.fhir.store import Generation, Store, table_name
+from connector.governance.deidentification import Deidentifier
+from connector.governance.judge import Installed
+from connector.governance.optouts import excluded_subjects
+from connector.governance.pseudonyms import permit_key
+from connector.store.database import Database
+from vht_federate.components.contract import Component, read_component
+from vht_federate.domain.permit import Permit
+from vht_federate.domain.study import ComponentRef
+from vht_federate.errors import CohortError, ComponentError, NotFoundError, UnavailableError
+
+__all__ = ["Face", "Faces", "interrupted_after"]
+
+KEPT = 4
+Resource = dict[str, Any]
+
+
+@contextmanager
+def interrupted_after(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
+    """Raises UnavailableError VHT-UNAVAILABLE-DEADLINE where what is done within takes longer."""
+    timer = threading.Timer(seconds, connection.interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except duckdb.InterruptException as error:
+        raise UnavailableError(
+            "this took longer than one request may", code="VHT-UNAVAILABLE-DEADLINE", hint="ask for less at once"
+        ) from error
+    finally:
+        timer.cancel()
+
+
+@dataclass(frozen=True)
+class Face:
+    """``people``: (subject, name, shift in microseconds) of everybody it shows. ``taken``: when the newest of its
+    data was taken in, so that what comes later is later than that."""
+
+    generation: Generation
+    coverage: Coverage
+    deidentifier: Deidentifier
+    people: pa.Table
+    taken: datetime
+
+    @contextmanager
+    def open(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A locked database that sees the generation, with table ``person``."""
+        with locked([self.generation.folder.resolve()]) as connection:
+            connection.register("people", self.people)
+            connection.execute("CREATE TEMP TABLE person AS FROM people")
+            connection.unregister("people")
+            yield connection
+
+    def shown(self, resource_type: str) -> str:
+        """SQL of the stored rows that may be read, with the patient's name and shift."""
+        rows = stored_rows(self.generation, resource_type)
+        return f"SELECT * FROM ({rows}) JOIN person USING (subject) WHERE {self.coverage.rows[resource_type]}"
+
+    def tell(self, text: bytes) -> Resource | None:
+        """A rendered resource as the permit may see it. ``meta.lastUpdated`` is a time of this node, so it stays."""
+        resource: Resource = orjson.loads(text)
+        meta = resource.pop("meta")
+        told = self.deidentifier.resource(resource)
+        if told is None:
+            return None
+        for name in self._withheld(told["resourceType"]):
+            told.pop(name, None)
+        return {"resourceType": told["resourceType"], "id": told["id"], "meta": meta, **told}
+
+    def _withheld(self, resource_type: str) -> Iterator[str]:
+        if resource_type == "Patient":
+            yield from ("active", "deceasedBoolean", "deceasedDateTime")
+            if not self.coverage.birth_date:
+                yield from ("birthDate", "_birthDate")
+            if not self.coverage.gender:
+                yield "gender"
+        elif not self.coverage.encounters:
+            yield "encounter"
+
+    def everything(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        resource_type: str,
+        *,
+        since: datetime | None = None,
+        names: frozenset[str] | None = None,
+    ) -> Iterator[Resource]:
+        """All that is shown of a type, in an order of its own.
+
+        ``since``: taken in after that moment; ``names``: of these patients, by the permit's names.
+        """
+        key = "subject" if resource_type == "Patient" else "resource"
+        named = f" WHERE name IN ({', '.join(map(quoted, sorted(names))) or 'NULL'})" if names is not None else ""
+        shown = f"{self.coverage.rows[resource_type]} AND subject IN (SELECT subject FROM person{named})"
+        later = f" AND taken > TIMESTAMPTZ '{since.astimezone(UTC).isoformat()}'" if since else ""
+        for low, high in slices(self.generation.counts().get(resource_type, 0)):
+            rows = f"{shown}{later} AND {key} >= '{low}' AND {key} < '{high}'"
+            sql = f"SELECT subject, resource FROM ({keyed(self.generation, resource_type, rows=rows)})"
+            for _, text in rendered(connection, sql):
+                if (told := self.tell(text)) is not None:
+                    yield told
+
+    def chosen(self, connection: duckdb.DuckDBPyConnection, resource_type: str) -> Iterator[Resource]:
+        """What table ``page`` (key) names, in its order."""
+        key = "subject" if resource_type == "Patient" else "resource"
+        rows = f"{self.coverage.rows[resource_type]} AND {key} IN (SELECT key FROM page)"
+        sql = f"SELECT subject, resource FROM ({keyed(self.generation, resource_type, rows=rows)}) ORDER BY id"
+        for _, text in rendered(connection, sql):
+            if (told := self.tell(text)) is not None:
+                yield told
+
+
+@dataclass
+class Faces:
+    """Makes faces, and keeps the last few."""
+
+    store_dir: Path
+    database: Database
+    installed: Installed
+    clock: Callable[[], datetime]
+    _kept: dict[tuple[str, int, str], tuple[frozenset[str], Face]] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def face(self, permit: Permit, *, generation: int | None = None) -> Face:
+        """The face of ``permit`` over the store as it is, or as it was at ``generation`` while that lasts.
+
+        Raises CohortError VHT-COHORT-EMPTY-STORE, VHT-COHORT-TOO-SMALL; ComponentError VHT-COMPONENT-NOT-INSTALLED;
+        PermitError VHT-PERMIT-ERASED; NotFoundError VHT-INPUT-GONE for a generation that is gone.
+        """
+        held = self._generation(generation)
+        with self.database.write() as session:
+            key = permit_key(session, permit.permit_id, self.clock())
+            excluded = frozenset(excluded_subjects(session, permit))
+        today = self.clock().date()
+        name = permit.permit_id, held.number, today.isoformat()
+        with self._guard:
+            kept = self._kept.get(name)
+        if kept is not None and kept[0] == excluded:
+            return kept[1]
+        covered = coverage(permit.columns, self._components(permit))
+        face = self._made(held, covered, Deidentifier(key, now=today, codes=covered.codes), excluded)
+        if face.people.num_rows < permit.minimum_cohort:
+            raise CohortError("this node has fewer patients than the permit's minimum", code="VHT-COHORT-TOO-SMALL")
+        with self._guard:
+            self._kept[name] = excluded, face
+            while len(self._kept) > KEPT:
+                del self._kept[next(iter(self._kept))]
+        return face
+
+    def _generation(self, number: int | None) -> Generation:
+        current = Store(self.store_dir).current()
+        if current is None:
+            raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE")
+        if number is None or number == current.number:
+            return current
+        folder = current.folder.with_name(f"{number:06d}")
+        if not folder.is_dir():
+            raise NotFoundError(
+                "this page is of a state of the store that is gone", code="VHT-INPUT-GONE", hint="search again"
+            )
+        return Generation(folder)
+
+    def _components(self, permit: Permit) -> list[Component]:
+        """Those that the permit allows and that lie here."""
+        found = []
+        for digest in permit.component_digests:
+            ref = ComponentRef(name="any", version="0", digest=digest, profile="any")
+            try:
+                found.append(read_component(self.installed.folder(ref)))
+            except ComponentError:
+                continue
+        if not found:
+            raise ComponentError(
+                "no component of the permit is installed here, so nobody can tell what its columns mean",
+                code="VHT-COMPONENT-NOT-INSTALLED",
+            )
+        return found
+
+    def _made(
+        self, generation: Generation, covered: Coverage, deidentifier: Deidentifier, excluded: frozenset[str]
+    ) -> Face:
+        with locked([generation.folder.resolve()]) as connection:
+            sql = f"SELECT DISTINCT subject FROM ({stored_rows(generation, 'Patient')}) WHERE active ORDER BY subject"
+            subjects = [row[0] for row in connection.execute(sql).fetchall() if row[0] not in excluded]
+        moment = timedelta(microseconds=1)
+        columns = {
+            "subject": pa.array(subjects, pa.string()),
+            "name": pa.array([deidentifier.patient(one) for one in subjects], pa.string()),
+            "shift": pa.array([deidentifier.shift(one) // moment for one in subjects], pa.int64()),
+        }
+        times = [time for kind in TABLES for time in taken_in(generation, table_name(kind))]
+        return Face(generation, covered, deidentifier, pa.table(columns), max(times))
