@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from connector.api_cli import app as api
 from connector.codes_cli import app as codes
 from connector.intake_cli import app as intake
 from connector.ledger_cli import app as ledger
@@ -253,5 +254,5 @@ def operator(
     output.emit("node operator", {"name": name, "role": role}, f"{name} may log in as {role}")
 
 
-for commands in (intake, sources, codes, quality, ledger):  # they stand beside these
+for commands in (intake, sources, codes, quality, api, ledger):  # they stand beside these
     app.add_typer(commands)
