@@ -10,6 +10,7 @@ from connector.fhir.store import Store
 from connector.governance.optouts import opted_out
 from connector.quality.survey import Survey, survey
 from connector.store import Database
+from vht_federate.components.digest import ComponentFiles
 from vht_federate.components.registry import Installed, find_component, installed
 
 __all__ = ["Surveys"]
@@ -52,10 +53,12 @@ class Surveys:
         with self.database.read() as session:
             excluded = frozenset(opted_out(session, self.clock()))
         generation = Store(self.store).current()
-        key = (generation.number if generation else None, one.digest(), profile, excluded)
+        files = ComponentFiles.read(one.folder)
+        key = (generation.number if generation else None, files.digest, profile, excluded)
         made = self._made.get(key)
         if made is None:
-            made = survey(self.store, one.component, profile, excluded_subjects=excluded)
+            view = files.cohort_view(profile)
+            made = survey(self.store, files.component(), profile, excluded_subjects=excluded, cohort_view=view)
             while len(self._made) >= KEPT:
                 self._made.pop(next(iter(self._made)), None)
             self._made[key] = made

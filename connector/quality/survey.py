@@ -15,6 +15,7 @@ from connector.fhir.reasons import reason
 from connector.fhir.store import Generation, Store
 from connector.quality.features import EVER, read_features
 from connector.quality.figures import Course, Feature, Holding, Loss, Shown
+from connector.views.inclusion import compile_inclusion
 from connector.views.people import ADULT_YEARS, make_records, parts
 from vht_federate.components.contract import Component, Port, Profile
 from vht_federate.errors import CohortError
@@ -43,6 +44,7 @@ _LOSSES = """
 SELECT CASE
         WHEN NOT p.active THEN 'inactive'
         WHEN NOT EXISTS (FROM person o WHERE o.subject = p.subject) THEN 'opted-out'
+        WHEN NOT EXISTS (FROM included c WHERE c.subject = p.subject) THEN 'not-included'
         WHEN $ages AND p.birth_date IS NULL THEN 'no-birth-date'
         WHEN i.subject IS NULL THEN 'not-observed'
         WHEN p.deceased AND coalesce(p.deceased_at < i.first::TIMESTAMPTZ, true) THEN 'dead'
@@ -114,11 +116,20 @@ class Survey:
         }  # fmt: skip
 
 
-def survey(store_dir: Path, component: Component, profile: str, *, excluded_subjects: Collection[str]) -> Survey:
+def survey(
+    store_dir: Path,
+    component: Component,
+    profile: str,
+    *,
+    excluded_subjects: Collection[str],
+    cohort_view: Mapping[str, Any] | None = None,
+) -> Survey:
     """Read the store as a cohort of ``profile`` would, with every column permitted and nothing written.
 
-    Raises InputError VHT-INPUT-PROFILE, CohortError VHT-COHORT-EMPTY-STORE before the first ingest.
+    ``cohort_view`` is the ViewDefinition that the profile names as its inclusion criteria. Raises ViewError for it,
+    InputError VHT-INPUT-PROFILE, CohortError VHT-COHORT-EMPTY-STORE before the first ingest.
     """
+    inclusion = None if cohort_view is None else compile_inclusion(cohort_view)
     chosen = component.profile(profile)
     generation = Store(store_dir).current()
     if generation is None:
@@ -128,7 +139,17 @@ def survey(store_dir: Path, component: Component, profile: str, *, excluded_subj
         tempfile.TemporaryDirectory(dir=store_dir, prefix="survey-") as spill,
         locked([generation.folder.resolve()], spill=Path(spill), memory=MEMORY) as connection,
     ):
-        make_records(connection, generation, component, profile, columns=columns, excluded_subjects=excluded_subjects)
+        make_records(
+            connection,
+            generation,
+            component,
+            profile,
+            columns=columns,
+            excluded_subjects=excluded_subjects,
+            inclusion=inclusion,
+        )
+        if inclusion is None:
+            connection.execute("CREATE TEMP TABLE included AS SELECT subject FROM person")
         features = read_features(connection, generation, component.inputs(profile))
         losses = _losses(connection, generation, component, chosen)
         course = _course(connection, generation, component.inputs(profile), chosen)

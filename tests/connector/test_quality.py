@@ -79,6 +79,22 @@ def test_each_patient_without_a_record_is_lost_for_one_reason(tmp_path: Path) ->
     assert found.course.unobserved == 0, "nothing is known of when the data of the others end"
 
 
+def test_patients_outside_the_inclusion_criteria_are_lost_for_that(tmp_path: Path) -> None:
+    men = {
+        "resource": "Patient",
+        "select": [{"column": [{"name": "patient", "path": "getResourceKey()"}]}],
+        "where": [{"path": "gender = 'male'"}],
+    }
+    changed = CARDIO.profile(PROFILE).model_copy(update={"cohort": "men.json"})
+    component = CARDIO.model_copy(update={"profiles": {PROFILE: changed}})
+    items = [patient(number, gender="male" if number % 3 else "female") for number in range(1, 13)]
+    folder, store = write(tmp_path / "in", "a.ndjson", items), tmp_path / "store"
+    ingest(folder, store, node_key=KEY, dataset="d")
+    found = survey(store, component, PROFILE, excluded_subjects={subject_key(KEY, "p3")}, cohort_view=men)
+    assert {one.reason: one.patients for one in found.losses} == {"not-included": 3, "opted-out": 1}
+    assert found.course.patients == 8
+
+
 def test_a_patient_whose_data_end_before_the_window_was_not_seen_to_stay_well(tmp_path: Path) -> None:
     found = surveyed(tmp_path, [
         *(patient(number) for number in range(1, 5)),
