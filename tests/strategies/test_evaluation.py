@@ -1,10 +1,13 @@
 """Metrics from noised tables."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies.evaluation import area_under_curve, metrics_of, summarise
+from vht_federate.central.json_rows import look_at_json
 
 bins = st.lists(st.floats(-5, 500), min_size=4, max_size=4)
 
@@ -41,6 +44,16 @@ def test_the_pooled_figures_come_with_a_radius_and_a_calibration_curve() -> None
     one, four = summarise({"a": table}, 2.0), summarise(dict.fromkeys("abcd", table), 2.0)
     assert one["pooled"] == four["pooled"]
     assert 0 < four["pooled_auc_radius"] < one["pooled_auc_radius"] < 0.2
-    low, hidden, high = four["calibration"]
-    assert (low["observed"], hidden["observed"], round(high["observed"], 2)) == (0.1, None, 0.9)
-    assert low["radius"] < one["calibration"][0]["radius"]
+    observed, radius = four["calibration"]["observed"], four["calibration"]["radius"]
+    assert (observed[0], observed[1], round(observed[2], 2)) == (0.1, None, 0.9)
+    assert radius[0] < one["calibration"]["radius"][0]
+
+
+def test_a_platform_does_not_take_the_figures_for_rows_of_people() -> None:
+    bins = [40.0 + number for number in range(20)]
+    table = {"confusion": [9.0] * 4, "positives": bins, "negatives": bins}
+    summary = summarise(dict.fromkeys("abcd", table), 1.0)
+    assert len(summary["calibration"]["observed"]) == 20
+    found = look_at_json(json.dumps(summary))
+    assert found is not None
+    assert found.rows is None

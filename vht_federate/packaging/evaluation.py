@@ -6,7 +6,7 @@ emptying it would pull every noisy area towards one half.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def metrics_of(table: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summarise(tables: Mapping[str, Mapping[str, Any]], noise_multiplier: float) -> dict[str, Any]:
-    """``{"nodes": {name: metrics}, "mean": metrics, "pooled": metrics, "pooled_auc_radius", "calibration": [...]}``.
+    """``{"nodes": {name: metrics}, "mean": metrics, "pooled": metrics, "pooled_auc_radius", "calibration": columns}``.
 
     The mean gives each node the same weight; the pooled figures are those of the nodes' tables added up, so that their
     noise averages out. ``noise_multiplier``: standard deviation of each node's noise in a cell. With 95 % confidence
@@ -53,7 +53,7 @@ def summarise(tables: Mapping[str, Mapping[str, Any]], noise_multiplier: float) 
     keys = next(iter(nodes.values()), {})
     mean = {key: round(float(np.mean([m[key] for m in nodes.values()])), 6) for key in keys}
     if not read:
-        return {"nodes": nodes, "mean": mean, "pooled": {}, "pooled_auc_radius": None, "calibration": []}
+        return {"nodes": nodes, "mean": mean, "pooled": {}, "pooled_auc_radius": None, "calibration": {}}
     together = _added(read)
     noise = noise_multiplier * len(read) ** 0.5
     scores = ScoreTable(tuple(together["negatives"]), tuple(together["positives"]), noise)
@@ -62,12 +62,18 @@ def summarise(tables: Mapping[str, Mapping[str, Any]], noise_multiplier: float) 
         "mean": mean,
         "pooled": metrics_of(together),
         "pooled_auc_radius": round(scores.area_radius(), 6),
-        "calibration": [_rounded(point) for point in scores.calibration()],
+        "calibration": _columns(scores.calibration()),
     }
 
 
-def _rounded(point: CalibrationPoint) -> dict[str, float | None]:
-    return {name: None if value is None else round(value, 6) for name, value in asdict(point).items()}
+def _columns(points: Sequence[CalibrationPoint]) -> dict[str, list[float | None]]:
+    """The curve by column: a list of points would look like rows of people to a platform."""
+
+    def column(name: str) -> list[float | None]:
+        values = [getattr(point, name) for point in points]
+        return [None if value is None else round(value, 6) for value in values]
+
+    return {field.name: column(field.name) for field in fields(CalibrationPoint)}
 
 
 def _added(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
