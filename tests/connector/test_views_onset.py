@@ -33,7 +33,8 @@ def records(
 ) -> dict[int, tuple[dict[str, float], float]]:
     """Number of the patient -> its one record: (values that are there by port, outcome)."""
     ingest(write(tmp_path / "in", "data.ndjson", items), tmp_path / "store", node_key=KEY, dataset="d")
-    people = {n: subject_key(KEY, f"p{n}") for n in range(1, 6)}
+    numbers = [int(item["id"].removeprefix("p")) for item in items if item["resourceType"] == "Patient"]
+    people = {n: subject_key(KEY, f"p{n}") for n in numbers}
     never = {people[n] for n in excluded}
     found = {}
     for number, subject in people.items():
