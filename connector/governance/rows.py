@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -31,8 +32,13 @@ def loaded(events: Iterable[Mapping[str, Any]]) -> tuple[PrivacyEvent, ...]:
 
 @lru_cache(maxsize=4096)
 def _event(fields: tuple[tuple[str, Any], ...]) -> PrivacyEvent:
-    """A ledger holds few kinds of events, many times each."""
-    return PrivacyEvent.model_validate(dict(fields))
+    """A ledger holds few kinds of events, many times each; one that it does not know is a refusal, never a zero."""
+    try:
+        return PrivacyEvent.model_validate(dict(fields))
+    except ValidationError as error:
+        raise BudgetError(
+            "the ledger holds an event that this version cannot account for", code="VHT-BUDGET-EVENT"
+        ) from error
 
 
 def runs_of(session: Session, **scope: str) -> dict[str, Run]:

@@ -5,21 +5,25 @@ split, see ``domain/split.py``), so a patient pays for the events of its own set
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-__all__ = ["POPULATIONS", "Noise", "Population", "PrivacyEvent", "PrivacySpend", "touching"]
+__all__ = ["POPULATIONS", "Mechanism", "Noise", "Population", "PrivacyEvent", "PrivacySpend", "touching"]
 
 Noise = Annotated[float, Field(ge=1e-2, le=1e6)]  # a standard deviation over an L2 sensitivity
 Population = Literal["train", "test", "all"]
+Mechanism = Literal["gaussian", "discrete-gaussian", "skellam", "laplace", "exponential"]
 POPULATIONS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
 class PrivacyEvent(BaseModel):
-    """``steps`` releases of a Gaussian mechanism, each on a fresh Poisson sample of patients at ``sampling_rate``.
+    """``steps`` releases of a mechanism, each on a fresh Poisson sample of patients at ``sampling_rate``.
 
-    ``noise_multiplier`` is the standard deviation over the L2 sensitivity of one patient (add or remove one).
+    ``noise_multiplier``, of one patient (add or remove one): the standard deviation over the L2 sensitivity (gaussian,
+    discrete-gaussian, skellam), the scale over the L1 sensitivity (laplace), or one over the epsilon of a choice
+    (exponential). Skellam noise also needs both sensitivities in units of its grid. All but Gaussian noise is on
+    everybody: ``sampling_rate`` 1. The set of mechanisms is closed; what is not in it cannot be planned or held.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,6 +33,25 @@ class PrivacyEvent(BaseModel):
     noise_multiplier: Noise
     sampling_rate: float = Field(default=1.0, gt=0, le=1)
     steps: int = Field(default=1, ge=1)
+    mechanism: Mechanism = "gaussian"
+    l2_sensitivity: float | None = Field(default=None, gt=0, lt=1e9)  # of skellam noise, in units of the grid
+    l1_sensitivity: float | None = Field(default=None, gt=0, lt=1e12)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        given = [one is not None for one in (self.l1_sensitivity, self.l2_sensitivity)]
+        if given != [self.mechanism == "skellam"] * 2:
+            raise ValueError("skellam noise has both sensitivities, no other has any")
+        if self.mechanism != "gaussian" and self.sampling_rate != 1.0:
+            raise ValueError("sampling is accounted for Gaussian noise alone")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that Gaussian noise does not need."""
+        made: dict[str, Any] = dump(self)
+        plain = {"mechanism": "gaussian", "l2_sensitivity": None, "l1_sensitivity": None}
+        return {name: value for name, value in made.items() if name not in plain or value != plain[name]}
 
 
 class PrivacySpend(BaseModel):

@@ -1,19 +1,21 @@
 """Epsilon of a list of releases, by privacy loss distributions; Renyi differential privacy brackets a calibration.
 
-The unit is one patient at one node, added or removed. Every event is a Gaussian mechanism on an independent Poisson
-sample of patients. Reported numbers are the pessimistic estimate of ``dp_accounting`` 0.6 (Doroshenko et al. 2022,
-"Connect the dots"); releases on everybody alone have a closed form, which is exact and at once (Balle and Wang 2018,
-theorem 8). An epsilon above ``LOOSE_ABOVE`` is reported by its Renyi bound (Mironov 2017), which is valid, larger, and
-cheap enough that no hostile plan can exhaust memory.
+The unit is one patient at one node, added or removed. Every event is a mechanism of the closed set in
+``domain.budget``. Reported numbers are the pessimistic estimate of ``dp_accounting`` 0.6 (Doroshenko et al. 2022,
+"Connect the dots"); Gaussian releases on everybody alone have a closed form, which is exact and at once (Balle and Wang
+2018, theorem 8). Lists with noise on the integers or an exponential mechanism are reported by the sum of their Renyi
+bounds, since their loss distributions depend on the data. An epsilon above ``LOOSE_ABOVE`` is reported by its Renyi
+bound (Mironov 2017), which is valid, larger, and cheap enough that no hostile plan can exhaust memory.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from vht_federate.domain.budget import POPULATIONS, PrivacyEvent, touching
 from vht_federate.errors import BudgetError, InputError
+from vht_federate.privacy.renyi import Mechanism, mechanism_of, step_curve
 
 __all__ = ["calibrate_gaussian", "calibrate_training", "epsilon", "epsilon_by_population", "epsilon_rdp"]
 
@@ -22,7 +24,7 @@ _TOLERANCE = 2e-3
 _MAXIMUM_NOISE = 1e5
 _ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)  # fractional orders converge too slowly at high rates
 
-_Mechanism = tuple[float, float, int]  # sampling rate, noise multiplier, steps
+_Steps = tuple[Mechanism, int]
 
 
 def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
@@ -64,37 +66,47 @@ def _checked(delta: float) -> float:
     return float(delta)
 
 
-def _merged(events: Sequence[PrivacyEvent]) -> tuple[_Mechanism, ...]:
-    """Equal mechanisms counted once. Releases on everybody compose exactly into one Gaussian: 1/s^2 adds up."""
-    steps: Counter[tuple[float, float]] = Counter()
+def _merged(events: Sequence[PrivacyEvent]) -> tuple[_Steps, ...]:
+    return _joined((mechanism_of(event), event.steps) for event in events)
+
+
+def _joined(parts: Iterable[_Steps]) -> tuple[_Steps, ...]:
+    """Equal mechanisms counted once. Gaussians on everybody compose exactly into one: 1/s^2 adds up."""
+    steps: Counter[Mechanism] = Counter()
     precision = 0.0
-    for event in events:
-        if event.sampling_rate == 1.0:
-            precision += event.steps / event.noise_multiplier**2
+    for mechanism, count in parts:
+        name, rate, noise, *_ = mechanism
+        if name == "gaussian" and rate == 1.0:
+            precision += count / noise**2
         else:
-            steps[event.sampling_rate, event.noise_multiplier] += event.steps
-    merged = [(rate, noise, count) for (rate, noise), count in sorted(steps.items())]
+            steps[mechanism] += count
+    merged = sorted(steps.items())
     if precision:
-        merged.append((1.0, round(precision**-0.5, 12), 1))
+        merged.append((("gaussian", 1.0, round(precision**-0.5, 12), 0.0, 0.0), 1))
     return tuple(merged)
 
 
 @lru_cache(maxsize=4096)
-def _rdp(mechanisms: tuple[_Mechanism, ...], delta: float) -> float:
-    from dp_accounting.rdp import RdpAccountant
+def _rdp(mechanisms: tuple[_Steps, ...], delta: float) -> float:
+    from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
-    return _composed(RdpAccountant(orders=_ORDERS), mechanisms, delta)
+    if not mechanisms:
+        return 0.0
+    total = sum(count * step_curve(mechanism, _ORDERS) for mechanism, count in mechanisms)
+    return float(compute_epsilon(_ORDERS, total, delta)[0])
 
 
 @lru_cache(maxsize=4096)
-def _pld(mechanisms: tuple[_Mechanism, ...], delta: float) -> float:
+def _pld(mechanisms: tuple[_Steps, ...], delta: float) -> float:
     from dp_accounting.pld import PLDAccountant
 
     bound = _rdp(mechanisms, delta)
     if bound > LOOSE_ABOVE:
         return bound
-    if len(mechanisms) == 1 and mechanisms[0][0] == 1.0:
-        return min(bound, _gaussian(mechanisms[0][1], delta))
+    if any(name not in ("gaussian", "laplace") for (name, *_), _ in mechanisms):
+        return bound
+    if len(mechanisms) == 1 and mechanisms[0][0][:2] == ("gaussian", 1.0):
+        return min(bound, _gaussian(mechanisms[0][0][2], delta))
     interval = 1e-4 if bound <= 12 else 1e-3  # coarser is still pessimistic; a large epsilon needs a wide grid
     return _composed(PLDAccountant(value_discretization_interval=interval), mechanisms, delta)
 
@@ -114,18 +126,18 @@ def _gaussian(noise: float, delta: float) -> float:
     return high
 
 
-def _composed(accountant, mechanisms: tuple[_Mechanism, ...], delta: float) -> float:  # type: ignore[no-untyped-def]
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+def _composed(accountant, mechanisms: tuple[_Steps, ...], delta: float) -> float:  # type: ignore[no-untyped-def]
+    from dp_accounting import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
     if not mechanisms:
         return 0.0
-    for rate, noise, steps in mechanisms:
-        step = GaussianDpEvent(noise)
+    for (name, rate, noise, *_), steps in mechanisms:
+        step = GaussianDpEvent(noise) if name == "gaussian" else LaplaceDpEvent(noise)
         accountant.compose(SelfComposedDpEvent(step if rate == 1.0 else PoissonSampledDpEvent(rate, step), steps))
     return float(accountant.get_epsilon(delta))
 
 
-def _calibrate(fixed: tuple[_Mechanism, ...], rate: float, steps: int, target: float, delta: float) -> float:
+def _calibrate(fixed: tuple[_Steps, ...], rate: float, steps: int, target: float, delta: float) -> float:
     _checked(delta)
     if not (target > 0 and math.isfinite(target) and 0 < rate <= 1 and steps >= 1):
         raise InputError("epsilon > 0, 0 < sampling rate <= 1 and steps >= 1 do not hold", code="VHT-INPUT-BUDGET")
@@ -137,8 +149,7 @@ def _calibrate(fixed: tuple[_Mechanism, ...], rate: float, steps: int, target: f
         )
 
     def cost(noise: float, *, exactly: bool) -> float:
-        event = PrivacyEvent(label="train", population="train", noise_multiplier=noise, sampling_rate=rate, steps=steps)
-        mechanisms = _joined(fixed, _merged([event]))
+        mechanisms = _joined((*fixed, (("gaussian", rate, noise, 0.0, 0.0), steps)))
         return _pld(mechanisms, delta) if exactly else _rdp(mechanisms, delta)
 
     bracket = 0.3
@@ -171,11 +182,3 @@ def _least(cost: Callable[[float], float], target: float, high: float) -> float:
         else:
             low, cost_low = middle, price
     return math.ceil(high * 1e4) / 1e4
-
-
-def _joined(fixed: tuple[_Mechanism, ...], more: tuple[_Mechanism, ...]) -> tuple[_Mechanism, ...]:
-    everything = [
-        PrivacyEvent(label="-", population="all", noise_multiplier=noise, sampling_rate=rate, steps=steps)
-        for rate, noise, steps in (*fixed, *more)
-    ]
-    return _merged(everything)

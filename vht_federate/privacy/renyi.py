@@ -1,7 +1,9 @@
 """Renyi divergences of events on one grid of orders: numbers that add up, so that many accounts are priced at once.
 
 Where ``accounting`` composes one list of events as exactly as it can, this adds vectors: a thousand histories are one
-matrix product. Bounds are those of ``dp_accounting`` 0.6 (Mironov, Talwar and Zhang 2019 for subsampled Gaussians).
+matrix product. Bounds are those of ``dp_accounting`` 0.6 (Mironov, Talwar and Zhang 2019 for subsampled Gaussians,
+Mironov 2017 for Laplace noise), of ``discrete_accounting`` for noise on the integers, and epsilon^2 / 8 concentrated
+differential privacy for the exponential mechanism (Cesar and Rogers 2021).
 """
 
 from collections.abc import Iterable
@@ -11,18 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.privacy.discrete_accounting import discrete_gaussian_renyi, skellam_renyi
 
-__all__ = ["ORDERS", "renyi_curve", "renyi_epsilon"]
+__all__ = ["ORDERS", "Mechanism", "mechanism_of", "renyi_curve", "renyi_epsilon", "step_curve"]
 
 ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 Curve = NDArray[np.float64]  # [..., orders]
+Mechanism = tuple[str, float, float, float, float]  # name, sampling rate, noise multiplier, L2 and L1 sensitivity
+
+
+def mechanism_of(event: PrivacyEvent) -> Mechanism:
+    """All of one step that matters to accounting."""
+    l2, l1 = event.l2_sensitivity or 0.0, event.l1_sensitivity or 0.0
+    return event.mechanism, event.sampling_rate, event.noise_multiplier, l2, l1
 
 
 def renyi_curve(events: Iterable[PrivacyEvent]) -> Curve:
     """Upper bounds [orders] of the divergence of all ``events`` together, at each of ``ORDERS``; zeros for none."""
     total = np.zeros(len(ORDERS))
     for event in events:
-        total += event.steps * _of_one(event.sampling_rate, event.noise_multiplier)
+        total += event.steps * step_curve(mechanism_of(event), ORDERS)
     return total
 
 
@@ -37,13 +47,28 @@ def renyi_epsilon(curves: Curve, delta: Curve | float) -> Curve:
 
 
 @lru_cache(maxsize=4096)
-def _of_one(rate: float, noise: float) -> Curve:
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-    from dp_accounting.rdp import RdpAccountant
-
-    step = GaussianDpEvent(noise)
-    accountant = RdpAccountant(orders=ORDERS)
-    accountant.compose(step if rate == 1.0 else PoissonSampledDpEvent(rate, step))
-    found: Curve = np.array(accountant.rdp, dtype=float)
+def step_curve(mechanism: Mechanism, orders: tuple[int, ...]) -> Curve:
+    """Upper bounds [orders] of the divergence of one step."""
+    name, rate, noise, l2, l1 = mechanism
+    if name == "discrete-gaussian":
+        bound = discrete_gaussian_renyi(1.0, noise**2)
+        found = np.array([bound(order) for order in orders])
+    elif name == "skellam":
+        bound = skellam_renyi(l1, l2, (noise * l2) ** 2)
+        found = np.array([bound(order) for order in orders])
+    elif name == "exponential":
+        found = np.array(orders, dtype=float) / (8 * noise**2)
+    else:
+        found = _by_library(name, rate, noise, orders)
     found.flags.writeable = False
     return found
+
+
+def _by_library(name: str, rate: float, noise: float, orders: tuple[int, ...]) -> Curve:
+    from dp_accounting import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    step = {"gaussian": GaussianDpEvent, "laplace": LaplaceDpEvent}[name](noise)
+    accountant = RdpAccountant(orders=orders)
+    accountant.compose(step if rate == 1.0 else PoissonSampledDpEvent(rate, step))
+    return np.array(accountant.rdp, dtype=float)
