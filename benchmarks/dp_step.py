@@ -1,6 +1,7 @@
 """What privacy costs per training step: ours beside plain SGD and beside the best Opacus mode, in the same process.
 
-One thread. A step is the gradient, the noise and the update. Kinds of step are interleaved and the median of process
+One thread. A step is the gradient, the noise and the update. Noise is drawn in float32 here, as a plan may choose; the
+default of a plan is float64, which has a row. Kinds of step are interleaved and the median of process
 CPU time is compared, so that a busy machine disturbs all of them alike. One record a patient, because Opacus knows no
 patients; a row of its own has patients with several.
 """
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.table import Row
+from vht_federate.privacy.discrete import discrete_gaussian, skellam
 from vht_federate.privacy.engine import Batch, PerPatientEngine, noised_sum
 from vht_federate.privacy.noise import SecureNoise
 from vht_federate.privacy.release import Private
@@ -253,6 +256,20 @@ def noise_share() -> Iterator[Row]:
     yield Row("secure_noise_share", share, "of the step", "<= 0.10", share <= 0.1, f"step, {found['step']:.2f} ms")
     for kind in ("float64", "torch"):
         yield Row(f"noise_share_{kind}", found[kind] / found["step"], "of the step", "no goal", True)
+    yield from discrete(count, noise, found["step"])
+
+
+def discrete(count: int, noise: SecureNoise, step: float) -> Iterator[Row]:
+    """Exact noise on the integer grid: drawn once for a secure sum, not once a step."""
+    variance = Fraction(1 << 20)  # a step of the grid is a thousandth of the noise
+    kinds: dict[str, Step] = {
+        "discrete_gaussian": lambda: discard(discrete_gaussian(variance, (count,), noise)),
+        "skellam": lambda: discard(skellam(variance, (count,), noise)),
+    }
+    for kind, spent in medians(kinds, OPACUS_ROUNDS).items():
+        yield Row(
+            f"{kind}_per_secure_sum", spent / step, "steps", "no goal", True, f"{count:,} numbers, {spent:.0f} ms"
+        )
 
 
 def several_records() -> Iterator[Row]:
