@@ -37,7 +37,7 @@ from connector.views.sql.engine import query_error
 from connector.views.sql.limits import TimeLimit
 from connector.views.sql.plan import Plan, compile_view
 from vht_federate.domain.permit import Permit
-from vht_federate.errors import BudgetError, CohortError, RefusedError, VhtError, ViewError
+from vht_federate.errors import BudgetError, CohortError, RefusedError, UnavailableError, VhtError, ViewError
 from vht_federate.evidence.canonical import digest_of
 from vht_federate.privacy.accounting import calibrate_gaussian
 from vht_federate.privacy.noise import NoiseSource, SecureNoise
@@ -51,6 +51,7 @@ ANSWERED = "feasibility.answered"
 LABEL = "feasibility"
 STANDS = timedelta(days=30)
 SECONDS = 60.0
+PATIENCE_S = 30.0  # for the question before: waiting requests are not without number
 OWN_PATIENT = {"Patient": {"getResourceKey()"}}
 OF_SUBJECT = {"subject.getReferenceKey(Patient)", "subject.getReferenceKey()"}
 _COUNT = """
@@ -80,12 +81,14 @@ class Feasibility:
         """The count with noise, or that it is below the smallest cell.
 
         Raises what the judge refuses with, ViewError for the view, BudgetError VHT-BUDGET-CAP, VHT-BUDGET-PERMIT or
-        VHT-BUDGET-QUESTION, RefusedError VHT-REFUSED-FEASIBILITY, CohortError VHT-COHORT-EMPTY-STORE.
+        VHT-BUDGET-QUESTION, RefusedError VHT-REFUSED-FEASIBILITY, CohortError VHT-COHORT-EMPTY-STORE, UnavailableError
+        VHT-UNAVAILABLE-QUESTION while others are answered.
         """
         judged = self.judge.judge_question(permit, question, user_key)
+        if not self._one.acquire(timeout=PATIENCE_S):
+            raise UnavailableError("other questions are being answered", code="VHT-UNAVAILABLE-QUESTION", hint="later")
         try:
-            with self._one:
-                return self._answered(judged)
+            return self._answered(judged)
         except VhtError as error:
             self.judge.refused(
                 error,
@@ -94,15 +97,31 @@ class Feasibility:
                 status_serial=judged.status_serial,
             )
             raise
+        finally:
+            self._one.release()
 
     def answers(self) -> list[dict[str, Any]]:
         """What was asked and told, newest first, for the operator."""
         with self.database.read() as session:
             rows = session.scalars(select(FeasibilityRow).order_by(FeasibilityRow.answered_at.desc()).limit(200)).all()
             return [
-                {**_told(row), **{name: getattr(row, name) for name in ("user", "title", "permit_id", "view")}}
+                {**self._told(row), **{name: getattr(row, name) for name in ("user", "title", "permit_id", "view")}}
                 for row in rows
             ]
+
+    def _told(self, row: FeasibilityRow) -> dict[str, Any]:
+        """``count`` is null where the noised count is below the smallest cell, as it was then and as it is now."""
+        smallest = max(row.smallest_cell, self.settings.smallest_cell)
+        return {
+            "count": row.count if row.count is not None and row.count >= smallest else None,
+            "smallest_cell": smallest,
+            "code": row.code,
+            "epsilon": row.epsilon,
+            "delta": row.delta,
+            "standard_deviation": row.noise_multiplier,
+            "answered_at": row.answered_at.isoformat(),
+            "receipt": row.receipt,
+        }
 
     # --- parts --------------------------------------------------------------------------------------------------
 
@@ -115,7 +134,7 @@ class Feasibility:
                 select(FeasibilityRow).where(FeasibilityRow.asked == asked).order_by(FeasibilityRow.id.desc())
             ).first()
         if same is not None and self.clock() < same.answered_at + STANDS:
-            return {**_told(same), "repeated": True}
+            return {**self._told(same), "repeated": True}
         if judged.question.epsilon > self.settings.feasibility_epsilon:
             raise BudgetError(
                 f"one feasibility question costs at most epsilon {self.settings.feasibility_epsilon:g} here",
@@ -127,7 +146,7 @@ class Feasibility:
         if generation is None:
             raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE")
         sql = _sql(plan, generation)
-        return {**_told(self._draw(judged, asked, plan, sql, generation)), "repeated": False}
+        return {**self._told(self._draw(judged, asked, plan, sql, generation)), "repeated": False}
 
     def _draw(self, judged: Questioned, asked: str, plan: Plan, sql: str, generation: Generation) -> FeasibilityRow:
         delta = self.judge.ledger.delta
@@ -235,10 +254,3 @@ def _paths(selects: Any, name: str) -> list[str]:
 def _sql(plan: Plan, generation: Generation) -> str:
     rows = plan.query_over(relation(generation, plan.resource))
     return _COUNT.format(rows=rows, patient=parts(generation, "patient"))
-
-
-def _told(row: FeasibilityRow) -> dict[str, Any]:
-    """``count`` is null where the noised count is below ``smallest_cell``, or where ``code`` says that it failed."""
-    names = ("epsilon", "delta", "smallest_cell", "count", "code", "receipt")
-    told = {name: getattr(row, name) for name in names}
-    return {**told, "standard_deviation": row.noise_multiplier, "answered_at": row.answered_at.isoformat()}

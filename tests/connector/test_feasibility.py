@@ -136,6 +136,14 @@ def test_the_same_question_again_is_told_the_same_and_costs_nothing_more(stocked
         assert ask(node, stocked, view=view(where="gender = 'male'"))["repeated"] is False
 
 
+def test_an_answer_is_told_by_the_smallest_cell_of_today(stocked: Hospital) -> None:
+    with asked_of(stocked) as node:
+        assert ask(node, stocked)["count"] == 40
+        node.feasibility.settings = node.settings.model_copy(update={"smallest_cell": 50})
+        again = ask(node, stocked)
+        assert (again["count"], again["smallest_cell"], again["repeated"]) == (None, 50, True)
+
+
 def test_after_its_time_a_question_is_answered_anew_at_its_cost(stocked: Hospital) -> None:
     with asked_of(stocked) as node:
         ask(node, stocked)
