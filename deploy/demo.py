@@ -132,9 +132,13 @@ def _run(federation: LocalFederation, started: float) -> dict[str, Any]:
     prepare_harness(federation, study)
     with ThreadPoolExecutor(max_workers=1) as beside:
         baselines: Future[Any] = beside.submit(commands.python, "deploy.harness", "baselines", str(root))
-        run = federation.run_study(study, root / "run")
-        progress("verifying all evidence offline, with keys from outside the bundle")
-        verified = commands.run("audit", "verify", str(root / "run" / "bundle"), "--trust", str(federation.trust))
+        try:
+            run = federation.run_study(study, root / "run")
+            progress("verifying all evidence offline, with keys from outside the bundle")
+            verified = commands.run("audit", "verify", str(root / "run" / "bundle"), "--trust", str(federation.trust))
+        except BaseException:
+            commands.close()  # nobody waits for the baselines of a study that did not complete
+            raise
         baselines.result()
     progress("comparing with what no hospital can know: the pooled data")
     truth = measure(federation)

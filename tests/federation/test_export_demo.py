@@ -1,27 +1,31 @@
-"""``vht demo --fhir``: the whole chain on a real export cut down to two small hospitals, as a person would run it."""
+"""The guide to one's own export, walked on a real export cut down to two small hospitals: the whole chain."""
 
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from deploy.commands import Commands
 from vht_federate.domain.references import patient_id_of
+from vht_federate.evidence.verify import TrustFile, verify_bundle
 from vht_federate.samples.export import Export
 from vht_federate.samples.split import hospital_of
 
 pytestmark = pytest.mark.federation
 
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "your-own-export.md"
 GSD = Path(__file__).parents[3] / "shared" / "data" / "gsd_r4_ndjson.tgz"
 HOSPITALS, PATIENTS = 2, 30  # of each hospital
 
 
 def _cut(folder: Path) -> Path:
     """The first patients of each hospital with all that is theirs; Procedures too, which no node reads."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     chosen: dict[str, int] = {}
     lines = list(Export(GSD).lines())
     for line in lines:
@@ -40,13 +44,34 @@ def _cut(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def summary(place: Path) -> dict[str, Any]:
+def walked(place: Path) -> Path:
+    """The folder in which a reader walked the guide to its end."""
     if not GSD.exists():
         assert os.environ.get("CI") != "true", "the sample export is missing beside the checkout"
         pytest.skip("the sample export (../shared/data) is not beside this checkout")
-    export = _cut(place / "export")
-    with Commands(place / "export-demo.sh") as commands:
-        return commands.run("demo", "--fhir", str(export), "--hospitals", str(HOSPITALS), "--out", str(place / "e"))
+    folder = place / "own"
+    _cut(folder / "export")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = "\n".join(re.findall(r"^```sh\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE))
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "HOSPITALS": str(HOSPITALS), "COLUMNS": "160"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    (folder / "said.txt").write_text(ended.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(walked: Path) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((walked / "demo" / "summary.json").read_text())
+    return made
 
 
 def test_the_study_of_the_export_completes_at_both_hospitals(summary: dict[str, Any]) -> None:
@@ -58,11 +83,12 @@ def test_the_study_of_the_export_completes_at_both_hospitals(summary: dict[str, 
         assert dataset["spent"] == pytest.approx(summary["epsilon_by_population"], abs=1e-6)
 
 
-def test_every_line_of_the_export_is_at_a_hospital_or_accounted_for(summary: dict[str, Any], place: Path) -> None:
-    described = json.loads((place / "e" / "data" / "dataset.json").read_text())
-    lines = sum(len(path.read_bytes().splitlines()) for path in (place / "export").iterdir())
+def test_every_line_of_the_export_is_at_a_hospital_or_accounted_for(summary: dict[str, Any], walked: Path) -> None:
+    described = json.loads((walked / "demo" / "data" / "dataset.json").read_text())
+    lines = sum(len(path.read_bytes().splitlines()) for path in (walked / "export").iterdir())
     kept = sum(sum(hospital["resources"].values()) for hospital in described["hospitals"])
     assert [hospital["patients"] for hospital in described["hospitals"]] == [PATIENTS, PATIENTS]
+    assert described == json.loads((walked / "hospitals" / "dataset.json").read_text())
     assert described["arguments"]["lines"] == lines == kept + described["arguments"]["unread"]["Procedure"]
 
 
@@ -73,17 +99,20 @@ def test_the_harness_says_what_one_input_alone_would_have_done(summary: dict[str
     assert {"auc_federated", "auc_pooled_nonprivate", "auc_local_mean", "auc_single_input"} <= set(truth)
 
 
-def test_all_evidence_of_the_export_verifies_again(summary: dict[str, Any], place: Path) -> None:
-    with Commands(place / "verify.sh") as commands:
-        again = commands.run(
-            "audit", "verify", str(place / "e" / "run" / "bundle"), "--trust", str(place / "e" / "trust.json")
-        )
-    assert again["permit_id"] == summary["permit_id"]
-    assert again["entries"] == summary["verified"]["entries"] > 20
+def test_all_evidence_of_the_export_verifies_again(summary: dict[str, Any], walked: Path) -> None:
+    verified = verify_bundle(walked / "demo" / "run" / "bundle", TrustFile.read(walked / "demo" / "trust.json"))
+    assert verified.permit.permit_id == summary["permit_id"]
+    assert sum(verified.entries.values()) > 20
 
 
-def test_the_release_is_the_component_with_the_model_that_it_borrows(summary: dict[str, Any], place: Path) -> None:
-    package = place / "e" / "run" / "bundle" / "release" / "hypertension-risk"
+def test_a_person_reads_that_one_input_alone_would_do(walked: Path) -> None:
+    said = (walked / "said.txt").read_text()
+    for words in ("the number of missing inputs alone", "pooled data, without privacy", "log entries verified offline"):
+        assert words in said
+
+
+def test_the_release_is_the_component_with_the_model_that_it_borrows(summary: dict[str, Any], walked: Path) -> None:
+    package = walked / "demo" / "run" / "bundle" / "release" / "hypertension-risk"
     assert (package / "code" / "generalised_linear.py").exists()
     assert json.loads((package / "component.json").read_text())["profile"] == "before-onset"
     assert "Age may do all the work" in (package / "model_card.md").read_text()
