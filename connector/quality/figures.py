@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from connector.fhir.disclosure import told_count
+
 __all__ = ["Course", "Feature", "Holding", "Loss", "Shown", "UnitSeen"]
 
 
@@ -20,9 +22,7 @@ class Shown:
         return self.smallest_cell == 0
 
     def count(self, number: int) -> int | None:
-        if self.exact:
-            return number
-        return None if number < self.smallest_cell else max(self.smallest_cell, round(number, -1))
+        return number if self.exact else told_count(number, self.smallest_cell)
 
     def of_patients(self, patients: int, **others: int) -> dict[str, int | None]:
         """The count of patients, and counts of what is theirs: these are not told where that is not."""
