@@ -97,11 +97,14 @@ def _parameters(settings: SourceSettings, since: datetime | None) -> list[tuple[
 
 
 def _joined(asked: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """One parameter of each name, its values separated by commas."""
+    """One parameter of each name, its values separated by commas; but each filter by itself, for it may hold commas,
+    and HAPI 8.8 does not see where one of a type such as MedicationRequest begins."""
     values: dict[str, tuple[list[str], str]] = {}
+    filters = [one for one in asked if one[0] == "_typeFilter"]
     for name, value, kind in asked:
-        values.setdefault(name, ([], kind))[0].append(value)
-    return [(name, ",".join(several), kind) for name, (several, kind) in values.items()]
+        if name != "_typeFilter":
+            values.setdefault(name, ([], kind))[0].append(value)
+    return [*((name, ",".join(several), kind) for name, (several, kind) in values.items()), *filters]
 
 
 def kick_off(wire: Wire, settings: SourceSettings, since: datetime | None) -> str:
