@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from vht_federate import output
-from vht_federate.components.contract import Component, Port, Profile
+from vht_federate.components.contract import Port, Profile
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.components.registry import find_component, installed
 from vht_federate.errors import ComponentError
@@ -65,9 +65,11 @@ def show(component: Chosen, path: Paths = None) -> None:
     ports = output.table(
         "Ports", ["name", "direction", "kind", "unit", "LOINC", "bounds or categories"], map(_row, contract.ports)
     )
-    headings = ["name", "title", "inputs", "outcome", "index", "records"]
-    profiles = output.table("Profiles", headings, _profile_rows(contract))
-    output.emit("component show", data, head, ports, profiles)
+    profiles = [
+        output.table(f"Profile {name}: {profile.title}", ["what", ""], _profile_rows(profile))
+        for name, profile in contract.profiles.items()
+    ]
+    output.emit("component show", data, head, ports, *profiles)
 
 
 @app.command()
@@ -111,10 +113,12 @@ def _row(port: Port) -> tuple[Any, ...]:
     return port.name, port.direction, port.kind, port.unit, port.loinc, limits
 
 
-def _profile_rows(contract: Component) -> list[tuple[Any, ...]]:
+def _profile_rows(profile: Profile) -> list[tuple[str, str]]:
     return [
-        (name, profile.title, ", ".join(profile.inputs), profile.outcome, _index(profile), _records(profile))
-        for name, profile in contract.profiles.items()
+        ("inputs", ", ".join(profile.inputs)),
+        ("outcome", profile.outcome),
+        ("index", _index(profile)),
+        ("records", _records(profile)),
     ]
 
 
