@@ -4,16 +4,12 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from pydantic import ValidationError
-
 from strategies.run_state import RunDirectory, RunState
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.evidence.canonical import canonical_bytes
-from vht_federate.framing import Reply
-from vht_federate.packaging.statement import Gradients
 
-__all__ = ["bytes_out", "events_of_log", "events_of_run", "figures_of", "gradients_of"]
+__all__ = ["bytes_out", "events_of_log", "events_of_run", "figures_of"]
 
 
 def events_of_log(export: Mapping[str, Any], visit: str) -> list[PrivacyEvent]:
@@ -30,20 +26,6 @@ def events_of_run(state: RunState, plan: StudyPlan, node: str) -> list[PrivacyEv
     """The same by what the coordinator received: for a node whose log cannot be had."""
     calls = [call.rsplit("-", 1) for call in state.nodes[node].rounds]
     return [event for job, number in calls for event in plan.events_of(job, int(number))]
-
-
-def gradients_of(replies: Mapping[str, Reply]) -> dict[str, dict[str, str]]:
-    """Which engine each node says it took gradients with; a node that says nothing sensible is left out."""
-    told = {}
-    for name, reply in replies.items():
-        try:
-            said = Gradients.model_validate(
-                {"engine": reply.result.get("engine"), "why": reply.result.get("engine_why", "")}
-            )
-        except ValidationError:
-            continue
-        told[name] = {"engine": said.engine, "why": said.why}
-    return told
 
 
 def bytes_out(directory: RunDirectory, state: RunState) -> dict[str, int]:

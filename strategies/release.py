@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
-from strategies.figures import events_of_log, events_of_run, figures_of, gradients_of
+from strategies.figures import events_of_log, events_of_run, figures_of
 from strategies.run_state import RunState
 from strategies.study_run import StudyRun
 from strategies.visits import Visits
@@ -22,6 +22,7 @@ from vht_federate.evidence.keys import PublicKey, SigningKey
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.cohort import CohortRequest, CohortResult
 from vht_federate.packaging.component import write_package
+from vht_federate.packaging.statement import gradients_told
 from vht_federate.privacy.statement import privacy_statement
 
 __all__ = ["Release", "Released"]
@@ -85,7 +86,7 @@ class Release:
                 if node.lost is None:
                     raise
                 ran[name] = events_of_run(state, plan, name)
-        told = gradients_of(self.run.directory.recorded(state, "train", 1))
+        told = gradients_told(self.run.directory.recorded(state, "train", 1))
         return privacy_statement(plan, {name: events for name, events in ran.items() if events}, told)
 
     def _package(self, state: RunState, statement: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from synth.marginals import Table
 from synth.tables import sum_tables, total_of
 from vht_federate.evidence.canonical import canonical_bytes
 from vht_federate.evidence.verify import verify_bundle
+from vht_federate.framing import Reply
 from vht_federate.testing.outputs import MadeUpOutputs
 from vht_federate.testing.rehearsal import Rehearsal
 
@@ -108,9 +109,32 @@ def _other_tables(made: Rehearsal) -> str:
     return "cohort/manifest.json"
 
 
+def _other_engine(made: Rehearsal) -> str:
+    reply = made.outputs.replies["train", 1][NODE]
+    other = Reply({**reply.result, "engine": "torch.func"}, reply.tensors)
+    outputs, release = made.outputs, made.release
+
+    def claiming() -> None:  # the statement is made while the node seems to have said something else
+        outputs.replies["train", 1][NODE] = other
+        release()
+        outputs.replies["train", 1][NODE] = reply
+
+    made.release = claiming  # type: ignore[method-assign]
+    return "release/cardio-risk/privacy_statement.json: names another gradient engine"
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [_other_weights, _other_names, _other_counts, _better_figures, _better_card, _other_sums, _other_tables],
+    [
+        _other_weights,
+        _other_names,
+        _other_counts,
+        _better_figures,
+        _better_card,
+        _other_engine,
+        _other_sums,
+        _other_tables,
+    ],
 )
 def test_a_release_that_does_not_follow_from_the_outputs_is_refused_though_every_node_acknowledged_it(
     spoil: Callable[[Rehearsal], str], tmp_path: Path

@@ -14,11 +14,12 @@ from vht_federate.components.contract import Profile, read_component
 from vht_federate.components.digest import component_digest
 from vht_federate.errors import InputError, VerificationError
 from vht_federate.evidence.keys import SigningKey
+from vht_federate.framing import Reply
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.codebook import Codebook, codebook_for
 from vht_federate.packaging.component import verify_package, write_package
 from vht_federate.packaging.sealed import Sealed
-from vht_federate.packaging.statement import plain_words, read_statement, statement_schema
+from vht_federate.packaging.statement import gradients_told, plain_words, read_statement, statement_schema
 from vht_federate.privacy.statement import privacy_statement
 from vht_federate.testing.rehearsal import COMPONENT, PROFILE, REHEARSED_PLAN
 
@@ -209,3 +210,17 @@ def test_records_with_steps_have_no_codebook(layout: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         codebook_for(CONTRACT.model_copy(update={"profiles": {PROFILE: chosen}}), PROFILE)
     assert caught.value.code == "VHT-INPUT-LAYOUT"
+
+
+def test_what_a_node_says_of_its_engine_is_kept_where_it_makes_sense() -> None:
+    replies = {
+        "fast": Reply({"engine": "book-keeping", "engine_why": ""}),
+        "slow": Reply({"engine": "torch.func", "engine_why": "records of a batch are mixed"}),
+        "silent": Reply({"steps": 3}),
+        "odd": Reply({"engine": "<b>", "engine_why": 7}),
+        "long": Reply({"engine": "torch.func", "engine_why": "x" * 1000}),
+    }
+    assert gradients_told(replies) == {
+        "fast": {"engine": "book-keeping", "why": ""},
+        "slow": {"engine": "torch.func", "why": "records of a batch are mixed"},
+    }

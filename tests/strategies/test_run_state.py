@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from strategies.figures import gradients_of
 from strategies.run_state import Dispatch, DispatchNode, NodeState, RoundState, RunDirectory, RunState
 from vht_federate.domain.plan import StudyPlan, TrainingPlan
 from vht_federate.errors import CohortError, InputError, RevokedError, UnavailableError
@@ -78,17 +77,3 @@ def test_a_folder_without_a_run_is_a_typed_error(tmp_path: Path, content: str | 
     with pytest.raises(InputError) as caught:
         RunDirectory(tmp_path).state()
     assert caught.value.code == "VHT-INPUT-RUN"
-
-
-def test_what_a_node_says_of_its_engine_is_kept_where_it_makes_sense() -> None:
-    replies = {
-        "fast": Reply({"engine": "book-keeping", "engine_why": ""}),
-        "slow": Reply({"engine": "torch.func", "engine_why": "records of a batch are mixed"}),
-        "silent": Reply({"steps": 3}),
-        "odd": Reply({"engine": "<b>", "engine_why": 7}),
-        "long": Reply({"engine": "torch.func", "engine_why": "x" * 1000}),
-    }
-    assert gradients_of(replies) == {
-        "fast": {"engine": "book-keeping", "why": ""},
-        "slow": {"engine": "torch.func", "why": "records of a batch are mixed"},
-    }

@@ -1,13 +1,23 @@
 """The privacy statement that travels with a release (after NIST SP 800-226, section 2.4), typed and in plain words."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.errors import InputError
+from vht_federate.framing import Reply
 
-__all__ = ["Gradients", "PrivacyStatement", "Share", "plain_words", "read_statement", "statement_schema"]
+__all__ = [
+    "Gradients",
+    "PrivacyStatement",
+    "Share",
+    "gradients_told",
+    "plain_words",
+    "read_statement",
+    "statement_schema",
+]
 
 
 class Share(BaseModel):
@@ -81,6 +91,20 @@ class PrivacyStatement(BaseModel):
     limits: tuple[str, ...]
     nodes: dict[str, NodeSpend]
     release: Share | None = None
+
+
+def gradients_told(replies: Mapping[str, Reply]) -> dict[str, dict[str, str]]:
+    """Which engine each node says it took gradients with, by its training's first output; nonsense is left out."""
+    told = {}
+    for name, reply in replies.items():
+        try:
+            said = Gradients.model_validate(
+                {"engine": reply.result.get("engine"), "why": reply.result.get("engine_why", "")}
+            )
+        except ValidationError:
+            continue
+        told[name] = said.model_dump(mode="json")
+    return told
 
 
 def statement_schema() -> dict[str, Any]:

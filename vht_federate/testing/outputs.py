@@ -75,7 +75,10 @@ class MadeUpOutputs:
     def _train(self, rng: np.random.Generator, number: int) -> Reply:
         del number
         moved = {name: value + rng.normal(size=3).astype(np.float32) for name, value in load(self.weights).items()}
-        return Reply({"patients_noised": 100.0 + float(rng.normal()), "steps": 3}, save(moved))
+        return Reply(
+            {"patients_noised": 100.0 + float(rng.normal()), "steps": 3, "engine": "book-keeping", "engine_why": ""},
+            save(moved),
+        )
 
     @staticmethod
     def _evaluate(rng: np.random.Generator, number: int) -> Reply:

@@ -26,6 +26,7 @@ from vht_federate.evidence.trust import TrustFile
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.cohort import seal_cohort
 from vht_federate.packaging.component import write_package
+from vht_federate.packaging.statement import gradients_told
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.statement import privacy_statement
 from vht_federate.testing.clock import FixedClock
@@ -215,7 +216,11 @@ class Rehearsal:
 
     def release(self) -> None:
         """A component package and a cohort, acknowledged by every node that is left."""
-        statement = privacy_statement(self.plan, {name: self.spent(name) for name in self.names})
+        statement = privacy_statement(
+            self.plan,
+            {name: self.spent(name) for name in self.names},
+            gradients_told(self.outputs.replies.get(("train", 1), {})),
+        )
         facts = CardFacts(
             study_id=self.request.study_id,
             permit_id=self.permit.permit_id,
