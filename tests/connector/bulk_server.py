@@ -239,7 +239,7 @@ def _sent(server: BulkServer, kind: str, number: int, content: bytes, request: R
                 raise ConnectionError("cut on order")
             if server.stall and server.stall[0] == kind and at >= server.stall[1]:
                 server.stalled.set()
-                server.resume.wait(30)
+                server.resume.wait(300)
             part = content[at : at + SLICE]
             server.served[key] = server.served.get(key, 0) + len(part)
             yield part

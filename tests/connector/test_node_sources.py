@@ -265,7 +265,7 @@ def test_a_worker_that_is_killed_is_noted_and_the_next_pull_goes_on(hospital: Ho
         for process in workers(source):
             os.kill(process.pid, signal.SIGKILL)
         assert ended(source, 1).code == "VHT-UNAVAILABLE-SOURCE-PULL"
-        await_that(lambda: not node.pulls.described()[0]["running"])
+        await_that(lambda: not node.pulls.described()[0]["running"], LONG_S)
         server.resume.set()
         server.stall = None
         node.pulls.ask("ehr", ADA)
