@@ -207,6 +207,12 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _released_auc(summary: dict[str, Any]) -> str:
+    radius = (summary["evaluation"] or {}).get("pooled_auc_radius")
+    moved = "" if radius is None else f", moved by noise by up to {radius:.3f}"
+    return f"{_figure(summary['auc_federated'])}{moved}"
+
+
 def _rows(summary: dict[str, Any], federation: LocalFederation) -> list[tuple[str, str]]:
     truth, terms = summary["harness"], federation.terms
     taking_part = f"{len(summary['participants'])} of {len(federation.hospitals)} hospitals"
@@ -214,7 +220,7 @@ def _rows(summary: dict[str, Any], federation: LocalFederation) -> list[tuple[st
         ("study", f"{summary['study_id']}: {summary['state']}, {taking_part}, {summary['seconds']:.0f} s in all"),
         *((f"  without {name}", why) for name, why in summary["lost"].items()),
         ("epsilon, one patient at one hospital", f"{summary['epsilon']:.3f} of {terms.epsilon:g} at {terms.delta:g}"),
-        ("AUC, as released with noise", _figure(summary["auc_federated"])),
+        ("AUC, as released with noise", _released_auc(summary)),
         ("accuracy, mean over hospitals, as released", _figure(summary["accuracy_mean_over_nodes"])),
         ("patients with a record, of them with the outcome", f"{truth['patients']}, {truth['patients_with_outcome']}"),
         ("  test patients alone", f"{truth['test_patients']}, {truth['test_patients_with_outcome']}"),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from deploy.demo import _released_auc
 from deploy.giveaways import giveaways
 from deploy.harness import HarnessRequest, measure_baselines
 from deploy.ranking import auc
@@ -98,6 +99,12 @@ def test_a_hospital_without_test_patients_leaves_the_baselines_defined(tmp_path:
     assert found["patients"] >= found["test_patients"] > 0
     numbers = [value for name, value in found.items() if name != "single_input" and value is not None]
     assert all(math.isfinite(number) for number in numbers)
+
+
+def test_a_released_auc_is_shown_with_what_noise_did_to_it() -> None:
+    told = {"auc_federated": 0.91, "evaluation": {"pooled_auc_radius": 0.25}}
+    assert _released_auc(told) == "0.910, moved by noise by up to 0.250"
+    assert _released_auc({"auc_federated": None, "evaluation": None}) == "-"
 
 
 @pytest.mark.parametrize(("hospitals", "least"), [(1, 1), (2, 2), (4, 3), (16, 3)])
