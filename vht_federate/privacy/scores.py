@@ -18,6 +18,7 @@ __all__ = ["CalibrationPoint", "PatientScores", "ScoreHistogram", "ScoreTable", 
 
 Vector = NDArray[np.float64]
 _MOST_BINS = 1000
+_TURNS = 30
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,21 +62,33 @@ class ScoreTable:
         return area_under_curve(self.positives, self.negatives)
 
     def area_radius(self, confidence: float = 0.95) -> float:
-        """By how much noise can have moved ``area``, at most, with ``confidence`` over the noise alone.
+        """By how much noise can have moved ``area``, at most, with ``confidence`` over the noise alone; 1.0: no bound.
 
-        With U = sum of pairs won, P and N patients, B bins, every noisy term below t standard deviations: U and P * N
-        are each off by at most E = t s sqrt(B) (P + N) + t^2 s^2 B, so U / (P N) by 2 E / (noised P * noised N). 1.0
-        where that says nothing. (Cumulative counts weigh at most P and N; the term of both noises is bounded by the
-        largest cumulative noise, and given it is Gaussian again.)
+        With A the area without noise, p and n the counts, e and d their noises and hats for noised numbers, the error
+        times (sum p^)(sum n^) is sum_b e_b (c_b - A N) + sum_a d_a (r_a - A P) + sum_b e_b h_b: c_b are negatives
+        below bin b, r_a positives above bin a (half of the bin itself), h_b the noise of c_b - A N. Every normal in it
+        stays below t standard deviations at once; what these depend on is bounded by noised numbers and by the radius
+        itself, which therefore starts at 1 and is made smaller by turns, each a valid bound.
         """
-        bins = len(self.positives)
-        positives, negatives = sum(self.positives), sum(self.negatives)
+        up, down = np.array(self.positives), np.array(self.negatives)
+        positives, negatives, bins = float(up.sum()), float(down.sum()), len(up)
         if min(positives, negatives) <= 0:
             return 1.0
-        deviations = _deviations(confidence, 2 * bins + 6)
-        each = deviations * self.noise * bins**0.5  # of P and of N
-        error = each * (positives + negatives + 2 * each) + each**2
-        return float(min(1.0, 2 * error / (positives * negatives)))
+        deviations = _deviations(confidence, 2 * bins + 4)
+        each = deviations * self.noise * bins**0.5  # the most that noise moves a sum over bins
+        area, radius = self.area(), 1.0
+        below = np.abs(np.cumsum(down) - down / 2 - area * negatives)
+        above = np.abs(positives - np.cumsum(up) + up / 2 - area * positives)
+        for _ in range(_TURNS):
+            most = min(1.0, max(area, 1.0 - area) + radius)
+            weights = [
+                np.minimum(seen + radius * total + each * most, (total + each) * most)
+                for seen, total in ((below, negatives), (above, positives))
+            ]
+            single = deviations * self.noise * float(np.linalg.norm(np.concatenate(weights)))
+            error = single + each * each * most
+            radius = min(radius, error / (positives * negatives))
+        return radius
 
     def calibration(self, confidence: float = 0.95) -> list[CalibrationPoint]:
         """One point a bin; all radii hold together with ``confidence``."""
