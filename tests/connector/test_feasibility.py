@@ -30,8 +30,9 @@ from vht_federate.evidence.canonical import canonical_bytes
 from vht_federate.evidence.keys import SigningKey
 from vht_federate.evidence.ledger_check import check_ceiling
 from vht_federate.evidence.node_log import read_node_log
+from vht_federate.evidence.query_record import queried
 from vht_federate.evidence.trace import describe
-from vht_federate.evidence.visit_record import queried, visit_records
+from vht_federate.evidence.visit_record import visit_records
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.testing.asgi import AppClient
 from vht_federate.testing.noise import SeededNoise

@@ -7,7 +7,8 @@ from vht_federate.domain.budget import POPULATIONS, PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.evidence.entry import LogEntry
 from vht_federate.evidence.finding import TOLERANCE, broken
-from vht_federate.evidence.visit_record import Begun, Queried, VisitRecord, spent_under_permit
+from vht_federate.evidence.query_record import Queried
+from vht_federate.evidence.visit_record import Begun, VisitRecord, spent_under_permit
 
 __all__ = ["Compose", "check_ceiling", "check_ledger", "same_epsilon"]
 

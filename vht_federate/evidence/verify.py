@@ -23,12 +23,13 @@ from vht_federate.evidence.keys import PublicKey
 from vht_federate.evidence.ledger_check import Compose, check_ceiling, check_ledger
 from vht_federate.evidence.node_log import NodeLog, read_node_log
 from vht_federate.evidence.output_check import check_derived, read_outputs
+from vht_federate.evidence.query_record import queried
 from vht_federate.evidence.release_check import check_releases
 from vht_federate.evidence.run_check import RunClaims, check_run, read_run
 from vht_federate.evidence.status_check import SeenStatus, check_covered, check_rounds, read_statuses
 from vht_federate.evidence.trace import TraceLine, trace_of
 from vht_federate.evidence.trust import TrustFile
-from vht_federate.evidence.visit_record import VisitRecord, queried, spent_under_permit, visit_records
+from vht_federate.evidence.visit_record import VisitRecord, spent_under_permit, visit_records
 from vht_federate.privacy.accounting import epsilon_by_population
 
 __all__ = ["TrustFile", "Verification", "verify_bundle"]

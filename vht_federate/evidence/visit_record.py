@@ -21,23 +21,21 @@ from vht_federate.domain.study import ComponentRef
 from vht_federate.evidence.entry import LogEntry
 from vht_federate.evidence.finding import broken
 from vht_federate.evidence.node_log import NodeLog
+from vht_federate.evidence.query_record import ANSWER, QUERY
 
 __all__ = [
     "Acknowledged",
     "Begun",
     "Closed",
-    "Queried",
     "Released",
     "Requested",
     "Reserved",
     "VisitRecord",
-    "queried",
     "spent_under_permit",
     "visit_records",
 ]
 
 _TIME = TypeAdapter(AwareDatetime)
-_QUERY, _ANSWER = "query.drawn", "feasibility.answered"
 
 
 class _Body(BaseModel):
@@ -98,15 +96,6 @@ class Released(_Body):
     status_serial: int
     epsilon: dict[str, float]
     delta: float
-
-
-class Queried(_Body):
-    """A spend outside of visits, under this permit."""
-
-    query: str
-    label: str
-    dataset: str
-    events: tuple[PrivacyEvent, ...]
 
 
 class Acknowledged(_Body):
@@ -287,36 +276,13 @@ def visit_records(log: NodeLog) -> dict[str, VisitRecord]:
         _check_time(log, entry)
         if entry.kind.startswith("node."):
             continue
-        if entry.visit is None and entry.kind not in (_QUERY, _ANSWER):
+        if entry.visit is None and entry.kind not in (QUERY, ANSWER):
             if entry.kind != "permit.checked" or _accepts(entry.body):
                 raise broken(log.place(entry), f"{entry.kind} belongs to no visit", "ORDER")
             continue
         if entry.visit is not None:
             records.setdefault(entry.visit, VisitRecord(log, entry.visit)).add(entry)
     return records
-
-
-def queried(log: NodeLog) -> tuple[Queried, ...]:
-    """Every spend under the permit outside of visits. Raises VerificationError naming an entry that is none, and an
-    answer that was not paid for."""
-    found: dict[str, Queried] = {}
-    answered: set[str] = set()
-    for entry in log.entries:
-        if entry.kind == _ANSWER:
-            query = str(entry.body.get("query"))
-            if entry.visit is not None or query not in found or query in answered:
-                raise broken(log.place(entry), f"{_ANSWER} follows no {_QUERY} of its own", "ORDER")
-            answered.add(query)
-        if entry.kind != _QUERY:
-            continue
-        try:
-            one = Queried.model_validate(entry.body)
-        except ValidationError as error:
-            raise broken(log.place(entry), f"{_QUERY} is not one", "ORDER") from error
-        if entry.visit is not None or one.query in found:
-            raise broken(log.place(entry), f"{_QUERY} belongs to a visit, or stands twice", "ORDER")
-        found[one.query] = one
-    return tuple(found.values())
 
 
 def _accepts(body: dict[str, Any]) -> bool:

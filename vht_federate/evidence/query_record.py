@@ -1,0 +1,45 @@
+"""Spends outside of visits, as a node's log tells them, and the answers that they paid for."""
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.evidence.finding import broken
+from vht_federate.evidence.node_log import NodeLog
+
+__all__ = ["ANSWER", "QUERY", "Queried", "queried"]
+
+QUERY, ANSWER = "query.drawn", "feasibility.answered"
+
+
+class Queried(BaseModel):
+    """A spend outside of visits, under this permit; a node may say more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    query: str
+    label: str
+    dataset: str
+    events: tuple[PrivacyEvent, ...]
+
+
+def queried(log: NodeLog) -> tuple[Queried, ...]:
+    """Every spend under the permit outside of visits. Raises VerificationError naming an entry that is none, and an
+    answer that was not paid for."""
+    found: dict[str, Queried] = {}
+    answered: set[str] = set()
+    for entry in log.entries:
+        if entry.kind == ANSWER:
+            query = str(entry.body.get("query"))
+            if entry.visit is not None or query not in found or query in answered:
+                raise broken(log.place(entry), f"{ANSWER} follows no {QUERY} of its own", "ORDER")
+            answered.add(query)
+        if entry.kind != QUERY:
+            continue
+        try:
+            one = Queried.model_validate(entry.body)
+        except ValidationError as error:
+            raise broken(log.place(entry), f"{QUERY} is not one", "ORDER") from error
+        if entry.visit is not None or one.query in found:
+            raise broken(log.place(entry), f"{QUERY} belongs to a visit, or stands twice", "ORDER")
+        found[one.query] = one
+    return tuple(found.values())
