@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from vht_federate.domain.plan import TrainingPlan
-from vht_federate.errors import WireError
+from vht_federate.errors import ComponentError, WireError
 from vht_federate.privacy.engine import PerPatientEngine
 from vht_federate.privacy.noise import SecureNoise
 from vht_federate.privacy.release import Private
@@ -73,6 +73,16 @@ def test_what_runs_is_what_the_plan_says() -> None:
     train_round(engine(Logits(3)), Private(cohort()), 60.0, plan(), noise)
     assert noise.samples == [(60, 0.5)] * 7
     assert noise.normals == [(4,)] * 7
+
+
+def test_a_model_without_per_patient_gradients_is_refused_before_anything_is_drawn() -> None:
+    model, noise = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1), nn.Flatten(0)), Recorder()
+    model[1].eval()  # passes the first look
+    gradients = engine(model)
+    model[1].train()
+    with pytest.raises(ComponentError, match="no per-patient gradients"):
+        train_round(gradients, Private(cohort()), 60.0, plan(), noise)
+    assert noise.samples == noise.normals == []
 
 
 def test_noise_has_the_planned_scale_where_nobody_contributes() -> None:
