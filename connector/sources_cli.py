@@ -49,8 +49,7 @@ def pull(
     ] = False,
 ) -> None:
     """Fetch what changed on a FHIR server, then take it in; interrupted at any point, the same command goes on."""
-    from connector.fhir.sources import SourceSettings
-    from connector.fhir.sources import pull as pull_from
+    from connector.fhir.sources import SourceSettings, pull_from
 
     NodeSettings.read(state)
     settings = SourceSettings.read(source)

@@ -31,6 +31,8 @@ __all__ = ["Schedule"]
 log = logging.getLogger("vht.node.pulls")
 TICK_S = 1.0
 RETRY_S = 60.0
+GRACE_S = 10.0
+TAKING_IN = "taking in"  # a worker's word
 Record = Callable[..., None]
 
 
@@ -44,6 +46,7 @@ class _Pull:
     phase: str = "starting"
     process: "subprocess.Popen[bytes] | None" = None
     told: dict[str, Any] = field(default_factory=dict)
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Schedule:
@@ -74,12 +77,15 @@ class Schedule:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop what runs; each goes on at the next start."""
+        """Stop what runs; each goes on at the next start. An intake under way may end, and be logged, first."""
         with self._lock:
             self._over.set()
-            running = [pull.process for pull in self._running.values() if pull.process]
-        for process in running:
-            stop_tree(process.pid, patience_s=3.0)
+            running = list(self._running.values())
+        for pull in running:
+            if pull.phase == TAKING_IN:
+                pull.ended.wait(GRACE_S)
+            if pull.process and pull.process.poll() is None:
+                stop_tree(pull.process.pid, patience_s=3.0)
         if self._thread.is_alive():
             self._thread.join()
         for thread in self._threads:
@@ -154,6 +160,7 @@ class Schedule:
             if not self._over.is_set() or "pulled" in pull.told:
                 self._note(pull, begun)
         finally:
+            pull.ended.set()
             with self._lock:
                 del self._running[source.name]
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from connector.fhir import ingest
-from connector.fhir.sources import Pulled, pull
+from connector.fhir.sources import Pulled, pull_from
 from connector.governance.secret import NodeSecret
 from connector.pulls.installed import Sources
 from connector.settings import NodeFiles, NodeSettings
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     try:
         source = Sources(NodeFiles(state).sources).get(name)
         _say({"phase": "downloading"})
-        pulled, _ = pull(source.settings, source.home, lambda pulled: _take_in(state, pulled), whole=whole)
+        pulled, _ = pull_from(source.settings, source.home, lambda pulled: _take_in(state, pulled), whole=whole)
     except VhtError as error:
         _say({"error": error.envelope()})
         return error.exit_code

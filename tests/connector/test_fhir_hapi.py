@@ -1,8 +1,6 @@
 """Against a server that we did not write: HAPI FHIR with all its habits, filled with generated and Synthea patients."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -173,7 +171,7 @@ download(SourceSettings.read(Path(sys.argv[1])), Path(sys.argv[2]), pace=Pace(60
 
 
 def killed_client(loaded: Loaded, root: Path, at: str) -> tuple[SourceSettings, Path]:
-    """A client that was ended by kill -9: while it waited for the manifest, or in the midst of the files."""
+    """A client that was ended by SIGKILL: while it waited for the manifest, or in the midst of the files."""
     toml, home, here = root / f"{at}.toml", root / at, root / f"{at}.here"
     types = ", ".join(f'"{kind}"' for kind in TYPES)
     toml.write_text(f'name = "hapi"\nbase_url = "{loaded.server.base}"\ntypes = [{types}]\nlongest_poll_s = 0.5\n')
@@ -182,7 +180,7 @@ def killed_client(loaded: Loaded, root: Path, at: str) -> tuple[SourceSettings, 
         await_that(lambda: here.exists() or client.poll() is not None, PATIENCE_S)
         assert client.poll() is None
     finally:
-        os.kill(client.pid, signal.SIGKILL)
+        client.kill()
         client.wait()
     return SourceSettings.read(toml), home
 

@@ -28,7 +28,7 @@ from connector.fhir.sources.wire import Wire
 from vht_federate.errors import UnavailableError
 from vht_federate.evidence.canonical import digest_of
 
-__all__ = ["Pulled", "download", "pull", "pulling", "settle_pull"]
+__all__ = ["Pulled", "download", "pull_from", "pulling", "settle_pull"]
 
 Report = TypeVar("Report")
 STARTS = 3  # how often a job that the server forgot is asked for again
@@ -110,7 +110,7 @@ def settle_pull(settings: SourceSettings, home: Path, pulled: Pulled) -> None:
             release_job(wire, status_url)
 
 
-def pull(
+def pull_from(
     settings: SourceSettings, home: Path, take_in: Callable[[Pulled], Report], *, whole: bool = False
 ) -> tuple[Pulled, Report | None]:
     """One pull from beginning to end. ``take_in`` is asked where there is anything to take in."""
