@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
 
+from connector.console.access import add_access_page
 from connector.console.quality import add_quality_page
 from connector.console.sessions import Sessions
 from connector.console.sources import add_sources_page
@@ -25,6 +26,7 @@ _NAV = (
     ("/sources", "Sources"),
     ("/quality", "Quality"),
     ("/questions", "Questions"),
+    ("/access", "Access"),
     ("/log", "Evidence log"),
 )
 REFRESH_S = 10
@@ -82,6 +84,7 @@ def add_pages(app: FastAPI, node: Node, sessions: Sessions) -> None:
     _add_views(app, pages)
     add_quality_page(app, pages)
     add_sources_page(app, pages)
+    add_access_page(app, pages)
     _add_forms(app, pages)
 
 

@@ -66,6 +66,9 @@ _SENTENCES: dict[str, Callable[[Body], str]] = {
     "round.refused": lambda body: f"Call {body['job'] or 'unknown'} {body['round'] or ''} refused: {body['code']}",
     "release.acknowledged": lambda body: f"Release of a {body['kind']} acknowledged",
     "visit.closed": lambda body: f"Visit ended{_who(body)}: {body['reason']}; spent: {_epsilon(body['epsilon'])}",
+    "fhir.client-registered": lambda body: f"Program {body['name']} may read over the local FHIR API{_who(body)}",
+    "fhir.client-revoked": lambda body: f"A program may no longer read over the local FHIR API{_who(body)}",
+    "fhir.exported": lambda body: f"A program exported {', '.join(body['resources_rounded'])}",
     "pseudonyms.erased": lambda body: f"Pseudonyms of permit {body['permit_id']} erased: its retention is over",
     "permit.revoked-seen": lambda _: "The permit issuer revoked the permit: everything stops",
 }

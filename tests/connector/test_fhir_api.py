@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from fhir_api_kit import Program, events, queries, serving
 from fhir_lines_kit import SNOMED, condition, observation, patient, write
 from node_kit import CANARY, COLUMNS, make_hospital, write_fhir
 
-from connector.app import outward_app
+from connector.app import internal_app, outward_app
 from connector.fhir.identity import subject_key
 from connector.views.sql import run
 from connector.views.sql.shipped import shipped
@@ -286,3 +289,38 @@ def test_the_operator_reads_the_access_log_and_nobody_else(program: Program) -> 
     shown = program.web.get("/api/audit-events", headers=operator, params={"count": 2, "raw": True}).json()["events"]
     assert len(shown) == 2
     assert shown[0]["recorded"] >= shown[1]["recorded"]
+
+
+def test_the_console_shows_clients_and_accesses_and_revokes(program: Program) -> None:
+    node, hospital_permit = program.node, program.node.fhir_api.clients.get(program.id)
+    assert hospital_permit is not None
+    other = Program(node, program.web).register(hospital_permit.permit, "system/Patient.rs")
+    other.get("Patient?name=Zebedee")
+    browser = AppClient(internal_app(node))
+    assert browser.get("/access").status_code == 303
+    node.accounts.add("Dr Ada", "approver", "correct horse")
+    browser.post("/login", data={"name": "Dr Ada", "password": "correct horse"})
+    page = browser.get("/access").text
+    assert {other.id, program.id} <= set(re.findall(r"[0-9a-f]{32}", page))
+    assert "VHT-INPUT-SEARCH" in page
+    assert "Zebedee" not in page
+    assert "VHT-INPUT-SEARCH" in browser.get(f"/access?client={other.id}&refused=true").text
+    assert browser.post(f"/access/{other.id}/revoke", data={"form_key": "forged"}).status_code == 403
+    found = re.search(r'name="form_key" value="([^"]+)"', page)
+    assert found
+    assert browser.post(f"/access/{other.id}/revoke", data={"form_key": found[1]}).status_code == 303
+    assert other.ask().status_code == 401
+    assert "may no longer read" in browser.get("/log").text
+
+
+def test_a_request_that_takes_too_long_is_cut_off(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = program.token()
+    crossed = [{"forEach": "code.coding", "column": [{"name": f"c{n}", "path": "code"}]} for n in range(9)]
+    slow = {"resource": "Observation", "status": "active", "select": crossed}
+    limits = replace(program.node.fhir_api.limits, query_s=1e-4)
+    monkeypatch.setattr(program.node.fhir_api, "limits", limits)
+    view = partial(program.call, "POST", "/fhir/$viewdefinition-run", token, json=view_parameters(slow))
+    outcome(view(), 503, "VHT-UNAVAILABLE")
+    outcome(program.get("Observation", token), 503, "VHT-UNAVAILABLE-DEADLINE")
+    monkeypatch.setattr(program.node.fhir_api, "limits", replace(limits, query_s=60.0, view_rows=3))
+    outcome(view(), 400, "VHT-VIEW-LIMIT")

@@ -28,6 +28,7 @@ from connector.governance.judge import Installed
 from connector.governance.optouts import excluded_subjects
 from connector.governance.pseudonyms import permit_key
 from connector.store.database import Database
+from connector.views.sql.limits import TimeLimit
 from vht_federate.components.contract import Component, read_component
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import ComponentRef
@@ -42,17 +43,13 @@ Resource = dict[str, Any]
 @contextmanager
 def interrupted_after(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
     """Raises UnavailableError VHT-UNAVAILABLE-DEADLINE where what is done within takes longer."""
-    timer = threading.Timer(seconds, connection.interrupt)
-    timer.daemon = True
-    timer.start()
     try:
-        yield
+        with TimeLimit(seconds).on(connection):
+            yield
     except duckdb.InterruptException as error:
         raise UnavailableError(
             "this took longer than one request may", code="VHT-UNAVAILABLE-DEADLINE", hint="ask for less at once"
         ) from error
-    finally:
-        timer.cancel()
 
 
 @dataclass(frozen=True)

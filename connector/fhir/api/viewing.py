@@ -21,6 +21,7 @@ from connector.fhir.api.limits import Limits
 from connector.fhir.resources import TABLES
 from connector.views.sql import compile_view
 from connector.views.sql.engine import locked, run_plan
+from connector.views.sql.limits import TimeLimit
 from connector.views.sql.plan import Plan
 from vht_federate.errors import InputError
 
@@ -93,7 +94,7 @@ def run_view(face: Face, asked: Asked, limits: Limits, scratch: Path) -> tuple[b
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder).resolve() / "resources.ndjson"
         _spool(face, asked, limits, path)
-        with locked([str(path)]) as connection, interrupted_after(connection, limits.query_s):
+        with locked([str(path)], limit=TimeLimit(limits.query_s)) as connection:
             rows = run_plan(asked.plan, connection, [str(path)], max_rows=limits.view_rows)[: asked.limit]
     return _written(rows, asked), len(rows)
 
