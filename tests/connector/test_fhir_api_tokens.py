@@ -1,12 +1,16 @@
 """SMART Backend Services at the node: whoever is not exactly who was registered gets nothing."""
 
+import json
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -235,3 +239,23 @@ def test_keys_behind_a_registered_address_are_read_over_tls(program: Program, ho
     server.server_close()
     thread.join(10)
     refused(remote.ask(), "invalid_client", "VHT-REFUSED-CLIENT-KEYS")
+
+
+def test_the_operator_registers_and_revokes_at_a_node_that_rests(stocked: Hospital, tmp_path: Path) -> None:
+    def vht(*words: Any) -> Any:
+        command = [Path(sys.executable).parent / "vht", "--json", "node", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return json.loads(done.stdout)
+
+    keys, permit = tmp_path / "program.jwks", tmp_path / "permit.jwt"
+    keys.write_bytes(orjson.dumps({"keys": [public_jwk(RSA, "k1")]}))
+    permit.write_text(stocked.permit())
+    asked = ("--name", "registry", "--jwks", keys, "--permit", permit, "--operator", "Dr Ada")
+    made = vht("client", "add", stocked.state, *asked)["data"]
+    assert made["base"].endswith("/fhir")
+    [held] = vht("client", "list", stocked.state)["data"]["clients"]
+    assert (held["client"], held["registered_by"], held["revoked_at"]) == (made["client"], "Dr Ada", None)
+    assert vht("client", "revoke", stocked.state, made["client"])["data"]["revoked_at"]
+    assert vht("client", "revoke", stocked.state, "nobody")["error"]["code"] == "VHT-INPUT-NOT-FOUND"
+    assert vht("audit-events", stocked.state)["data"]["events"] == []
+    assert vht("client", "add", stocked.state, *asked[:2], *asked[4:])["error"]["code"] == "VHT-INPUT-CLIENT"
