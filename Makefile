@@ -75,7 +75,8 @@ $(SYNTHEA)/target/.ready: $(SYNTHEA)/pom.xml
 	cd $(SYNTHEA) && mvn -q -B package
 	@touch $@
 
-out/synthea: | $(SYNTHEA)/target/.ready
+out/synthea:
+	@$(MAKE) --no-print-directory $(SYNTHEA)/target/.ready
 	@echo "making $(PATIENTS) patients: one to three minutes"
 	@PATIENTS=$(PATIENTS) $(SYNTHEA)/generate.sh $@
 
