@@ -1,6 +1,7 @@
 """Budgets of patients at a whole node: narrowed to the cohort, shown to operators, exported, computed again."""
 
 import json
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def people(node: Node, *names: str) -> Included:
 
 
 def vht(*arguments: str, expect: int = 0) -> dict[str, Any]:
-    done = CliRunner().invoke(app, ["--json", *arguments])
+    done = copy_context().run(CliRunner().invoke, app, ["--json", *arguments])
     assert done.exit_code == expect, done.output
     return dict(json.loads(done.stdout))
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextvars import copy_context
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,8 @@ def test_hospitals_may_drop_out_of_an_exports_study_while_three_remain(hospitals
 
 def test_two_kinds_of_data_at_once_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    answer = CliRunner().invoke(app, ["--json", "demo", "--uci", ".", "--fhir", ".", "--out", str(out)])
+    answer = copy_context().run(
+        CliRunner().invoke, app, ["--json", "demo", "--uci", ".", "--fhir", ".", "--out", str(out)]
+    )
     assert (answer.exit_code, json.loads(answer.stdout)["error"]["code"]) == (2, "VHT-INPUT-DEMO")
     assert not out.exists()
