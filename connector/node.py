@@ -117,13 +117,13 @@ class Node:
         judge = Judge(self.settings.dataset.id, self.issuer, status, installed, self.ledger, self.evidence, self.clock)
         self.visits = Visits(self.database, self.evidence, self.ledger, judge, self.secret, self.clock)
         self.gate = VisitGate(self.visits, self.clock)
-        self.upkeep = Upkeep(self.visits, self.clock)
         self.releases = Releases(self.visits, self.clock)
         self.accounts = Accounts(self.database, self.files.operator_token.read_text().strip(), self.clock)
         self.queries = Queries(
             self.database, self.evidence, self.ledger, self.settings.dataset.id, self.clock, self.visits.guard
         )
         self.fhir_api = local_api(self.settings, self.files, self.database, judge)
+        self.upkeep = Upkeep(self.visits, self.clock, further=(self.fhir_api.exports.sweep,))
         self.feasibility = Feasibility(judge, self.queries, self.database, self.files.fhir, self.settings, self.clock)
 
     # --- running ------------------------------------------------------------------------------------------------

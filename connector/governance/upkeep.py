@@ -1,12 +1,14 @@
 """What ends by itself: visits whose permit ran out or was withdrawn, visits nobody uses, pseudonyms past retention.
 
+Other parts of the node hand in what ends by itself in their rooms, such as the files of exports.
+
 A round is judged when it begins; this is for the visit whose coordinator never comes back, so that its cohort does
 not stay. The issuer's list being out of reach ends nothing: no round begins without it, and it may come back.
 """
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -31,7 +33,7 @@ UNANSWERED = timedelta(days=30)  # requested, and no operator decided
 
 
 class Upkeep:
-    """One look at everything that may have run out. Doing it twice is fine."""
+    """One look at everything that may have run out, ``further`` included. Doing it twice is fine."""
 
     def __init__(
         self,
@@ -40,8 +42,9 @@ class Upkeep:
         *,
         idle: timedelta = IDLE,
         unanswered: timedelta = UNANSWERED,
+        further: Sequence[Callable[[], None]] = (),
     ) -> None:
-        self._visits, self._clock = visits, clock
+        self._visits, self._clock, self._further = visits, clock, further
         self._idle, self._unanswered = idle, unanswered
 
     def sweep(self) -> None:
@@ -52,6 +55,8 @@ class Upkeep:
         self._guarded(self._ask_issuer)
         self._guarded(self._erase_pseudonyms)
         self._guarded(self._visits.judge.strangers.settle)
+        for part in self._further:
+            self._guarded(part)
 
     @staticmethod
     def _guarded(part: Callable[[], None]) -> None:

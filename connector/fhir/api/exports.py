@@ -2,7 +2,8 @@
 
 A job's files are written below ``exports/JOB`` and go when they expire, when their client deletes the job, when it is
 revoked, when the permit ends, and when the node starts or stops: nothing of an export outlives the process that made
-it. Before the manifest is told, the evidence log holds what was made: rounded counts and a digest.
+it. The node's upkeep sees to it, whether anybody asks or not. Before the manifest is told, the evidence log holds what
+was made: rounded counts and a digest.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from connector.fhir.api.kickoff import Kickoff
 from connector.fhir.api.limits import Limits
 from connector.fhir.api.tokens import Access
 from connector.fhir.room import on_this_disk
-from vht_federate.errors import InputError, NotFoundError, RefusedError, VhtError
+from vht_federate.errors import InputError, NotFoundError, PermitError, RefusedError, RevokedError, VhtError
 from vht_federate.evidence.log import EvidenceLog
 
 __all__ = ["Exports", "Job", "Output", "manifest"]
@@ -86,12 +87,12 @@ class Exports:
         self._thread.start()
 
     def close(self) -> None:
-        """Returns when the worker has stopped."""
+        """Returns when the worker has stopped: at its next look, not at the end of an export."""
         with self._guard:
             for job in self._jobs.values():
                 job.state = "over"
+            self._waiting.put(None)  # what is begun from now on stands behind it
         if self._thread is not None:
-            self._waiting.put(None)
             self._thread.join()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -99,7 +100,7 @@ class Exports:
 
     def begin(self, access: Access, request: str, kickoff: Kickoff) -> Job:
         """Raises RefusedError VHT-REFUSED-RATE where the client, or all of them, have too many."""
-        self.sweep()
+        self._drop_over()
         with self._guard:
             own = sum(job.access.client.id == access.client.id for job in self._jobs.values())
             if own >= self.limits.jobs_per_client or len(self._jobs) >= self.limits.jobs:
@@ -110,12 +111,12 @@ class Exports:
                 )
             job = Job(secrets.token_urlsafe(24), access, request, kickoff, self.clock())
             self._jobs[job.id] = job
-        self._waiting.put(job.id)
+            self._waiting.put(job.id)
         return job
 
     def job(self, access: Access, job_id: str) -> Job:
         """The client's own job. Raises NotFoundError for any other."""
-        self.sweep()
+        self._drop_over()
         with self._guard:
             job = self._jobs.get(job_id)
         if job is None or job.access.client.id != access.client.id or job.state == "over":
@@ -134,14 +135,37 @@ class Exports:
         raise NotFoundError("no such file of this export")
 
     def sweep(self) -> None:
-        """Remove what has expired, and what belongs to a client that was revoked."""
+        """Remove the files that nobody may fetch any more: expired, of a revoked client, of a permit that ended.
+
+        The issuer's list being out of reach ends nothing: no file is given out without it, and it may come back.
+        """
+        self._drop_over()
+        for job in self._held():
+            if job.state == "done" and self._permit_ended(job):
+                self._end(job)
+        folders = list(self.folder.glob("*"))
+        known = {job.id for job in self._held()}  # read after the folders: a job is known before it has one
+        for folder in folders:
+            if folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _drop_over(self) -> None:
         now = self.clock()
-        with self._guard:
-            held = list(self._jobs.values())
-        for job in held:
+        for job in self._held():
             expired = job.ends is not None and now >= job.ends
             if expired or job.state == "over" or self.clients.get(job.access.client.id) is None:
                 self._end(job)
+
+    def _held(self) -> list[Job]:
+        with self._guard:
+            return list(self._jobs.values())
+
+    def _permit_ended(self, job: Job) -> bool:
+        try:
+            self.clients.permit_of(job.access.client)
+        except (PermitError, RevokedError) as error:
+            return not error.code.startswith("VHT-PERMIT-STATUS")
+        return False
 
     # --- the worker -----------------------------------------------------------------------------------------------
 
@@ -157,30 +181,41 @@ class Exports:
             except VhtError as error:
                 self._fail(job, error)
             except Exception:
-                log.exception("an export failed")
+                if job.state != "over":  # whoever ended it removed its folder
+                    log.exception("an export failed")
                 self._fail(job, VhtError("the export failed", hint="the node's operator finds the cause in its log"))
 
     def _run(self, job: Job) -> None:
-        permit = self.clients.permit_of(job.access.client)
-        face = self.faces.face(permit)
-        job.state, job.transaction = "running", face.taken
-        self._place(job).mkdir(parents=True, mode=0o700)
-        asked = [self.clock()]
+        face = self.faces.face(self.clients.permit_of(job.access.client))
+        with self._guard:
+            self._require_wanted(job)
+            job.state, job.transaction = "running", face.taken
+            self._place(job).mkdir(parents=True, mode=0o700)
+        asked = self.clock()
 
         def still_allowed() -> None:
-            if job.state == "over":
-                raise NotFoundError("the export was cancelled")
-            if (self.clock() - asked[0]).total_seconds() >= self.limits.status_every_s:
-                if self.clients.get(job.access.client.id) is None:
-                    raise RefusedError("the client was revoked", code="VHT-REFUSED-CLIENT")
-                self.clients.permit_of(job.access.client)
-                asked[0] = self.clock()
+            nonlocal asked
+            self._require_wanted(job)
+            if (self.clock() - asked).total_seconds() >= self.limits.status_every_s:
+                self._require_allowed(job)
+                asked = self.clock()
 
         with face.open() as connection:
             for kind in job.kickoff.types:
+                still_allowed()
                 self._write(job, kind, face.everything(connection, kind, since=job.kickoff.since), still_allowed)
-        self.clients.permit_of(job.access.client)
+        self._require_allowed(job)
         self._finish(job)
+
+    @staticmethod
+    def _require_wanted(job: Job) -> None:
+        if job.state == "over":
+            raise NotFoundError("the export was cancelled")
+
+    def _require_allowed(self, job: Job) -> None:
+        if self.clients.get(job.access.client.id) is None:
+            raise RefusedError("the client was revoked", code="VHT-REFUSED-CLIENT")
+        self.clients.permit_of(job.access.client)
 
     def _write(self, job: Job, kind: str, told: Iterator[Resource], still_allowed: Callable[[], None]) -> None:
         number = 0
@@ -213,8 +248,7 @@ class Exports:
             "digest": hashlib.sha256(orjson.dumps([sha256 for _, _, sha256 in made])).hexdigest(),
         }
         with self._guard:
-            if job.state != "running":
-                raise NotFoundError("the export was cancelled")
+            self._require_wanted(job)
             self.evidence.append(EXPORTED, body, permit_id=job.access.permit.permit_id)
             job.ends = self.clock() + timedelta(seconds=self.limits.keep_s)
             job.state, job.progress = "done", "done"

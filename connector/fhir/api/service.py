@@ -1,5 +1,6 @@
 """The local FHIR API of one node, put together: who may ask, what is shown, what was done."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,8 @@ class LocalApi:
             raise RefusedError("too many requests", code="VHT-REFUSED-RATE", hint="wait a second")
 
     def start(self) -> None:
+        """What a process that was killed left of its exports and views goes first."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
         self.exports.start()
 
     def close(self) -> None:
