@@ -57,7 +57,8 @@ def pull(
         settings,
         NodeFiles(state.resolve()).sources / settings.name,
         lambda pulled: take_in(state, pulled.folder, replace, pulled.deletions, settings.name),
-        whole=full or replace,
+        whole=full,
+        replace=replace,
     )
     tables = [pull_table(settings.name, pulled.to_dict())]
     if report is not None:

@@ -94,9 +94,10 @@ def source_tables(one: Mapping[str, Any]) -> list[Table]:
             run["asked_by"] or "interval",
             run["since"] or "everything",
             run["lines"],
-            run["code"] or ", ".join(f"{count} {name}" for name, count in run["counts"].items() if count),
+            run["code"] or ", ".join(f"{count} {name}" for name, count in brought.items() if count),
         )
         for run in one["runs"]
+        for brought in [run["counts"] | {"unreadable deletions": run["unreadable"]}]
     ]
     facts = table(f"Source {one['name']}", ["what", ""], rows)
     return [facts, table("Pulls", ["ended", "asked by", "since", "lines", "taken in"], runs)] if runs else [facts]

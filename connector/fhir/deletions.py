@@ -10,7 +10,7 @@ Patient's tombstone stands, nothing of that patient is held and nothing comes in
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,17 @@ import orjson
 
 from connector.fhir.engine import quoted
 from connector.fhir.identity import ID
-from connector.fhir.lines import read_lines
+from connector.fhir.lines import Line, read_lines
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, table_name
 
-__all__ = ["TABLE", "UNREADABLE", "Deletions", "Gone", "bury", "read_deletions", "write_tombstones"]
+__all__ = ["TABLE", "UNREADABLE", "Deletions", "Gone", "Listed", "bury", "read_deletions", "write_tombstones"]
 
 TABLE = "tombstone"
 UNREADABLE = "unreadable-deletion"  # a line that is not, or not wholly, a list of deletions
 Query = Callable[[str], list[tuple[Any, ...]]]
-_URL = re.compile(rf"(?:https?://[^\s?#]+/)?([A-Z][A-Za-z]+)/({ID.pattern})(?:/_history/([^/\s]+))?")
+_URL = re.compile(rf"(?:https?://[^\s?#]+/|/)?([A-Z][A-Za-z]+)/({ID.pattern})(?:/_history/([^/\s]+))?")
+_TYPE, _SEPARATOR = re.compile("[A-Z][A-Za-z]+"), re.compile("[/?#]")
 _ETAG = re.compile(r'(?:W/)?"([0-9]{1,18})"')
 _NUMBER = re.compile("[0-9]{1,18}")
 _COLUMNS = "type, resource, subject, moment, version"
@@ -56,32 +57,79 @@ class Gone:
     version: int | None = None
 
 
-def read_deletions(path: Path, at: datetime) -> Iterator[tuple[int, list[Gone] | None]]:
-    """What each line lists, by line number; None for a line that is unreadable: nothing of it counts.
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What line ``number`` lists of the types that are kept. ``unreadable`` counts entries that may be of such a type
+    and cannot be understood; a line that is no list of entries counts as one."""
 
-    Types that no node keeps are left out.
-    """
+    number: int
+    gone: tuple[Gone, ...] = ()
+    unreadable: int = 0
+
+
+def read_deletions(path: Path, at: datetime) -> Iterator[Listed]:
+    """What each line lists, entry by entry. A blank line lists nothing, and neither does a Bundle without entries."""
     for line in read_lines(path):
-        if line.fault:
-            yield line.number, None
-            continue
+        if line.fault != "blank-line":
+            yield _listed(line, at)
+
+
+def _listed(line: Line, at: datetime) -> Listed:
+    try:
+        entries = None if line.fault else _entries(orjson.loads(line.content))
+    except orjson.JSONDecodeError:
+        entries = None
+    if entries is None:
+        return Listed(line.number, unreadable=1)
+    gone, unreadable = [], 0
+    for entry in entries:
         try:
-            entries = orjson.loads(line.content)["entry"]
-            found = [_gone(entry, at) for entry in entries]
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-            yield line.number, None
-            continue
-        yield line.number, [one for one in found if one.type in TABLES]
+            gone.append(_gone(entry, at))
+        except ValueError:
+            unreadable += 1
+    return Listed(line.number, tuple(one for one in gone if one), unreadable)
 
 
-def _gone(entry: Any, at: datetime) -> Gone:
-    request, response = entry["request"], entry.get("response") or {}
-    named = _URL.fullmatch(request["url"])
-    if request["method"] != "DELETE" or named is None:
-        raise ValueError
-    said = response.get("lastModified")
-    moment = datetime.fromisoformat(said) if said else at
-    return Gone(named[1], named[2], moment if moment.tzinfo else at, _version(named[3], response.get("etag")))
+def _entries(content: Any) -> list[Any] | None:
+    """None where ``content`` is no list of deletions. FHIR knows no empty list: a Bundle of nothing has no entry."""
+    if not isinstance(content, dict):
+        return None
+    entries = content.get("entry")
+    if entries is None and content.get("resourceType") == "Bundle":
+        return []
+    return entries if isinstance(entries, list) else None
+
+
+def _gone(entry: Any, at: datetime) -> Gone | None:
+    """None for a type that is not kept. Raises ValueError for what may be of one, and is no deletion of Type/ID."""
+    request, response = (_part(entry, name) for name in ("request", "response"))
+    url = request.get("url")
+    if not isinstance(url, str):
+        raise ValueError("no address")
+    named = _URL.fullmatch(url)
+    if named and named[1] in TABLES:
+        if request.get("method") != "DELETE":
+            raise ValueError("no deletion")
+        moment = _moment(response.get("lastModified"), at)
+        return Gone(named[1], named[2], moment, _version(named[3], response.get("etag")))
+    before_last = _SEPARATOR.split(url)[:-1]
+    if any(part in TABLES for part in before_last) or not any(map(_TYPE.fullmatch, before_last)):
+        raise ValueError("which type, or which one of it, is not said")
+    return None
+
+
+def _part(entry: Any, name: str) -> dict[str, Any]:
+    part = entry.get(name) if isinstance(entry, dict) else None
+    return part if isinstance(part, dict) else {}
+
+
+def _moment(said: Any, at: datetime) -> datetime:
+    """When it was deleted: ``at`` the latest where that is not said, or not as a time with a zone."""
+    try:
+        moment = datetime.fromisoformat(said)
+        return moment.astimezone(UTC) if moment.tzinfo else at
+    except (TypeError, ValueError, OverflowError):
+        return at
 
 
 def _version(told: str | None, etag: Any) -> int | None:

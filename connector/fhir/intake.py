@@ -100,11 +100,10 @@ def _bury(staging: Staging, node_key: bytes, deletions: Deletions | None, *, fir
     if deletions is None:
         return ()
     for number, path in enumerate(deletions.files, first):
-        for line, gone in read_deletions(path, deletions.at):
-            if gone is None:
-                staging.add("fault", (number, line, "line", UNREADABLE, ""))
-                continue
-            for one in gone:
+        for listed in read_deletions(path, deletions.at):
+            if listed.unreadable:
+                staging.add("fault", (number, listed.number, "line", UNREADABLE, ""))
+            for one in listed.gone:
                 key = resource_key(node_key, one.type, one.id)
                 subject = subject_key(node_key, one.id) if one.type == "Patient" else None
                 staging.add("deletion", (one.type, key, subject, one.at, one.version))

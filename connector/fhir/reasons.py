@@ -28,6 +28,10 @@ REASONS = {
     "zstd-truncated": Reason("the stream ends early; whole lines before were read", _EXPORT_AGAIN),
     "zstd-corrupt": Reason("the stream is damaged; whole lines before were read", _EXPORT_AGAIN),
     "unreadable-file": Reason("the file could not be read to its end", "check the disk and the rights"),
+    "unreadable-deletion": Reason(
+        "a list of deletions has an entry that is not understood; the others count, and the source is asked again",
+        "see the server's list; pull with --replace where it cannot be corrected",
+    ),
     "not-an-object": Reason("the line is JSON, but no resource", "write one resource a line"),
     "unsupported-type": Reason("a resource type that is not read", "leave it out of the export, or ignore it"),
     "missing": Reason("a required element is absent", "map the element that the path names"),

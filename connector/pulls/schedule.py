@@ -214,5 +214,5 @@ def _run_of(pull: _Pull, begun: datetime, now: datetime) -> Run:
         counts={name: report[name] for name in COUNTS if name in report},
         code=error["code"] if error else None,
         message=error["message"] if error else None,
-        **{name: pulled[name] for name in ("resumed", "since", "lines", "bytes") if name in pulled},
+        **{name: pulled[name] for name in ("resumed", "since", "lines", "bytes", "unreadable") if name in pulled},
     )

@@ -26,6 +26,7 @@ class Run(BaseModel):
     since: AwareDatetime | None = None
     lines: int = 0
     bytes: int = 0
+    unreadable: int = 0  # entries of lists of deletions: the next pull asks from the same moment again
     counts: dict[str, int] = {}
     code: str | None = None  # why it failed
     message: str | None = None

@@ -45,7 +45,8 @@ class BulkServer:
     cuts: dict[str, list[int]] = field(default_factory=dict)  # type: bytes after which a download breaks, in turn
     stall: tuple[str, int] | None = None  # type, bytes: wait there until ``resume``
     manifest_changes: dict[str, Any] = field(default_factory=dict)
-    deleted: list[str] = field(default_factory=list)
+    deleted: list[Any] = field(default_factory=list)  # addresses, or whole entries
+    history: dict[str, list[Any]] = field(default_factory=dict)  # type: entries
     expire_page: str | None = None  # type whose second page is gone once
     padding: bytes = b""
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
@@ -196,7 +197,9 @@ def _add_export(app: FastAPI, server: BulkServer) -> None:
         if server.gone:
             return Response(status_code=404)
         if kind == "deleted":
-            entries = [{"request": {"method": "DELETE", "url": url}} for url in server.deleted]
+            entries = [
+                {"request": {"method": "DELETE", "url": one}} if isinstance(one, str) else one for one in server.deleted
+            ]
             bundle = {"resourceType": "Bundle", "type": "transaction", "entry": entries}
             return Response(json.dumps(bundle) + "\n")
         content = server.content(kind, number, since) + server.padding
@@ -248,6 +251,11 @@ def _sent(server: BulkServer, kind: str, number: int, content: bytes, request: R
 
 
 def _add_search(app: FastAPI, server: BulkServer) -> None:
+    @app.get("/fhir/{kind}/_history")
+    def history(kind: str) -> Response:
+        bundle = {"resourceType": "Bundle", "type": "history", "entry": server.history.get(kind, [])}
+        return JSONResponse(bundle, media_type=ACCEPTED)
+
     @app.get("/fhir/{kind}")
     def search(kind: str, request: Request, page: int = 0, _count: int = 20) -> Response:
         changed = request.query_params.get("_lastUpdated")

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from fhir_lines_kit import KEY, observation, patient
+from hypothesis import given
+from hypothesis import strategies as st
 
 from connector.fhir import IngestReport, Store, ingest
 from connector.fhir.deletions import Deletions, read_deletions
@@ -174,7 +176,116 @@ def test_what_cannot_be_read_is_set_aside_and_the_rest_counts(hospital: Hospital
         bundle("https://ehr.example/fhir/Observation/o1/_history/3", "Practitioner/dr"),
     )
     report = hospital.take(deletions=lists)
-    assert (report.reasons, report.quarantined, report.lines) == ({"unreadable-deletion": 5}, 5, 5)
+    assert (report.reasons, report.quarantined, report.lines) == ({"unreadable-deletion": 4}, 4, 4)
     assert (report.deleted, report.by_file[0].name) == (1, "deleted.ndjson")
-    found = dict(read_deletions(lists.files[0], AT))
-    assert [(one.type, one.id) for one in found[6] or []] == [("Observation", "o1")]
+    found = {one.number: one for one in read_deletions(lists.files[0], AT)}
+    assert [(one.type, one.id) for one in found[6].gone] == [("Observation", "o1")]
+    assert [(number, one.unreadable) for number, one in found.items()] == [(1, 1), (2, 1), (3, 1), (5, 1), (6, 0)]
+
+
+def read(folder: Path, *entries: Any) -> tuple[list[tuple[str, str, datetime, int | None]], int]:
+    """What one line with these entries lists, and how many of them are unreadable."""
+    lists = listed(folder, {"resourceType": "Bundle", "type": "transaction", "entry": list(entries)})
+    [found] = read_deletions(lists.files[0], AT)
+    return [(one.type, one.id, one.at, one.version) for one in found.gone], found.unreadable
+
+
+def entry(url: Any, **more: Any) -> dict[str, Any]:
+    return {"request": {"method": "DELETE", "url": url}, **more}
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["204", "", 204, None, True, [], ["204"], {}, {"etag": 7}, {"etag": '"x"'}, {"lastModified": 7},
+     {"lastModified": "yesterday"}, {"lastModified": "2024-01-01T00:00:00"}, {"lastModified": {"a": 1}},
+     {"lastModified": "0001-01-01T00:00:00+14:00"}, {"lastModified": "9999-12-31T23:59:59-12:00"}],
+)  # fmt: skip
+def test_a_response_that_says_nothing_usable_takes_nothing_from_the_deletion(tmp_path: Path, response: Any) -> None:
+    assert read(tmp_path, entry("Patient/p1", response=response)) == ([("Patient", "p1", AT, None)], 0)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["Patient/p1", "/Patient/p1", "https://ehr.example/fhir/r4/Patient/p1", "http://127.0.0.1:8080/Patient/p1",
+     "https://ehr.example/Fhir/Observation/x/Patient/p1"],
+)  # fmt: skip
+def test_an_address_may_be_relative_rooted_or_absolute(tmp_path: Path, url: str) -> None:
+    assert read(tmp_path, entry(url, fullUrl="https://ehr.example/fhir/Observation/o1")) == (
+        [("Patient", "p1", AT, None)],
+        0,
+    )
+    assert read(tmp_path, entry(f"{url}/_history/7"))[0] == [("Patient", "p1", AT, 7)]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["List/a_b", "/List/a_b", "https://ehr.example/fhir/List/a_b", "Practitioner/dr", "Practitioner/Patient",
+     "NoSuchType/1", "Practitioner?identifier=Patient/p1", "Device/" + "x" * 5000],
+)  # fmt: skip
+def test_a_type_that_is_not_kept_is_passed_over_whatever_its_id(tmp_path: Path, url: str) -> None:
+    odd = {"request": {"method": "POST", "url": url}}
+    assert read(tmp_path, entry(url), odd, entry("Patient/p1")) == ([("Patient", "p1", AT, None)], 0)
+
+
+ODD: list[Any] = [
+    "Patient/p1", 7, None, [], {}, {"request": "DELETE Patient/p1"}, {"request": []},
+    {"fullUrl": "https://ehr.example/fhir/Patient/p1"}, {"request": {"method": "DELETE"}},
+    {"request": {"method": "delete", "url": "Patient/p1"}}, {"request": {"method": ["DELETE"], "url": "Patient/p1"}},
+    {"request": {"url": "Patient/p1"}}, *map(entry, [
+        None, 7, ["Patient/p1"], "", "/", "Patient", "/Patient", "Patient/", "Patient/a_b", "//Patient/p1/x",
+        "Patient?identifier=7", "/Patient?_id=p1", "patient/p1", "Patient%2Fp1", "urn:uuid:7", "Patient/" + "x" * 65,
+        "Patient/p1/Observation/o_1", "https://ehr.example/fhir/Patient/Abc/Def/ghi", "ftp://h/Patient/p1",
+        "Patient/p1\n", "Patient/../Patient/p1", "Patient/p\u0661",
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_an_entry_that_cannot_be_understood_is_counted_and_takes_no_other_with_it(tmp_path: Path, odd: Any) -> None:
+    found, unreadable = read(tmp_path, entry("Observation/o1"), odd, entry("Patient/p1"))
+    assert [one[:2] for one in found] == [("Observation", "o1"), ("Patient", "p1")]
+    assert unreadable == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "unreadable"),
+    [('{"resourceType": "Bundle", "type": "transaction"}', 0), ('{"resourceType": "Bundle", "entry": []}', 0),
+     ('{"resourceType": "OperationOutcome"}', 1), ('{"resourceType": "Bundle", "entry": "Patient/p1"}', 1),
+     ('{"resourceType": "Bundle", "entry": {"request": 1}}', 1), ("[]", 1), ('"Bundle"', 1), ("null", 1), ("7", 1),
+     ("[" * 100_000, 1), ('{"resourceType": "Bundle", "entry": [', 1), ("   ", 0)],
+)  # fmt: skip
+def test_a_line_is_a_list_of_deletions_or_counts_as_one_that_cannot_be_read(
+    tmp_path: Path, line: str, unreadable: int
+) -> None:
+    lists = listed(tmp_path, line, bundle("Patient/p1"))
+    found = list(read_deletions(lists.files[0], AT))
+    assert sum(one.unreadable for one in found) == unreadable
+    assert [one.id for one in found[-1].gone] == ["p1"]
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=12) | st.sampled_from(["DELETE", "Patient/p1"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["request", "response", "method", "url", "etag", "lastModified"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(odd=st.lists(anything, max_size=4))
+def test_whatever_else_is_listed_a_deletion_in_order_counts(tmp_path_factory: Any, odd: list[Any]) -> None:
+    found, unreadable = read(tmp_path_factory.mktemp("odd"), *odd, entry("Condition/c1"))
+    assert found[-1][:2] == ("Condition", "c1")
+    assert len(found) - 1 + unreadable <= len(odd)
+
+
+def test_a_hundred_thousand_entries_on_one_line_are_judged_one_by_one(hospital: Hospital) -> None:
+    entries = [entry(f"Observation/never-{number}") for number in range(100_000)]
+    entries[50_000], entries[60_000], entries[-1] = entry("Patient/a_b"), entry("List/a_b"), entry("Patient/p1")
+    lists = listed(hospital.root / "lists", {"resourceType": "Bundle", "entry": entries})
+    [found] = read_deletions(lists.files[0], AT)
+    assert (len(found.gone), found.unreadable) == (99_998, 1)
+    report = hospital.take(deletions=lists)
+    assert (report.deleted, report.reasons, report.lines) == (3, {"unreadable-deletion": 1}, 1)
+    assert hospital.counts == {"Patient": 2, "Observation": 4}

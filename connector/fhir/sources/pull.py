@@ -41,7 +41,8 @@ class _Last(BaseModel):
 
 @dataclass(frozen=True)
 class Pulled:
-    """What lies in ``folder``. ``deleted`` counts what ``deletions`` list, ``outcomes`` the server's messages."""
+    """What lies in ``folder``. ``deleted`` counts what ``deletions`` list, ``unreadable`` what of their entries could
+    not be understood, ``outcomes`` the server's messages."""
 
     folder: Path
     deletions: Deletions | None
@@ -51,12 +52,14 @@ class Pulled:
     lines: int
     bytes: int
     deleted: int
+    unreadable: int
     outcomes: int
     resumed: bool
 
     def to_dict(self) -> dict[str, object]:
         """JSON for a command: numbers and times."""
-        plain = {name: getattr(self, name) for name in ("files", "lines", "bytes", "deleted", "outcomes", "resumed")}
+        names = ("files", "lines", "bytes", "deleted", "unreadable", "outcomes", "resumed")
+        plain = {name: getattr(self, name) for name in names}
         since = self.since.isoformat() if self.since else None
         return {**plain, "since": since, "transaction_time": self.transaction_time.isoformat()}
 
@@ -98,10 +101,14 @@ def download(settings: SourceSettings, home: Path, *, whole: bool = False, pace:
     raise AssertionError("unreachable")
 
 
-def settle_pull(settings: SourceSettings, home: Path, pulled: Pulled) -> None:
-    """What was downloaded has been taken in: remember up to when, and remove it."""
-    last = _Last(transaction_time=pulled.transaction_time)
-    write_whole(home / "last.json", last.model_dump_json().encode())
+def settle_pull(settings: SourceSettings, home: Path, pulled: Pulled, *, replaced: bool = False) -> None:
+    """What was downloaded has been taken in, or has ``replaced`` all that was held: remember up to when, and remove it.
+
+    The moment stays where a deletion may have been missed, so that the next pull is told of it again.
+    """
+    if replaced or (not pulled.unreadable and _deletions_asked(settings, home, pulled)):
+        last = _Last(transaction_time=pulled.transaction_time)
+        write_whole(home / "last.json", last.model_dump_json().encode())
     journal = Journal.resume(home / "run" / "progress.json")
     status_url = journal.progress.status_url if journal else None
     shutil.rmtree(home / "run", ignore_errors=True)
@@ -111,14 +118,26 @@ def settle_pull(settings: SourceSettings, home: Path, pulled: Pulled) -> None:
 
 
 def pull_from(
-    settings: SourceSettings, home: Path, take_in: Callable[[Pulled], Report], *, whole: bool = False
+    settings: SourceSettings,
+    home: Path,
+    take_in: Callable[[Pulled], Report],
+    *,
+    whole: bool = False,
+    replace: bool = False,
 ) -> tuple[Pulled, Report | None]:
-    """One pull from beginning to end. ``take_in`` is asked where there is anything to take in."""
+    """One pull from beginning to end. ``take_in`` is asked where there is anything to take in; with ``replace``
+    (which is ``whole`` too) it puts that in the place of all that was held."""
     with pulling(home):
-        pulled = download(settings, home, whole=whole)
+        pulled = download(settings, home, whole=whole or replace)
         report = take_in(pulled) if pulled.files or pulled.deletions else None
-        settle_pull(settings, home, pulled)
+        settle_pull(settings, home, pulled, replaced=replace and report is not None)
     return pulled, report
+
+
+def _deletions_asked(settings: SourceSettings, home: Path, pulled: Pulled) -> bool:
+    """Did this pull ask for what was deleted since the last one? An export of everything lists no deletions."""
+    by_manifest = settings.mode == "export" and settings.deletions == "manifest"
+    return not by_manifest or pulled.since is not None or _since(home) is None
 
 
 def _since(home: Path) -> datetime | None:
@@ -193,6 +212,9 @@ def _pulled(progress: Progress, run: Path, resumed: bool) -> Pulled:
     given = by_kind["output"]
     moment = progress.transaction_time or progress.begun_at
     lists = tuple(run / piece.folder / piece.name for piece in by_kind["deleted"])
+    deleted = unreadable = 0
+    for listed in (one for path in lists for one in read_deletions(path, moment)):
+        deleted, unreadable = deleted + len(listed.gone), unreadable + listed.unreadable
     return Pulled(
         folder=run / "data",
         deletions=Deletions(lists, moment) if lists else None,
@@ -201,7 +223,8 @@ def _pulled(progress: Progress, run: Path, resumed: bool) -> Pulled:
         files=len(given),
         lines=sum(piece.lines for piece in given),
         bytes=sum(piece.bytes for piece in given),
-        deleted=sum(len(gone or ()) for path in lists for _, gone in read_deletions(path, moment)),
+        deleted=deleted,
+        unreadable=unreadable,
         outcomes=sum(piece.lines for piece in by_kind["outcome"]),
         resumed=resumed,
     )

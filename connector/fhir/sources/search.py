@@ -132,7 +132,8 @@ class Pages:
 
     def _lines(self, page: dict[str, Any]) -> Iterator[bytes]:
         for entry in _entries(page):
-            mode = (entry.get("search") or {}).get("mode", "match")
+            search = entry.get("search")
+            mode = search.get("mode", "match") if isinstance(search, dict) else "match"
             resource = entry.get("resource")
             if mode == "match" and isinstance(resource, dict) and self._wanted(resource):
                 yield orjson.dumps(resource, option=orjson.OPT_APPEND_NEWLINE)
@@ -158,11 +159,12 @@ def _entries(page: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _deletions(page: dict[str, Any]) -> Iterator[bytes]:
-    """The deletions of a page of history as an export would list them, each with its time."""
+    """The deletions of a page of history as an export would list them, each with its time; and what may be one."""
     for entry in _entries(page):
-        request, response = entry.get("request"), entry.get("response") or {}
-        if isinstance(request, dict) and request.get("method") == "DELETE":
-            kept = {"request": request, "response": response}
+        request = entry.get("request")
+        method = request.get("method") if isinstance(request, dict) else None
+        if method == "DELETE" or (method is None and "resource" not in entry):
+            kept = {"request": request, "response": entry.get("response")}
             line = {"resourceType": "Bundle", "type": "transaction", "entry": [kept]}
             yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
