@@ -230,7 +230,7 @@ def test_nothing_of_an_export_outlives_its_process(stocked: Hospital) -> None:
 def test_files_expire_and_the_access_log_is_bounded(stocked: Hospital) -> None:
     with serving(stocked) as program:
         node = program.node
-        limits = Limits(keep_s=0, audit_file=4_000, audit_files=3)
+        limits = Limits(keep_s=0, audit_file=4_000, audit_files=3, audit_days=0)
         small = local_api(node.settings, node.files, node.database, node.visits.judge, limits=limits)
         access = node.fhir_api.tokens.access(program.token())
         small.exports.start()

@@ -45,16 +45,23 @@ class Answers:
         asked = list(request.query_params.multi_items())
         if request.method == "POST":
             asked += _form(body)
+        if len(asked) > self._api.limits.search_parameters:
+            raise InputError("a search has too many parameters", code="VHT-INPUT-SEARCH")
         query = read_query(kind, asked, self._api.limits, self._api.clock())
         face, page = self._found(access, query)
         understood, patient = _understood(query, face, page)
+        logged = f"{kind}?{understood}"
+        if len(logged) > self._api.limits.query_length:  # cut short, it would not say who was asked for
+            raise InputError(
+                "the search is longer than its entry in the access log may be",
+                code="VHT-INPUT-SEARCH",
+                hint="ask for fewer patients, ids or codes at once",
+            )
         number, base = face.generation.number, self._api.base
         following = query.link(base, number, page.following) if page.following is not None else None
         own = query.link(base, number, query.offset)
         told = bundle(base, page.resources, total=page.total, own=own, following=following, at=self._api.clock())
-        event = Event(
-            "search", _address(request), patient=patient, query=f"{kind}?{understood}", count=len(page.resources)
-        )
+        event = Event("search", _address(request), patient=patient, query=logged, count=len(page.resources))
         return Response(told, media_type=FHIR), event
 
     def view(self, request: Request, body: bytes, access: Access) -> tuple[Response, Event]:
@@ -108,7 +115,7 @@ def _understood(query: Query, face: Face, page: Page) -> tuple[str, str | None]:
             values = [one if one.rpartition("|")[2] in codes else "other" for one in value.split(",")]
         else:
             values = [value]
-        kept.append((name, ",".join(values)))
+        kept.append((name, ",".join(dict.fromkeys(values))))
     named = [one for one in query.names or () if one in people]
     if query.type == "Patient" and query.ids:
         named = [one for one in query.ids if one in shown]

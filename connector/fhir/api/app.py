@@ -96,16 +96,15 @@ class _Routes:
         """An endpoint for clients with a token; what it did, or why not, is in the access log before the answer."""
 
         def answer(request: Request, body: bytes) -> Response:
-            access: Access | None = None
-            address = request.client.host if request.client else "unknown"
+            token = bearer(request.headers.get("authorization"))
             try:
-                access = self._api.access(bearer(request.headers.get("authorization")))
+                access = self._api.access(token)
                 response, event = act(request, body, access)
             except VhtError as error:
-                self._api.note_refusal(what, address, error, access)
+                self._api.note_refusal(what, _address(request), error, self._api.tokens.holder(token))
                 raise
             if event is not None:
-                self._api.note(event, access)
+                self._api.note(event, access.client)
             return response
 
         async def endpoint(request: Request) -> Response:
@@ -129,18 +128,18 @@ class _Routes:
         return await run_in_threadpool(self._grant, request, body)
 
     def _grant(self, request: Request, body: bytes) -> Response:
-        address = request.client.host if request.client else "unknown"
+        address, client = _address(request), None
         headers = {"Cache-Control": "no-store", "Pragma": "no-cache"}
         try:
-            self._api.require_pace("token")
-            answer, client = self._api.tokens.grant(_form(request, body))
+            self._api.require_pace(f"token {address}")
+            asked = self._api.tokens.asked(_form(request, body))
+            client = asked.client
+            answer = self._api.tokens.grant(asked)
         except VhtError as error:
-            self._api.note_refusal("token", address, error, None)
+            self._api.note_refusal("token", address, error, client)
             word = oauth_error(error)
             return JSONResponse(word, 401 if word["error"] == "invalid_client" else 400, headers)
-        self._api.note(
-            Event("token", address, client.id, client.name, client.permit_id, query=f"scope={answer['scope']}"), None
-        )
+        self._api.note(Event("token", address, query=f"scope={answer['scope']}"), client)
         return JSONResponse(answer, headers=headers)
 
     # --- exports --------------------------------------------------------------------------------------------------

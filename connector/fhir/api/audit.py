@@ -1,14 +1,17 @@
 """The access log: one IHE BALP AuditEvent (FHIR R4) for each token, read, search, export, download, view and refusal.
 
-Events are lines of append-only files in the node; the oldest file goes when there are too many, so the disk they take
-is bounded. Patients appear by the permit's pseudonym, and what a client sent appears only where the API understood it.
+Events are lines of append-only files in the node. Where these are too many the oldest goes, but none that is younger
+than ``Limits.audit_days``: a client that asks a lot can erase nothing of the last weeks. The disk they take is bounded
+all the same: at ``Limits.audit_files_max`` files the API answers nobody until the operator has archived some, and
+strangers find it full at half of that, so they cannot bring this about. Patients appear by the permit's pseudonym, and
+what a client sent appears only where the API understood it.
 """
 
 import base64
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import orjson
 
 from connector.fhir.api.documents import checked
 from connector.fhir.api.limits import Limits
+from vht_federate.errors import UnavailableError
 
 __all__ = ["AuditLog", "Event", "told"]
 
@@ -27,7 +31,7 @@ _ENTITIES = "http://terminology.hl7.org/CodeSystem/audit-entity-type"
 _ROLES = "http://terminology.hl7.org/CodeSystem/object-role"
 _SOURCE = {"system": _DICOM, "code": "110153", "display": "Source Role ID"}
 _DESTINATION = {"system": _DICOM, "code": "110152", "display": "Destination Role ID"}
-_READ_BYTES = 1 << 20
+_LONGEST_EVENT = 8 << 10
 
 
 @dataclass(frozen=True)
@@ -62,22 +66,42 @@ class AuditLog:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def write(self, event: Event) -> None:
-        """Returns when the event is in the file: an access that cannot be recorded does not happen."""
+        """Returns when the event is in the file: an access that cannot be recorded does not happen.
+
+        Raises UnavailableError VHT-UNAVAILABLE-DISK where the log is full.
+        """
         line = checked(_resource(event, self.node, self.base, self.clock())) + b"\n"
         with self._guard:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = self._open_file(len(line))
+            path = self._open_file(len(line), stranger=event.client is None)
             with path.open("ab") as file:
                 file.write(line)
 
-    def _open_file(self, size: int) -> Path:
+    def require_room(self) -> None:
+        """Raises UnavailableError VHT-UNAVAILABLE-DISK where no client's event could be written."""
+        with self._guard:
+            self._open_file(_LONGEST_EVENT, stranger=False)
+
+    def _open_file(self, size: int, *, stranger: bool) -> Path:
         held = self._files()
-        if held and held[-1].stat().st_size + size <= self.limits.audit_file:
+        most = self.limits.audit_files_max // (2 if stranger else 1)
+        if held and len(held) <= most and held[-1].stat().st_size + size <= self.limits.audit_file:
             return held[-1]
         number = int(held[-1].stem) + 1 if held else 1
-        for path in held[: max(0, len(held) + 1 - self.limits.audit_files)]:
-            path.unlink()
+        while held and len(held) >= self.limits.audit_files and self._is_old(held[0]):
+            held.pop(0).unlink()
+        if len(held) >= most:
+            raise UnavailableError(
+                "the access log is full, so nothing can be answered",
+                code="VHT-UNAVAILABLE-DISK",
+                hint="the node's operator moves the oldest files of access-log to an archive",
+            )
         return self.folder / f"{number:08d}.ndjson"
+
+    def _is_old(self, path: Path) -> bool:
+        """By its newest event."""
+        newest = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return self.clock() - newest >= timedelta(days=self.limits.audit_days)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.ndjson"))

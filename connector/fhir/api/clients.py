@@ -88,9 +88,13 @@ class Clients:
 
     def get(self, client_id: str) -> FhirClientRow | None:
         """The client of that id that was not revoked."""
+        row = self.known(client_id)
+        return row if row is not None and row.revoked_at is None else None
+
+    def known(self, client_id: str) -> FhirClientRow | None:
+        """The client of that id, revoked or not: whom a refusal is about, never who may read."""
         with self.database.read() as session:
-            row = session.get(FhirClientRow, client_id)
-            return row if row is not None and row.revoked_at is None else None
+            return session.get(FhirClientRow, client_id)
 
     def permit_of(self, row: FhirClientRow) -> Permit:
         """The client's permit, good at this moment. Raises PermitError or RevokedError."""

@@ -26,5 +26,9 @@ class Limits:
     keep_s: int = 3_600  # files of an export that has ended
     poll_s: int = 2  # Retry-After
     status_every_s: float = 5.0  # how often a running export asks whether its permit still holds
+    search_parameters: int = 20  # of one search
+    query_length: int = 2_000  # characters of a query in the access log; a longer one is refused
     audit_file: int = 16 << 20
-    audit_files: int = 64
+    audit_files: int = 64  # more are kept only while they are younger than
+    audit_days: int = 30
+    audit_files_max: int = 1_024  # where all of so many are younger, nothing is answered

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from connector.governance.judge import Judge
 from connector.quality.figures import Shown
 from connector.settings import NodeFiles, NodeSettings
 from connector.store.database import Database
+from connector.store.models import FhirClientRow
 from vht_federate.errors import RefusedError, VhtError
 
 __all__ = ["LocalApi", "local_api"]
 
-STRANGERS = ""
 ACCESS_LOG, WORKING = "access-log", "fhir-api"  # folders of the state directory
 BUSY_S = 30.0
+BUCKETS = 4_096  # kept before those that are full again go
 
 
 def local_api(
@@ -71,20 +72,28 @@ class LocalApi:
     _working: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(4))
 
     def access(self, token: str) -> Access:
-        """Raises RefusedError VHT-REFUSED-TOKEN, VHT-REFUSED-RATE; PermitError, RevokedError."""
+        """Raises RefusedError VHT-REFUSED-TOKEN, VHT-REFUSED-RATE; PermitError, RevokedError; UnavailableError."""
+        holder = self.tokens.holder(token)
+        if holder is not None:
+            self.require_pace(holder.id)
         access = self.tokens.access(token)
-        self.require_pace(access.client.id)
+        self.audit.require_room()
         return access
 
-    def require_pace(self, client: str) -> None:
-        """A token bucket for each client, and one for all strangers. Raises RefusedError VHT-REFUSED-RATE."""
-        now = time.monotonic()
+    def require_pace(self, who: str) -> None:
+        """A token bucket for each ``who``: a client, or an address. Raises RefusedError VHT-REFUSED-RATE."""
+        now, burst = time.monotonic(), float(self.limits.burst)
         with self._guard:
-            level, since = self._buckets.get(client, (float(self.limits.burst), now))
-            level = min(float(self.limits.burst), level + (now - since) * self.limits.requests_per_s)
-            self._buckets[client] = max(0.0, level - 1), now
+            if len(self._buckets) >= BUCKETS:
+                self._buckets = {one: kept for one, kept in self._buckets.items() if self._level(kept, now) < burst}
+            level = self._level(self._buckets.get(who, (burst, now)), now)
+            self._buckets[who] = max(0.0, level - 1), now
         if level < 1:
             raise RefusedError("too many requests", code="VHT-REFUSED-RATE", hint="wait a second")
+
+    def _level(self, bucket: tuple[float, float], now: float) -> float:
+        level, since = bucket
+        return min(float(self.limits.burst), level + (now - since) * self.limits.requests_per_s)
 
     def start(self) -> None:
         """What a process that was killed left of its exports and views goes first."""
@@ -105,15 +114,16 @@ class LocalApi:
         finally:
             self._working.release()
 
-    def note(self, event: Event, access: Access | None) -> None:
+    def note(self, event: Event, client: FhirClientRow | None) -> None:
         """Write an event, with what is known of who asked."""
-        if access is not None:
-            known = {"client": access.client.id, "client_name": access.client.name, "permit": access.permit.permit_id}
-            event = Event(**{**vars(event), **known})
+        if client is not None:
+            event = replace(event, client=client.id, client_name=client.name, permit=client.permit_id)
         self.audit.write(event)
 
-    def note_refusal(self, what: str, address: str, error: VhtError, access: Access | None) -> None:
-        """Refusals of strangers are written as often as strangers may ask, so they push no other events out."""
-        if access is None:
-            self.require_pace(STRANGERS)
-        self.note(Event(what, address, code=error.code), access)
+    def note_refusal(self, what: str, address: str, error: VhtError, client: FhirClientRow | None) -> None:
+        """Refusals of one client, or of strangers at one address, are written as often as that one may ask.
+
+        Raises RefusedError VHT-REFUSED-RATE beyond that.
+        """
+        self.require_pace(f"refused {client.id if client else address}")
+        self.note(Event(what, address, code=error.code), client)

@@ -26,7 +26,7 @@ from connector.store.models import FhirAssertionRow, FhirClientRow
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError, RefusedError, VhtError
 
-__all__ = ["ASSERTION_TYPE", "Access", "Tokens", "oauth_error"]
+__all__ = ["ASSERTION_TYPE", "Access", "Asked", "Tokens", "oauth_error"]
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _LONGEST_JTI = 512
@@ -39,6 +39,15 @@ class Access:
     client: FhirClientRow
     types: frozenset[str]
     permit: Permit
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A token request that ``client``, revoked or not, signed. Nothing else of it was judged."""
+
+    client: FhirClientRow
+    claims: dict[str, Any]
+    scope: str
 
 
 @dataclass(frozen=True)
@@ -60,18 +69,32 @@ class Tokens:
     _held: dict[str, _Held] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def grant(self, form: Mapping[str, str]) -> tuple[dict[str, Any], FhirClientRow]:
-        """The answer to a token request, and whom it went to. Raises InputError, RefusedError, PermitError."""
+    def asked(self, form: Mapping[str, str]) -> Asked:
+        """Who signed a token request. Raises InputError, RefusedError where nobody can tell."""
         if form.get("grant_type") != "client_credentials":
             raise InputError("the grant type is client_credentials", code="VHT-INPUT-GRANT")
         if form.get("client_assertion_type") != ASSERTION_TYPE or not form.get("client_assertion"):
             raise InputError("a signed client assertion is missing", code="VHT-INPUT-ASSERTION")
-        client = self._judge(form["client_assertion"])
+        client, claims = self._signed(form["client_assertion"])
+        return Asked(client, claims, form.get("scope", ""))
+
+    def grant(self, asked: Asked) -> dict[str, Any]:
+        """The answer to a token request. Raises InputError, RefusedError, PermitError, RevokedError."""
+        client = asked.client
+        if client.revoked_at is not None:
+            raise _unknown()
+        self._take(client, asked.claims)
         self.clients.permit_of(client)
-        types = granted(client.scope, form.get("scope", ""))
+        types = granted(client.scope, asked.scope)
         if not types:
             raise RefusedError("this client may not have what it asks for", code="VHT-REFUSED-SCOPE")
-        return self._issue(client, types), client
+        return self._issue(client, types)
+
+    def holder(self, token: str) -> FhirClientRow | None:
+        """Whom ``token`` was given to, whether it opens anything still or not."""
+        with self._guard:
+            held = self._held.get(_digest(token))
+        return self.clients.known(held.client_id) if held else None
 
     def access(self, token: str) -> Access:
         """What ``token`` opens now. Raises RefusedError VHT-REFUSED-TOKEN, PermitError or RevokedError."""
@@ -104,7 +127,8 @@ class Tokens:
 
     # --- assertions ---------------------------------------------------------------------------------------------
 
-    def _judge(self, assertion: str) -> FhirClientRow:
+    def _signed(self, assertion: str) -> tuple[FhirClientRow, dict[str, Any]]:
+        """Whose registered key signed the assertion, and its claims."""
         try:
             header = jwt.get_unverified_header(assertion)
             claims = jwt.decode(assertion, options={"verify_signature": False})
@@ -113,45 +137,34 @@ class Tokens:
         if header.get("alg") not in ALGORITHMS:
             raise RefusedError("an assertion is signed with RS384 or ES384", code="VHT-REFUSED-ASSERTION-ALGORITHM")
         issuer = claims.get("iss")
-        client = self.clients.get(issuer) if isinstance(issuer, str) else None
+        client = self.clients.known(issuer) if isinstance(issuer, str) else None
         if client is None or claims.get("sub") != issuer:
             raise _unknown()
         key = verifying_key(self._keys(client, header.get("jku")), header.get("kid"), header["alg"])
         if key is None:
             raise _unknown()
-        self._take(client, self._verified(assertion, key, header["alg"]))
-        return client
+        return client, _verified(assertion, key, header["alg"])
 
     def _keys(self, client: FhirClientRow, address: object) -> dict[str, Any]:
-        """Keys come from what was registered: an address in the token counts where it is that one, and never else."""
+        """Keys come from what was registered: an address in the token counts where it is that one, and never else.
+
+        Nobody's key set is fetched once the client is revoked.
+        """
         if address is not None and address != client.jku:
             raise RefusedError("this key set's address was not registered", code="VHT-REFUSED-ASSERTION-JKU")
-        return client.jwks if client.jwks is not None else fetch_keys(str(client.jku), self.ca)
-
-    def _verified(self, assertion: str, key: Any, algorithm: str) -> dict[str, Any]:
-        try:
-            claims: dict[str, Any] = jwt.decode(
-                assertion,
-                key,
-                algorithms=[algorithm],
-                audience=self.url,
-                options={
-                    "require": ["exp", "iss", "sub", "aud", "jti"],
-                    "verify_exp": False,  # against the node's clock, below
-                    "verify_iat": False,
-                    "verify_nbf": False,
-                },
-            )
-        except jwt.InvalidAudienceError as error:
-            raise RefusedError(
-                "the assertion is meant for another token endpoint", code="VHT-REFUSED-ASSERTION-AUDIENCE"
-            ) from error
-        except jwt.PyJWTError as error:
-            raise _unknown() from error
-        return claims
+        if client.jwks is not None:
+            return client.jwks
+        if client.revoked_at is not None:
+            raise _unknown()
+        return fetch_keys(str(client.jku), self.ca)
 
     def _take(self, client: FhirClientRow, claims: dict[str, Any]) -> None:
-        """Judge the assertion's times, and remember it until it would have ended."""
+        """Judge the assertion's audience and times, and remember it until it would have ended."""
+        audience = claims["aud"]
+        if self.url not in (audience if isinstance(audience, list) else [audience]):
+            raise RefusedError(
+                "the assertion is meant for another token endpoint", code="VHT-REFUSED-ASSERTION-AUDIENCE"
+            )
         now = self.clock()
         ends = _moment(claims["exp"])
         begins = _moment(claims["nbf"]) if "nbf" in claims else now
@@ -171,6 +184,26 @@ class Tokens:
                 session.add(FhirAssertionRow(client_id=client.id, jti_sha256=_digest(jti), expires_at=ends))
         except IntegrityError as error:
             raise RefusedError("this assertion was used before", code="VHT-REFUSED-ASSERTION-REPLAY") from error
+
+
+def _verified(assertion: str, key: Any, algorithm: str) -> dict[str, Any]:
+    """The claims, all there and truly signed. Their audience and times are judged when the token is granted."""
+    try:
+        claims: dict[str, Any] = jwt.decode(
+            assertion,
+            key,
+            algorithms=[algorithm],
+            options={
+                "require": ["exp", "iss", "sub", "aud", "jti"],
+                "verify_aud": False,
+                "verify_exp": False,
+                "verify_iat": False,
+                "verify_nbf": False,
+            },
+        )
+    except jwt.PyJWTError as error:
+        raise _unknown() from error
+    return claims
 
 
 def _digest(text: str) -> str:
