@@ -11,10 +11,11 @@ from sqlalchemy.orm import Session
 
 from connector.fhir.store import Store
 from connector.governance.ledger import Ledger, loaded
+from connector.governance.rows import known_permits
 from connector.governance.visits import request_of
 from connector.settings import NodeFiles, NodeSettings
 from connector.store.database import Database
-from connector.store.models import Draw, IngestRow, Reservation, VisitRow
+from connector.store.models import Draw, IngestRow, QueryRow, Reservation, VisitRow
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import NotFoundError
 from vht_federate.evidence.keys import unverified_claims
@@ -77,10 +78,9 @@ class Books:
         """
         with self.database.read() as session:
             dataset_id = self.settings.dataset.id
-            tokens = {row.permit_id: row.permit for row in session.scalars(select(VisitRow))}
             permits = {
-                permit_id: Permit.from_claims(unverified_claims(token))
-                for permit_id, token in sorted(tokens.items())
+                permit_id: permit
+                for permit_id, permit in known_permits(session).items()
                 if _touched(session, permit_id)
             }
             return {
@@ -175,9 +175,15 @@ def _reserved(session: Session, visit_id: str) -> bool:
 
 
 def _touched(session: Session, permit_id: str) -> bool:
-    drawn = session.scalars(select(Draw.id).where(Draw.permit_id == permit_id).limit(1)).first()
-    held = session.scalars(select(Reservation.visit_id).where(Reservation.permit_id == permit_id).limit(1)).first()
-    return drawn is not None or held is not None
+    """Whether anything was drawn or reserved under the permit, in a visit or outside."""
+    return any(
+        session.scalars(select(key).where(permit == permit_id).limit(1)).first() is not None
+        for key, permit in (
+            (Draw.id, Draw.permit_id),
+            (Reservation.visit_id, Reservation.permit_id),
+            (QueryRow.id, QueryRow.permit_id),
+        )
+    )
 
 
 def _account(account: Account) -> dict[str, Any]:

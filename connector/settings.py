@@ -67,6 +67,8 @@ class NodeSettings(BaseModel):
     delta: float = Field(default=1e-5, gt=0, lt=0.01)
     smallest_cell: int = Field(default=10, ge=1, le=1000)  # no smaller count is told to anybody else
     feasibility_epsilon: float = Field(default=0.3, ge=0, le=10)  # one question costs at most; 0: none is answered
+    # Every answer is given so long after its question was accepted: how long the view ran is not to be seen.
+    feasibility_seconds: float = Field(default=10.0, gt=0, le=60)
     # Of each type and intake, so many lines by place and by chance are validated against FHIR's models; 0: none.
     validation_sample: int = Field(default=20, ge=0, le=1000)
     coordinator: CoordinatorSettings | None = None

@@ -2,14 +2,12 @@
 
 from datetime import datetime
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from connector.governance.ledger import Ledger
+from connector.governance.rows import known_permits
 from connector.settings import NodeSettings
-from connector.store.models import VisitRow
-from vht_federate.domain.permit import Permit
-from vht_federate.evidence.keys import SigningKey, unverified_claims
+from vht_federate.evidence.keys import SigningKey
 from vht_federate.evidence.ledger_file import LEDGER_TYP, CapLine, GroupLine, LedgerFile, RunLine, group_cost
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.accounts import PatientAccounts
@@ -51,9 +49,9 @@ def _caps(session: Session, ledger: Ledger, dataset: str, permits: set[str | Non
     made = [CapLine(name="patient", of=None, epsilon=ledger.epsilon_cap, delta=ledger.delta)]
     if ledger.dataset_epsilon_cap is not None:
         made.append(CapLine(name="dataset", of=dataset, epsilon=ledger.dataset_epsilon_cap, delta=ledger.delta))
-    tokens = {row.permit_id: row.permit for row in session.scalars(select(VisitRow)) if row.permit_id in permits}
-    for permit_id, token in sorted(tokens.items()):
-        permit = Permit.from_claims(unverified_claims(token))
+    for permit_id, permit in known_permits(session).items():
+        if permit_id not in permits:
+            continue
         made.append(CapLine(name="permit", of=permit_id, epsilon=permit.epsilon, delta=permit.delta))
     return tuple(made)
 

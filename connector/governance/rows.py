@@ -11,13 +11,15 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from connector.store.models import Draw, ParticipationRow, QueryRow, Reservation
+from connector.store.models import Draw, FhirClientRow, ParticipationRow, QueryRow, Reservation, VisitRow
 from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.permit import Permit
 from vht_federate.errors import BudgetError
+from vht_federate.evidence.keys import unverified_claims
 from vht_federate.privacy.accounts import Run
 from vht_federate.privacy.participation import Group, Participation
 
-__all__ = ["ParticipationStore", "dumped", "loaded", "runs_of"]
+__all__ = ["ParticipationStore", "dumped", "known_permits", "loaded", "runs_of"]
 
 ONLY = 1
 
@@ -61,6 +63,16 @@ def runs_of(session: Session, **scope: str) -> dict[str, Run]:
         else:
             holds[query.id] = loaded(query.events)
     return {name: Run(name, *about[name], drew=tuple(drew[name]), holds=holds.get(name, ())) for name in about}
+
+
+def known_permits(session: Session) -> dict[str, Permit]:
+    """Permits that this node holds as they were signed: of visits, and of clients of the local FHIR API.
+
+    Of a permit under which only questions were asked the node keeps the name, not the ceiling.
+    """
+    rows = (*session.scalars(select(FhirClientRow)), *session.scalars(select(VisitRow)))
+    tokens = {row.permit_id: row.permit for row in rows}
+    return {name: Permit.from_claims(unverified_claims(token)) for name, token in sorted(tokens.items())}
 
 
 def _left(planned: Iterable[PrivacyEvent], drew: Iterable[PrivacyEvent]) -> Iterator[PrivacyEvent]:

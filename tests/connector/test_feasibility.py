@@ -1,6 +1,7 @@
 """Feasibility: counts with noise under a permit and the ledger, one answer to one question, evidence of each."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -9,16 +10,21 @@ from typing import Any
 
 import pytest
 from node_kit import DATASET, Hospital
+from node_kit import ask as request_visit
 from test_node_console import Console
 
 from connector.app import outward_app
 from connector.governance.feasibility import STANDS
+from connector.governance.ledger_export import export_ledger
 from connector.node import Node
+from connector.settings import NodeSettings
+from connector.store.models import FhirClientRow
 from vht_federate.domain.feasibility import FEASIBILITY_TYP, FeasibilityQuestion
 from vht_federate.domain.law import DataCategory, Purpose
 from vht_federate.errors import (
     BudgetError,
     CohortError,
+    ComponentError,
     InputError,
     PermitError,
     RefusedError,
@@ -44,6 +50,7 @@ def view(resource: str = "Patient", where: str | None = None, **more: Any) -> di
     return {**made, "where": [{"path": where}]} if where else made
 
 
+SNOMED = "http://snomed.info/sct"
 HIGH = "value.ofType(Quantity).value > 120"
 INFARCT = "code.coding.where(system = 'http://snomed.info/sct' and code = '22298006').exists()"
 
@@ -73,6 +80,7 @@ def silence() -> SeededNoise:
 @contextmanager
 def asked_of(hospital: Hospital, *, silent: bool = True) -> Iterator[Node]:
     with hospital.open() as node:
+        node.feasibility.pause = lambda _: None
         if silent:
             node.feasibility.noise = silence
         yield node
@@ -154,6 +162,31 @@ def test_after_its_time_a_question_is_answered_anew_at_its_cost(stocked: Hospita
         assert stocked.kinds().count("query.drawn") == 2
 
 
+def test_a_permit_that_paid_for_questions_alone_is_in_the_budget_and_in_the_auditors_ledger(stocked: Hospital) -> None:
+    with asked_of(stocked) as node:
+        token = stocked.permit()
+        request_visit(node, stocked, token)  # waits for an operator: it reserved nothing
+        assert node.books.budget()["permits"] == {}
+        ask(node, stocked, token)
+        budget = node.books.budget()
+        assert 0.29 < budget["permits"]["permit-1"]["spent"]["train"] <= 0.3
+        assert "permit-1" in {line["of"] for line in budget["patients"]}
+        client = stocked.permit(permit_id="permit-2")
+        keys = {"keys": [SigningKey.generate().public.jwk()]}
+        with node.database.write() as session:
+            session.add(
+                FhirClientRow(
+                    id="c-1", name="Program", permit_id="permit-2", permit=client, scope="system/*.rs", jwks=keys,
+                    registered_at=datetime.now(UTC), registered_by="Ada",
+                )
+            )  # fmt: skip
+        ask(node, stocked, client, permit_id="permit-2", view=view(where="gender = 'male'"))
+        assert set(node.books.budget()["permits"]) == {"permit-1", "permit-2"}
+        with node.database.read() as session:
+            made = export_ledger(session, node.ledger, node.settings, node.key, datetime.now(UTC))
+        assert {cap.of for cap in made.caps if cap.name == "permit"} == {"permit-1", "permit-2"}
+
+
 def test_many_at_once_ask_one_question_once(stocked: Hospital) -> None:
     with asked_of(stocked, silent=False) as node:
         told: list[Any] = []
@@ -233,7 +266,7 @@ def test_a_view_that_would_stop_at_one_patient_stops_nowhere(stocked: Hospital) 
     two_codings = {
         "resourceType": "Condition", "id": "two", "onsetDateTime": "2015-01-01",
         "subject": {"reference": "Patient/p1"},
-        "code": {"coding": [{"system": "urn:a", "code": "a"}, {"system": "urn:a", "code": "b"}]},
+        "code": {"coding": [{"system": SNOMED, "code": "22298006"}, {"system": SNOMED, "code": "230690007"}]},
     }  # fmt: skip
     (stocked.root / "more").mkdir()
     (stocked.root / "more" / "c.ndjson").write_bytes(canonical_bytes(two_codings) + b"\n")
@@ -245,13 +278,147 @@ def test_a_view_that_would_stop_at_one_patient_stops_nowhere(stocked: Hospital) 
         assert (before["code"], before["count"]) == (after["code"], after["count"]) == (None, 10)
 
 
-def test_a_view_that_takes_too_long_is_ended_and_paid_for(stocked: Hospital) -> None:
+def test_a_number_out_of_range_leaves_its_own_patient_out_and_nobody_else(stocked: Hospital) -> None:
+    """Patient p0 alone has two codings, and one number more passes the range: the others are counted as before."""
+    two_codings = {
+        "resourceType": "Condition", "id": "c-two", "onsetDateTime": "2015-01-01",
+        "subject": {"reference": "Patient/p0"},
+        "code": {"coding": [{"system": SNOMED, "code": "22298006"}, {"system": SNOMED, "code": "230690007"}]},
+    }  # fmt: skip
+    (stocked.root / "more").mkdir()
+    (stocked.root / "more" / "c.ndjson").write_bytes(canonical_bytes(two_codings) + b"\n")
+    large = "coding.count() * 4611686018427387904"  # in range for one coding
+    where = f"(code.{large}) != code.coding.count()"
+    in_column = [{"column": [{"name": "n", "path": f"code.{large}"}]}]
+    each = [{"forEach": f"code.where(({large}) != coding.count())", "column": [{"name": "t", "path": "text"}]}]
+    whole = view("Condition")
+    definitions = [
+        view("Condition", where),
+        {**whole, "select": whole["select"] + in_column},
+        {**whole, "select": whole["select"] + each},
+    ]
     with asked_of(stocked) as node:
-        node.feasibility.seconds = 1e-6
-        told = ask(node, stocked)
-        assert (told["code"], told["count"]) == ("VHT-VIEW-TIME", None)
+        node.ingest(stocked.root / "more")
+        node.feasibility.settings = node.settings.model_copy(update={"smallest_cell": 1})
+        assert [ask(node, stocked, view=one)["count"] for one in definitions] == [10, 10, 10]
+        alone = view("Condition", f"code.coding.count() = 2 and {where}")
+        assert ask(node, stocked, view=alone)["count"] is None
+
+
+def shape(told: dict[str, Any]) -> dict[str, Any]:
+    """An answer without what differs between any two."""
+    return {name: value for name, value in told.items() if name not in ("answered_at", "receipt")}
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("p7 is ill"), MemoryError(), None])
+def test_a_view_that_fails_or_is_late_is_told_and_logged_as_one_that_finds_nobody(
+    stocked: Hospital, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: Exception | None
+) -> None:
+    nobody = view(where="gender = 'other'")
+    with asked_of(stocked) as node, caplog.at_level("DEBUG"):
+        empty = ask(node, stocked, view=nobody)
+        with monkeypatch.context() as patched:
+            if failure is None:  # the time is over before the view begins
+                node.feasibility.settings = node.settings.model_copy(update={"feasibility_seconds": 1e-6})
+            else:
+
+                def fail(*_: Any) -> int:
+                    raise failure
+
+                patched.setattr(type(node.feasibility), "_count", fail)
+            told = ask(node, stocked)
+        assert shape(told) == shape(empty)
+        first, second = [entry["body"] for entry in stocked.log() if entry["kind"] == "feasibility.answered"]
+        same = set(first) - {"query", "question_digest", "view_sha256"}
+        assert {name: first[name] for name in same} == {name: second[name] for name in same}
+        assert second["code"] is None
         assert stocked.kinds()[-2:] == ["query.drawn", "feasibility.answered"]
         assert ask(node, stocked)["repeated"] is True
+    assert "p7" not in caplog.text
+    assert "VHT-VIEW" not in caplog.text
+
+
+def test_a_failed_view_has_the_same_noise_as_any_other(stocked: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    with asked_of(stocked) as node:
+        node.feasibility.noise = lambda: SeededNoise(3)
+        node.feasibility.settings = node.settings.model_copy(update={"smallest_cell": 1})
+        drawn = SeededNoise(3).gaussian((1,))[0]
+
+        def fail(*_: Any) -> int:
+            raise ViewError("over", code="VHT-VIEW-TIME")
+
+        monkeypatch.setattr(type(node.feasibility), "_count", fail)
+        told = ask(node, stocked)
+        expected = round(told["standard_deviation"] * drawn)
+        assert told["count"] == (expected if expected >= 1 else None)
+
+
+def test_an_answer_is_due_at_the_same_time_whatever_the_view_did(
+    stocked: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of the view and the time waited after it add up, and nothing is logged before."""
+    with asked_of(stocked) as node:
+        waited: list[tuple[float, str]] = []
+        started: list[float] = []
+        count = node.feasibility._count
+        node.feasibility.pause = lambda rest: waited.append((time.monotonic() + rest, stocked.kinds()[-1]))
+
+        def counted(*parts: Any) -> int:
+            started.append(time.monotonic())
+            time.sleep(0.5)
+            return count(*parts)
+
+        monkeypatch.setattr(node.feasibility, "_count", counted)
+        assert ask(node, stocked)["count"] == 40
+        [(due, last)], [begun] = waited, started
+        assert last == "query.drawn"
+        assert due == pytest.approx(begun + node.settings.feasibility_seconds, abs=5)
+        assert due < begun + node.settings.feasibility_seconds + 0.5
+
+
+def test_a_question_reads_what_the_permits_columns_open_and_no_more(stocked: Hospital) -> None:
+    with asked_of(stocked) as node:
+        male, infarct, born = (
+            view(where="gender = 'male'"),
+            view("Condition", INFARCT),
+            view(where="birthDate.exists()"),
+        )
+        assert [ask(node, stocked, view=one)["count"] for one in (male, infarct, born)] == [20, 10, 40]
+        narrow = stocked.permit(permit_id="sex", columns=("male",))
+        assert ask(node, stocked, narrow, permit_id="sex", view=male)["count"] == 20
+        assert ask(node, stocked, narrow, permit_id="sex", view=born)["count"] is None
+        drawn = stocked.kinds().count("query.drawn")
+        for definition in (infarct, view("Observation", HIGH)):
+            with pytest.raises(PermitError) as caught:
+                ask(node, stocked, narrow, permit_id="sex", view=definition)
+            assert caught.value.code == "VHT-PERMIT-COLUMN"
+        assert stocked.kinds().count("query.drawn") == drawn
+        other = stocked.permit(permit_id="diabetes", columns=("diabetes",))
+        assert ask(node, stocked, other, permit_id="diabetes", view=infarct)["count"] is None
+        assert ask(node, stocked, other, permit_id="diabetes", view=male)["count"] is None
+        unknown = stocked.permit(permit_id="unknown", component_digests=("0" * 64,))
+        with pytest.raises(ComponentError):
+            ask(node, stocked, unknown, permit_id="unknown")
+
+
+def test_a_for_each_beside_the_patient_is_no_iteration_of_the_patient(stocked: Hospital) -> None:
+    each = {"forEach": "code.coding", "column": [{"name": "code", "path": "code"}]}
+    definition = view("Condition")
+    with asked_of(stocked) as node:
+        for selects in ([*definition["select"], each], [each, *definition["select"]]):
+            assert ask(node, stocked, view={**definition, "select": selects})["count"] == 10
+        within = [{"forEach": "link", "select": view()["select"]}]
+        many = [*definition["select"], *({**each, "column": [{"name": f"c{n}", "path": "code"}]} for n in range(4))]
+        with pytest.raises(ViewError) as iterated:
+            ask(node, stocked, view={**view(), "select": within})
+        assert iterated.value.code == "VHT-VIEW-FUNCTION"
+        with pytest.raises(ViewError) as multiplied:
+            ask(node, stocked, view={**definition, "select": many})
+        assert multiplied.value.code == "VHT-VIEW-LIMIT"
+        repeated = [*definition["select"], {"repeat": ["extension"], "column": [{"name": "u", "path": "url"}]}]
+        with pytest.raises(ViewError) as walk:
+            ask(node, stocked, view={**definition, "select": repeated})
+        assert walk.value.code == "VHT-VIEW-LIMIT"
 
 
 def test_a_question_is_judged_as_a_study_is(stocked: Hospital) -> None:
@@ -342,7 +509,7 @@ def test_a_crash_between_spend_and_answer_has_spent(stocked: Hospital, monkeypat
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(type(node.feasibility), "_count", die)
+            patched.setattr(type(node.feasibility), "_keep", die)
             with pytest.raises(KeyboardInterrupt):
                 ask(node, stocked)
         assert stocked.kinds()[-1] == "query.drawn"
@@ -366,6 +533,7 @@ def test_the_command_asks_the_hospitals_of_a_study(stocked: Hospital, tmp_path: 
     (tmp_path / "permit.jwt").write_text(stocked.permit())
     definition = tmp_path / "view.json"
     definition.write_text(json.dumps(view()))
+    NodeSettings.read(stocked.state).model_copy(update={"feasibility_seconds": 0.5}).write(stocked.state)
     served = Served(stocked)
     try:
         served.await_health()

@@ -74,13 +74,17 @@ class Plan:
         return "\n".join([*self.macros, self.query(files) + ";"])
 
 
-def compile_view(view: Mapping[str, Any]) -> Plan:
-    """Compile a ViewDefinition. Raises: ViewError with a code and the place in the view."""
+def compile_view(view: Mapping[str, Any], *, tolerant: bool = False) -> Plan:
+    """Compile a ViewDefinition. Raises: ViewError with a code and the place in the view.
+
+    ``tolerant``: what cannot be computed of one resource (a number that leaves its range) is empty for that resource
+    and stops nothing. ``repeat`` is not tolerant.
+    """
     read = read_view(view)
     try:
-        first = _Planner(read)
+        first = _Planner(read, tolerant=tolerant)
         first.plan()  # grows the read schema; the second planner writes SQL against its final form
-        return _Planner(read, first.root, first.nodes, first.indexed).plan()
+        return _Planner(read, first.root, first.nodes, first.indexed, tolerant=tolerant).plan()
     except RecursionError as error:
         raise view_error("LIMIT", Place(), "an expression nests too deep") from error
 
@@ -93,6 +97,7 @@ class _Planner:
     indexed: set[str] = field(default_factory=set)
     stages: list[str] = field(default_factory=list)
     count: int = 0
+    tolerant: bool = False
 
     def plan(self) -> Plan:
         self.root.type = self.view.resource
@@ -101,13 +106,16 @@ class _Planner:
         conditions = [self._condition(scope, where.path, where.place) for where in self.view.where]
         columns = [column for select in self.view.selects for column in self._select(select, scope)]
         self._names_differ(columns)
-        kept = " AND ".join(f"({one})" for one in conditions) or "true"
-        shown = ",\n  ".join(f"{column.sql} AS {identifier(column.name)}" for column in columns)
+        kept = " AND ".join(f"({self._tried(one)})" for one in conditions) or "true"
+        shown = ",\n  ".join(f"{self._tried(column.sql)} AS {identifier(column.name)}" for column in columns)
         rest = "".join(self.stages) + f"\nSELECT\n  {shown}\nFROM {self._last()}"
         if len(rest) > MAX_SQL:
             raise view_error("LIMIT", Place(), "the view unfolds to too much SQL")
         elements = tuple(sorted(self.root.fields.items()))
         return Plan(self.view.resource, tuple(columns), prelude([kept, rest]), elements, kept, rest)
+
+    def _tried(self, sql: str) -> str:
+        return f"TRY({sql})" if self.tolerant else sql
 
     def _last(self) -> str:
         return f"_s{len(self.stages)}"
@@ -168,7 +176,7 @@ class _Planner:
             item = self.compiler.path(iteration.paths[0], scope.focus, iteration.place, scope.row_index)
             if item.root:
                 raise view_error("TYPE", iteration.place, "the resource itself is no collection")
-            listed = as_list(item, self.compiler.fresh())
+            listed = self._tried(as_list(item, self.compiler.fresh()))
         self._mark(scope)
         key = str(iteration.place)
         if iteration.kind == "forEachOrNull":
