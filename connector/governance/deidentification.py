@@ -70,4 +70,6 @@ class Deidentifier:
         told |= telling.observed(resource, rules) if kind == "Observation" else telling.members(resource, rules)
         if kind == "Patient" and resource.get("birthDate") is not None and "birthDate" not in told:
             told["_birthDate"] = masked()
+        if kind == "Encounter":
+            told.setdefault("class", masked())  # FHIR requires it
         return told

@@ -5,6 +5,7 @@ A value is made anew from parts that were checked, and never copied whole: what 
 
 import math
 import re
+from calendar import monthrange
 from collections.abc import Callable, Collection, Mapping
 from datetime import date, timedelta
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ _DATE = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
 _TIME = re.compile(
     r"(T(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60))(?:\.[0-9]+)?(Z|[+-](?:0[0-9]|1[0-4]):[0-5][0-9])"
 )
+_LAST_INSTANT = ("T23:59:59Z", "T23:59:59+00:00", "T23:59:59-00:00")
+_FULL = len("2020-12-31")
 _UCUM = "http://unitsofmeasure.org"
 _AGES = frozenset({("http://loinc.org", "30525-0")})
 _ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
@@ -53,6 +56,32 @@ def masked() -> Node:
 def _years(since: date, now: date) -> int:
     """Whole years, as of an age."""
     return now.year - since.year - ((now.month, now.day) < (since.month, since.day))
+
+
+def _read(value: Any) -> tuple[date, date, int, str] | None:
+    """The first and the middle day that a date or dateTime may mean, its characters, and its time, without a fraction
+    of a second."""
+    if type(value) is not str or not (found := _DATE.match(value)):
+        return None
+    rest = value[found.end() :]
+    time = _TIME.fullmatch(rest) if rest and found[3] else None
+    if rest and time is None:
+        return None
+    try:
+        first = date(int(found[1]), int(found[2] or 1), int(found[3] or 1))
+        middle = date(int(found[1]), int(found[2] or 7), int(found[3] or (15 if found[2] else 1)))
+    except ValueError:
+        return None
+    return first, middle, found.end(), time[1] + time[2] if time else ""
+
+
+def _meant(last: date) -> tuple[date, date]:
+    """The first and the middle day of what may have been a year or a month that the store keeps by its last instant."""
+    if (last.month, last.day) == (12, 31):
+        return date(last.year, 1, 1), date(last.year, 7, 1)
+    if last.day == monthrange(last.year, last.month)[1]:
+        return last.replace(day=1), last.replace(day=15)
+    return last, last
 
 
 def _number(value: Any) -> float | None:
@@ -92,29 +121,41 @@ class Telling:
         return value if type(value) is int and abs(value) < 2**31 else None
 
     def moment(self, value: Any) -> str | None:
-        """A date, dateTime or instant, moved; a partial one by its middle, to the same precision; no fraction.
+        """A date or dateTime, moved; a partial one by its middle, to the same precision; no fraction.
 
-        None for one that may lie 90 years back or more: it would tell of a great age.
+        At 23:59:59Z the store keeps a partial date, too (``elements.moment``): to the second it would give the shift
+        away, so the year alone is told. None for one that may lie 90 years back or more: it would tell of a great age.
         """
-        if type(value) is not str or not (found := _DATE.match(value)):
+        if (read := _read(value)) is None:
             return None
-        rest = value[found.end() :]
-        time = _TIME.fullmatch(rest) if rest and found[3] else None
-        if rest and time is None:
-            return None
-        try:
-            first = date(int(found[1]), int(found[2] or 1), int(found[3] or 1))
-            middle = date(int(found[1]), int(found[2] or 7), int(found[3] or (15 if found[2] else 1)))
-            moved = (middle - self._shift).isoformat()
-        except (ValueError, OverflowError):
-            return None
-        if _years(first, self._face.now) >= OLDEST_AGE:
-            return None
-        return moved[: found.end()] + (time[1] + time[2] if time else "")
+        first, middle, length, time = read
+        if time in _LAST_INSTANT:
+            return self._moved(*_meant(first), 4, "")
+        return self._moved(first, middle, length, time)
+
+    def instant(self, value: Any) -> str | None:
+        """An instant, which is never partial, moved; no fraction."""
+        return self._moved(*read) if (read := _read(value)) and read[3] else None
 
     def day(self, value: Any) -> str | None:
-        """A date without a time."""
-        return self.moment(value) if type(value) is str and len(value) <= 10 else None
+        """A date without a time. The year alone of one that may be the middle that the store keeps of a partial date
+        (``elements.partial_date``)."""
+        if (read := _read(value)) is None or read[3]:
+            return None
+        first, middle, length, _ = read
+        if length == _FULL and (first.day == 15 or (first.month, first.day) == (7, 1)):
+            earliest = first.replace(day=1) if first.day == 15 else first.replace(month=1)
+            return self._moved(earliest, middle, 4, "")
+        return self._moved(first, middle, length, "")
+
+    def _moved(self, first: date, middle: date, length: int, time: str) -> str | None:
+        """``middle``, moved, to ``length`` characters; ``first`` is the earliest day that is meant."""
+        if _years(first, self._face.now) >= OLDEST_AGE:
+            return None
+        try:
+            return (middle - self._shift).isoformat()[:length] + time
+        except OverflowError:
+            return None
 
     def period(self, value: Any) -> Node | None:
         return self.members(value, _PERIOD) or None if type(value) is dict else None
@@ -132,6 +173,10 @@ class Telling:
         if type(system) is not str or type(code) is not str or not is_public(system, code, self._face.codes):
             return None
         return {"system": system, "code": code}
+
+    def coding_or_masked(self, value: Any) -> Node:
+        """For elements that FHIR requires."""
+        return self.coding(value) or masked()
 
     def concept(self, value: Any) -> Node | None:
         listed = value.get("coding") if type(value) is dict else None
@@ -206,9 +251,9 @@ RULES: Mapping[str, Rules] = {
         "code": _T.concept_or_masked,
         **_ABOUT,
         "effectiveDateTime": _T.moment,
-        "effectiveInstant": _T.moment,
+        "effectiveInstant": _T.instant,
         "effectivePeriod": _T.period,
-        "issued": _T.moment,
+        "issued": _T.instant,
         **_VALUE,
         "component": _T.components,
     },
@@ -235,7 +280,7 @@ RULES: Mapping[str, Rules] = {
     },
     "Encounter": {
         "status": _one_of(ENCOUNTER_STATUS),
-        "class": _T.coding,
+        "class": _T.coding_or_masked,
         "type": _T.concepts,
         "subject": _T.subject,
         "period": _T.period,

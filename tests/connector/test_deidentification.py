@@ -350,6 +350,37 @@ def test_partial_dates_and_leap_days_move_within_their_precision() -> None:
         assert leap_second.endswith("T23:59:60Z")
 
 
+@pytest.mark.parametrize(
+    ("kept", "meant"),
+    [
+        ("2020-12-31T23:59:59Z", date(2020, 7, 1)),  # 2020, or its December, or that second
+        ("2020-12-31T23:59:59.5+00:00", date(2020, 7, 1)),
+        ("2020-02-29T23:59:59Z", date(2020, 2, 15)),
+        ("2021-02-28T23:59:59Z", date(2021, 2, 15)),
+        ("2020-02-28T23:59:59Z", date(2020, 2, 28)),
+    ],
+)
+def test_what_the_store_may_keep_of_a_partial_date_is_told_by_its_year(kept: str, meant: date) -> None:
+    seen = set()
+    for number in range(100):
+        at = told(observation("o", number, effectiveDateTime=kept, issued=kept))
+        moved = meant - ONE.shift(f"p{number}")
+        assert at["effectiveDateTime"] == f"{moved.year}"
+        assert at["issued"][10:] == f"T23:59:59{'Z' if kept.endswith('Z') else '+00:00'}"  # an instant is never partial
+        seen.add(at["effectiveDateTime"])
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(("born", "known"), [("1950-07-01", 4), ("1950-03-15", 4), ("1950-07-02", 10), ("1950-03", 7)])
+def test_a_birth_date_in_the_middle_of_a_month_or_a_year_is_told_by_its_year(born: str, known: int) -> None:
+    middle = date.fromisoformat(born if len(born) == 10 else f"{born}-15")
+    assert told(patient(birthDate=born))["birthDate"] == (middle - ONE.shift("p1")).isoformat()[:known]
+
+
+def test_an_instant_without_a_time_is_absent() -> None:
+    assert "issued" not in told(observation("o1", issued="2009-05-06"))
+
+
 # --- old age --------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import pytest
 from fhir_api_kit import Program, events, serving
-from fhir_lines_kit import observation, patient, write
 from node_kit import Hospital, await_that, make_hospital, write_fhir
 
 from connector.fhir.api.limits import Limits
@@ -78,22 +77,14 @@ def test_types_and_the_tokens_scope_bound_an_export(program: Program) -> None:
     assert program.call("GET", address, token).status_code == 404
 
 
-def test_since_gives_what_came_later(stocked: Hospital) -> None:
-    with serving(stocked) as program:
-        token = program.token()
-        first = program.await_export(program.export(token=token), token).json()
-        program.node.ingest(write(stocked.root / "later", "data.ndjson", [patient(99), observation("o99", 99)]))
-        path = f"$export?_since={first['transactionTime'].replace('+', '%2B')}"
-        later = program.await_export(program.export(path, token), token).json()
-        assert {one["type"]: one["count"] for one in later["output"]} == {"Patient": 1, "Observation": 1}
-        nothing = f"$export?_since={later['transactionTime'].replace('+', '%2B')}"
-        program.call("DELETE", first_status(program, token), token)
-        assert program.await_export(program.export(nothing, token), token).json()["output"] == []
-
-
-def first_status(program: Program, token: str) -> str:
-    [job, *_] = program.node.fhir_api.exports._jobs
-    return f"/fhir/export-status/{job}"
+def test_since_is_refused_and_says_why(program: Program) -> None:
+    posted = {"method": "POST", "json": parameters(("_since", "2020-01-01T00:00:00Z"))}
+    for answer in (program.export("$export?_since=2020-01-01T00:00:00Z"), program.export(**posted)):
+        assert answer.status_code == 400
+        [issue] = answer.json()["issue"]
+        assert (issue["code"], issue["details"]["text"]) == ("not-supported", "VHT-INPUT-SINCE")
+        assert "true dates" in issue["diagnostics"]
+    assert program.node.fhir_api.exports._jobs == {}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ SEARCHES: dict[str, tuple[tuple[str, str], ...]] = {
     "MedicationRequest": (("code", "token"), ("authoredon", "date")),
     "Encounter": (("class", "token"), ("type", "token"), ("date", "date")),
 }
-_COMMON = (("_id", "token"), ("_lastUpdated", "date"))
+_COMMON = (("_id", "token"),)
 _SUBJECT = (("patient", "reference"), ("subject", "reference"))
 _OPERATION = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/"
 _ISSUES = {
@@ -39,6 +39,8 @@ _ISSUES = {
     429: "throttled",
     503: "transient",
 }
+_NOT_SUPPORTED = "VHT-INPUT-SINCE"  # a parameter that the specification has and this API does not
+_NO_SINCE = "_since is refused: when data were taken in is near their true dates, which are not told."
 
 
 @cache
@@ -55,6 +57,7 @@ def checked(resource: dict[str, Any]) -> bytes:
 def operation_outcome(error: VhtError, status: int) -> bytes:
     """The answer to everything that goes wrong: our own words and code."""
     code = _ISSUES.get(status, "exception" if status >= 500 else "processing")
+    code = "not-supported" if error.code == _NOT_SUPPORTED else code
     told = f"{error.message} ({error.code})" + (f" – {error.hint}" if error.hint else "")
     issue = {"severity": "error", "code": code, "details": {"text": error.code}, "diagnostics": told}
     return checked({"resourceType": "OperationOutcome", "issue": [issue]})
@@ -122,10 +125,11 @@ def capability_statement(base: str, token_url: str, at: datetime) -> bytes:
                 "security": {"extension": [oauth], "cors": False, "service": [service]},
                 "resource": [_resource(kind) for kind in TABLES],
                 "operation": [
-                    {"name": "export", "definition": f"{_OPERATION}export"},
+                    {"name": "export", "definition": f"{_OPERATION}export", "documentation": _NO_SINCE},
                     {
                         "name": "viewdefinition-run",
                         "definition": "http://sql-on-fhir.org/OperationDefinition/$viewdefinition-run",
+                        "documentation": _NO_SINCE,
                     },
                 ],
             }
@@ -143,5 +147,7 @@ def _resource(kind: str) -> dict[str, Any]:
         "searchParam": [{"name": name, "type": type_} for name, type_ in searches],
     }
     if kind == "Patient":
-        made["operation"] = [{"name": "export", "definition": f"{_OPERATION}patient-export"}]
+        made["operation"] = [
+            {"name": "export", "definition": f"{_OPERATION}patient-export", "documentation": _NO_SINCE}
+        ]
     return made

@@ -1,11 +1,13 @@
 """One permit's face of the store: who and what it shows, under which names, on which days.
 
-A face belongs to one generation of the store and to the opt-outs in force for the permit; it is made when it is first
-needed and kept while both stay. Names and shifted days are the permit's own, so searches speak of those, too.
+A face belongs to one generation of the store, to the permit's content, and to the opt-outs in force for it; it is made
+when it is first needed and kept while all stay. Names and shifted days are the permit's own, so searches speak of
+those, too.
 """
 
 # ruff: noqa: S608 - SQL is put together from our own conditions and keys.
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,15 +80,13 @@ class Face:
         return f"SELECT * FROM ({rows}) JOIN person USING (subject) WHERE {self.coverage.rows[resource_type]}"
 
     def tell(self, text: bytes) -> Resource | None:
-        """A rendered resource as the permit may see it. ``meta.lastUpdated`` is a time of this node, so it stays."""
-        resource: Resource = orjson.loads(text)
-        meta = resource.pop("meta")
-        told = self.deidentifier.resource(resource)
+        """A rendered resource as the permit may see it. When it was taken in is not told: it is a true date."""
+        told = self.deidentifier.resource(orjson.loads(text))
         if told is None:
             return None
         for name in self._withheld(told["resourceType"]):
             told.pop(name, None)
-        return {"resourceType": told["resourceType"], "id": told["id"], "meta": meta, **told}
+        return told
 
     def _withheld(self, resource_type: str) -> Iterator[str]:
         if resource_type == "Patient":
@@ -139,27 +139,30 @@ class Faces:
     database: Database
     installed: Installed
     clock: Callable[[], datetime]
-    _kept: dict[tuple[str, int, str], tuple[frozenset[str], Face]] = field(default_factory=dict)
+    _kept: dict[tuple[str, int, int, str], tuple[frozenset[str], Face]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def face(self, permit: Permit, *, generation: int | None = None) -> Face:
-        """The face of ``permit`` over the store as it is, or as it was at ``generation`` while that lasts.
+        """The face of ``permit`` over the store as it is, or as it was at ``generation`` while that lasts; whoever is
+        not there any more is not in an old one either.
 
         Raises CohortError VHT-COHORT-EMPTY-STORE, VHT-COHORT-TOO-SMALL; ComponentError VHT-COMPONENT-NOT-INSTALLED;
         PermitError VHT-PERMIT-ERASED; NotFoundError VHT-INPUT-GONE for a generation that is gone.
         """
-        held = self._generation(generation)
+        current = self._current()
+        held = self._generation(current, generation)
         with self.database.write() as session:
             key = permit_key(session, permit.permit_id, self.clock())
             excluded = frozenset(excluded_subjects(session, permit))
         today = self.clock().date()
-        name = permit.permit_id, held.number, today.isoformat()
+        name = _content(permit), held.number, current.number, today.isoformat()
         with self._guard:
             kept = self._kept.get(name)
         if kept is not None and kept[0] == excluded:
             return kept[1]
         covered = coverage(permit.columns, self._components(permit))
-        face = self._made(held, covered, Deidentifier(key, now=today, codes=covered.codes), excluded)
+        subjects = sorted(set.intersection(*map(_subjects, {held, current})) - excluded)
+        face = _made(held, covered, Deidentifier(key, now=today, codes=covered.codes), subjects)
         if face.people.num_rows < permit.minimum_cohort:
             raise CohortError("this node has fewer patients than the permit's minimum", code="VHT-COHORT-TOO-SMALL")
         with self._guard:
@@ -168,14 +171,17 @@ class Faces:
                 del self._kept[next(iter(self._kept))]
         return face
 
-    def _generation(self, number: int | None) -> Generation:
+    def _current(self) -> Generation:
         current = Store(self.store_dir).current()
         if current is None:
             raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE")
+        return current
+
+    def _generation(self, current: Generation, number: int | None) -> Generation:
         if number is None or number == current.number:
             return current
         folder = current.folder.with_name(f"{number:06d}")
-        if not folder.is_dir():
+        if number > current.number or not folder.is_dir():
             raise NotFoundError(
                 "this page is of a state of the store that is gone", code="VHT-INPUT-GONE", hint="search again"
             )
@@ -197,17 +203,25 @@ class Faces:
             )
         return found
 
-    def _made(
-        self, generation: Generation, covered: Coverage, deidentifier: Deidentifier, excluded: frozenset[str]
-    ) -> Face:
-        with locked([generation.folder.resolve()]) as connection:
-            sql = f"SELECT DISTINCT subject FROM ({stored_rows(generation, 'Patient')}) WHERE active ORDER BY subject"
-            subjects = [row[0] for row in connection.execute(sql).fetchall() if row[0] not in excluded]
-        moment = timedelta(microseconds=1)
-        columns = {
-            "subject": pa.array(subjects, pa.string()),
-            "name": pa.array([deidentifier.patient(one) for one in subjects], pa.string()),
-            "shift": pa.array([deidentifier.shift(one) // moment for one in subjects], pa.int64()),
-        }
-        times = [time for kind in TABLES for time in taken_in(generation, table_name(kind))]
-        return Face(generation, covered, deidentifier, pa.table(columns), max(times))
+
+def _content(permit: Permit) -> str:
+    """SHA-256 of all that a permit says: one of the same id may say something else."""
+    return hashlib.sha256(orjson.dumps(permit.claims(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _subjects(generation: Generation) -> set[str]:
+    """Keys of the patients who are active."""
+    with locked([generation.folder.resolve()]) as connection:
+        sql = f"SELECT DISTINCT subject FROM ({stored_rows(generation, 'Patient')}) WHERE active"
+        return {row[0] for row in connection.execute(sql).fetchall()}
+
+
+def _made(generation: Generation, covered: Coverage, deidentifier: Deidentifier, subjects: list[str]) -> Face:
+    moment = timedelta(microseconds=1)
+    columns = {
+        "subject": pa.array(subjects, pa.string()),
+        "name": pa.array([deidentifier.patient(one) for one in subjects], pa.string()),
+        "shift": pa.array([deidentifier.shift(one) // moment for one in subjects], pa.int64()),
+    }
+    times = [time for kind in TABLES for time in taken_in(generation, table_name(kind))]
+    return Face(generation, covered, deidentifier, pa.table(columns), max(times))

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urlencode
 
 import orjson
@@ -11,7 +9,7 @@ import orjson
 from connector.fhir.resources import TABLES
 from vht_federate.errors import InputError, RefusedError
 
-__all__ = ["Kickoff", "parameter_time", "posted", "read_kickoff"]
+__all__ = ["Kickoff", "posted", "read_kickoff", "since_refused"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +17,11 @@ class Kickoff:
     """What an export is asked for."""
 
     types: tuple[str, ...]
-    since: datetime | None
+    since: None = None
 
     def spelled(self) -> str:
         """As the query of a GET."""
-        since = {"_since": self.since.isoformat()} if self.since else {}
-        return urlencode({"_type": ",".join(self.types), **since})
+        return urlencode({"_type": ",".join(self.types)})
 
 
 def posted(body: bytes) -> list[tuple[str, str]]:
@@ -44,27 +41,26 @@ def posted(body: bytes) -> list[tuple[str, str]]:
     return found
 
 
-def parameter_time(value: Any) -> datetime:
-    """A FHIR instant, as ``_since`` takes it. Raises InputError VHT-INPUT-EXPORT."""
-    try:
-        moment = datetime.fromisoformat(value)
-    except (ValueError, TypeError) as error:
-        raise InputError("_since is an instant", code="VHT-INPUT-EXPORT", hint="2026-01-31T00:00:00Z") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def since_refused() -> InputError:
+    """``_since`` would sort resources by the day they came in, which is near their true dates."""
+    return InputError(
+        "_since is not supported: when data were taken in is near their true dates, which are not told",
+        code="VHT-INPUT-SINCE",
+        hint="ask without it",
+    )
 
 
 def read_kickoff(parameters: Sequence[tuple[str, str]], access_types: frozenset[str]) -> Kickoff:
     """What an export is asked for. Types default to all that the token covers.
 
-    Raises InputError VHT-INPUT-EXPORT, RefusedError VHT-REFUSED-SCOPE.
+    Raises InputError VHT-INPUT-EXPORT, VHT-INPUT-SINCE; RefusedError VHT-REFUSED-SCOPE.
     """
     types: list[str] = []
-    since = None
     for name, value in parameters:
         if name == "_type":
             types += [kind for kind in value.split(",") if kind]
         elif name == "_since":
-            since = parameter_time(value)
+            raise since_refused()
         elif name == "_outputFormat":
             if value not in ("application/fhir+ndjson", "application/ndjson", "ndjson"):
                 raise InputError("exports come as NDJSON", code="VHT-INPUT-EXPORT")
@@ -72,11 +68,11 @@ def read_kickoff(parameters: Sequence[tuple[str, str]], access_types: frozenset[
             raise InputError(
                 "an export parameter is not one that this API has",
                 code="VHT-INPUT-EXPORT",
-                hint="_type, _since and _outputFormat are",
+                hint="_type and _outputFormat are",
             )
     if not set(types) <= set(TABLES):
         raise InputError("a type is not one that this API has", code="VHT-INPUT-EXPORT", hint=", ".join(TABLES))
     if not set(types) <= access_types:
         raise RefusedError("the token does not cover that type", code="VHT-REFUSED-SCOPE")
     chosen = frozenset(types) or access_types
-    return Kickoff(tuple(kind for kind in TABLES if kind in chosen), since)
+    return Kickoff(tuple(kind for kind in TABLES if kind in chosen))

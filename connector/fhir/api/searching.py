@@ -6,7 +6,6 @@ compared as the permit sees them, shifted.
 
 # ruff: noqa: S608 - SQL is put together from our own column names and from quoted values.
 
-import base64
 import re
 from calendar import monthrange
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 import duckdb
+import pyarrow as pa
 
+from connector.fhir.api.cursors import LASTS, Cursor, read_cursor, written
 from connector.fhir.api.documents import SEARCHES
 from connector.fhir.api.face import Face, Resource
 from connector.fhir.api.limits import Limits
 from connector.fhir.engine import quoted
+from connector.governance.public_codes import is_public
 from vht_federate.errors import InputError
 
 __all__ = ["Page", "Query", "find", "read_query"]
@@ -34,16 +36,20 @@ _DATE = re.compile(
     re.ASCII,
 )
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
-_CURSOR = re.compile(rb"([0-9]{1,9}):([0-9]{1,12})")
 
+_CLASSES = "'http://terminology.hl7.org/CodeSystem/v3-ActCode'"
 # parameter -> columns: (system, code) of a token, the moment (or start, end) of a date; and a further condition
 _TOKENS = {
     ("Observation", "code"): ("code_system", "code", "part = 0"),
     ("Observation", "combo-code"): ("code_system", "code", "true"),
     ("Condition", "code"): ("system", "code", "true"),
     ("MedicationRequest", "code"): ("system", "code", "true"),
-    ("Encounter", "class"): ("'http://terminology.hl7.org/CodeSystem/v3-ActCode'", "class_code", "true"),
-    ("Encounter", "type"): ("type_system", "type_code", "true"),
+    ("Encounter", "class"): (_CLASSES, "class_code", f"({_CLASSES}, class_code) IN (SELECT (system, code) FROM told)"),
+    ("Encounter", "type"): (
+        "type_system",
+        "type_code",
+        "(type_system, type_code) IN (SELECT (system, code) FROM told)",
+    ),
 }
 _DATES = {
     ("Observation", "date"): ("effective", "effective"),
@@ -57,7 +63,7 @@ _DATES = {
 @dataclass(frozen=True)
 class Query:
     """A search that was understood. ``names``: the permit's names of patients that it asks for; ``asked``: its
-    parameters, for links."""
+    parameters, for links; ``ends``: when its pages do."""
 
     type: str
     conditions: tuple[str, ...]
@@ -66,10 +72,11 @@ class Query:
     count: int
     offset: int
     generation: int | None
+    ends: datetime
     asked: tuple[tuple[str, str], ...]
 
     def link(self, base: str, generation: int, offset: int) -> str:
-        cursor = base64.urlsafe_b64encode(f"{generation}:{offset}".encode()).decode().rstrip("=")
+        cursor = written(Cursor(generation, offset, self.ends))
         return f"{base}/{self.type}?{urlencode([*self.asked, ('_page', cursor)])}"
 
 
@@ -81,7 +88,7 @@ class Page:
 
 
 def read_query(resource_type: str, parameters: Sequence[tuple[str, str]], limits: Limits, now: datetime) -> Query:
-    """Raises InputError VHT-INPUT-SEARCH, naming the parameter only where FHIR does."""
+    """Raises InputError VHT-INPUT-SEARCH, naming the parameter only where FHIR does; NotFoundError VHT-INPUT-GONE."""
     known = dict(SEARCHES[resource_type])
     conditions: list[str] = []
     names: tuple[str, ...] | None = None
@@ -94,8 +101,6 @@ def read_query(resource_type: str, parameters: Sequence[tuple[str, str]], limits
             ids = _both(ids, _ids(value))
         elif name in ("patient", "subject", "patient:Patient", "subject:Patient") and resource_type != "Patient":
             names = _both(names, _ids(value.replace("Patient/", "")))
-        elif name == "_lastUpdated":
-            conditions.append(_date("taken", "taken", value, None))
         elif name in known and known[name] == "token":
             conditions.append(_token(*_TOKENS[resource_type, name], value))
         elif name in known:
@@ -106,15 +111,18 @@ def read_query(resource_type: str, parameters: Sequence[tuple[str, str]], limits
             raise _refused("a search parameter is not one that this API has", hint="see /fhir/metadata")
     if plain.get("_format", "json") not in ("json", "application/json", "application/fhir+json"):
         raise _refused("answers come as JSON")
-    generation, offset = _cursor(plain.get("_page"))
+    page = read_cursor(plain["_page"], now) if "_page" in plain else None
+    at, offset, ends = (page.generation, page.offset, page.ends) if page else (None, 0, now + LASTS)
     asked = tuple((name, value) for name, value in parameters if name != "_page")
     count = _count(plain.get("_count"), limits)
-    return Query(resource_type, tuple(conditions), names, ids, count, offset, generation, asked)
+    return Query(resource_type, tuple(conditions), names, ids, count, offset, at, ends, asked)
 
 
 def find(face: Face, connection: duckdb.DuckDBPyConnection, query: Query) -> Page:
     """One page of what ``query`` finds, ordered by stored key."""
     key = "subject" if query.type == "Patient" else "resource"
+    if query.type == "Encounter" and query.conditions:
+        _list_told(face, connection)
     chosen = " AND ".join(f"({one})" for one in query.conditions) or "true"
     if query.names is not None:
         chosen += f" AND name IN ({_listed(query.names)})"
@@ -129,6 +137,24 @@ def find(face: Face, connection: duckdb.DuckDBPyConnection, query: Query) -> Pag
     resources = list(face.chosen(connection, query.type)) if query.count else []
     following = query.offset + query.count
     return Page(resources, total, following if query.count and following < total else None)
+
+
+def _list_told(face: Face, connection: duckdb.DuckDBPyConnection) -> None:
+    """Table ``told`` (system, code): an Encounter's codes that are told. Nobody learns by search that others are there.
+
+    Of the other types, the permit's own codes are all that is shown.
+    """
+    shown = face.shown("Encounter")
+    stored = connection.execute(
+        f"SELECT {_CLASSES}, class_code FROM ({shown}) UNION SELECT type_system, type_code FROM ({shown})"
+    ).fetchall()
+    public = [(system, code) for system, code in stored if system and code and _is_told(face, system, code)]
+    columns = {name: pa.array([one[at] for one in public], pa.string()) for at, name in enumerate(("system", "code"))}
+    connection.register("told", pa.table(columns))
+
+
+def _is_told(face: Face, system: str, code: str) -> bool:
+    return is_public(system, code, face.deidentifier.codes)
 
 
 def _keys(face: Face, connection: duckdb.DuckDBPyConnection, query: Query, found: str) -> list[str]:
@@ -177,16 +203,32 @@ def _token(system: str, code: str, further: str, value: str) -> str:
     return f"{further} AND ({' OR '.join(f'({one})' for one in each)})"
 
 
-def _date(start: str, end: str, value: str, oldest: datetime | None) -> str:
+def _date(start: str, end: str, value: str, oldest: datetime) -> str:
     """A date parameter: the value stands for the interval that its precision leaves open (FHIR R4, 3.1.1.5.4)."""
-    each = [_dated(start, end, part, shifted=oldest is not None) for part in value.split(",")[:_VALUES]]
-    told = f" AND {start} > TIMESTAMPTZ '{oldest.isoformat()}'" if oldest else ""
-    return f"({' OR '.join(each)}){told}"
+    each = [_dated(start, end, part) for part in value.split(",")[:_VALUES]]
+    return f"({' OR '.join(each)}) AND {start} > TIMESTAMPTZ '{oldest.isoformat()}'"
 
 
-def _dated(start: str, end: str, value: str, *, shifted: bool) -> str:
+def _told(column: str) -> tuple[str, str]:
+    """The first and the last microsecond of what is told of a stored moment: of one at 23:59:59Z the year alone, by the
+    middle of what it may mean (``Telling.moment``)."""
+    at = f"date_trunc('second', make_timestamp(epoch_us({column})))"
+    middle = (
+        f"CASE WHEN month({at}) = 12 AND day({at}) = 31 THEN make_timestamp(year({at}), 7, 1, 0, 0, 0.0) "
+        f"WHEN CAST({at} AS DATE) = last_day({at}) THEN make_timestamp(year({at}), month({at}), 15, 0, 0, 0.0) "
+        f"ELSE date_trunc('day', {at}) END"
+    )
+    year = f"date_trunc('year', {middle} - to_microseconds(shift))"
+    last_instant = f"CAST({at} AS TIME) = TIME '23:59:59'"
+    return (
+        f"CASE WHEN {last_instant} THEN epoch_us({year}) ELSE epoch_us({at}) - shift END",
+        f"CASE WHEN {last_instant} THEN epoch_us({year} + INTERVAL 1 YEAR) - 1 ELSE epoch_us({at}) - shift END",
+    )
+
+
+def _dated(start: str, end: str, value: str) -> str:
     prefix, low, high = _interval(value)
-    first, last = (f"epoch_us({one}) - shift" if shifted else f"epoch_us({one})" for one in (start, end))
+    first, last = _told(start)[0], _told(end)[1]
     rules: Mapping[str, str] = {
         "eq": f"{first} >= {low} AND {last} < {high}",
         "ne": f"NOT ({first} >= {low} AND {last} < {high})",
@@ -237,18 +279,6 @@ def _count(value: str | None, limits: Limits) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", value):
         raise _refused("_count is a number")
     return min(int(value), limits.page_max)
-
-
-def _cursor(value: str | None) -> tuple[int | None, int]:
-    if value is None:
-        return None, 0
-    try:
-        found = _CURSOR.fullmatch(base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)))
-    except ValueError:
-        found = None
-    if not found:
-        raise _refused("_page is not one of ours")
-    return int(found[1]), int(found[2])
 
 
 def _refused(message: str, hint: str = "") -> InputError:

@@ -9,14 +9,13 @@ import io
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from connector.fhir.api.face import Face, interrupted_after
-from connector.fhir.api.kickoff import parameter_time
+from connector.fhir.api.kickoff import since_refused
 from connector.fhir.api.limits import Limits
 from connector.fhir.resources import TABLES
 from connector.views.sql import compile_view
@@ -40,12 +39,12 @@ class Asked:
     format: str
     header: bool
     limit: int
-    since: datetime | None
     names: frozenset[str] | None
 
 
 def read_parameters(body: bytes, query: Mapping[str, str], limits: Limits) -> Asked:
-    """A Parameters resource (and ``_format`` in the address). Raises InputError VHT-INPUT-VIEW-RUN, ViewError."""
+    """A Parameters resource (and ``_format`` in the address). Raises InputError VHT-INPUT-VIEW-RUN,
+    VHT-INPUT-SINCE; ViewError."""
     view, given, patients = _parts(body)
     given = {"_format": query["_format"]} | given if "_format" in query else given
     if view is None:
@@ -59,9 +58,10 @@ def read_parameters(body: bytes, query: Mapping[str, str], limits: Limits) -> As
     header = given.get("header", True)
     if format_ not in FORMATS or type(limit) is not int or limit < 0 or type(header) is not bool:
         raise _refused("_format is json, ndjson or csv; _limit a number; header true or false")
-    since = parameter_time(given["_since"]) if "_since" in given else None
+    if "_since" in given:
+        raise since_refused()
     names = frozenset(one.removeprefix("Patient/") for one in patients) if patients else None
-    return Asked(plan, format_, header, min(limit, limits.view_rows), since, names)
+    return Asked(plan, format_, header, min(limit, limits.view_rows), names)
 
 
 def _parts(body: bytes) -> tuple[Any, dict[str, Any], list[str]]:
@@ -106,7 +106,7 @@ def _spool(face: Face, asked: Asked, limits: Limits, path: Path) -> None:
         interrupted_after(connection, limits.query_s),
         path.open("wb") as file,
     ):
-        for one in face.everything(connection, asked.plan.resource, since=asked.since, names=asked.names):
+        for one in face.everything(connection, asked.plan.resource, names=asked.names):
             size += file.write(orjson.dumps(one) + b"\n")
             if size > limits.view_bytes:
                 raise InputError("the view reads more than one request may", code="VHT-INPUT-SIZE")
