@@ -228,7 +228,7 @@ def test_files_expire_and_the_access_log_is_bounded(stocked: Hospital) -> None:
         from connector.fhir.api.audit import Event
         from connector.fhir.api.kickoff import Kickoff
 
-        job = small.exports.begin(access, "request", Kickoff(("Patient",), None))
+        job = small.exports.begin(access, "request", Kickoff(("Patient",)))
         await_that(lambda: job.state in ("done", "failed"), 30)
         small.exports.sweep()
         assert (job.error, job.state, small.exports._jobs) == (None, "over", {})

@@ -203,7 +203,7 @@ class Exports:
         with face.open() as connection:
             for kind in job.kickoff.types:
                 still_allowed()
-                self._write(job, kind, face.everything(connection, kind, since=job.kickoff.since), still_allowed)
+                self._write(job, kind, face.everything(connection, kind), still_allowed)
         self._require_allowed(job)
         self._finish(job)
 
@@ -244,7 +244,6 @@ class Exports:
         body = {
             "client": job.access.client.id,
             "resources_rounded": {kind: self.rounded(count) for kind, count in counts.items()},
-            "since": job.kickoff.since.isoformat() if job.kickoff.since else None,
             "digest": hashlib.sha256(orjson.dumps([sha256 for _, _, sha256 in made])).hexdigest(),
         }
         with self._guard:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -103,19 +103,17 @@ class Face:
         connection: duckdb.DuckDBPyConnection,
         resource_type: str,
         *,
-        since: datetime | None = None,
         names: frozenset[str] | None = None,
     ) -> Iterator[Resource]:
         """All that is shown of a type, in an order of its own.
 
-        ``since``: taken in after that moment; ``names``: of these patients, by the permit's names.
+        ``names``: of these patients, by the permit's names.
         """
         key = "subject" if resource_type == "Patient" else "resource"
         named = f" WHERE name IN ({', '.join(map(quoted, sorted(names))) or 'NULL'})" if names is not None else ""
         shown = f"{self.coverage.rows[resource_type]} AND subject IN (SELECT subject FROM person{named})"
-        later = f" AND taken > TIMESTAMPTZ '{since.astimezone(UTC).isoformat()}'" if since else ""
         for low, high in slices(self.generation.counts().get(resource_type, 0)):
-            rows = f"{shown}{later} AND {key} >= '{low}' AND {key} < '{high}'"
+            rows = f"{shown} AND {key} >= '{low}' AND {key} < '{high}'"
             sql = f"SELECT subject, resource FROM ({keyed(self.generation, resource_type, rows=rows)})"
             for _, text in rendered(connection, sql):
                 if (told := self.tell(text)) is not None:

@@ -17,7 +17,6 @@ class Kickoff:
     """What an export is asked for."""
 
     types: tuple[str, ...]
-    since: None = None
 
     def spelled(self) -> str:
         """As the query of a GET."""
