@@ -3,12 +3,12 @@
 import json
 import re
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
 from fhir_lines_kit import KEY, condition, observation, patient, prescription, quantity, write
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from connector.fhir import Store, ingest
@@ -286,6 +286,7 @@ def test_intervals_of_one_patient_are_kept_to_the_second(
     first: datetime, second: datetime, number: int, zone: str
 ) -> None:
     before = [f"{one.replace(microsecond=0).isoformat()}{zone}" for one in (first, second)]
+    assume(not any(f"{moment(one).astimezone(UTC):%H%M%S}" == "235959" for one in before))  # told by their year
     seen = told(observation("o1", number, effectiveDateTime=before[0]))
     onset = told(condition("c1", "38341003", before[1], number))
     after = [seen["effectiveDateTime"], onset["onsetDateTime"]]

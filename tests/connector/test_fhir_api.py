@@ -225,13 +225,15 @@ def test_a_view_runs_over_what_the_permit_shows(program: Program) -> None:
     lines = program.call(
         "POST", "/fhir/ViewDefinition/$viewdefinition-run?_format=ndjson", token, json=view_parameters(view)
     )
-    assert [json.loads(line) for line in lines.text.splitlines()] == answer.json()
+    again = [json.loads(line) for line in lines.text.splitlines()]
+    assert sorted(map(json.dumps, again)) == sorted(map(json.dumps, expected))
     sheet = program.call(
         "POST", "/fhir/$viewdefinition-run", token,
         json=view_parameters(view, format={"valueCode": "csv"}, _limit={"valueInteger": 3}),
     )  # fmt: skip
     rows = list(csv.DictReader(io.StringIO(sheet.text)))
-    assert [row["observation"] for row in rows] == [row["observation"] for row in answer.json()[:3]]
+    assert len(rows) == 3
+    assert {row["observation"] for row in rows} <= {row["observation"] for row in expected}
 
 
 @pytest.mark.parametrize(
@@ -320,7 +322,7 @@ def test_a_request_that_takes_too_long_is_cut_off(program: Program, monkeypatch:
     token = program.token()
     crossed = [{"forEach": "code.coding", "column": [{"name": f"c{n}", "path": "code"}]} for n in range(9)]
     slow = {"resource": "Observation", "status": "active", "select": crossed}
-    limits = replace(program.node.fhir_api.limits, query_s=1e-4)
+    limits = replace(program.node.fhir_api.limits, query_s=0.0)
     monkeypatch.setattr(program.node.fhir_api, "limits", limits)
     view = partial(program.call, "POST", "/fhir/$viewdefinition-run", token, json=view_parameters(slow))
     outcome(view(), 503, "VHT-UNAVAILABLE")

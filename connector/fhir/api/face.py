@@ -30,11 +30,11 @@ from connector.governance.judge import Installed
 from connector.governance.optouts import excluded_subjects
 from connector.governance.pseudonyms import permit_key
 from connector.store.database import Database
-from connector.views.sql.limits import TimeLimit
+from connector.views.sql.limits import TimeLimit, over_time
 from vht_federate.components.contract import Component, read_component
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import ComponentRef
-from vht_federate.errors import CohortError, ComponentError, NotFoundError, UnavailableError
+from vht_federate.errors import CohortError, ComponentError, NotFoundError, UnavailableError, ViewError
 
 __all__ = ["Face", "Faces", "interrupted_after"]
 
@@ -45,10 +45,13 @@ Resource = dict[str, Any]
 @contextmanager
 def interrupted_after(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
     """Raises UnavailableError VHT-UNAVAILABLE-DEADLINE where what is done within takes longer."""
+    limit = TimeLimit(seconds)
     try:
-        with TimeLimit(seconds).on(connection):
+        with limit.on(connection):
             yield
-    except duckdb.InterruptException as error:
+    except (duckdb.InterruptException, ViewError) as error:
+        if isinstance(error, ViewError) and error.code != over_time().code:
+            raise
         raise UnavailableError(
             "this took longer than one request may", code="VHT-UNAVAILABLE-DEADLINE", hint="ask for less at once"
         ) from error
