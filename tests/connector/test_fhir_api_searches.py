@@ -155,3 +155,25 @@ def test_encounters_are_not_found_by_codes_that_are_withheld(stocked: Hospital) 
                  "type=psy": 0, f"type={local}|psy": 0, f"type={local}|": 0, "type=|psy": 0, "class=WARD7": 0,
                  "type=162673001": 0, "type=psy,162673000": 1}  # fmt: skip
         assert {one: len(program.search(f"Encounter?{one}", token)) for one in asked} == asked
+
+
+def test_the_order_of_answers_is_the_permits_own_and_ties_no_patient_to_one_of_another(
+    stocked: Hospital,
+) -> None:
+    orders = []
+    for permit in ("permit-1", "permit-2"):
+        with serving(stocked, permit_id=permit) as one:
+            token = one.token()
+            searched = {kind: one.search(f"{kind}?_count=7", token) for kind in ("Patient", "Observation", "Condition")}
+            manifest = one.await_export(one.export(token=token), token).json()
+            exported = one.download(manifest, token)
+            face = one.node.fhir_api.faces.face(permit_of(one))
+        assert {kind: exported[kind] for kind in searched} == searched
+        for kind in ("Observation", "Condition"):
+            people = [resource["subject"]["reference"] for resource in searched[kind]]
+            assert people == sorted(people)
+        names = dict(zip(face.people["name"].to_pylist(), face.people["subject"].to_pylist(), strict=True))
+        orders.append([names[resource["id"]] for resource in searched["Patient"]])
+    assert len(orders[0]) == 40
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert sum(one == other for one, other in zip(*orders, strict=True)) < 20  # by chance about one

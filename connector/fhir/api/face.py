@@ -36,7 +36,7 @@ from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import ComponentRef
 from vht_federate.errors import CohortError, ComponentError, NotFoundError, UnavailableError, ViewError
 
-__all__ = ["Face", "Faces", "interrupted_after"]
+__all__ = ["Face", "Faces", "in_order", "interrupted_after"]
 
 KEPT = 4
 Resource = dict[str, Any]
@@ -55,6 +55,12 @@ def interrupted_after(connection: duckdb.DuckDBPyConnection, seconds: float) -> 
         raise UnavailableError(
             "this took longer than one request may", code="VHT-UNAVAILABLE-DEADLINE", hint="ask for less at once"
         ) from error
+
+
+def in_order(key: str) -> str:
+    """SQL of the permit's own order, by table ``person`` and the stored ``key``. The order of stored keys would be the
+    same under every permit, and so would tell whoever holds two which pseudonyms are one patient's (Article 66)."""
+    return f"name, md5(name || {key})"
 
 
 @dataclass(frozen=True)
@@ -108,25 +114,21 @@ class Face:
         *,
         names: frozenset[str] | None = None,
     ) -> Iterator[Resource]:
-        """All that is shown of a type, in an order of its own.
-
-        ``names``: of these patients, by the permit's names.
-        """
-        key = "subject" if resource_type == "Patient" else "resource"
-        named = f" WHERE name IN ({', '.join(map(quoted, sorted(names))) or 'NULL'})" if names is not None else ""
-        shown = f"{self.coverage.rows[resource_type]} AND subject IN (SELECT subject FROM person{named})"
+        """All that is shown of a type, in the permit's own order; of ``names`` alone, by the permit's names."""
+        named = f" AND name IN ({', '.join(map(quoted, sorted(names))) or 'NULL'})" if names is not None else ""
         for low, high in slices(self.generation.counts().get(resource_type, 0)):
-            rows = f"{shown} AND {key} >= '{low}' AND {key} < '{high}'"
-            sql = f"SELECT subject, resource FROM ({keyed(self.generation, resource_type, rows=rows)})"
-            for _, text in rendered(connection, sql):
-                if (told := self.tell(text)) is not None:
-                    yield told
+            people = f"SELECT subject FROM person WHERE name >= '{low}' AND name < '{high}'{named}"
+            yield from self._told(connection, resource_type, f"subject IN ({people})")
 
     def chosen(self, connection: duckdb.DuckDBPyConnection, resource_type: str) -> Iterator[Resource]:
-        """What table ``page`` (key) names, in its order."""
+        """What table ``page`` (key) names, in the permit's own order."""
         key = "subject" if resource_type == "Patient" else "resource"
-        rows = f"{self.coverage.rows[resource_type]} AND {key} IN (SELECT key FROM page)"
-        sql = f"SELECT subject, resource FROM ({keyed(self.generation, resource_type, rows=rows)}) ORDER BY id"
+        yield from self._told(connection, resource_type, f"{key} IN (SELECT key FROM page)")
+
+    def _told(self, connection: duckdb.DuckDBPyConnection, resource_type: str, which: str) -> Iterator[Resource]:
+        rows = f"{self.coverage.rows[resource_type]} AND {which}"
+        stored = keyed(self.generation, resource_type, rows=rows)
+        sql = f"SELECT subject, resource FROM ({stored}) JOIN person USING (subject) ORDER BY {in_order('id')}"
         for _, text in rendered(connection, sql):
             if (told := self.tell(text)) is not None:
                 yield told

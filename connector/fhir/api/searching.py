@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from connector.fhir.api.cursors import LASTS, Cursor, read_cursor, written
 from connector.fhir.api.documents import SEARCHES
-from connector.fhir.api.face import Face, Resource
+from connector.fhir.api.face import Face, Resource, in_order
 from connector.fhir.api.limits import Limits
 from connector.fhir.engine import quoted
 from connector.governance.public_codes import is_public
@@ -119,19 +119,20 @@ def read_query(resource_type: str, parameters: Sequence[tuple[str, str]], limits
 
 
 def find(face: Face, connection: duckdb.DuckDBPyConnection, query: Query) -> Page:
-    """One page of what ``query`` finds, ordered by stored key."""
+    """One page of what ``query`` finds, in the permit's own order."""
     key = "subject" if query.type == "Patient" else "resource"
     if query.type == "Encounter" and query.conditions:
         _list_told(face, connection)
     chosen = " AND ".join(f"({one})" for one in query.conditions) or "true"
     if query.names is not None:
         chosen += f" AND name IN ({_listed(query.names)})"
-    found = f"SELECT DISTINCT {key} AS key FROM ({face.shown(query.type)}) WHERE {chosen}"
+    found = f"SELECT DISTINCT {key} AS key, name FROM ({face.shown(query.type)}) WHERE {chosen}"
     if query.ids is not None:
-        found = f"SELECT key FROM ({found}) WHERE key IN ({_listed(_keys(face, connection, query, found))})"
+        found = f"SELECT * FROM ({found}) WHERE key IN ({_listed(_keys(face, connection, query, found))})"
     connection.execute(f"CREATE TEMP TABLE hit AS {found}")
     connection.execute(
-        f"CREATE TEMP TABLE page AS SELECT key FROM hit ORDER BY key LIMIT {query.count} OFFSET {query.offset}"
+        f"CREATE TEMP TABLE page AS SELECT key FROM hit ORDER BY {in_order('key')} "
+        f"LIMIT {query.count} OFFSET {query.offset}"
     )
     [(total,)] = connection.execute("SELECT count(*) FROM hit").fetchall()
     resources = list(face.chosen(connection, query.type)) if query.count else []
@@ -160,7 +161,7 @@ def _is_told(face: Face, system: str, code: str) -> bool:
 def _keys(face: Face, connection: duckdb.DuckDBPyConnection, query: Query, found: str) -> list[str]:
     """The stored keys behind the asked ids: names cannot be turned back, so those of all hits are made."""
     wanted = set(query.ids or ())
-    cursor = connection.execute(found)
+    cursor = connection.execute(f"SELECT key FROM ({found})")
     keys: list[str] = []
     while wanted and (rows := cursor.fetchmany(10_000)):
         for (key,) in rows:
