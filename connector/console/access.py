@@ -1,32 +1,19 @@
 """The console's page on the local FHIR API: which programs may read, under which permit, and what they have read."""
 
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 from fastapi import FastAPI, Form, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
-from connector.console.sessions import Sessions
+from connector.console.frame import Pages
 from connector.fhir.api.operators import available, newest_events
-from connector.node import Node
-from vht_federate.errors import VhtError
 
 __all__ = ["add_access_page"]
 
 SHOWN = 200
 
 
-class _Pages(Protocol):
-    node: Node
-    sessions: Sessions
-
-    def page(self, make: Any) -> Any: ...
-
-    def render(self, request: Request, name: str, status: int = 200, **context: Any) -> Response: ...
-
-    def error(self, request: Request, error: VhtError) -> Response: ...
-
-
-def add_access_page(app: FastAPI, pages: _Pages) -> None:
+def add_access_page(app: FastAPI, pages: Pages) -> None:
     api, files = pages.node.fhir_api, pages.node.files
 
     @app.get("/access", include_in_schema=False)
@@ -49,8 +36,4 @@ def add_access_page(app: FastAPI, pages: _Pages) -> None:
 
     @app.post("/access/{client}/revoke", include_in_schema=False)
     def revoke(request: Request, client: str, form_key: Annotated[str, Form(max_length=100)] = "") -> Response:
-        try:
-            api.clients.revoke(client, pages.sessions.require_form(request, form_key).require_approver())
-        except VhtError as error:
-            return pages.error(request, error)
-        return RedirectResponse("/access", status_code=303)
+        return pages.acting(request, form_key, lambda actor: api.clients.revoke(client, actor), "/access")

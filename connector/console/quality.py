@@ -1,10 +1,11 @@
 """The console's page on the quality of the data: what a study with an installed component would find here."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from connector.console.frame import Pages
 from connector.node import Node
 from connector.quality.figures import Shown
 from vht_federate.errors import CohortError
@@ -14,15 +15,7 @@ __all__ = ["add_quality_page"]
 SHAREABLE = "shareable"
 
 
-class _Pages(Protocol):
-    node: Node
-
-    def page(self, make: Any) -> Any: ...
-
-    def render(self, request: Request, name: str, status: int = 200, **context: Any) -> Response: ...
-
-
-def add_quality_page(app: FastAPI, pages: _Pages) -> None:
+def add_quality_page(app: FastAPI, pages: Pages) -> None:
     node = pages.node
 
     @app.get("/quality", include_in_schema=False)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jwt
 from sqlalchemy.orm import Session
@@ -33,6 +33,7 @@ __all__ = ["Installed", "Judge", "Judgement", "Questioned"]
 log = logging.getLogger("vht.node.judge")
 OLDEST_REQUEST = timedelta(hours=24)
 CLOCKS_DIFFER = timedelta(minutes=5)
+Asked = TypeVar("Asked", StudyRequest, FeasibilityQuestion)
 
 
 class Installed(Protocol):
@@ -81,22 +82,10 @@ class Judge:
 
     def judge(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> Judgement:
         """Everything but age and budget. A refusal is logged as ``permit.checked`` and raised with its own code."""
-        about: dict[str, Any] = {"permit_sha256": sha256_hex(permit_token.encode())}
-        request: StudyRequest | None = None
-        try:
-            permit = self._permit(permit_token)
-            about["permit_id"] = permit.permit_id
-            serial = self.status.require_good(permit).serial
-            about["status_serial"] = serial
-            request = read_study(study_token, permit, PublicKey.from_jwk(user_key))
-            about["request_digest"] = digest_of(request.claims())
-            check_request(permit, request)
-            self._concerns_this_node(request)
-            self.require_component(request)
-        except VhtError as error:
-            self.refused(error, stranger=request is None or not self._fresh(request), **about)
-            raise
-        return Judgement(permit, request, about["request_digest"], self.dataset_id, serial)
+        permit, request, digest, serial = self._judged(
+            permit_token, study_token, user_key, read_study, self._check_study
+        )
+        return Judgement(permit, request, digest, self.dataset_id, serial)
 
     def require_permit(self, permit_token: str, categories: Collection[DataCategory]) -> Permit:
         """A permit that is good at this moment for the use of this node's dataset, apart from any study.
@@ -119,23 +108,46 @@ class Judge:
 
     def judge_question(self, permit_token: str, question_token: str, user_key: dict[str, Any]) -> Questioned:
         """A feasibility question, as ``judge`` judges a study: permit, signature, what is asked, and its age."""
+        permit, question, digest, serial = self._judged(
+            permit_token, question_token, user_key, read_question, self._check_question
+        )
+        return Questioned(permit, question, digest, serial)
+
+    def _judged(
+        self,
+        permit_token: str,
+        token: str,
+        user_key: dict[str, Any],
+        read: Callable[[str, Permit, PublicKey], Asked],
+        check: Callable[[Permit, Asked], None],
+    ) -> tuple[Permit, Asked, str, int]:
+        """The permit, what is asked under it, that one's digest, and the serial of the status list."""
         about: dict[str, Any] = {"permit_sha256": sha256_hex(permit_token.encode())}
-        question: FeasibilityQuestion | None = None
+        asked: Asked | None = None
         try:
             permit = self._permit(permit_token)
             about["permit_id"] = permit.permit_id
             serial = self.status.require_good(permit).serial
             about["status_serial"] = serial
-            question = read_question(question_token, permit, PublicKey.from_jwk(user_key))
-            about["request_digest"] = digest_of(question.claims())
-            check_question(permit, question)
-            self._concerns_this_node(question)
-            if not self._fresh(question):
-                raise _stale()
+            asked = read(token, permit, PublicKey.from_jwk(user_key))
+            digest = digest_of(asked.claims())
+            about["request_digest"] = digest
+            check(permit, asked)
         except VhtError as error:
-            self.refused(error, stranger=question is None or not self._fresh(question), **about)
+            self.refused(error, stranger=asked is None or not self._fresh(asked), **about)
             raise
-        return Questioned(permit, question, about["request_digest"], serial)
+        return permit, asked, digest, serial
+
+    def _check_study(self, permit: Permit, request: StudyRequest) -> None:
+        check_request(permit, request)
+        self._concerns_this_node(request)
+        self.require_component(request)
+
+    def _check_question(self, permit: Permit, question: FeasibilityQuestion) -> None:
+        check_question(permit, question)
+        self._concerns_this_node(question)
+        if not self._fresh(question):
+            raise _stale()
 
     def require_fresh(self, judged: Judgement) -> None:
         """The request was signed a moment ago, so nobody else can have it. A refusal is logged and raised."""
