@@ -11,6 +11,7 @@ from glob import glob
 from pathlib import Path
 
 import pytest
+from fhir_api_kit import Program, serving
 from node_kit import Hospital, make_hospital, write_fhir
 
 from connector.store import Database
@@ -34,6 +35,23 @@ def stocked(hospital: Hospital) -> Hospital:
     with hospital.open(start=False) as node:
         node.ingest(write_fhir(hospital.root / "fhir"))
     return hospital
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
+    """One ``stocked`` node for all tests of a file."""
+    made = make_hospital(tmp_path_factory.mktemp("home"))
+    with made.open(start=False) as node:
+        node.ingest(write_fhir(made.root / "fhir"))
+    yield made
+    made.issuer.stop()
+
+
+@pytest.fixture(scope="module")
+def program(home: Hospital) -> Iterator[Program]:
+    """A program registered at ``home``, which runs."""
+    with serving(home) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from fhir_api_kit import Program, events, queries, serving
-from node_kit import Hospital, make_hospital, write_fhir
+from node_kit import Hospital
 
 from connector.app import internal_app
 from connector.fhir.api.audit import AuditLog, Event
@@ -19,21 +18,6 @@ from connector.fhir.api.limits import Limits
 from vht_federate.errors import UnavailableError
 
 DAY = 86_400
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
-    made = make_hospital(tmp_path_factory.mktemp("access"))
-    with made.open(start=False) as node:
-        node.ingest(write_fhir(made.root / "fhir"))
-    yield made
-    made.issuer.stop()
-
-
-@pytest.fixture(scope="module")
-def program(home: Hospital) -> Iterator[Program]:
-    with serving(home) as made:
-        yield made
 
 
 def read_event(number: int, client: str | None = "c1") -> Event:

@@ -9,27 +9,12 @@ from urllib.parse import urlsplit
 
 import pytest
 from fhir_api_kit import Program, events, serving
-from node_kit import Hospital, await_that, make_hospital, write_fhir
+from node_kit import Hospital, await_that
 
 from connector.fhir.api.limits import Limits
 from connector.fhir.api.service import WORKING, local_api
 
 KINDS = ("Patient", "Observation", "Condition")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
-    made = make_hospital(tmp_path_factory.mktemp("exports"))
-    with made.open(start=False) as node:
-        node.ingest(write_fhir(made.root / "fhir"))
-    yield made
-    made.issuer.stop()
-
-
-@pytest.fixture(scope="module")
-def program(home: Hospital) -> Iterator[Program]:
-    with serving(home) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

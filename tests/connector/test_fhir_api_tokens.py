@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,28 +17,13 @@ import orjson
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from fhir_api_kit import RSA, Program, events, public_jwk, serving
-from node_kit import DATASET, Hospital, make_hospital, write_fhir
+from node_kit import DATASET, Hospital
 
 from connector.app import internal_app
 from vht_federate.domain.law import DataCategory, Purpose
 from vht_federate.evidence.keys import SigningKey
 from vht_federate.serving import free_port
 from vht_federate.testing.asgi import AppClient
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
-    made = make_hospital(tmp_path_factory.mktemp("tokens"))
-    with made.open(start=False) as node:
-        node.ingest(write_fhir(made.root / "fhir"))
-    yield made
-    made.issuer.stop()
-
-
-@pytest.fixture(scope="module")
-def program(home: Hospital) -> Iterator[Program]:
-    with serving(home) as made:
-        yield made
 
 
 def refused(answer: Any, word: str, code: str) -> None:
