@@ -71,7 +71,8 @@ def pull(
 def sources(state: State) -> None:
     """List the FHIR servers that this node pulls from, and how the last pull of each went."""
     found = _described(state)
-    output.emit("node sources", {"sources": found}, sources_table(found))
+    none = "none is installed: vht node source-add STATE FILE"
+    output.emit("node sources", {"sources": found}, sources_table(found) if found else none)
 
 
 @app.command("source-add")

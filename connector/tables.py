@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from vht_federate.domain.budget import POPULATIONS
-from vht_federate.output import table
+from vht_federate.output import moment_text, table
 
 __all__ = [
     "budget_table",
@@ -73,8 +73,8 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
             one["name"],
             one["state"],
             one.get("every") or "",
-            one["succeeded_at"] or "",
-            one["next_at"] or "",
+            moment_text(one["succeeded_at"]),
+            moment_text(one["next_at"]),
             one["error"]["code"] if one["error"] else "",
         )
         for one in sources
@@ -85,14 +85,18 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
 def source_tables(one: Mapping[str, Any]) -> list[Table]:
     """One source and its latest pulls."""
     names = ("state", "base_url", "mode", "level", "every", "begun_at", "succeeded_at", "next_at", "failures")
-    rows = [(name.replace("_", " "), one.get(name)) for name in names if one.get(name) is not None]
+    rows = [
+        (name.replace("_", " "), moment_text(one[name]) if name.endswith("_at") else one[name])
+        for name in names
+        if one.get(name) is not None
+    ]
     if one["error"]:
         rows.append(("error", f"{one['error']['code']}: {one['error']['message']}"))
     runs = [
         (
-            run["ended_at"],
+            moment_text(run["ended_at"]),
             run["asked_by"] or "interval",
-            run["since"] or "everything",
+            moment_text(run["since"]) if run["since"] else "everything",
             run["lines"],
             run["code"] or ", ".join(f"{count} {name}" for name, count in brought.items() if count),
         )

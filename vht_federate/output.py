@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,7 +22,18 @@ from rich.table import Table
 
 from vht_federate.errors import UnavailableError, VhtError
 
-__all__ = ["SCHEMA_VERSION", "command", "emit", "fail", "json_mode", "people", "progress", "set_json_mode", "table"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "command",
+    "emit",
+    "fail",
+    "json_mode",
+    "moment_text",
+    "people",
+    "progress",
+    "set_json_mode",
+    "table",
+]
 
 SCHEMA_VERSION = "1"
 
@@ -119,3 +131,12 @@ def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
         return run
 
     return decorate
+
+
+def moment_text(value: datetime | str | None) -> str:
+    """A moment in UTC to the second."""
+    if value is None:
+        return "–"
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -5,7 +5,6 @@ template is an error, never an empty string: a page that forgets a number must n
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.templating import Jinja2Templates
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vht_federate.output import moment_text
 
 __all__ = ["CONTENT_SECURITY_POLICY", "SecurityHeaders", "install", "stylesheet", "templates"]
 
@@ -44,15 +45,6 @@ def _short(value: str | None, length: int = 12) -> str:
     return "–" if not value else value if len(value) <= length else value[:length] + "…"
 
 
-def _moment(value: datetime | str | None) -> str:
-    """A moment in UTC to the second."""
-    if value is None:
-        return "–"
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
 def _size(value: int) -> str:
     """Bytes for people."""
     amount, unit = float(value), "B"
@@ -76,7 +68,7 @@ def templates(package_dir: Path, site: str, nav: Sequence[tuple[str, str]]) -> J
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, short=_short, moment=_moment, size=_size)
+    environment.filters.update(number=_number, short=_short, moment=moment_text, size=_size)
     shared: dict[str, Any] = {"site": site, "nav": tuple(nav), "stylesheet": STYLESHEET_PATH}
     environment.globals.update(shared)
     return Jinja2Templates(env=environment)
