@@ -194,7 +194,17 @@ def test_a_folder_of_someone_else_is_left_alone_and_an_older_split_is_replaced(t
     assert [path.name for path in theirs.iterdir()] == ["thesis.txt"]
     split_export(source, tmp_path / "out", hospitals=4)
     split_export(source, tmp_path / "out", hospitals=2)
-    assert {name.split("/")[0] for name in written(tmp_path / "out")} == {"hospital-1", "hospital-2"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dataset.json", "hospital-1", "hospital-2"]
+
+
+def test_an_export_is_never_overwritten_by_its_own_parts(tmp_path: Path) -> None:
+    split_export(folder_of(files_of(resources(20)), tmp_path / "in"), tmp_path / "out", hospitals=2)
+    before = written(tmp_path / "out")
+    for inside in (tmp_path / "out", tmp_path / "out" / "hospital-1"):
+        with pytest.raises(InputError) as caught:
+            split_export(inside, tmp_path / "out", hospitals=3)
+        assert caught.value.code == "VHT-INPUT-SAMPLES"
+    assert written(tmp_path / "out") == before
 
 
 def test_a_real_export_is_split_without_losing_a_line(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def prepare_folder(folder: Path) -> None:
         )
     for path in sorted(folder.glob("*/*.ndjson")):
         path.unlink()
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
 
 
 def describe(folder: Path, source: str, arguments: dict[str, Any], made: list[GeneratedHospital]) -> None:

@@ -56,10 +56,14 @@ def split_export(export: Path, out: Path, *, hospitals: int) -> Split:
     """Write each hospital's share of ``export`` under ``out``, every line as it was.
 
     Raises InputError VHT-INPUT-EXPORT for an export that holds no patient or cannot be read to its end,
-    VHT-INPUT-SAMPLES for a number of hospitals out of range or a folder that holds something else.
+    VHT-INPUT-SAMPLES for a number of hospitals out of range or a folder that holds something else, or the export.
     """
     if not 1 <= hospitals <= MAXIMUM_HOSPITALS:
         raise InputError(f"1-{MAXIMUM_HOSPITALS} hospitals", code="VHT-INPUT-SAMPLES")
+    if export.resolve().is_relative_to(out.resolve()):
+        raise InputError(
+            "the export lies in the folder to write", code="VHT-INPUT-SAMPLES", hint="choose another --out"
+        )
     source = Export(export.resolve())
     homes = {patient: hospital_of(patient, hospitals) for patient in _patients(source)}
     if not homes:
