@@ -1,6 +1,7 @@
 """Published values, PRV as a cross-check, the gain of joint accounting, and a mistake that cannot be written down."""
 
 import warnings
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -80,8 +81,23 @@ def test_prv_of_opacus_agrees(noise: float, rate: float, steps: int) -> None:
 )  # fmt: skip
 def test_loss_distributions_never_exceed_renyi_never_the_filter(events: list[PrivacyEvent], delta: float) -> None:
     counted = float(RdpFilter(3.0, delta).charged(renyi_curve(events)))
-    assert 0 < epsilon(events, delta) <= epsilon_rdp(events, delta) + 1e-6
+    assert 0 <= epsilon(events, delta) <= epsilon_rdp(events, delta) + 1e-6
     assert epsilon_rdp(events, delta) <= counted + 1e-9
+
+
+def test_a_release_that_delta_covers_costs_nothing_and_one_just_beyond_it_something() -> None:
+    """The mass by which two neighbours' outputs differ: delta at epsilon 0, in closed form for one sampled Gaussian."""
+    differs = 0.02 * (2 * NormalDist().cdf(1 / 16) - 1)
+    assert epsilon([event(8.0, 0.02)], differs * 1.001) == 0
+    assert epsilon([event(8.0, 0.02)], differs * 0.999) > 0
+
+
+@pytest.mark.parametrize("target", [1e-6, 1e-3, 0.05])
+@pytest.mark.parametrize("delta", [1e-3, 0.1])
+def test_calibration_ends_where_delta_alone_covers_the_noisier_end(target: float, delta: float) -> None:
+    noise = calibrate_training([], 0.02, 1, target, delta)
+    assert epsilon([event(noise, 0.02)], delta) <= target
+    assert epsilon([event(noise - 2e-3 * max(1.0, noise), 0.02)], delta) > 0.9 * target
 
 
 @settings(max_examples=50, deadline=None)

@@ -163,7 +163,8 @@ def _calibrate(fixed: tuple[_Steps, ...], rate: float, steps: int, target: float
 def _least(cost: Callable[[float], float], target: float, high: float) -> float:
     """The least noise, rounded up to 4 decimals, whose ``cost`` lies in (1 - tolerance, 1] * target.
 
-    Cost falls with noise, nearly as a power of it: false position in logarithms, bisection where that stalls.
+    Cost falls with noise, nearly as a power of it: false position in logarithms, bisection where that stalls or where
+    delta alone already covers the noisier end, whose cost is 0.
     """
     while (cost_high := cost(high)) > target:  # where RDP and PLD differ by rounding only
         high *= 1.05
@@ -173,8 +174,10 @@ def _least(cost: Callable[[float], float], target: float, high: float) -> float:
     for turn in range(60):
         if cost_high > (1 - _TOLERANCE) * target or high - low < 1e-4:
             break
-        slope = math.log(cost_high / cost_low) / math.log(high / low)
-        guess = low * (target * (1 - _TOLERANCE / 2) / cost_low) ** (1 / slope)
+        guess = low
+        if cost_high:
+            slope = math.log(cost_high / cost_low) / math.log(high / low)
+            guess = low * (target * (1 - _TOLERANCE / 2) / cost_low) ** (1 / slope)
         middle = guess if turn % 3 != 2 and low < guess < high else (low + high) / 2
         price = cost(middle)
         if price <= target:
