@@ -9,7 +9,7 @@ from vht_federate.components.contract import Component, read_component
 from vht_federate.components.digest import ComponentFiles, component_digest
 from vht_federate.components.registry import find_component
 from vht_federate.domain.permit import Permit
-from vht_federate.domain.plan import CohortPlan, EvaluationPlan, StudyPlan, TrainingPlan
+from vht_federate.domain.plan import BatchLimit, CohortPlan, EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.domain.study import (
     STUDY_TYP,
     ComponentRef,
@@ -22,6 +22,7 @@ from vht_federate.errors import BudgetError, CohortError, InputError
 from vht_federate.evidence.keys import SigningKey, unverified_claims
 from vht_federate.packaging.codebook import codebook_for
 from vht_federate.privacy.accounting import calibrate_gaussian, calibrate_training, epsilon_by_population
+from vht_federate.privacy.truncation import TruncatedPoisson, overflow_chance
 
 __all__ = ["PlannedStudy", "check_locally", "initial_weights", "plan_study", "resolve_plan"]
 
@@ -53,7 +54,8 @@ def resolve_plan(privacy: PrivacyTargets, training: TrainingChoices) -> StudyPla
     """Calibrate every noise multiplier so that no patient pays more than ``privacy.epsilon``.
 
     Three releases share ``cohort_epsilon``, two share ``evaluation_epsilon`` (test patients); training, on training
-    patients, gets what the marginals and the noised count leave. Raises BudgetError VHT-BUDGET-INFEASIBLE.
+    patients, gets what the marginals and the noised count leave. A ``largest_population`` bounds batches where they
+    hardly ever overflow. Raises BudgetError VHT-BUDGET-INFEASIBLE.
     """
     cohort = evaluation = None
     if privacy.cohort_epsilon is not None:
@@ -68,14 +70,29 @@ def resolve_plan(privacy: PrivacyTargets, training: TrainingChoices) -> StudyPla
         evaluation = EvaluationPlan(noise_multiplier=noise)
     draft = StudyPlan(
         delta=privacy.delta,
-        training=TrainingPlan(**training.model_dump(), noise_multiplier=1.0),
+        training=TrainingPlan(
+            **training.model_dump(exclude={"largest_population"}),
+            noise_multiplier=1.0,
+            batch_limit=_batch_limit(training),
+        ),
         evaluation=evaluation,
         cohort=cohort,
     )
-    fixed = [event for event in draft.events() if event.population != "test" and event.label != "train"]
+    paid = [event for event in draft.events() if event.population != "test"]
+    fixed, private = ([event for event in paid if (event.label == "train") == train] for train in (False, True))
     steps = training.rounds * training.local_steps
-    noise = calibrate_training(fixed, training.sampling_rate, steps, privacy.epsilon, privacy.delta)
+    chance = overflow_chance(private)
+    noise = calibrate_training(fixed, training.sampling_rate, steps, privacy.epsilon, privacy.delta, chance)
     return draft.model_copy(update={"training": draft.training.model_copy(update={"noise_multiplier": noise})})
+
+
+def _batch_limit(training: TrainingChoices) -> BatchLimit | None:
+    population = training.largest_population
+    if population is None:
+        return None
+    steps = training.rounds * training.local_steps
+    fitting = TruncatedPoisson.fitting(training.sampling_rate, population, steps)
+    return BatchLimit(patients=fitting.batch, population=population)
 
 
 def plan_study(file: StudyFile, now: datetime) -> PlannedStudy:

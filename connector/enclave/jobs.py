@@ -9,6 +9,7 @@ from vht_federate.components.job import CohortArrays, JobCall, JobReply, VisitDa
 from vht_federate.errors import RefusedError
 from vht_federate.privacy.release import Private, release_gaussian
 from vht_federate.privacy.scores import PatientScores, ScoreHistogram
+from vht_federate.privacy.truncation import check_population
 from vht_federate.secagg import protocol_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def train(data: VisitData, call: JobCall) -> JobReply:
 
     Result: ``patients_noised`` (released once, in round 1, and repeated), ``steps``, ``engine`` and ``engine_why``
     (which way gradients were taken, chosen before a patient was read); with adaptive clipping ``clipping_norm``, which
-    the next round starts from.
+    the next round starts from. Raises RefusedError VHT-REFUSED-SIZE where a plan with bounded batches is not accounted
+    for a node of this size.
     """
     from vht_federate.privacy.training import load_weights, noised_count, train_round
 
@@ -34,9 +36,10 @@ def train(data: VisitData, call: JobCall) -> JobReply:
     load_weights(model, call.tensors)
     patients = _patients_noised(data, call.round)
     held, engine = _training_tensors(data), _engine(data, model)
-    held.map(lambda tensors: engine.prepare((tensors.values,)))
+    held.map(lambda tensors: engine.prepare((tensors.values,), tensors.outcome))
     if patients is None:
         patients = noised_count(held, plan, data.noise)
+    check_population(plan, patients)
     trained = train_round(engine, held, patients, plan, data.noise, _clipping_norm(data, call.round))
     result = {
         "patients_noised": patients,
@@ -54,7 +57,8 @@ def evaluate(data: VisitData, call: JobCall) -> JobReply:
 
     Result: ``confusion`` [tn, fp, fn, tp] at threshold 0.5, ``positives`` and ``negatives`` (histograms of the score in
     ``score_bins`` equal bins, by label). A patient's score is the mean over its records, its label the largest of its
-    outcomes; a score that is not finite counts as 0. Each patient adds one to one cell of each of the two tables.
+    outcomes; a score that is not finite, or that the component fails to give, counts as 0. Each patient adds one to one
+    cell of each of the two tables.
     """
     from vht_federate.privacy.training import load_weights
 
@@ -63,6 +67,7 @@ def evaluate(data: VisitData, call: JobCall) -> JobReply:
     if plan is None:
         raise RefusedError("the plan of this study has no evaluation", code="VHT-REFUSED-PLAN")
     load_weights(model, call.tensors)
+    data.noise.uniform(0)  # the round begins, and is paid for, before a component sees a patient
     scored = data.cohort.map(lambda cohort: _scores(model, cohort.of("test")))
     confusion = release_gaussian(
         scored.map(lambda pair: _cells(2 * pair[1] + (pair[0] >= 0.5), 4)), 1.0, plan.noise_multiplier, data.noise
@@ -98,10 +103,11 @@ def _model(data: VisitData) -> "nn.Module":
 def _engine(data: VisitData, model: "nn.Module") -> "PerPatientEngine":
     """The visit's gradient engine, kept between rounds."""
     from vht_federate.components.loss import loss_of
-    from vht_federate.privacy.engine import PerPatientEngine
+    from vht_federate.privacy.engine import EngineOptions, PerPatientEngine
 
     if "engine" not in data.state:
-        data.state["engine"] = PerPatientEngine(model, loss_of(data.component))
+        options = EngineOptions.of(data.state["device"])
+        data.state["engine"] = PerPatientEngine(model, loss_of(data.component), options)
     engine: PerPatientEngine = data.state["engine"]
     return engine
 

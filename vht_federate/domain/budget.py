@@ -9,12 +9,25 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-__all__ = ["POPULATIONS", "Mechanism", "Noise", "Population", "PrivacyEvent", "PrivacySpend", "touching"]
+__all__ = [
+    "MOST_PATIENTS",
+    "POPULATIONS",
+    "Mechanism",
+    "Noise",
+    "Population",
+    "PrivacyEvent",
+    "PrivacySpend",
+    "touching",
+]
 
 Noise = Annotated[float, Field(ge=1e-2, le=1e6)]  # a standard deviation over an L2 sensitivity
 Population = Literal["train", "test", "all"]
 Mechanism = Literal["gaussian", "discrete-gaussian", "skellam", "laplace", "exponential"]
+MOST_PATIENTS = 100_000_000  # of one node
 POPULATIONS: tuple[Literal["train", "test"], ...] = ("train", "test")
+_PLAIN = {"mechanism": "gaussian"} | dict.fromkeys(
+    ("l2_sensitivity", "l1_sensitivity", "largest_batch", "largest_population")
+)
 
 
 class PrivacyEvent(BaseModel):
@@ -23,7 +36,9 @@ class PrivacyEvent(BaseModel):
     ``noise_multiplier``, of one patient (add or remove one): the standard deviation over the L2 sensitivity (gaussian,
     discrete-gaussian, skellam), the scale over the L1 sensitivity (laplace), or one over the epsilon of a choice
     (exponential). Skellam noise also needs both sensitivities in units of its grid. All but Gaussian noise is on
-    everybody: ``sampling_rate`` 1. The set of mechanisms is closed; what is not in it cannot be planned or held.
+    everybody: ``sampling_rate`` 1. A sample of bounded size (truncated Poisson) names its bound, ``largest_batch``, and
+    ``largest_population``, the most patients it may be drawn from. The set of mechanisms is closed; what is not in it
+    cannot be planned or held.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +51,8 @@ class PrivacyEvent(BaseModel):
     mechanism: Mechanism = "gaussian"
     l2_sensitivity: float | None = Field(default=None, gt=0, lt=1e9)  # of skellam noise, in units of the grid
     l1_sensitivity: float | None = Field(default=None, gt=0, lt=1e12)
+    largest_batch: int | None = Field(default=None, ge=1, le=MOST_PATIENTS)  # patients; of a truncated sample
+    largest_population: int | None = Field(default=None, ge=1, le=MOST_PATIENTS)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -44,14 +61,17 @@ class PrivacyEvent(BaseModel):
             raise ValueError("skellam noise has both sensitivities, no other has any")
         if self.mechanism != "gaussian" and self.sampling_rate != 1.0:
             raise ValueError("sampling is accounted for Gaussian noise alone")
+        if (self.largest_batch is None) != (self.largest_population is None):
+            raise ValueError("a truncated sample has a largest batch and a largest population")
+        if self.largest_batch is not None and self.mechanism != "gaussian":
+            raise ValueError("truncated samples are accounted for Gaussian noise alone")
         return self
 
     @model_serializer(mode="wrap")
     def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the fields that Gaussian noise does not need."""
         made: dict[str, Any] = dump(self)
-        plain = {"mechanism": "gaussian", "l2_sensitivity": None, "l1_sensitivity": None}
-        return {name: value for name, value in made.items() if name not in plain or value != plain[name]}
+        return {name: value for name, value in made.items() if name not in _PLAIN or value != _PLAIN[name]}
 
 
 class PrivacySpend(BaseModel):

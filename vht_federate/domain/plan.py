@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vht_federate.domain.budget import Noise, Population, PrivacyEvent
+from vht_federate.domain.budget import MOST_PATIENTS, Noise, Population, PrivacyEvent
 
-__all__ = ["AdaptiveClipping", "CohortPlan", "EvaluationPlan", "Precision", "StudyPlan", "TrainingPlan"]
+__all__ = ["AdaptiveClipping", "BatchLimit", "CohortPlan", "EvaluationPlan", "Precision", "StudyPlan", "TrainingPlan"]
 
 Precision = Literal["float64", "float32"]  # of noise and of the sums that it is added to
 
@@ -32,6 +32,19 @@ class AdaptiveClipping(BaseModel):
     share: float = Field(default=0.05, gt=0, le=0.5)
 
 
+class BatchLimit(BaseModel):
+    """Steps of one shape: no step uses more than ``patients``, whatever was drawn (truncated Poisson sampling).
+
+    Where more were drawn, a uniformly random part of them is kept. What that costs in delta is accounted for nodes of
+    at most ``population`` training patients; one whose noised count may hide more refuses.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    patients: int = Field(ge=1, le=MOST_PATIENTS)
+    population: int = Field(ge=1, le=MOST_PATIENTS)
+
+
 class TrainingPlan(BaseModel):
     """Patient-level DP-SGD: ``rounds`` visits of ``local_steps`` private steps each.
 
@@ -46,14 +59,15 @@ class TrainingPlan(BaseModel):
     rounds: int = Field(ge=1, le=1000)
     local_steps: int = Field(ge=1, le=10_000)
     sampling_rate: float = Field(gt=0, le=1)
-    clipping_norm: float = Field(gt=0)
-    noise_multiplier: float = Field(gt=0)  # calibrated from the epsilon that is left for training
+    clipping_norm: float = Field(ge=1e-6, le=1e6)
+    noise_multiplier: Noise  # calibrated from the epsilon that is left for training
     learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     count_noise_multiplier: Noise = 10.0  # noise on the number of training patients
     adaptive_clipping: AdaptiveClipping | None = None  # else the norm moves, from clipping_norm on
     noise_precision: Precision = "float64"  # "float32": faster for large models, and coarser in its low-order bits
+    batch_limit: BatchLimit | None = None  # else a step takes whoever was drawn
 
     @property
     def sum_noise_multiplier(self) -> float:
@@ -76,7 +90,7 @@ class EvaluationPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    noise_multiplier: float = Field(gt=0)  # of each of the two
+    noise_multiplier: Noise  # of each of the two
     score_bins: int = Field(default=20, ge=2, le=200)  # of the histogram
 
 
@@ -133,6 +147,8 @@ class StudyPlan(BaseModel):
             noise_multiplier=training.noise_multiplier,
             sampling_rate=training.sampling_rate,
             steps=training.local_steps,
+            largest_batch=training.batch_limit and training.batch_limit.patients,
+            largest_population=training.batch_limit and training.batch_limit.population,
         )
         for number in range(1, training.rounds + 1):
             calls["train", number] = (count, step) if number == 1 else (step,)

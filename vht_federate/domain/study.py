@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from vht_federate.domain.budget import MOST_PATIENTS
 from vht_federate.domain.law import DataCategory, Purpose
 from vht_federate.domain.permit import Identifier, Sha256
 from vht_federate.domain.plan import AdaptiveClipping, Precision, StudyPlan
@@ -17,6 +18,7 @@ from vht_federate.errors import InputError
 __all__ = ["STUDY_TYP", "ComponentRef", "NodeRef", "PrivacyTargets", "StudyFile", "StudyRequest", "TrainingChoices"]
 
 STUDY_TYP = "vht-study+jwt"
+Patients = Annotated[int, Field(ge=1, le=MOST_PATIENTS)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 
@@ -110,6 +112,7 @@ class TrainingChoices(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     adaptive_clipping: AdaptiveClipping | None = None  # else the norm moves, from clipping_norm on
     noise_precision: Precision = "float64"  # "float32": faster for large models, and coarser in its low-order bits
+    largest_population: Patients | None = None  # training patients of the largest node; with it batches are bounded
 
 
 class _Federation(BaseModel):

@@ -6,6 +6,9 @@ The unit is one patient at one node, added or removed. Every event is a mechanis
 2018, theorem 8). Lists with noise on the integers or an exponential mechanism are reported by the sum of their Renyi
 bounds, since their loss distributions depend on the data. An epsilon above ``LOOSE_ABOVE`` is reported by its Renyi
 bound (Mironov 2017), which is valid, larger, and cheap enough that no hostile plan can exhaust memory.
+
+Where samples are truncated, a hundredth of delta is set aside for overflows (``truncation``); where that is not enough
+there is no epsilon at this delta, and infinity is what is reported.
 """
 
 import math
@@ -16,6 +19,7 @@ from functools import lru_cache
 from vht_federate.domain.budget import POPULATIONS, PrivacyEvent, touching
 from vht_federate.errors import BudgetError, InputError
 from vht_federate.privacy.renyi import Mechanism, mechanism_of, step_curve
+from vht_federate.privacy.truncation import SET_ASIDE, covers, overflow_chance
 
 __all__ = ["calibrate_gaussian", "calibrate_training", "epsilon", "epsilon_by_population", "epsilon_rdp"]
 
@@ -32,12 +36,12 @@ def epsilon(events: Sequence[PrivacyEvent], delta: float) -> float:
 
     Every event counts, whatever its population: choose with ``touching`` or ask ``epsilon_by_population``.
     """
-    return _pld(_merged(events), _checked(delta))
+    return _beside_overflows(_pld, events, delta)
 
 
 def epsilon_rdp(events: Sequence[PrivacyEvent], delta: float) -> float:
     """The same by Renyi differential privacy: never below what a patient really pays, usually 5-15 % above PLD."""
-    return _rdp(_merged(events), _checked(delta))
+    return _beside_overflows(_rdp, events, delta)
 
 
 def epsilon_by_population(events: Sequence[PrivacyEvent], delta: float) -> dict[str, float]:
@@ -51,13 +55,34 @@ def calibrate_gaussian(target: float, delta: float, releases: int = 1) -> float:
 
 
 def calibrate_training(
-    fixed: Sequence[PrivacyEvent], sampling_rate: float, steps: int, target: float, delta: float
+    fixed: Sequence[PrivacyEvent], sampling_rate: float, steps: int, target: float, delta: float, chance: float = 0.0
 ) -> float:
     """The least noise multiplier at which ``steps`` private steps, composed with ``fixed``, cost <= ``target``.
 
-    Raises BudgetError VHT-BUDGET-INFEASIBLE where ``fixed`` leaves nothing for training.
+    ``chance``: ``overflow_chance`` of those steps, where their samples are truncated. Raises BudgetError
+    VHT-BUDGET-INFEASIBLE where ``fixed`` leaves nothing for training, or batches overflow too often.
     """
-    return _calibrate(_merged(fixed), sampling_rate, steps, target, delta)
+    chance += overflow_chance(fixed)
+    if not covers(_checked(delta), target, chance):
+        raise BudgetError(
+            "batches overflow too often for this delta",
+            code="VHT-BUDGET-INFEASIBLE",
+            hint="a larger batch costs time and no privacy",
+        )
+    return _calibrate(_merged(fixed), sampling_rate, steps, target, _left(delta, chance))
+
+
+def _beside_overflows(
+    price: Callable[[tuple[_Steps, ...], float], float], events: Sequence[PrivacyEvent], delta: float
+) -> float:
+    chance = overflow_chance(events)
+    found = price(_merged(events), _left(_checked(delta), chance))
+    return found if covers(delta, found, chance) else math.inf
+
+
+def _left(delta: float, chance: float) -> float:
+    """Of delta, beside overflows."""
+    return (1.0 - SET_ASIDE) * delta if chance else delta
 
 
 def _checked(delta: float) -> float:
@@ -108,7 +133,7 @@ def _pld(mechanisms: tuple[_Steps, ...], delta: float) -> float:
     if len(mechanisms) == 1 and mechanisms[0][0][:2] == ("gaussian", 1.0):
         return min(bound, _gaussian(mechanisms[0][0][2], delta))
     interval = 1e-4 if bound <= 12 else 1e-3  # coarser is still pessimistic; a large epsilon needs a wide grid
-    return _composed(PLDAccountant(value_discretization_interval=interval), mechanisms, delta)
+    return min(bound, _composed(PLDAccountant(value_discretization_interval=interval), mechanisms, delta))
 
 
 def _gaussian(noise: float, delta: float) -> float:

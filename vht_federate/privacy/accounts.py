@@ -17,7 +17,7 @@ from vht_federate.domain.budget import POPULATIONS, PrivacyEvent, touching
 from vht_federate.errors import BudgetError
 from vht_federate.privacy.filters import RdpFilter
 from vht_federate.privacy.participation import Included, Participation
-from vht_federate.privacy.renyi import ORDERS, renyi_curve
+from vht_federate.privacy.renyi import COORDINATES, renyi_curve
 
 __all__ = ["Cap", "PatientAccounts", "Remaining", "Run"]
 
@@ -36,14 +36,17 @@ class Run:
 
     @cached_property
     def curves(self) -> NDArray[np.float64]:
-        """[2, orders]: what a patient of each population pays once everything is drawn."""
+        """[2, coordinates]: what a patient of each population pays once everything is drawn."""
         events = (*self.drew, *self.holds)
         return np.stack([renyi_curve(touching(events, population)) for population in POPULATIONS])
 
 
 @dataclass(frozen=True)
 class Cap:
-    """No patient's account passes ``epsilon`` at ``delta`` over all runs, or those of one dataset or one permit."""
+    """No patient's account passes ``epsilon`` at ``delta`` over all runs, or those of one dataset or one permit.
+
+    At 2 ``delta`` in the one case that ``RdpFilter.cost`` names.
+    """
 
     name: str
     epsilon: float
@@ -159,8 +162,8 @@ class PatientAccounts:
         return [one for one in self.runs.values() if one.name != run.name and cap.covers(one)]
 
     def _group_curves(self, runs: Sequence[Run]) -> NDArray[np.float64]:
-        """[groups, orders]: what the placed ones of ``runs`` cost each group."""
-        curves = np.zeros((len(self.runs), 2, len(ORDERS)))
+        """[groups, coordinates]: what the placed ones of ``runs`` cost each group."""
+        curves = np.zeros((len(self.runs), 2, COORDINATES))
         for run in runs:
             curves[self._column[run.name]] = run.curves
         both = np.tensordot(self._incidence, curves, axes=1)
@@ -168,9 +171,9 @@ class PatientAccounts:
         return found
 
     def _everybody(self, runs: Sequence[Run]) -> NDArray[np.float64]:
-        """[2, orders]: what those of ``runs`` that may include anybody cost a patient of each population."""
+        """[2, coordinates]: what those of ``runs`` that may include anybody cost a patient of each population."""
         unplaced = [run.curves for run in runs if run.name in self._unplaced]
-        return np.sum(unplaced, axis=0) if unplaced else np.zeros((2, len(ORDERS)))
+        return np.sum(unplaced, axis=0) if unplaced else np.zeros((2, COORDINATES))
 
     def _fits_as_planned(self, rule: RdpFilter, run: Run, others: Sequence[Run], place: int) -> bool:
         group = self.participation.groups[place]

@@ -7,7 +7,8 @@ advance, stopping before the divergences add up to more than a bound is enough, 
 
 Which order fits best is known at the end only. So every order of the grid has a share of delta (``SHARES``), and a plan
 is admitted while some order still admits it: what was released lies in the part of one order, whose own filter bounds
-it by (epsilon, share * delta), and the shares add up to delta. The price is a few percent of epsilon.
+it by (epsilon, share * delta). The price is a few percent of epsilon. The shares add up to delta less the hundredth
+that is set aside for truncated samples (``truncation``): whether any comes is not known in advance, so it always is.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.errors import InputError
 from vht_federate.privacy.accounting import epsilon
 from vht_federate.privacy.renyi import ORDERS, renyi_curve, renyi_epsilon
+from vht_federate.privacy.truncation import SET_ASIDE
 
 __all__ = ["RdpFilter"]
 
@@ -41,12 +43,15 @@ class RdpFilter:
             raise InputError("a filter has epsilon > 0 and a delta between 0 and 1", code="VHT-INPUT-DELTA")
 
     def charged(self, curves: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Epsilon [...] as this filter counts it for histories of the given ``renyi_curve`` [..., orders]."""
-        found: NDArray[np.float64] = renyi_epsilon(curves, self._deltas).min(axis=-1)
-        return found
+        """Epsilon [...] as this filter counts it for histories of the given ``renyi_curve`` [..., coordinates].
+
+        Infinite where batches of the history may have overflowed too often for the cap and its delta.
+        """
+        found: NDArray[np.float64] = renyi_epsilon(curves[..., :-1], self._deltas).min(axis=-1)
+        return np.where(curves[..., -1] <= self._chance, found, np.inf)
 
     def admits(self, curves: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """May histories [..., orders], the plan in question included, come to be? One answer for each."""
+        """May histories [..., coordinates], the plan in question included, come to be? One answer for each."""
         found: NDArray[np.bool_] = self.charged(curves) <= self.epsilon + SLACK
         return found
 
@@ -74,5 +79,10 @@ class RdpFilter:
         empty = np.log1p(-1 / orders) - np.log(self.delta * orders) / (orders - 1)
         best = int(np.argmax((self.epsilon - empty) / orders))
         shares = _FALL ** np.abs(np.arange(len(orders)) - best)
-        found: NDArray[np.float64] = self.delta * shares / shares.sum()
+        found: NDArray[np.float64] = (1.0 - SET_ASIDE) * self.delta * shares / shares.sum()
         return found
+
+    @cached_property
+    def _chance(self) -> float:
+        """Of an overflow in a whole history: what the part of delta that is set aside covers at the cap."""
+        return float(np.exp(np.log(SET_ASIDE * self.delta) - np.logaddexp(0.0, self.epsilon)))

@@ -53,7 +53,7 @@ def record_logits(model: torch.nn.Module, values: Tensor) -> Tensor:
     """Logits [records] of ``values`` [records, ...], each record on its own.
 
     A model that mixed records (a mean over the batch, say) would let one patient move the scores of all others, and a
-    table of scores would no longer have the sensitivity that is accounted.
+    table of scores would no longer have the sensitivity that is accounted. NaN for a record that the model fails on.
     """
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     buffers = dict(model.named_buffers())
@@ -63,11 +63,21 @@ def record_logits(model: torch.nn.Module, values: Tensor) -> Tensor:
         logit: Tensor = functional_call(model, (parameters, buffers), (one.unsqueeze(0),))
         return logit.reshape(())
 
+    def guarded(one: Tensor) -> Tensor:
+        try:
+            return one_logit(one)
+        except Exception:
+            return next(iter(parameters.values())).new_full((), torch.nan)
+
     with torch.no_grad():
-        if any(isinstance(module, torch.nn.RNNBase) for module in model.modules()):  # vmap does not know them
-            return torch.stack([one_logit(one) for one in values]) if len(values) else values.new_zeros(0)
-        logits: Tensor = vmap(one_logit)(values)
-    return logits
+        if not any(isinstance(module, torch.nn.RNNBase) for module in model.modules()):  # vmap does not know them
+            try:
+                logits: Tensor = vmap(one_logit)(values)
+            except Exception:  # of some record: which one shows when each is alone
+                logits = values.new_zeros(0)
+            if len(logits):
+                return logits
+        return torch.stack([guarded(one) for one in values]) if len(values) else values.new_zeros(0)
 
 
 def contributions(records: Mapping[str, Tensor], group: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 Where ``accounting`` composes one list of events as exactly as it can, this adds vectors: a thousand histories are one
 matrix product. Bounds are those of ``dp_accounting`` 0.6 (Mironov, Talwar and Zhang 2019 for subsampled Gaussians,
 Mironov 2017 for Laplace noise), of ``discrete_accounting`` for noise on the integers, and epsilon^2 / 8 concentrated
-differential privacy for the exponential mechanism (Cesar and Rogers 2021).
+differential privacy for the exponential mechanism (Cesar and Rogers 2021). Beside the orders a curve has one more
+number that adds up: the chance that a truncated sample overflowed (``truncation``).
 """
 
 from collections.abc import Iterable
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.privacy.discrete_accounting import discrete_gaussian_renyi, skellam_renyi
+from vht_federate.privacy.truncation import overflow_chance
 
-__all__ = ["ORDERS", "Mechanism", "mechanism_of", "renyi_curve", "renyi_epsilon", "step_curve"]
+__all__ = ["COORDINATES", "ORDERS", "Mechanism", "mechanism_of", "renyi_curve", "renyi_epsilon", "step_curve"]
 
 ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
-Curve = NDArray[np.float64]  # [..., orders]
+COORDINATES = len(ORDERS) + 1
+Curve = NDArray[np.float64]  # [..., orders], or with the chance of an overflow last [..., coordinates]
 Mechanism = tuple[str, float, float, float, float]  # name, sampling rate, noise multiplier, L2 and L1 sensitivity
 
 
@@ -29,10 +32,14 @@ def mechanism_of(event: PrivacyEvent) -> Mechanism:
 
 
 def renyi_curve(events: Iterable[PrivacyEvent]) -> Curve:
-    """Upper bounds [orders] of the divergence of all ``events`` together, at each of ``ORDERS``; zeros for none."""
-    total = np.zeros(len(ORDERS))
+    """Upper bounds of the divergence of all ``events`` together, at each of ``ORDERS``, and their ``overflow_chance``.
+
+    [coordinates]; zeros for none.
+    """
+    total = np.zeros(COORDINATES)
     for event in events:
-        total += event.steps * step_curve(mechanism_of(event), ORDERS)
+        total[:-1] += event.steps * step_curve(mechanism_of(event), ORDERS)
+        total[-1] += overflow_chance([event])
     return total
 
 

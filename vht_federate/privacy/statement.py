@@ -45,6 +45,11 @@ _PUBLIC = (
 )
 
 
+_SAMPLING = "Poisson: in each step each training patient is drawn independently"
+_TRUNCATED = (
+    "; where more are drawn than a batch holds, a uniformly random part of them is kept, and a hundredth of delta "
+    "covers the chance of that (Chua et al. 2024)"
+)
 _CLIPPING = "L2, once per patient, on the average of the gradients of the patient's records"
 _ADAPTIVE = (
     "; the norm follows a quantile of the contributions' norms by a noisy count in each step, and sum and count of a "
@@ -105,8 +110,9 @@ def _mechanism(plan: StudyPlan) -> dict[str, Any]:
     training = plan.training
     return {
         "name": "Gaussian",
-        "sampling": "Poisson: in each step each training patient is drawn independently",
+        "sampling": _SAMPLING + (_TRUNCATED if training.batch_limit else ""),
         "sampling_rate": training.sampling_rate,
+        "batch_limit": training.batch_limit and training.batch_limit.model_dump(mode="json"),
         "clipping": _CLIPPING + (_ADAPTIVE if training.adaptive_clipping else ""),
         "clipping_norm": training.clipping_norm,
         "adaptive_clipping": training.adaptive_clipping and training.adaptive_clipping.model_dump(mode="json"),

@@ -14,9 +14,18 @@ from torch import Tensor
 
 from vht_federate.domain.plan import TrainingPlan
 from vht_federate.errors import WireError
-from vht_federate.privacy.engine import Batch, PerPatientEngine, noised_sum, noised_sum_and_count, trained
+from vht_federate.privacy.engine import (
+    Batch,
+    FixedBatch,
+    PerPatientEngine,
+    noised_sum,
+    noised_sum_and_count,
+    trained,
+)
+from vht_federate.privacy.engine.slots import Slots
 from vht_federate.privacy.noise import NoiseSource
 from vht_federate.privacy.release import Private, release_gaussian
+from vht_federate.privacy.truncation import TruncatedPoisson
 
 __all__ = ["Trained", "TrainingTensors", "load_weights", "noised_count", "train_round"]
 
@@ -51,6 +60,7 @@ class TrainingTensors:
         self.patients = patients
         self.first = np.searchsorted(patient, np.arange(patients + 1))
         self.device = device
+        self._padded: tuple[Tensor, Tensor] | None = None
 
     def __repr__(self) -> str:
         return "TrainingTensors(redacted)"
@@ -62,6 +72,15 @@ class TrainingTensors:
         within = np.arange(len(patient)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         rows = torch.from_numpy(np.repeat(self.first[chosen], sizes) + within).to(self.device)
         return Batch((self.values[rows],), self.outcome[rows], torch.from_numpy(patient), self.patients)
+
+    def batch_of(self, chosen: NDArray[np.int64], slots: Slots | None) -> Batch | FixedBatch:
+        """The same, laid out in ``slots`` where there are any."""
+        if slots is None:
+            return self.records_of(chosen)
+        if self._padded is None:
+            self._padded = _with_zeros(self.values), _with_zeros(self.outcome)
+        values, outcome = self._padded
+        return FixedBatch((values,), outcome, slots, slots.lay(self.first, chosen), lambda: self.records_of(chosen))
 
 
 def noised_count(data: Private[TrainingTensors], plan: TrainingPlan, noise: NoiseSource) -> float:
@@ -101,19 +120,20 @@ def train_round(
 ) -> Trained:
     """``plan.local_steps`` private steps from the present weights of the engine's model, which keeps the new ones.
 
-    Each step: Poisson sample of patients, one clipped contribution per patient, Gaussian noise, division by the
-    *expected* batch ``sampling_rate * patients_noised`` (public), then momentum, weight decay and the step, which
-    touch public values only. Momentum starts at zero in each round: weights are all that travels. ``clipping_norm``:
-    where an adaptive one was left by the round before; None in the first. The engine makes its choice before noise is
-    asked for: a model that no engine can follow is refused before the round has begun.
+    Each step: Poisson sample of patients (truncated where the plan has a ``batch_limit``), one clipped contribution per
+    patient, Gaussian noise, division by the *expected* batch ``sampling_rate * patients_noised`` (public), then
+    momentum, weight decay and the step, which touch public values only. Momentum starts at zero in each round: weights
+    are all that travels. ``clipping_norm``: where an adaptive one was left by the round before; None in the first. The
+    engine makes its choice before noise is asked for: a model that no engine can follow is refused before the round has
+    begun.
     """
-    data.map(lambda held: engine.prepare((held.values,)))
+    data.map(lambda held: engine.prepare((held.values,), held.outcome))
     parameters = trained(engine.model)
     expected_batch = plan.sampling_rate * max(1.0, patients_noised)
     velocity = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
     norm = plan.clipping_norm if clipping_norm is None else clipping_norm
     for _ in range(plan.local_steps):
-        sampled = data.map(lambda held: held.records_of(noise.poisson_sample(held.patients, plan.sampling_rate)))
+        sampled = data.map(lambda held: _sampled(engine, held, plan, noise))
         gradient, norm = _released(engine, sampled, plan, norm, expected_batch, noise)
         with torch.no_grad():
             for name, value in parameters.items():
@@ -124,9 +144,27 @@ def train_round(
     return Trained({name: value.detach().cpu().numpy().astype(np.float32) for name, value in everything}, norm)
 
 
+def _sampled(
+    engine: PerPatientEngine, held: TrainingTensors, plan: TrainingPlan, noise: NoiseSource
+) -> Batch | FixedBatch:
+    """A step's patients: a Poisson sample, truncated where the plan bounds it."""
+    limit = plan.batch_limit
+    if limit is None:
+        chosen = noise.poisson_sample(held.patients, plan.sampling_rate)
+    else:
+        chosen = TruncatedPoisson(plan.sampling_rate, limit.patients, limit.population).sample(held.patients, noise)
+    expected, bound = plan.sampling_rate * held.patients, None if limit is None else limit.patients
+    return held.batch_of(chosen, engine.slots(np.diff(held.first), expected, bound, torch.device(held.device).type))
+
+
+def _with_zeros(values: Tensor) -> Tensor:
+    """[records, ...] with one more, of zeros, at the end."""
+    return torch.cat([values, values.new_zeros((1, *values.shape[1:]))])
+
+
 def _released(
     engine: PerPatientEngine,
-    sampled: Private[Batch],
+    sampled: Private[Batch | FixedBatch],
     plan: TrainingPlan,
     norm: float,
     expected_batch: float,

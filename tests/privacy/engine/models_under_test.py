@@ -33,7 +33,7 @@ class Channels(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         image = values.transpose(1, 2)
         if self.planes:
-            image = image.unsqueeze(-1) * torch.linspace(-1, 1, 5, dtype=values.dtype)
+            image = image.unsqueeze(-1) * torch.linspace(-1, 1, 5, dtype=values.dtype, device=values.device)
         return self.head(self.relu(self.layer(image)).flatten(2).mean(2)).squeeze(-1)
 
 
@@ -45,7 +45,7 @@ class Attending(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         other = values[:, :1] if self.cross else values
-        mask = torch.ones(values.shape[1], other.shape[1], dtype=torch.bool).triu(1) if self.masked else None
+        mask = values.new_ones(values.shape[1], other.shape[1], dtype=torch.bool).triu(1) if self.masked else None
         mixed, _ = self.attention(values, other, other, need_weights=self.weights, attn_mask=mask)
         return self.head(mixed).mean(1).squeeze(-1)
 

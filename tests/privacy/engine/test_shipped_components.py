@@ -61,7 +61,7 @@ def test_both_engines_give_the_sum_of_the_definition(
     values = torch.from_numpy(made_up(name, profile, len(patient), seed))
     outcome = torch.from_numpy((np.random.default_rng(seed).random(len(patient)) < 0.4).astype(float))
     engine = PerPatientEngine(model, loss)
-    engine.prepare((values,))
+    engine.prepare((values,), outcome)
     fast = engine.clipped_sum((values,), outcome, patient, len(counts), clipping_norm)
     general = clipped_sum(model, loss, values, outcome, patient, clipping_norm)
     expected = clipped_sum_by_definition(model, loss, (values,), outcome, patient, clipping_norm)

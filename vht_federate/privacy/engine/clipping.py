@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vht_federate.privacy.engine.grouping import Group, MicroBatch
+from vht_federate.privacy.engine.grouping import Group, Patients
 from vht_federate.privacy.engine.use import Use, norm
 from vht_federate.privacy.tally import Tally
 
@@ -21,20 +21,26 @@ _ROWS_AT_ONCE = 4096  # records whose ghost norms are taken together, where pati
 
 
 class Clipped:
-    """``total``: sums by parameter name (absent: zero). ``suspects``: bool [patients], whose norm is not finite in
+    """``total``: sums by parameter name (absent: zero), worthless unless all are ``finite``.
 
-    this precision; None where there is none. With suspects ``total`` is worthless. ``factors`` [patients]: what each
-    contribution was multiplied with; None where all are zero.
+    ``finite`` bool [patients]: whose norm is finite in this precision. ``factors`` [patients]: what each contribution
+    was multiplied with, 1 exactly for those within the norm. Nothing here has looked at a number yet.
     """
 
-    def __init__(self, total: dict[str, Tensor], suspects: Tensor | None, factors: Tensor | None = None) -> None:
+    def __init__(self, total: dict[str, Tensor], finite: Tensor, factors: Tensor) -> None:
         self.total = total
-        self.suspects = suspects
+        self.finite = finite
         self.factors = factors
 
-    def tell(self, tally: Tally, patients: int) -> None:
-        """A contribution within the norm has the factor 1, exactly."""
-        tally.add(patients if self.factors is None else int((self.factors == 1).sum()), patients)
+    @classmethod
+    def nothing(cls, like: Tensor, patients: int) -> "Clipped":
+        """Where the loss depends on no parameter."""
+        return cls({}, like.new_ones(patients, dtype=torch.bool), like.new_ones(patients))
+
+    @property
+    def within(self) -> Tensor:
+        """Whose contribution is not longer than the norm, bool [patients]."""
+        return self.factors == 1
 
 
 def add(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
@@ -43,7 +49,7 @@ def add(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def sum_clipped(uses: Sequence[Use], batch: MicroBatch, clipping_norm: float, gradient_bytes: int) -> Clipped:
+def sum_clipped(uses: Sequence[Use], batch: Patients, clipping_norm: float | Tensor, gradient_bytes: int) -> Clipped:
     """Sum over patients of their gradients, each scaled to at most ``clipping_norm`` over all uses together."""
     like = uses[0].like()
     groups = batch.groups(like.device)
@@ -58,17 +64,15 @@ def sum_clipped(uses: Sequence[Use], batch: MicroBatch, clipping_norm: float, gr
             book.add(factor)
             factors[chunk.members] = factor
             finite[chunk.members] = known
-    if not bool(finite.all()):
-        return Clipped({}, ~finite)
     total = book.total()
     if ghosts:
         of_records = batch.by_record(factors)
         for use in ghosts:
             add(total, use.weighted(of_records))
-    return Clipped(total, None, factors)
+    return Clipped(total, finite, factors)
 
 
-def clip_factors(norms: Sequence[Tensor], clipping_norm: float) -> tuple[Tensor, Tensor]:
+def clip_factors(norms: Sequence[Tensor], clipping_norm: float | Tensor) -> tuple[Tensor, Tensor]:
     """min(1, C / norm) and whether the norm is finite, [patients] each; ``norms``: of orthogonal parts."""
     length = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)
     bound = clipping_norm * _slack(length.dtype)

@@ -5,23 +5,28 @@ not depend on ``EngineOptions``, on micro-batches, or on which of three ways a p
 recorded layers, alone by plain autograd, or by ``torch.func`` for models that the recorder cannot follow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vht_federate.errors import InputError
+from vht_federate.errors import ComponentError, InputError
 from vht_federate.privacy.engine.clipping import Clipped, add, clip_one, sum_clipped
-from vht_federate.privacy.engine.general import general_sum
-from vht_federate.privacy.engine.grouping import MicroBatch, Order, micro_batches, ordered_patients
+from vht_federate.privacy.engine.general import check_general, general_sum
+from vht_federate.privacy.engine.grouping import Order, Patients, micro_batches, ordered_patients
 from vht_federate.privacy.engine.loss import Loss, output_gradients
 from vht_federate.privacy.engine.options import EngineOptions
 from vht_federate.privacy.engine.probe import Profile, bind_gradients, forward, probe
-from vht_federate.privacy.engine.refusal import Unsupported, check_model, refusal, trained
+from vht_federate.privacy.engine.program import Program
+from vht_federate.privacy.engine.refusal import Unsupported, check_model, names_of, refusal, trained
 from vht_federate.privacy.engine.single import patient_gradient
+from vht_federate.privacy.engine.slots import Laid, Slots, slots_for
 from vht_federate.privacy.engine.stack import Stack
 from vht_federate.privacy.tally import Tally
 
@@ -53,6 +58,7 @@ class PerPatientEngine:
         self._profile: Profile | None = None
         self._stack: Stack | None = None
         self._choice: EngineChoice | None = None
+        self._program: Program | None = None
 
     @property
     def choice(self) -> EngineChoice:
@@ -61,16 +67,16 @@ class PerPatientEngine:
             raise InputError("the engine has not seen the shape of a record", code="VHT-INPUT-ENGINE")
         return self._choice
 
-    def prepare(self, inputs: Sequence[Tensor]) -> None:
-        """Choose, once, on made-up records of the shapes and types of ``inputs``. Raises ComponentError as above."""
+    def prepare(self, inputs: Sequence[Tensor], targets: Tensor) -> None:
+        """Choose, once, on made-up records of the shapes and types of these. Raises ComponentError as above."""
         if self._choice is None:
             parameters = trained(self.model)
-            names = {id(value): name for name, value in parameters.items()}
             try:
-                self._profile = probe(self.model, parameters, names, inputs)
+                self._profile = probe(self.model, parameters, names_of(parameters), inputs)
                 self._stack = Stack.of(self.model)
                 self._choice = EngineChoice("book-keeping")
             except Unsupported as reason:
+                check_general(self.model, self.loss, inputs, targets)
                 self._choice = EngineChoice("torch.func", str(reason))
 
     def clipped_sum(
@@ -99,37 +105,103 @@ class PerPatientEngine:
         parameters = parameters or trained(self.model)
         if not records:
             return {name: torch.zeros_like(value) for name, value in parameters.items()}
-        self.prepare(inputs)
-        try:
-            counted = None if tally is None else Tally()
-            total = self._fast_sum(parameters, inputs, targets, order, clipping_norm, counted)
-            if tally is not None and counted is not None:
-                tally.add(counted.within, counted.seen)
-        except Unsupported:  # also of a model that takes another way on real records; nobody is told
-            total = general_sum(self.model, self.loss, inputs, targets, patient, clipping_norm, tally)
+        self.prepare(inputs, targets)
+        total = self._guarded(_Part(inputs, targets, order), clipping_norm, parameters, tally)
         return {
             name: total[name].to(value.dtype) if name in total else torch.zeros_like(value)
             for name, value in parameters.items()
         }
 
-    def _fast_sum(
+    def _guarded(
+        self, part: "_Part", clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
+    ) -> dict[str, Tensor]:
+        """A component may fail on one patient's numbers. Whether it does must not show: that patient counts as zero."""
+        try:
+            return self._sum_of(part, clipping_norm, parameters, tally)
+        except (ComponentError, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            total: dict[str, Tensor] = {}
+            for one in part.apart():
+                if len(one.order) < len(part.order):
+                    add(total, self._guarded(one, clipping_norm, parameters, tally))
+            return total
+
+    def _sum_of(
+        self, part: "_Part", clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
+    ) -> dict[str, Tensor]:
+        counted = Tally()
+        try:
+            total = self._fast_sum(part, clipping_norm, parameters, counted)
+        except Unsupported:  # also of a model that takes another way on real records; nobody is told
+            counted = Tally()
+            patient = torch.from_numpy(part.order)
+            total = general_sum(self.model, self.loss, part.inputs, part.targets, patient, clipping_norm, counted)
+        if tally is not None:
+            tally.add(counted.within, counted.seen)
+        return total
+
+    def slots(self, sizes: NDArray[np.int64], expected: float, bound: int | None, device: str) -> Slots | None:
+        """How to lay out batches of about ``expected`` patients, at most ``bound``, in fixed shapes; None: not at all.
+
+        ``sizes`` [patients]: records of each. After ``prepare``; nothing but speed depends on the answer.
+        """
+        if self._profile is None or not self.options.fixes_shapes_on(device):
+            return None
+        return slots_for(sizes, expected, bound, self._records_at_once(self._profile))
+
+    def slot_sum(
         self,
-        parameters: dict[str, nn.Parameter],
         inputs: Sequence[Tensor],
         targets: Tensor,
-        order: Order,
+        slots: Slots,
+        laid: Laid,
         clipping_norm: float,
-        tally: Tally | None,
+        parameters: dict[str, nn.Parameter],
+        tally: Tally | None = None,
+    ) -> dict[str, Tensor] | None:
+        """``clipped_sum`` of patients ``laid`` out in ``slots``, whose records are rows of ``inputs`` and ``targets``.
+
+        The last row holds zeros. None where patients must be looked at one by one, because a number is not finite or
+        the model fails on some: the caller asks ``clipped_sum``. ``inputs``, ``targets`` and parameters stay in place
+        between calls.
+        """
+        if self._program is None or not self._program.fits(inputs, targets, slots):
+            versions = self._buffer_versions()
+            clip = partial(self._clipped, names_of(parameters))
+            self._program = Program(clip, parameters, inputs, targets, slots, self.options.graphs)
+            self._program.run(slots.empty(len(targets) - 1), clipping_norm)
+            self._check_buffers(versions)
+        try:
+            found = self._program.run(laid, clipping_norm)
+        except (ComponentError, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            return None
+        if not found.finite:
+            return None
+        if tally is not None:
+            tally.add(found.within, found.seen)
+        return found.total
+
+    def _fast_sum(
+        self, part: "_Part", clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally
     ) -> dict[str, Tensor]:
         if self._profile is None:
             raise Unsupported
-        names = {id(value): name for name, value in parameters.items()}
-        versions = [value._version for value in self._profile.buffers]
-        run = _Run(parameters, names, clipping_norm, self._records_at_once(self._profile), tally)
-        total = self._sum(run, inputs, targets, order)
-        if versions != [value._version for value in self._profile.buffers]:
-            raise refusal("the forward pass changed a buffer, which now holds what patients sent: discard this model")
+        versions = self._buffer_versions()
+        at_once = self._records_at_once(self._profile)
+        run = _Run(parameters, names_of(parameters), clipping_norm, at_once, tally)
+        total = self._sum(run, part.inputs, part.targets, part.order)
+        self._check_buffers(versions)
         return total
+
+    def _buffer_versions(self) -> list[int]:
+        return [value._version for value in self._profile.buffers] if self._profile else []
+
+    def _check_buffers(self, versions: list[int]) -> None:
+        if versions != self._buffer_versions():
+            raise refusal("the forward pass changed a buffer, which now holds what patients sent: discard this model")
 
     def _sum(self, run: "_Run", inputs: Sequence[Tensor], targets: Tensor, order: Order) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
@@ -139,13 +211,12 @@ class PerPatientEngine:
             if batch.large:
                 add(total, self._alone(run, taken, labels))
                 continue
-            clipped = self._clipped(run, taken, labels, batch)
-            if clipped.suspects is None:
+            clipped = self._clipped(run.names, run.clipping_norm, taken, labels, batch)
+            suspects = ~clipped.finite.numpy(force=True)
+            if not suspects.any():
                 add(total, clipped.total)
-                if run.tally is not None:
-                    clipped.tell(run.tally, batch.patients)
+                run.tally.add(int(clipped.within.sum()), batch.patients)
                 continue
-            suspects = clipped.suspects.numpy(force=True)
             for at in np.flatnonzero(suspects):
                 own = slice(*(batch.first[at : at + 2] - rows.start).tolist())
                 add(total, self._alone(run, [value[own] for value in taken], labels[own]))
@@ -160,18 +231,28 @@ class PerPatientEngine:
         gradient = patient_gradient(self.model, self.loss, run.parameters, inputs, targets, run.at_once)
         return clip_one(gradient, run.clipping_norm, run.tally) or {}
 
-    def _clipped(self, run: "_Run", inputs: Sequence[Tensor], targets: Tensor, batch: MicroBatch) -> Clipped:
+    def _clipped(
+        self,
+        names: dict[int, str],
+        clipping_norm: float | Tensor,
+        inputs: Sequence[Tensor],
+        targets: Tensor,
+        batch: Patients,
+    ) -> Clipped:
+        """Of one micro-batch. Looks at no number, so that it can be recorded and replayed."""
         gradient_bytes = self.options.gradient_bytes
         if self._stack is not None and len(inputs) == 1:
             written_out = self._stack.clipped(
-                self.loss, run.names, inputs[0], targets, batch, run.clipping_norm, gradient_bytes
+                self.loss, names, inputs[0], targets, batch, clipping_norm, gradient_bytes
             )
             if written_out is not None:
                 return written_out
-        outputs, tape = forward(self.model, run.names, inputs, len(targets))
+        outputs, tape = forward(self.model, names, inputs, len(targets))
         seeds = output_gradients(self.loss, outputs, targets, batch.share(targets.device))
         uses = bind_gradients(outputs, tape, seeds)
-        return sum_clipped(uses, batch, run.clipping_norm, gradient_bytes) if uses else Clipped({}, None)
+        if not uses:
+            return Clipped.nothing(seeds, batch.patients)
+        return sum_clipped(uses, batch, clipping_norm, gradient_bytes)
 
     def _records_at_once(self, profile: Profile) -> int:
         bound = self.options.recurrent_bytes if profile.recurrent else self.options.activation_bytes
@@ -186,4 +267,20 @@ class _Run:
     names: dict[int, str]
     clipping_norm: float
     at_once: int
-    tally: Tally | None
+    tally: Tally
+
+
+@dataclass(frozen=True, repr=False)
+class _Part:
+    """Records of whole patients."""
+
+    inputs: Sequence[Tensor]
+    targets: Tensor
+    order: Order
+
+    def apart(self) -> Iterator["_Part"]:
+        """Each patient's on its own."""
+        first = [0, *(np.flatnonzero(np.diff(self.order)) + 1), len(self.order)]
+        for low, high in pairwise(first):
+            own = slice(low, high)
+            yield _Part([value[own] for value in self.inputs], self.targets[own], self.order[own])

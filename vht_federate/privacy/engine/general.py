@@ -12,7 +12,7 @@ from vht_federate.privacy.engine.refusal import refusal
 from vht_federate.privacy.gradients import clipped_sum
 from vht_federate.privacy.tally import Tally
 
-__all__ = ["general_sum"]
+__all__ = ["check_general", "general_sum"]
 
 
 class _ByIndex(nn.Module):
@@ -32,6 +32,23 @@ class _ByIndex(nn.Module):
         return output
 
 
+def check_general(model: nn.Module, loss: Loss, inputs: Sequence[Tensor], targets: Tensor) -> None:
+    """Raise ComponentError VHT-COMPONENT-GRADIENTS where ``torch.func`` cannot follow the model either.
+
+    On made-up records of the shapes and types of ``inputs`` and ``targets``.
+    """
+    records = [value.new_zeros((2, *value.shape[1:])) for value in (*inputs, targets)]
+    try:
+        general_sum(model, loss, records[:-1], records[-1], torch.arange(2), 1.0)
+    except ComponentError:
+        raise
+    except Exception:
+        raise refusal(
+            "torch.func cannot run this model record by record",
+            "avoid in-place changes of buffers, .item() and control flow that depends on values",
+        ) from None
+
+
 def general_sum(
     model: nn.Module,
     loss: Loss,
@@ -41,23 +58,9 @@ def general_sum(
     clipping_norm: float,
     tally: Tally | None = None,
 ) -> dict[str, Tensor]:
-    """Sum over patients of clipped contributions, in the parameters' type.
-
-    Raises ComponentError VHT-COMPONENT-GRADIENTS where ``torch.func`` cannot follow the model either.
-    """
+    """Sum over patients of clipped contributions, in the parameters' type."""
     index = torch.arange(len(targets), device=targets.device)
-    try:
-        total = clipped_sum(
-            _ByIndex(model, inputs), loss, index, targets, patient.to(targets.device), clipping_norm, tally
-        )
-    except ComponentError:
-        raise
-    except RuntimeError:
-        # torch's message may quote numbers of the batch: it stays out.
-        raise refusal(
-            "torch.func cannot run this model record by record",
-            "avoid in-place changes of buffers, .item() and control flow that depends on values",
-        ) from None
+    total = clipped_sum(_ByIndex(model, inputs), loss, index, targets, patient.to(targets.device), clipping_norm, tally)
     kinds = dict(model.named_parameters())
     return {
         name: value.to(kinds[name].dtype)

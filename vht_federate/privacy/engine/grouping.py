@@ -7,6 +7,7 @@ patient with 9 records may be in a group of 11, with two copies of its last reco
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,16 @@ from torch import Tensor
 
 from vht_federate.errors import InputError
 
-__all__ = ["Group", "MicroBatch", "Order", "micro_batches", "ordered_patients", "single_group", "size_class"]
+__all__ = [
+    "Group",
+    "MicroBatch",
+    "Order",
+    "Patients",
+    "micro_batches",
+    "ordered_patients",
+    "single_group",
+    "size_class",
+]
 
 Order = NDArray[np.int64]
 
@@ -74,6 +84,28 @@ class Group:
             )
 
 
+class Patients(Protocol):
+    """What travels through the model together, as the layers and the clipping ask for it."""
+
+    @property
+    def patients(self) -> int: ...
+
+    @property
+    def single(self) -> bool:
+        """One record a patient."""
+        ...
+
+    def share(self, device: torch.device) -> Tensor | float:
+        """What a record counts in its patient's mean: one for all, or float64 [records]."""
+        ...
+
+    def by_record(self, by_patient: Tensor) -> Tensor:
+        """[patients] as [records]."""
+        ...
+
+    def groups(self, device: torch.device) -> list[Group]: ...
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """Records ``first[0]`` to ``first[-1]``: those of patient p from ``first[p]`` to ``first[p + 1]``.
@@ -94,18 +126,15 @@ class MicroBatch:
 
     @property
     def single(self) -> bool:
-        """One record a patient."""
         return int(self.first[-1] - self.first[0]) == self.patients
 
     def share(self, device: torch.device) -> Tensor | float:
-        """What a record counts in its patient's mean: one for all, or float64 [records]."""
         sizes = np.diff(self.first)
         if self.single or (sizes == sizes[0]).all():
             return 1.0 / int(sizes[0])
         return torch.from_numpy(np.repeat(1.0 / sizes, sizes)).to(device)
 
     def by_record(self, by_patient: Tensor) -> Tensor:
-        """[patients] as [records]."""
         if self.single:
             return by_patient
         return torch.repeat_interleave(by_patient, torch.from_numpy(np.diff(self.first)).to(by_patient.device))

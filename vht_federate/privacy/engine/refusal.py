@@ -8,7 +8,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from vht_federate.errors import ComponentError
 
-__all__ = ["Unsupported", "check_buffers_kept", "check_model", "refusal", "trained"]
+__all__ = ["Unsupported", "check_buffers_kept", "check_model", "names_of", "refusal", "trained"]
 
 CODE = "VHT-COMPONENT-GRADIENTS"
 
@@ -24,6 +24,11 @@ def refusal(reason: str, hint: str = "") -> ComponentError:
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that gradients are wanted for; a tied one appears once, under its first name."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def names_of(parameters: dict[str, nn.Parameter]) -> dict[int, str]:
+    """Names by ``id``."""
+    return {id(value): name for name, value in parameters.items()}
 
 
 def check_model(model: nn.Module) -> None:

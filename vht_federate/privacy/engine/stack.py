@@ -11,10 +11,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vht_federate.privacy.engine.clipping import Clipped, clip_factors, sum_clipped
-from vht_federate.privacy.engine.grouping import MicroBatch
+from vht_federate.privacy.engine.grouping import Patients
 from vht_federate.privacy.engine.layers.linear import LinearUse
 from vht_federate.privacy.engine.loss import Loss, output_gradients
-from vht_federate.privacy.engine.use import norm
+from vht_federate.privacy.engine.use import norm, product_norm
 
 __all__ = ["Stack"]
 
@@ -57,8 +57,8 @@ class Stack:
         names: dict[int, str],
         inputs: Tensor,
         targets: Tensor,
-        batch: MicroBatch,
-        clipping_norm: float,
+        batch: Patients,
+        clipping_norm: float | Tensor,
         gradient_bytes: int,
     ) -> Clipped | None:
         """The sum over the micro-batch's patients; None where a linear layer sees more than [N, in].
@@ -114,25 +114,23 @@ class Stack:
                 gradient = _ACTIVATIONS[type(layer)](gradient, held)
 
 
-def _single_records(parts: list[Part], clipping_norm: float) -> Clipped:
+def _single_records(parts: list[Part], clipping_norm: float | Tensor) -> Clipped:
     """With one record a patient, the norm of a layer's gradient is the product of two norms."""
     norms = []
     for (weight, bias), _, held, gradient in parts:
         after = norm(gradient)
         if weight:
-            norms.append(after * norm(held))
+            norms.append(product_norm(held, after, gradient.shape[1]))
         if bias:
             norms.append(after)
     factor, finite = clip_factors(norms, clipping_norm)
-    if not bool(finite.all()):
-        return Clipped({}, ~finite)
     total = {}
     for (weight, bias), _, held, gradient in parts:
         if bias:
             total[bias] = factor @ gradient
         if weight:
             total[weight] = gradient.mul_(factor[:, None]).T @ held
-    return Clipped(total, None, factor)
+    return Clipped(total, finite, factor)
 
 
 def _uses(parts: list[Part]) -> list[LinearUse]:

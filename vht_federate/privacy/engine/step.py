@@ -1,7 +1,8 @@
 """The one thing that leaves the engine: a sum of clipped contributions with noise."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 from vht_federate.domain.plan import Precision
 from vht_federate.privacy.engine.engine import PerPatientEngine
 from vht_federate.privacy.engine.refusal import trained
+from vht_federate.privacy.engine.slots import Laid, Slots
 from vht_federate.privacy.noise import NoiseSource
 from vht_federate.privacy.release import Private, release_gaussian, release_gaussian_float32
 from vht_federate.privacy.tally import Tally
 
-__all__ = ["Batch", "noised_sum", "noised_sum_and_count"]
+__all__ = ["Batch", "FixedBatch", "noised_sum", "noised_sum_and_count"]
+
+AnyBatch = TypeVar("AnyBatch", "Batch", "FixedBatch", "Batch | FixedBatch")
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,13 +30,45 @@ class Batch:
     patient: Tensor
     patients: int
 
-    def arguments(self) -> tuple[tuple[Tensor, ...], Tensor, Tensor, int]:
-        return self.inputs, self.targets, self.patient, self.patients
+    def clipped_sum(
+        self,
+        engine: PerPatientEngine,
+        clipping_norm: float,
+        parameters: dict[str, nn.Parameter],
+        tally: Tally | None = None,
+    ) -> dict[str, Tensor]:
+        return engine.clipped_sum(
+            self.inputs, self.targets, self.patient, self.patients, clipping_norm, parameters, tally
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class FixedBatch:
+    """The same in fixed shapes: all records, a row of zeros after them, and which of them are ``laid`` in ``slots``.
+
+    ``gathered``: makes the plain batch, for patients whose numbers must be looked at one by one.
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+    slots: Slots
+    laid: Laid
+    gathered: Callable[[], Batch]
+
+    def clipped_sum(
+        self,
+        engine: PerPatientEngine,
+        clipping_norm: float,
+        parameters: dict[str, nn.Parameter],
+        tally: Tally | None = None,
+    ) -> dict[str, Tensor]:
+        found = engine.slot_sum(self.inputs, self.targets, self.slots, self.laid, clipping_norm, parameters, tally)
+        return self.gathered().clipped_sum(engine, clipping_norm, parameters, tally) if found is None else found
 
 
 def noised_sum(
     engine: PerPatientEngine,
-    batch: Private[Batch],
+    batch: Private[AnyBatch],
     clipping_norm: float,
     noise_multiplier: float,
     noise: NoiseSource,
@@ -44,15 +80,13 @@ def noised_sum(
     float64, a float32 model that takes its step drops the low-order bits of every released number.
     """
     parameters = trained(engine.model)
-    flat: Private[ArrayLike] = batch.map(
-        lambda held: _flat(engine.clipped_sum(*held.arguments(), clipping_norm, parameters))
-    )
+    flat: Private[ArrayLike] = batch.map(lambda held: _flat(held.clipped_sum(engine, clipping_norm, parameters)))
     return _released(flat, parameters, clipping_norm, noise_multiplier, noise, precision)
 
 
 def noised_sum_and_count(
     engine: PerPatientEngine,
-    batch: Private[Batch],
+    batch: Private[AnyBatch],
     clipping_norm: float,
     noise_multiplier: float,
     count_noise: float,
@@ -66,9 +100,9 @@ def noised_sum_and_count(
     """
     parameters = trained(engine.model)
 
-    def both(held: Batch) -> tuple[ArrayLike, float]:
+    def both(held: AnyBatch) -> tuple[ArrayLike, float]:
         tally = Tally()
-        flat = _flat(engine.clipped_sum(*held.arguments(), clipping_norm, parameters, tally))
+        flat = _flat(held.clipped_sum(engine, clipping_norm, parameters, tally))
         return flat, tally.centred
 
     private = batch.map(both)

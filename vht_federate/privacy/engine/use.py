@@ -9,7 +9,9 @@ from torch.autograd.graph import GradientEdge
 
 from vht_federate.privacy.engine.grouping import Group
 
-__all__ = ["Use", "norm"]
+__all__ = ["Use", "norm", "product_norm", "rounded_up", "unseen"]
+
+_ROUNDINGS = 64  # of long sums, beside those of each product
 
 
 class Use(ABC):
@@ -50,7 +52,10 @@ class Use(ABC):
         return -math.inf
 
     def norms(self, group: Group) -> list[Tensor]:
-        """Ghost norms [patients of the group] of parts orthogonal to each other; where ``saving`` is finite."""
+        """Ghost norms [patients of the group] of parts orthogonal to each other; where ``saving`` is finite.
+
+        Never below the norms of the gradients as numbers of infinite precision.
+        """
         raise NotImplementedError
 
     def weighted(self, factor: Tensor) -> dict[str, Tensor]:
@@ -71,3 +76,26 @@ def norm(tensor: Tensor) -> Tensor:
     flat = tensor if tensor.dim() == 2 else tensor.flatten(1)
     made: Tensor = torch.linalg.vector_norm(flat, dim=1)
     return made
+
+
+def rounded_up(squares: Tensor, magnitude: Tensor, width: int) -> Tensor:
+    """Square roots of ``squares`` [patients], sums of products of length ``width``, and never below the exact ones.
+
+    Records of opposite gradients cancel: then the sum is as small as the rounding of its terms, and a patient with a
+    long gradient would look like one without any. ``magnitude`` [patients]: the sum of the terms' absolute values.
+    """
+    error = (width + _ROUNDINGS) * torch.finfo(squares.dtype).eps
+    return squares.clamp_min(0.0).add_(magnitude, alpha=error).sqrt_()
+
+
+def unseen(dtype: torch.dtype, width: int) -> float:
+    """What a norm of ``width`` entries may have lost because the squares of small numbers are zero, and more."""
+    limits = torch.finfo(dtype)
+    return math.sqrt(limits.tiny * width / limits.eps)
+
+
+def product_norm(inputs: Tensor, after: Tensor, width: int) -> Tensor:
+    """The norm of outer products, [patients]; ``after``: norms of the ``width`` gradients of their outputs."""
+    dtype = after.dtype
+    before = norm(inputs).add_(unseen(dtype, inputs[0].numel() if len(inputs) else 1))
+    return before.mul_(after + unseen(dtype, width))

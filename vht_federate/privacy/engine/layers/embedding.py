@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from vht_federate.privacy.engine.grouping import Group
-from vht_federate.privacy.engine.use import Use
+from vht_federate.privacy.engine.use import Use, rounded_up
 
 __all__ = ["EmbeddingUse"]
 
@@ -47,7 +47,8 @@ class EmbeddingUse(Use):
         indices, outputs = self._operands(group)
         same = indices[:, :, None] == indices[:, None, :]
         gram = torch.bmm(outputs, outputs.transpose(1, 2))
-        return [torch.where(same, gram, 0.0).sum((1, 2)).clamp_min_(0.0).sqrt_()]
+        lengths = gram.diagonal(dim1=1, dim2=2).sqrt()
+        return [rounded_up(torch.where(same, gram, 0.0).sum((1, 2)), lengths.sum(1).square(), self._shape[1])]
 
     def weighted(self, factor: Tensor) -> dict[str, Tensor]:
         scaled = (self._b * factor[:, None, None]).flatten(0, 1)

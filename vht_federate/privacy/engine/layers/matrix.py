@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from vht_federate.privacy.engine.grouping import Group
-from vht_federate.privacy.engine.use import Use, norm
+from vht_federate.privacy.engine.use import Use, norm, product_norm, rounded_up, unseen
 
 __all__ = ["MatrixUse"]
 
@@ -64,10 +64,20 @@ class MatrixUse(Use):
         inputs, outputs = self.operands(group)
         if inputs.shape[1] == 1:
             after = norm(outputs)
-            return ([after * norm(inputs)] if self.weight else []) + ([after] if self.bias else [])
-        gram = torch.bmm(inputs, inputs.transpose(1, 2)) if self.weight else 0.0
-        squares = (torch.bmm(outputs, outputs.transpose(1, 2)) * (gram + bool(self.bias))).sum((1, 2))
-        return [squares.clamp_min_(0.0).sqrt_()]
+            weight = [product_norm(inputs, after, outputs.shape[2])] if self.weight else []
+            return weight + ([after] if self.bias else [])
+        return [self._gram_norm(inputs, outputs)]
+
+    def _gram_norm(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        products = torch.bmm(outputs, outputs.transpose(1, 2))
+        after = _lengths(products, outputs.shape[2])
+        magnitude = after.sum(1).square() if self.bias else after.new_zeros(len(after))
+        if not self.weight:
+            return rounded_up(products.sum((1, 2)), magnitude, outputs.shape[2])
+        gram = torch.bmm(inputs, inputs.transpose(1, 2))
+        magnitude += (after * _lengths(gram, inputs.shape[2])).sum(1).square()
+        squares = (products * (gram + bool(self.bias))).sum((1, 2))
+        return rounded_up(squares, magnitude, inputs.shape[2] + outputs.shape[2])
 
     def weighted(self, factor: Tensor) -> dict[str, Tensor]:
         inputs, outputs = self.all_operands()
@@ -106,3 +116,8 @@ class MatrixUse(Use):
     def ordered(self, gradient: Tensor, dimension: int) -> Tensor:  # noqa: ARG002 — for layers that permute rows
         """``gradient`` with its rows (along ``dimension``, counted from the end) in the parameter's order."""
         return gradient
+
+
+def _lengths(gram: Tensor, width: int) -> Tensor:
+    """Lengths [patients, rows] of rows of ``width`` entries; ``gram`` [patients, rows, rows]: their inner products."""
+    return gram.diagonal(dim1=1, dim2=2).sqrt().add_(unseen(gram.dtype, width))
