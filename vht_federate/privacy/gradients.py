@@ -100,7 +100,7 @@ def _clipped(averaged: dict[str, Tensor], clipping_norm: float, tally: Tally | N
 
     Norms are taken after division by the largest entry: squares of 1e200 do not overflow.
     """
-    flat = torch.cat([value.flatten(1) for value in averaged.values()], dim=1)
+    flat = torch.cat([value.reshape(len(value), -1) for value in averaged.values()], dim=1)
     finite = torch.isfinite(flat).all(dim=1)
     flat = torch.where(finite[:, None], flat, 0.0)
     largest = flat.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)

@@ -91,9 +91,10 @@ class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale, self.linear = nn.Parameter(torch.ones(WIDTH)), nn.Linear(WIDTH, 1)
+        self.rate = nn.Parameter(torch.ones(()))  # of no dimension, as in a mechanistic equation
 
     def forward(self, values: Tensor) -> Tensor:
-        return self.linear(values.mean(1) * self.scale).squeeze(-1)
+        return self.linear(values.mean(1) * self.scale * self.rate).squeeze(-1)
 
 
 def _encoder() -> nn.Module:

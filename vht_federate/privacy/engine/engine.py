@@ -75,9 +75,12 @@ class PerPatientEngine:
                 self._profile = probe(self.model, parameters, names_of(parameters), inputs)
                 self._stack = Stack.of(self.model)
                 self._choice = EngineChoice("book-keeping")
-            except Unsupported as reason:
+            except ComponentError:
+                raise
+            except Exception as reason:  # torch's own words on made-up records would help nobody
                 check_general(self.model, self.loss, inputs, targets)
-                self._choice = EngineChoice("torch.func", str(reason))
+                why = str(reason) if isinstance(reason, Unsupported) else "the model fails on records with gaps"
+                self._choice = EngineChoice("torch.func", why)
 
     def clipped_sum(
         self,
