@@ -18,7 +18,7 @@ from vht_federate.privacy.noise import RandomWords, SecureNoise
 from vht_federate.privacy.poisson import poisson
 from vht_federate.testing import SeededNoise
 
-RARE = 1e-5
+RARE = 1e-7
 VARIANCES = [Fraction(1, 5), Fraction(1), Fraction(7, 3), Fraction(40), Fraction(90_000)]
 
 
