@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from vht_federate.output import table
 
-__all__ = ["RESULTS", "Row", "report"]
+__all__ = ["RESULTS", "NotHere", "Row", "report"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,9 +33,17 @@ class Row:
         return None if not self.peer_value else round(self.value / self.peer_value, 4)
 
 
+class NotHere(Exception):
+    """This machine lacks what the benchmark measures; says what."""
+
+
 def machine() -> dict[str, object]:
     """What the numbers were measured on."""
-    return {"cpu": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    torch = sys.modules.get("torch")
+    gpu = (
+        {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__} if torch and torch.cuda.is_available() else {}
+    )
+    return {"cpu": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(), **gpu}
 
 
 def report(name: str, rows: list[Row]) -> bool:
