@@ -7,11 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 from vht_federate.cli import app
-from vht_federate.domain.plan import AdaptiveClipping, TrainingPlan
+from vht_federate.domain.plan import AdaptiveClipping, BatchLimit, TrainingPlan
 from vht_federate.errors import InputError
 from vht_federate.privacy.audit import run
 from vht_federate.privacy.audit.canaries import canary_loss, canary_model, canary_tensors
 from vht_federate.privacy.audit.claim import AuditedClaim, Plant
+from vht_federate.privacy.engine import EngineOptions
 from vht_federate.privacy.gradients import clipped_sum
 from vht_federate.privacy.noise import SecureNoise
 from vht_federate.testing import SeededNoise
@@ -49,6 +50,15 @@ def test_an_adaptive_clipping_norm_keeps_the_claim_and_hides_no_broken_engine(pl
     plan = AuditedClaim().plan.model_copy(update={"adaptive_clipping": AdaptiveClipping(learning_rate=0.1)})
     found = run.audit(AuditedClaim(plan=plan), SeededNoise(11), plant)
     assert found.claimed == AuditedClaim().epsilon
+    assert found.refuted == (plant is not None)
+
+
+@pytest.mark.parametrize("plant", [None, Plant.SIGMA_HALVED, Plant.NO_CLIPPING, Plant.SHUFFLED])
+def test_steps_of_one_shape_and_bounded_batches_keep_the_claim_and_hide_no_broken_engine(plant: Plant | None) -> None:
+    """As nodes with a GPU train."""
+    limit = BatchLimit(patients=220, population=12_000)
+    plan = AuditedClaim().plan.model_copy(update={"batch_limit": limit})
+    found = run.audit(AuditedClaim(plan=plan), SeededNoise(11), plant, EngineOptions(fixed_shapes="always"))
     assert found.refuted == (plant is not None)
 
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vht_federate.privacy.engine import Batch
+from vht_federate.privacy.engine import Batch, FixedBatch
+from vht_federate.privacy.engine.slots import Slots
 from vht_federate.privacy.training import TrainingTensors
 
 __all__ = ["WatchedTensors", "canary_loss", "canary_model", "canary_tensors"]
@@ -58,9 +59,9 @@ class WatchedTensors(TrainingTensors):
         super().__init__(values, np.ones(len(values), np.float32), patient, patients)
         self._watch = watch
 
-    def records_of(self, chosen: NDArray[np.int64]) -> Batch:
+    def batch_of(self, chosen: NDArray[np.int64], slots: Slots | None) -> Batch | FixedBatch:
         self._watch(np.array(chosen))
-        return super().records_of(chosen)
+        return super().batch_of(chosen, slots)
 
 
 def canary_tensors(present: NDArray[np.bool_], watch: Callable[[NDArray[np.int64]], None]) -> WatchedTensors:

@@ -13,7 +13,7 @@ from vht_federate.privacy.audit.claim import AuditedClaim, Plant
 from vht_federate.privacy.audit.guessing import Guesses, lower_bound, refutes
 from vht_federate.privacy.audit.plants import Engine, planted
 from vht_federate.privacy.audit.sampling import SamplingTest, sampling_test
-from vht_federate.privacy.engine import PerPatientEngine
+from vht_federate.privacy.engine import EngineOptions, PerPatientEngine
 from vht_federate.privacy.noise import NoiseSource
 from vht_federate.privacy.release import Private
 from vht_federate.privacy.training import train_round
@@ -47,13 +47,15 @@ class Finding:
     sampling: SamplingTest
 
 
-def audit(claim: AuditedClaim, noise: NoiseSource, plant: Plant | None = None) -> Finding:
+def audit(
+    claim: AuditedClaim, noise: NoiseSource, plant: Plant | None = None, options: EngineOptions | None = None
+) -> Finding:
     """Train with the engine that nodes use, or with one broken by ``plant``, and judge it by ``claim``."""
     engine, source = planted(plant, noise) if plant else (train_round, noise)
-    return judge(claim, observe(claim, engine, source))
+    return judge(claim, observe(claim, engine, source, options))
 
 
-def observe(claim: AuditedClaim, engine: Engine, noise: NoiseSource) -> Sighting:
+def observe(claim: AuditedClaim, engine: Engine, noise: NoiseSource, options: EngineOptions | None = None) -> Sighting:
     """Toss a coin for each canary, train with those that are in, and guess the likeliest to have been in.
 
     The attacker knows the plan, every canary and the weights after every step, and not the coins. A step's noised sum
@@ -64,7 +66,7 @@ def observe(claim: AuditedClaim, engine: Engine, noise: NoiseSource) -> Sighting
     batches: list[NDArray[np.int64]] = []
     data = canary_tensors(present, batches.append)
     plan = plan.model_copy(update={"learning_rate": plan.sampling_rate * data.patients})
-    gradients = PerPatientEngine(canary_model(claim.canaries, plan.clipping_norm), canary_loss)
+    gradients = PerPatientEngine(canary_model(claim.canaries, plan.clipping_norm), canary_loss, options)
     score, before, norm = np.zeros(claim.canaries), np.zeros(claim.canaries), plan.clipping_norm
     for _ in range(plan.rounds):
         trained = engine(gradients, Private(data), float(data.patients), plan, noise, norm)
