@@ -42,7 +42,9 @@ class Trained:
 
 
 class TrainingTensors:
-    """Training patients on the device, patient-major. ``first[p]:first[p + 1]`` are the records of patient ``p``.
+    """Training patients on the device, patient-major. ``first[p]:first[p + 1]`` are the records of patient ``p``,
+
+    ``sizes[p]`` of them.
 
     A patient without records is sampled like the others and contributes zero.
     """
@@ -59,6 +61,7 @@ class TrainingTensors:
         self.outcome = torch.from_numpy(np.ascontiguousarray(outcome)).to(device)
         self.patients = patients
         self.first = np.searchsorted(patient, np.arange(patients + 1))
+        self.sizes = np.diff(self.first)
         self.device = device
         self._padded: tuple[Tensor, Tensor] | None = None
 
@@ -154,7 +157,7 @@ def _sampled(
     else:
         chosen = TruncatedPoisson(plan.sampling_rate, limit.patients, limit.population).sample(held.patients, noise)
     expected, bound = plan.sampling_rate * held.patients, None if limit is None else limit.patients
-    return held.batch_of(chosen, engine.slots(np.diff(held.first), expected, bound, torch.device(held.device).type))
+    return held.batch_of(chosen, engine.slots(held.sizes, expected, bound, torch.device(held.device).type))
 
 
 def _with_zeros(values: Tensor) -> Tensor:
