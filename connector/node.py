@@ -44,6 +44,7 @@ from vht_federate.domain.study import ComponentRef
 from vht_federate.errors import VhtError
 from vht_federate.evidence.keys import PublicKey, SigningKey
 from vht_federate.evidence.log import EvidenceLog
+from vht_federate.serving import require_free
 
 __all__ = ["InstalledComponents", "Node", "open_database", "utc_now"]
 
@@ -136,7 +137,12 @@ class Node:
         build_cohort: CohortBuilder | None = None,
         upkeep_every_s: float = EVERY_S,
     ) -> None:
-        """Recover from whatever was, then begin: enclaves may start, the SuperNode reports to its coordinator."""
+        """Recover from whatever was, then begin: enclaves may start, the SuperNode reports to its coordinator.
+
+        Raises UnavailableError VHT-UNAVAILABLE-PORT where another process holds the SuperNode's port.
+        """
+        if self.settings.coordinator is not None:
+            require_free(self.settings.coordinator.supernode_port)
         self._make_run_dir()
         self.steps.follow()
         self.queries.release_left()

@@ -7,7 +7,7 @@ import re
 import ssl
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from vht_federate.serving import free_port
@@ -21,6 +21,7 @@ class Wiretap:
     def __init__(self, captures: Path, ca: Path, certificate: Path, key: Path) -> None:
         self.captures = captures
         self._ca, self._certificate, self._key = ca, certificate, key
+        self.besides: Collection[int] = ()  # ports that others will bind
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -32,7 +33,7 @@ class Wiretap:
 
     def route(self, name: str, port: int) -> int:
         if (name, port) not in self._routes:
-            proxy = free_port()
+            proxy = free_port(besides=self.besides)
             asyncio.run_coroutine_threadsafe(self._listen(name, port, proxy), self._loop).result(10)
             self._routes[name, port] = proxy
         return self._routes[name, port]
