@@ -34,7 +34,7 @@ class Wiretap:
     def route(self, name: str, port: int) -> int:
         if (name, port) not in self._routes:
             proxy = free_port(besides=self.besides)
-            asyncio.run_coroutine_threadsafe(self._listen(name, port, proxy), self._loop).result(10)
+            asyncio.run_coroutine_threadsafe(self._listen(name, port, proxy), self._loop).result(60)
             self._routes[name, port] = proxy
         return self._routes[name, port]
 
@@ -71,7 +71,7 @@ class Wiretap:
                 task.cancel()
             await asyncio.sleep(0.2)
 
-        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()
