@@ -19,7 +19,7 @@ from vht_federate import output
 from vht_federate.domain.law import DataCategory
 from vht_federate.errors import InputError
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import await_ready, free_port
+from vht_federate.serving import LOOPBACK, await_ready, free_ports
 
 __all__ = ["app"]
 
@@ -58,6 +58,9 @@ def init(
     port: Annotated[int, typer.Option(help="Outward port; 0 chooses one.")] = 0,
     internal_host: Annotated[str, typer.Option(help="Internal address, for operators only.")] = "127.0.0.1",
     internal_port: Annotated[int, typer.Option(help="Internal port; 0 chooses one.")] = 0,
+    supernode_port: Annotated[
+        int, typer.Option(help="Port of the SuperNode on this machine alone; 0 chooses one.")
+    ] = 0,
     database: Annotated[str | None, typer.Option(help="Database URL; SQLite in the directory by default.")] = None,
     components: Annotated[list[Path] | None, typer.Option(help="Folder of components to install beside.")] = None,
 ) -> None:
@@ -65,16 +68,19 @@ def init(
     from connector.provision import provision
 
     described = {"id": dataset, "categories": _categories(categories)} | ({"title": title} if title else {})
+    given = (port, internal_port, supernode_port)
+    drawn = free_ports(host, internal_host, LOOPBACK, besides=given)
+    outward, internal, loopback = (one or other for one, other in zip(given, drawn, strict=True))
     fleet = None
     if coordinator is not None:
         ca_path = (coordinator_ca or ca).resolve()
-        fleet = CoordinatorSettings(address=coordinator, ca=ca_path, supernode_port=free_port())
+        fleet = CoordinatorSettings(address=coordinator, ca=ca_path, supernode_port=loopback)
     settings = NodeSettings(
         name=name,
         host=host,
-        port=port or free_port(host),
+        port=outward,
         internal_host=internal_host,
-        internal_port=internal_port or free_port(internal_host),
+        internal_port=internal,
         certificate=certificate.resolve(),
         key=key.resolve(),
         ca=ca.resolve(),

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from connector.governance.recovery import abandon_open_visits, follow_the_log
 from connector.governance.releases import Releases
 from connector.governance.secret import NodeSecret
 from connector.governance.status import IssuerService, PermitStatus, StatusSource
+from connector.governance.steps import Step, Steps
 from connector.governance.upkeep import EVERY_S, Regularly, Upkeep
 from connector.governance.visits import Visits
 from connector.pulls.schedule import Schedule
@@ -43,6 +44,7 @@ from vht_federate.domain.study import ComponentRef
 from vht_federate.errors import VhtError
 from vht_federate.evidence.keys import PublicKey, SigningKey
 from vht_federate.evidence.log import EvidenceLog
+from vht_federate.serving import require_free
 
 __all__ = ["InstalledComponents", "Node", "open_database", "utc_now"]
 
@@ -115,14 +117,14 @@ class Node:
         status = PermitStatus(status_source, self.issuer, self.database, self.clock)
         installed = InstalledComponents(self.settings.component_paths)
         judge = Judge(self.settings.dataset.id, self.issuer, status, installed, self.ledger, self.evidence, self.clock)
-        self.visits = Visits(self.database, self.evidence, self.ledger, judge, self.secret, self.clock)
+        self.steps = Steps(self.database, self.evidence)
+        self.visits = Visits(self.steps, self.ledger, judge, self.secret, self.clock)
+        self.steps.follow = partial(follow_the_log, self.visits, dataset_id=self.settings.dataset.id)
         self.gate = VisitGate(self.visits, self.clock)
         self.releases = Releases(self.visits, self.clock)
         self.accounts = Accounts(self.database, self.files.operator_token.read_text().strip(), self.clock)
-        self.queries = Queries(
-            self.database, self.evidence, self.ledger, self.settings.dataset.id, self.clock, self.visits.guard
-        )
-        self.fhir_api = local_api(self.settings, self.files, self.database, judge)
+        self.queries = Queries(self.steps, self.ledger, self.settings.dataset.id, self.clock)
+        self.fhir_api = local_api(self.settings, self.files, self.steps, judge)
         self.upkeep = Upkeep(self.visits, self.clock, further=(self.fhir_api.exports.sweep,))
         self.feasibility = Feasibility(judge, self.queries, self.database, self.files.fhir, self.settings, self.clock)
 
@@ -135,9 +137,14 @@ class Node:
         build_cohort: CohortBuilder | None = None,
         upkeep_every_s: float = EVERY_S,
     ) -> None:
-        """Recover from whatever was, then begin: enclaves may start, the SuperNode reports to its coordinator."""
+        """Recover from whatever was, then begin: enclaves may start, the SuperNode reports to its coordinator.
+
+        Raises UnavailableError VHT-UNAVAILABLE-PORT where another process holds the SuperNode's port.
+        """
+        if self.settings.coordinator is not None:
+            require_free(self.settings.coordinator.supernode_port)
         self._make_run_dir()
-        follow_the_log(self.visits, dataset_id=self.settings.dataset.id)
+        self.steps.follow()
         self.queries.release_left()
         self.enclaves = enclaves or self._enclave_host()
         builder = build_cohort or self._cohort_builder()
@@ -239,23 +246,24 @@ class Node:
         """Record that a patient opted out, effective ``since`` (now)."""
         subject, now = subject_key(self.secret.subject_key, patient_id), self.clock()
         since = since or now
-        with self.database.write() as session:
-            if opt_out(session, subject, since, now):
-                self._log_opt_out(RECORDED, subject, actor, since=since.isoformat())
+        with self.steps.step() as step:
+            if opt_out(step.session, subject, since, now):
+                self._log_opt_out(step, RECORDED, subject, actor, since=since.isoformat())
 
     def withdraw_opt_out(self, patient_id: str, *, at: datetime | None = None, actor: Actor | None = None) -> bool:
         """Record that a patient withdrew the opt-out, from now at the earliest. False where none was in force."""
         subject, now = subject_key(self.secret.subject_key, patient_id), self.clock()
         at = at or now
-        with self.database.write() as session:
-            if not withdraw(session, subject, at, now):
+        with self.steps.step() as step:
+            if not withdraw(step.session, subject, at, now):
                 return False
-            self._log_opt_out(WITHDRAWN, subject, actor, until=at.isoformat())
+            self._log_opt_out(step, WITHDRAWN, subject, actor, until=at.isoformat())
         return True
 
-    def _log_opt_out(self, kind: str, subject: str, actor: Actor | None, **moment: str) -> None:
+    @staticmethod
+    def _log_opt_out(step: Step, kind: str, subject: str, actor: Actor | None, **moment: str) -> None:
         """Without a permit: an auditor sees a salted hash, and only this node can tell whose entry it is."""
-        self.evidence.append(kind, {"subject": subject, **moment, **(actor or system_user()).facts()})
+        step.append(kind, {"subject": subject, **moment, **(actor or system_user()).facts()})
 
     def summary(self) -> dict[str, Any]:
         """Rounded counts for the catalogue."""

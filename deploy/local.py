@@ -18,7 +18,7 @@ from deploy.commands import Commands, Service, wait_until
 from vht_federate.client import Client
 from vht_federate.errors import UnavailableError, VhtError
 from vht_federate.output import progress
-from vht_federate.serving import free_port
+from vht_federate.serving import free_ports
 
 __all__ = ["Direct", "Hospital", "LocalFederation", "Routes", "StudyTerms"]
 
@@ -141,9 +141,7 @@ class LocalFederation:
         pki, names = self.root / "pki", ["authority", "coordinator", "platform", *[h.name for h in self.hospitals]]
         self.commands.run("pki", "ca", "--out", str(pki))
         self._run_all([("pki", "cert", "--ca", str(pki), "--name", name, "--out", str(pki / name)) for name in names])
-        for name in names:
-            self.ports[name] = free_port()
-            self.ports[f"{name}/internal"] = free_port()
+        self._draw_ports(names)
         tls = {name: self._tls(name) for name in names}
         authority, coordinator = str(self.root / "authority"), str(self.root / "coordinator")
         self._run_all(
@@ -152,10 +150,17 @@ class LocalFederation:
                 (
                     "coordinator", "init", coordinator, *tls["coordinator"],
                     "--ca", str(self.ca), "--port", str(self.ports["coordinator"]),
+                    "--superlink-port", str(self.ports["coordinator/flower"]),
                 ),
                 ("permit", "keygen", str(self.root / "study"), "--name", "user"),
             ]
         )  # fmt: skip
+
+    def _draw_ports(self, names: Sequence[str]) -> None:
+        """All at once, so that no two are the same. ``flower`` is what Flower's own processes bind."""
+        wanted = [*names, "coordinator/flower"]
+        wanted += [f"{hospital.name}/{which}" for hospital in self.hospitals for which in ("internal", "flower")]
+        self.ports.update(zip(wanted, free_ports(*[LOOPBACK] * len(wanted)), strict=True))
 
     def _tls(self, name: str) -> tuple[str, ...]:
         folder = self.root / "pki" / name
@@ -174,6 +179,7 @@ class LocalFederation:
                     "--categories", "51.1.a", "--epsilon-cap", str(terms.epsilon_cap), "--delta", str(terms.delta),
                     "--coordinator", f"{LOOPBACK}:{fleet}", "--coordinator-ca", str(self.ca),
                     "--port", str(self.ports[h.name]), "--internal-port", str(self.ports[f"{h.name}/internal"]),
+                    "--supernode-port", str(self.ports[f"{h.name}/flower"]),
                 )
                 for h in self.hospitals
             ]

@@ -49,7 +49,7 @@ def commands_page(note: str) -> str:
     for kind in sorted(_errors(errors.VhtError), key=lambda one: one.exit_code):
         doc = (kind.__doc__ or "").split("\n")[0].rstrip(".").split(". ")[0]
         lines.append(f"| {kind.exit_code} | {doc} | `{kind.default_code}` |")
-    lines += ["| 130 | interrupted by Ctrl-C | |", ""]
+    lines.append("")
     for name in root.list_commands(context):  # type: ignore[attr-defined]
         command = root.get_command(context, name)  # type: ignore[attr-defined]
         lines += [f"## vht {name}", "", SUMMARIES.get(name, ""), ""]

@@ -32,6 +32,8 @@ NOTES = {
     "VHT-COMPONENT-GRADIENTS": "the component's model mixes patients, or keeps what it saw of them",
     "VHT-INPUT-FHIR-LINE": "lines do not fit FHIR R4; the first of them are named",
     "VHT-INPUT-METHOD": "this address does not take this HTTP method",
+    "VHT-INPUT-USAGE": "a command is missing or unknown, or an argument or option does not fit it",
+    "VHT-INTERRUPTED": "Ctrl-C ended the command",
     "VHT-REFUSED-OPERATOR": "the hospital's operator rejected the visit; the reason is in the visit",
     "VHT-REFUSED-STOPPED": "the hospital's operator stopped the visit",
     "VHT-UNAVAILABLE-DEADLINE": "the hospital did not answer a round in time; the run goes on if enough others did",

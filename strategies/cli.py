@@ -34,11 +34,15 @@ def coordinator_init(
     ca: Annotated[Path, typer.Option(help="The certificate authority (PEM).")],
     host: Annotated[str, typer.Option(help="Address hospitals connect to.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port hospitals connect to; 0 picks a free one.")] = 0,
+    superlink_port: Annotated[
+        int, typer.Option(help="Port of the SuperLink on this machine alone; 0 picks a free one.")
+    ] = 0,
 ) -> None:
     """Make a coordinator's state directory and its evidence key."""
     from strategies.coordinator import Coordinator
 
-    made = Coordinator.init(state, host=host, port=port, certificate=certificate, key=key, ca=ca)
+    tls = {"certificate": certificate, "key": key, "ca": ca}
+    made = Coordinator.init(state, host=host, port=port, superlink_port=superlink_port, **tls)
     data = {
         "state": str(state),
         "address": made.address,

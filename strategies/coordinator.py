@@ -25,7 +25,7 @@ from strategies.supervision import Child, supervise
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.evidence.keys import SigningKey
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import Listener, free_port, serve
+from vht_federate.serving import LOOPBACK, Listener, free_ports, require_free, serve
 
 __all__ = ["Coordinator", "CoordinatorConfig", "Enrolment"]
 
@@ -61,8 +61,13 @@ class Coordinator:
     config: CoordinatorConfig
 
     @classmethod
-    def init(cls, state: Path, *, host: str, port: int, certificate: Path, key: Path, ca: Path) -> "Coordinator":
-        """Write configuration, evidence key and secret. Raises InputError VHT-INPUT-EXISTS, VHT-INPUT-FILE."""
+    def init(
+        cls, state: Path, *, host: str, port: int, certificate: Path, key: Path, ca: Path, superlink_port: int = 0
+    ) -> "Coordinator":
+        """Write configuration, evidence key and secret; a port of 0 is chosen.
+
+        Raises InputError VHT-INPUT-EXISTS, VHT-INPUT-FILE.
+        """
         if (state / "coordinator.toml").exists():
             raise InputError(f"{state} already holds a coordinator", code="VHT-INPUT-EXISTS")
         for file in (certificate, key, ca):
@@ -71,10 +76,11 @@ class Coordinator:
         home = state / "flower"
         home.mkdir(parents=True, exist_ok=True)
         state.chmod(0o700)
+        chosen, chosen_superlink = free_ports(host, LOOPBACK, besides=(port, superlink_port))
         config = CoordinatorConfig(
             host=host,
-            port=port or free_port(host),
-            superlink_port=free_port(),
+            port=port or chosen,
+            superlink_port=superlink_port or chosen_superlink,
             certificate=certificate.resolve(),
             key=key.resolve(),
             ca=ca.resolve(),
@@ -158,8 +164,12 @@ class Coordinator:
         ]
 
     def serve(self, on_ready: Callable[[], None]) -> None:
-        """Serve in the foreground until SIGINT or SIGTERM; everything started is stopped. ``on_ready`` runs once."""
+        """Serve in the foreground until SIGINT or SIGTERM; everything started is stopped. ``on_ready`` runs once.
+
+        Raises UnavailableError VHT-UNAVAILABLE-PORT where another process holds a port.
+        """
         with self.pid_file:
+            require_free(self.config.superlink_port)
             asyncio.run(self._serve(on_ready))
 
     async def _serve(self, on_ready: Callable[[], None]) -> None:

@@ -6,6 +6,9 @@ when named, so that ``vht node status`` never pays for torch or SDV.
 """
 
 import inspect
+import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Any
 
@@ -16,8 +19,8 @@ from typer.main import get_command
 from typer.models import ArgumentInfo
 from typer.utils import get_params_from_function
 
-from vht_federate.errors import VhtError
-from vht_federate.output import fail, set_json_mode
+from vht_federate.errors import InputError, VhtError
+from vht_federate.output import fail, interrupted, json_mode, set_json_mode
 
 __all__ = ["app", "main"]
 
@@ -52,7 +55,17 @@ def _load(name: str, point: EntryPoint) -> click.Command:
         made = get_command(single)
     made.name = name
     _help_of_arguments(made)
+    if json_mode():
+        _miss_commands(made)
     return made
+
+
+def _miss_commands(command: click.Command) -> None:
+    """A group named without one of its commands is then an error, where people are shown the group's help."""
+    if isinstance(command, click.Group):
+        command.no_args_is_help = False
+        for one in command.commands.values():
+            _miss_commands(one)
 
 
 def _help_of_arguments(command: click.Command) -> None:
@@ -104,16 +117,43 @@ def root(
 
 def main() -> Any:
     """Console entry point. ``--json`` may stand anywhere on the line."""
-    import sys
-
     arguments = sys.argv[1:]
     if "--json" in arguments:
         set_json_mode(True)
         arguments = [argument for argument in arguments if argument != "--json"]
     try:
-        return app(args=arguments, prog_name="vht")
+        return _run(arguments)
     except VhtError as error:  # an error outside a decorated command
-        try:
-            fail("vht", error)
-        except typer.Exit as leave:
-            sys.exit(leave.exit_code)
+        return _leave(partial(fail, "vht", error))
+    except KeyboardInterrupt:
+        return _leave(partial(interrupted, "vht"))
+
+
+def _run(arguments: list[str]) -> Any:
+    """In JSON mode nothing but envelopes may reach stdout: Click's own words for people stay out."""
+    if not json_mode() or "--help" in arguments:
+        return app(args=arguments, prog_name="vht")
+    root_command = get_command(app)
+    _miss_commands(root_command)
+    try:
+        with root_command.make_context("vht", arguments) as context:
+            return root_command.invoke(context)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        return _usage(error)
+    except click.Abort:
+        raise KeyboardInterrupt from None
+
+
+def _usage(error: click.ClickException) -> None:
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "vht"
+    told = InputError(error.format_message(), code="VHT-INPUT-USAGE", hint=f"{path} --help")
+    _leave(partial(fail, path.removeprefix("vht ").strip(), told))
+
+
+def _leave(say: Callable[[], None]) -> None:
+    try:
+        say()
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)

@@ -14,7 +14,8 @@
     │   └── PublicationError      the platform refuses
     ├── VerificationError         evidence does not hold exit 4
     ├── UnavailableError          a peer or a deadline   exit 5
-    └── RevokedError              permit revoked mid-run exit 6
+    ├── RevokedError              permit revoked mid-run exit 6
+    └── InterruptError            Ctrl-C                 exit 130
 
 A person reads ``message`` and ``hint``; a program reads ``code``. None of the three may carry a value that
 comes from a patient: name the line number, the element path or the count instead.
@@ -28,6 +29,7 @@ __all__ = [
     "ComponentError",
     "EgressError",
     "InputError",
+    "InterruptError",
     "NotFoundError",
     "PermitError",
     "PublicationError",
@@ -159,6 +161,14 @@ class RevokedError(VhtError):
     default_code = "VHT-PERMIT-REVOKED"
     exit_code = 6
     http_status = 403
+
+
+class InterruptError(VhtError):
+    """Interrupted by Ctrl-C."""
+
+    default_code = "VHT-INTERRUPTED"
+    exit_code = 130
+    http_status = 503
 
 
 _BY_PREFIX: tuple[tuple[str, type[VhtError]], ...] = (

@@ -20,13 +20,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vht_federate.errors import UnavailableError, VhtError
+from vht_federate.errors import InterruptError, UnavailableError, VhtError
 
 __all__ = [
     "SCHEMA_VERSION",
     "command",
     "emit",
     "fail",
+    "interrupted",
     "json_mode",
     "moment_text",
     "people",
@@ -90,6 +91,14 @@ def fail(name: str, error: VhtError) -> None:
     raise typer.Exit(error.exit_code)
 
 
+def interrupted(name: str) -> None:
+    """Say that Ctrl-C ended command ``name``, and leave with its exit code."""
+    if not json_mode():
+        progress("interrupted")
+        raise typer.Exit(InterruptError.exit_code) from None
+    fail(name, InterruptError("interrupted", hint="what had taken effect stays; the command may be run again"))
+
+
 def _typed(error: Exception) -> VhtError:
     """A foreign exception as one of ours. Its own words stay out: they may quote what was being read."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -118,8 +127,8 @@ def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
                 fail(name, error)
                 return None
             except KeyboardInterrupt:
-                progress("interrupted")
-                raise typer.Exit(130) from None
+                interrupted(name)
+                return None
             except (typer.Exit, typer.Abort, click.ClickException):
                 raise
             except Exception as error:

@@ -5,11 +5,12 @@ none of them repeats what the client sent.
 """
 
 import asyncio
+import contextlib
 import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,20 @@ from starlette.exceptions import HTTPException
 
 from vht_federate.errors import InputError, UnavailableError, VhtError
 
-__all__ = ["Listener", "answer_typed_errors", "await_ready", "free_port", "serve"]
+__all__ = [
+    "LOOPBACK",
+    "Listener",
+    "answer_typed_errors",
+    "await_ready",
+    "free_port",
+    "free_ports",
+    "require_free",
+    "serve",
+]
 
+LOOPBACK = "127.0.0.1"
 POLL_S = 0.25
+PATIENCE_S = 20.0
 PORTS = range(12_000, 32_000)
 
 
@@ -38,22 +50,68 @@ class Listener:
     key: Path | None = None
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that was free a moment ago.
+def free_port(host: str = LOOPBACK, *, besides: Collection[int] = ()) -> int:
+    """A TCP port that was free a moment ago, as ``free_ports`` draws it."""
+    return free_ports(host, besides=besides)[0]
+
+
+def free_ports(*hosts: str, besides: Collection[int] = ()) -> list[int]:
+    """A TCP port for each of ``hosts``: all different, none of ``besides``, and all free at one moment.
 
     Drawn from below the range that the kernel takes for outgoing connections: a port may be written into settings
-    now and bound a minute later, and until then nobody else should be given it.
+    now and bound a minute later, and until then nobody else should be given it. Whoever needs several draws them at
+    once. Raises UnavailableError VHT-UNAVAILABLE-PORT.
     """
+    ports: list[int] = []
+    with contextlib.ExitStack() as held:
+        for host in hosts:
+            sock = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            ports.append(_bind_somewhere(sock, host, {*besides, *ports}))
+    return ports
+
+
+def _bind_somewhere(sock: socket.socket, host: str, taken: Collection[int]) -> int:
     for _ in range(100):
         port = PORTS.start + secrets.randbelow(len(PORTS))
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-            try:
-                sock.bind((host, port))
-            except OSError:
-                continue
+        if port in taken:
+            continue
+        try:
+            sock.bind((host, port))
+        except OSError:
+            continue
         return port
     raise UnavailableError(
         f"no free port found between {PORTS.start} and {PORTS.stop}", code="VHT-UNAVAILABLE-PORT", hint="name one"
+    )
+
+
+def require_free(port: int, *, host: str = LOOPBACK, patience_s: float | None = None) -> None:
+    """For a port that a child process will bind. A predecessor that is ending has ``patience_s`` (20 s) to let go.
+
+    Raises UnavailableError VHT-UNAVAILABLE-PORT.
+    """
+    end = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
+    while not _bindable(host, port):
+        if time.monotonic() >= end:
+            raise _taken(host, port)
+        time.sleep(POLL_S)
+
+
+def _bindable(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the process does that will bind it
+        try:
+            sock.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _taken(host: str, port: int) -> UnavailableError:
+    return UnavailableError(
+        f"cannot listen on {host}:{port}",
+        code="VHT-UNAVAILABLE-PORT",
+        hint="another process holds this port; choose another, or stop it",
     )
 
 
@@ -102,8 +160,6 @@ class _Server(uvicorn.Server):
         return None
 
     def capture_signals(self):  # type: ignore[no-untyped-def]
-        import contextlib
-
         return contextlib.nullcontext()
 
 
@@ -138,11 +194,7 @@ async def serve(listeners: list[Listener], *, on_started: "list[asyncio.Event] |
             await server.serve()
         except SystemExit as error:  # uvicorn leaves so when it cannot bind
             stop()
-            raise UnavailableError(
-                f"cannot listen on {one.host}:{one.port}",
-                code="VHT-UNAVAILABLE-PORT",
-                hint="another process holds this port; choose another, or stop it",
-            ) from error
+            raise _taken(one.host, one.port) from error
 
     tasks = [asyncio.create_task(run(server, one)) for server, one in zip(servers, listeners, strict=True)]
     while not all(server.started for server in servers) and not any(task.done() for task in tasks):

@@ -125,6 +125,7 @@ class Feasibility:
         if not self.settings.feasibility_epsilon:
             raise RefusedError("this node answers no feasibility questions", code="VHT-REFUSED-FEASIBILITY")
         plan = compile_definition(judged.question.view)
+        self.queries.steps.catch_up()
         covered = opened(judged.permit, self.judge.installed, plan.resource)
         asked = digest_of({"asks": judged.question.asks(self.judge.dataset_id), "opened": _facts(covered)})
         with self.database.read() as session:
@@ -222,10 +223,10 @@ class Feasibility:
             "count": count,
             "code": None,
         }
-        with self.database.write() as session:
-            session.add(row)
-            session.flush()
-            entry = self.judge.evidence.append(ANSWERED, body, permit_id=permit.permit_id)
+        with self.queries.steps.step() as step:
+            step.session.add(row)
+            step.session.flush()
+            entry = step.append(ANSWERED, body, permit_id=permit.permit_id)
             row.receipt = self.judge.evidence.receipt(entry)
         log.info("feasibility answered", extra={"facts": {"query": query, "permit": permit.permit_id}})
         return row

@@ -1,8 +1,8 @@
 """The gate of every round: the enclave asks, and nothing is drawn or leaves before the answer is yes.
 
 Order of a spend: the row in an open transaction, the entry ``round.begun`` on disk, the commit, and only then the
-answer to the enclave, which draws no noise before. A process that dies between entry and commit has spent: the row
-is entered again from the log when the node starts (``recovery``).
+answer to the enclave, which draws no noise before. Where the process dies or the commit fails after the entry, the
+round is spent: the row is entered again from the log (``recovery``).
 """
 
 import logging
@@ -17,11 +17,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from connector.governance.ledger import dumped
+from connector.governance.steps import Step
 from connector.governance.visits import Visits, request_of
 from connector.store.models import Draw, VisitRow
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import StatusList
-from vht_federate.errors import EgressError, RefusedError, RevokedError, VhtError, error_from_envelope
+from vht_federate.errors import (
+    EgressError,
+    RefusedError,
+    RevokedError,
+    UnavailableError,
+    VhtError,
+    error_from_envelope,
+)
 from vht_federate.privacy.accounting import epsilon_by_population
 
 __all__ = ["GRACE_S", "VisitGate"]
@@ -48,9 +56,11 @@ class VisitGate:
             row = self._ready(visit)
             events = _planned(row, job, round)
             status = self._require_good(row)
-            with self._visits.guard, self._visits.database.write() as session:
-                row = self._ready(visit, session)
-                self._draw(session, row, job, round, events, request_sha256, status)
+            with self._visits.steps.step() as step:
+                row = self._ready(visit, step.session)
+                self._draw(step, row, job, round, events, request_sha256, status)
+        except UnavailableError:
+            raise
         except VhtError as error:
             self.refused(visit, job, round, error.code)
             raise
@@ -60,9 +70,11 @@ class VisitGate:
         """Log what is about to leave. Raises the typed error that keeps it inside; what was drawn stays spent."""
         try:
             status = self._require_good(self._ready(visit))
-            with self._visits.guard, self._visits.database.write() as session:
-                row = self._ready(visit, session)
-                self._release(session, row, job, round, output_sha256, output_bytes, status)
+            with self._visits.steps.step() as step:
+                row = self._ready(visit, step.session)
+                self._release(step, row, job, round, output_sha256, output_bytes, status)
+        except UnavailableError:
+            raise
         except VhtError as error:
             self.refused(visit, job, round, error.code)
             raise
@@ -108,7 +120,7 @@ class VisitGate:
 
     def _draw(
         self,
-        session: Session,
+        step: Step,
         row: VisitRow,
         job: str,
         round_: int,
@@ -116,7 +128,7 @@ class VisitGate:
         request_sha256: str,
         status: StatusList,
     ) -> None:
-        call = (row.id, job, round_)
+        session, call = step.session, (row.id, job, round_)
         if call in self._begun or _drawn(session, *call) is not None:
             raise RefusedError(
                 "this round was begun before; each is drawn once", code="VHT-REFUSED-REPLAY", hint="ask for the next"
@@ -143,11 +155,11 @@ class VisitGate:
             "dataset": row.dataset_id,
             "events": dumped(events),
         }
-        self._visits.evidence.append("round.begun", body, permit_id=row.permit_id, visit=row.id)
+        step.append("round.begun", body, permit_id=row.permit_id, visit=row.id)
 
     def _release(
         self,
-        session: Session,
+        step: Step,
         row: VisitRow,
         job: str,
         round_: int,
@@ -155,6 +167,7 @@ class VisitGate:
         output_bytes: int | None,
         status: StatusList,
     ) -> None:
+        session = step.session
         draw = _drawn(session, row.id, job, round_)
         if draw is None:
             raise EgressError("an output without a begun round", code="VHT-EGRESS-UNDRAWN")
@@ -175,7 +188,7 @@ class VisitGate:
         }
         if output_bytes is not None:
             body["output_bytes"] = output_bytes
-        self._visits.evidence.append("round.released", body, permit_id=row.permit_id, visit=row.id)
+        step.append("round.released", body, permit_id=row.permit_id, visit=row.id)
 
 
 def _planned(row: VisitRow, job: str, round_: int) -> tuple[PrivacyEvent, ...]:

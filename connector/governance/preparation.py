@@ -129,9 +129,9 @@ class Preparation:
         permit, request = self._visits.permit_of(visit), request_of(visit)
         files = ComponentFiles.read(self._visits.judge.require_component(request))
         files.expect(request.component.digest)
-        with self._visits.database.write() as session:
-            excluded = excluded_subjects(session, permit)
-            pseudonym = pseudonymiser(session, permit.permit_id, visit.created_at)
+        with self._visits.steps.step() as step:
+            excluded = excluded_subjects(step.session, permit)
+            pseudonym = pseudonymiser(step.session, permit.permit_id, visit.created_at)
         destination = self._files.cohort(visit.id)
         destination.parent.mkdir(parents=True, exist_ok=True)
         permitted = tuple(column for column in request.columns if column in permit.columns)
@@ -167,8 +167,8 @@ class Preparation:
                 f"the cohort at this node is below the permit's minimum of {permit.minimum_cohort} patients",
                 code="VHT-COHORT-SMALL",
             )
-        with self._visits.guard, self._visits.database.write() as session:
-            self._visits.ledger.include(session, visit, permit, included)
+        with self._visits.steps.step() as step:
+            self._visits.ledger.include(step.session, visit, permit, included)
 
     def _start(self, visit: VisitRow) -> EnclaveInfo:
         request = request_of(visit)

@@ -14,18 +14,16 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from threading import RLock
 
 from sqlalchemy import select
 
 from connector.governance.actors import Actor
 from connector.governance.ledger import Ledger
-from connector.store.database import Database
+from connector.governance.steps import Steps
 from connector.store.models import QueryRow
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError
-from vht_federate.evidence.log import EvidenceLog
 from vht_federate.privacy.accounts import Run
 from vht_federate.privacy.participation import Included
 
@@ -44,7 +42,8 @@ class Query:
     def draw(self) -> None:
         """Spend everything, once. No noise may be drawn before this returned.
 
-        Raises BudgetError VHT-BUDGET-RESERVATION the second time, UnavailableError where the log cannot be written.
+        Raises BudgetError VHT-BUDGET-RESERVATION the second time, UnavailableError where log or database cannot be
+        written: it may be spent then.
         """
         self._draw()
 
@@ -54,15 +53,13 @@ class Queries:
 
     def __init__(
         self,
-        database: Database,
-        evidence: EvidenceLog,
+        steps: Steps,
         ledger: Ledger,
         dataset_id: str,
         clock: Callable[[], datetime],
-        guard: RLock,
     ) -> None:
-        self._database, self._evidence, self._ledger = database, evidence, ledger
-        self._dataset_id, self._clock, self._guard = dataset_id, clock, guard
+        self.steps, self._ledger = steps, ledger
+        self._dataset_id, self._clock = dataset_id, clock
 
     @contextmanager
     def spending(
@@ -82,25 +79,25 @@ class Queries:
             raise InputError("a query without events costs nothing and releases nothing", code="VHT-INPUT-QUERY")
         name = f"q-{secrets.token_hex(8)}"
         run = Run(name, self._dataset_id, permit.permit_id if permit else None, holds=events)
-        with self._guard, self._database.write() as session:
-            self._ledger.reserve_query(session, run, label, self._clock(), permit=permit, included=included)
+        with self.steps.step() as step:
+            self._ledger.reserve_query(step.session, run, label, self._clock(), permit=permit, included=included)
         try:
             yield Query(run, lambda: self._draw(name, actor))
         finally:
-            with self._guard, self._database.write() as session:
-                self._ledger.release_query(session, name, self._clock())
+            with self.steps.step() as step:
+                self._ledger.release_query(step.session, name, self._clock())
 
     def release_left(self) -> int:
         """Give back what a crash left reserved; how many queries that were."""
-        with self._guard, self._database.write() as session:
-            left = session.scalars(select(QueryRow.id).where(QueryRow.state == "reserved")).all()
+        with self.steps.step() as step:
+            left = step.session.scalars(select(QueryRow.id).where(QueryRow.state == "reserved")).all()
             for name in left:
-                self._ledger.release_query(session, name, self._clock())
+                self._ledger.release_query(step.session, name, self._clock())
         return len(left)
 
     def _draw(self, name: str, actor: Actor) -> None:
-        with self._guard, self._database.write() as session:
-            row = self._ledger.draw_query(session, name, self._clock())
+        with self.steps.step() as step:
+            row = self._ledger.draw_query(step.session, name, self._clock())
             body = {
                 "query": name,
                 "label": row.label,
@@ -109,5 +106,5 @@ class Queries:
                 "delta": self._ledger.delta,
                 **actor.facts(),
             }
-            self._evidence.append(DRAWN, body, permit_id=row.permit_id)
+            step.append(DRAWN, body, permit_id=row.permit_id)
         log.info("query drawn", extra={"facts": {"query": name, "label": row.label}})

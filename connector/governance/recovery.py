@@ -1,7 +1,9 @@
-"""After a crash: the evidence log is what happened, and the database follows it.
+"""After a crash, or a commit that failed: the evidence log is what happened, and the database follows it.
 
 Each step writes its log entry just before its commit, so the log may hold one step that the database lacks, never
-the other way round. Enter it; then end every visit whose enclave died with the process. Nothing spent is given back.
+the other way round. Enter it; where the process died, end every visit whose enclave died with it. Nothing spent is
+given back. What the log does not hold in full (a request, an answer to a question, the report of an intake) is not
+entered: nobody was told of it, and it can be asked for again.
 """
 
 import logging
@@ -11,10 +13,12 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from connector.fhir.api.clients import REVOKED
 from connector.governance.optouts import restore
 from connector.governance.queries import DRAWN
+from connector.governance.releases import ACKNOWLEDGED
 from connector.governance.visits import OPEN, Visits
-from connector.store.models import Draw, QueryRow, VisitRow
+from connector.store.models import Acknowledgement, Draw, FhirClientRow, QueryRow, Reservation, VisitRow
 from vht_federate.evidence.entry import LogEntry
 
 __all__ = ["RESTARTED", "abandon_open_visits", "follow_the_log"]
@@ -24,8 +28,14 @@ RESTARTED = "VHT-UNAVAILABLE-RESTART"
 
 
 def follow_the_log(visits: Visits, *, dataset_id: str) -> int:
-    """Enter what the log holds and the database lacks. The number of spends that were entered."""
+    """Enter what the log holds and the database lacks, in one transaction. The number of spends that were entered.
+
+    A visit found approved or ended is then prepared or cleared as after any other approval or end.
+    """
     entered = 0
+    approvals: dict[str | None, LogEntry] = {}
+    approved: list[str] = []
+    ended: list[str] = []
     with visits.guard, visits.database.write() as session:
         for entry in visits.evidence.entries():
             if entry.kind == "round.begun":
@@ -34,11 +44,24 @@ def follow_the_log(visits: Visits, *, dataset_id: str) -> int:
                 entered += _enter_query(session, entry)
             elif entry.kind == "round.released":
                 _enter_release(session, entry)
+            elif entry.kind == "visit.approved":
+                approvals[entry.visit] = entry
+            elif entry.kind == "budget.reserved":
+                approved += _enter_approval(session, entry, approvals[entry.visit])
             elif entry.kind in ("visit.closed", "visit.rejected"):
-                _enter_end(visits, session, entry)
+                ended += _enter_end(visits, session, entry)
+            elif entry.kind == ACKNOWLEDGED:
+                _enter_acknowledgement(visits, session, entry)
+            elif entry.kind == REVOKED:
+                _enter_client_revoked(session, entry)
         restore(session, visits.evidence.entries())
     if entered:
         log.warning("spends entered from the evidence log", extra={"facts": {"draws": entered}})
+    for visit_id in ended:
+        visits.on_ended(visit_id, 0.0)
+    for visit_id in approved:
+        if visit_id not in ended:
+            visits.on_approved(visit_id)
     return entered
 
 
@@ -108,16 +131,58 @@ def _enter_release(session: Session, entry: LogEntry) -> None:
         session.flush()
 
 
-def _enter_end(visits: Visits, session: Session, entry: LogEntry) -> None:
+def _enter_approval(session: Session, entry: LogEntry, approval: LogEntry) -> list[str]:
+    """Approval and reservation are one step: where the log holds only the first, its visit never was approved."""
+    visit = session.get(VisitRow, entry.visit)
+    if visit is None or visit.state != "requested":
+        return []
+    reserved_at = datetime.fromisoformat(entry.time)
+    visit.state, visit.decided_by = "approved", approval.body["operator"]
+    visit.decided_at = datetime.fromisoformat(approval.time)
+    session.add(
+        Reservation(
+            visit_id=visit.id,
+            permit_id=visit.permit_id,
+            dataset_id=entry.body["dataset"],
+            events=entry.body["events"],
+            open=True,
+            reserved_at=reserved_at,
+        )
+    )
+    session.flush()
+    return [visit.id]
+
+
+def _enter_end(visits: Visits, session: Session, entry: LogEntry) -> list[str]:
     visit = session.get(VisitRow, entry.visit)
     if visit is None or visit.state not in OPEN:
-        return
+        return []
     body: dict[str, Any] = entry.body
     visit.state, visit.code, visit.reason = body["state"], body["code"], body["reason"]
+    visit.decided_by = body.get("operator", visit.decided_by)
     visit.ended_at = datetime.fromisoformat(entry.time)
     visit.receipt = visits.evidence.receipt(entry)
     visits.ledger.close(session, visit.id, visit.ended_at)
     session.flush()
+    return [visit.id]
+
+
+def _enter_acknowledgement(visits: Visits, session: Session, entry: LogEntry) -> None:
+    body = entry.body
+    named = {"visit_id": entry.visit, "kind": body["kind"], "sha256": body["artifact_sha256"]}
+    held = session.scalars(select(Acknowledgement).filter_by(**named)).first()
+    if held is not None or session.get(VisitRow, entry.visit) is None:
+        return
+    receipt = visits.evidence.receipt(entry)
+    session.add(Acknowledgement(**named, receipt=receipt, at=datetime.fromisoformat(entry.time)))
+    session.flush()
+
+
+def _enter_client_revoked(session: Session, entry: LogEntry) -> None:
+    client = session.get(FhirClientRow, entry.body["client"])
+    if client is not None and client.revoked_at is None:
+        client.revoked_at = datetime.fromisoformat(entry.time)
+        session.flush()
 
 
 def _draw(session: Session, entry: LogEntry) -> Draw | None:

@@ -9,8 +9,9 @@ from connector.governance.visits import Visits
 from connector.store.models import Acknowledgement, VisitRow
 from vht_federate.errors import EgressError, RefusedError, RevokedError
 
-__all__ = ["Releases"]
+__all__ = ["ACKNOWLEDGED", "Releases"]
 
+ACKNOWLEDGED = "release.acknowledged"
 _MAY_ACKNOWLEDGE = ("ready", "closed", "failed")  # a node that lost its enclave still contributed before
 
 
@@ -38,7 +39,8 @@ class Releases:
         except RevokedError as error:
             self._visits.revoke(visit.id, error)
             raise
-        with self._visits.guard, self._visits.database.write() as session:
+        with self._visits.steps.step() as step:
+            session = step.session
             if not self._visits.ledger.spent_by(session, visit.id):
                 raise RefusedError("this node contributed nothing to that release", code="VHT-REFUSED-STATE")
             held = session.scalars(
@@ -47,9 +49,7 @@ class Releases:
             if held is not None:
                 return held.receipt
             body = {"kind": kind, "artifact_sha256": sha256}
-            entry = self._visits.evidence.append(
-                "release.acknowledged", body, permit_id=visit.permit_id, visit=visit.id
-            )
+            entry = step.append(ACKNOWLEDGED, body, permit_id=visit.permit_id, visit=visit.id)
             receipt = self._visits.evidence.receipt(entry)
             session.add(Acknowledgement(visit_id=visit.id, kind=kind, sha256=sha256, receipt=receipt, at=self._clock()))
             return receipt

@@ -49,6 +49,7 @@ class Upkeep:
 
     def sweep(self) -> None:
         """Each part runs though another failed; what failed is in the node's log."""
+        self._guarded(self._visits.steps.catch_up)
         for visit in self._visits.all():
             if visit.state in OPEN:
                 self._guarded(partial(self._end_if_over, visit))
@@ -107,7 +108,8 @@ class Upkeep:
 
     def _erase_pseudonyms(self) -> None:
         """The log says it before the key goes: a crash in between erases at the next look."""
-        with self._visits.guard, self._visits.database.write() as session:
+        with self._visits.steps.step() as step:
+            session = step.session
             kept = session.scalars(select(PseudonymKeyRow.permit_id).where(PseudonymKeyRow.key.is_not(None))).all()
             for permit_id in kept:
                 until = self._retained_until(session, permit_id)
@@ -115,7 +117,7 @@ class Upkeep:
                     continue
                 erase(session, permit_id, self._clock())
                 session.flush()
-                self._visits.evidence.append(ERASED, {"permit_id": permit_id, "retained_until": until.isoformat()})
+                step.append(ERASED, {"permit_id": permit_id, "retained_until": until.isoformat()})
                 log.info("pseudonyms erased", extra={"facts": {"permit": permit_id}})
 
     def _retained_until(self, session: Session, permit_id: str) -> datetime | None:

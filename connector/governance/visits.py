@@ -6,13 +6,12 @@
         |------------|----------|---> rejected    an operator said no, or pressed stop
 
 A step is one writing transaction whose last act before the commit is the log entry: what the log holds and the
-database lacks after a crash is entered again by ``recovery``.
+database lacks, after a crash or a commit that failed, is entered again by ``recovery``.
 """
 
 import hmac
 import logging
 import secrets
-import threading
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -24,15 +23,15 @@ from connector.governance.actors import Actor
 from connector.governance.judge import Judge, Judgement
 from connector.governance.ledger import Ledger, dumped
 from connector.governance.secret import NodeSecret
-from connector.store.database import Database
+from connector.governance.steps import Step, Steps
 from connector.store.models import VisitRow
 from vht_federate.authority.check import read_permit
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
-from vht_federate.errors import NotFoundError, RefusedError, RevokedError, VhtError
+from vht_federate.errors import NotFoundError, RefusedError, RevokedError, UnavailableError, VhtError
 from vht_federate.evidence.canonical import sha256_hex
+from vht_federate.evidence.entry import LogEntry
 from vht_federate.evidence.keys import unverified_claims
-from vht_federate.evidence.log import EvidenceLog
 from vht_federate.privacy.accounting import epsilon_by_population
 
 __all__ = ["OPEN", "STOPPED", "Visits", "request_of"]
@@ -48,19 +47,18 @@ def request_of(visit: VisitRow) -> StudyRequest:
 
 
 class Visits:
-    """All visits of one node. Safe for threads: every change happens under ``guard``, in one transaction."""
+    """All visits of one node. Safe for threads: every change is one of the node's ``steps``."""
 
     def __init__(
         self,
-        database: Database,
-        evidence: EvidenceLog,
+        steps: Steps,
         ledger: Ledger,
         judge: Judge,
         secret: NodeSecret,
         clock: Callable[[], datetime],
     ) -> None:
-        self.database, self.evidence, self.ledger, self.judge = database, evidence, ledger, judge
-        self.guard = threading.RLock()
+        self.steps, self.ledger, self.judge = steps, ledger, judge
+        self.database, self.evidence, self.guard = steps.database, steps.evidence, steps.guard
         self.on_approved: Callable[[str], None] = lambda _: None
         self.on_ended: Callable[[str, float], None] = lambda _, __: None
         self._secret, self._clock = secret, clock
@@ -100,7 +98,8 @@ class Visits:
         """
         judged = self.judge.judge(permit, study, user_key)
         key = sha256_hex(retry_key.encode()) if retry_key else None
-        with self.guard, self.database.write() as session:
+        with self.steps.step() as step:
+            session = step.session
             same = session.scalars(select(VisitRow).where(VisitRow.request_digest == judged.request_digest)).first()
             if same is not None:
                 return self._repeated(same, judged, key)
@@ -108,7 +107,7 @@ class Visits:
             visit_id = f"v-{secrets.token_hex(8)}"
             self.judge.afford(session, visit_id, judged)
             visit = self._entered(session, visit_id, judged, permit, study, key)
-            self.evidence.append("visit.requested", _asked(judged), permit_id=judged.permit.permit_id, visit=visit_id)
+            step.append("visit.requested", _asked(judged), permit_id=judged.permit.permit_id, visit=visit_id)
             self.judge.accepted(judged, visit_id)
         log.info("visit requested", extra={"facts": {"visit": visit_id, "study": judged.request.study_id}})
         return visit
@@ -122,7 +121,8 @@ class Visits:
         try:
             self.judge.status.require_good(permit)
             self.judge.require_component(request)
-            with self.guard, self.database.write() as session:
+            with self.steps.step() as step:
+                session = step.session
                 visit = _row(session, visit_id)
                 if visit.state in ("approved", "ready"):
                     return visit
@@ -131,8 +131,10 @@ class Visits:
                 visit.state, visit.decided_by, visit.decided_at = "approved", actor.name, self._clock()
                 session.flush()
                 approved = {**actor.facts(), "digest": request.component.digest}
-                self._log(visit, "visit.approved", approved)
-                self._log(visit, "budget.reserved", reserved)
+                _log(step, visit, "visit.approved", approved)
+                _log(step, visit, "budget.reserved", reserved)
+        except UnavailableError:
+            raise
         except RevokedError as error:
             self.revoke(visit_id, error)
             raise
@@ -145,8 +147,8 @@ class Visits:
 
     def ready(self, visit_id: str, isolation: str) -> bool:
         """The enclave stands. False where the visit ended meanwhile: then it must not stay."""
-        with self.guard, self.database.write() as session:
-            visit = _row(session, visit_id)
+        with self.steps.step() as step:
+            visit = _row(step.session, visit_id)
             if visit.state != "approved":
                 return False
             visit.state, visit.isolation = "ready", isolation
@@ -156,6 +158,7 @@ class Visits:
     def reject(self, visit_id: str, actor: Actor, reason: str) -> VisitRow:
         """An operator declines a request. Raises RefusedError VHT-REFUSED-STATE once it was approved."""
         with self.guard:
+            self.steps.catch_up()
             visit = self.get(visit_id)
             if visit.state == "rejected":
                 return visit
@@ -169,9 +172,11 @@ class Visits:
     def revoke(self, visit_id: str, error: RevokedError, *, grace_s: float = 0.0) -> VisitRow:
         """The issuer withdrew the permit: log that it was seen, and end the visit."""
         with self.guard:
+            self.steps.catch_up()
             visit = self.get(visit_id)
             if visit.state in OPEN:
-                self._log(visit, "permit.revoked-seen", {"code": error.code})
+                seen = {"code": error.code}
+                self.evidence.append("permit.revoked-seen", seen, permit_id=visit.permit_id, visit=visit.id)
             reason = "the permit was revoked"
             return self.end(visit_id, "revoked", code=error.code, reason=reason, grace_s=grace_s)
 
@@ -189,7 +194,8 @@ class Visits:
 
         ``grace_s`` is how long its enclave may still live, so that a refusal in progress reaches the coordinator.
         """
-        with self.guard, self.database.write() as session:
+        with self.steps.step() as step:
+            session = step.session
             visit = _row(session, visit_id)
             if visit.state not in OPEN:
                 return visit
@@ -201,7 +207,7 @@ class Visits:
             body = {"reason": reason, "state": state, "code": code, **(actor.facts() if actor else {})}
             if not unapproved:
                 body |= self._cost(session, visit)
-            entry = self._log(visit, "visit.rejected" if unapproved else "visit.closed", body)
+            entry = _log(step, visit, "visit.rejected" if unapproved else "visit.closed", body)
             visit.receipt = self.evidence.receipt(entry)
         log.info("visit ended", extra={"facts": {"visit": visit_id, "state": state, "code": code}})
         self.on_ended(visit_id, grace_s)
@@ -213,9 +219,6 @@ class Visits:
         spent = self.ledger.spent_by(session, visit.id)
         delta = request_of(visit).plan.delta
         return {"spent": dumped(spent), "epsilon": epsilon_by_population(spent, delta), "delta": delta}
-
-    def _log(self, visit: VisitRow, kind: str, body: dict[str, Any]) -> Any:
-        return self.evidence.append(kind, body, permit_id=visit.permit_id, visit=visit.id)
 
     def _repeated(self, same: VisitRow, judged: Judgement, retry_key: str | None) -> VisitRow:
         if same.state in OPEN and retry_key is not None and same.retry_key == retry_key:
@@ -261,6 +264,10 @@ def _asked(judged: Judgement) -> dict[str, Any]:
         "component": request.component.model_dump(mode="json"),
         "plan": request.plan.model_dump(mode="json"),
     }
+
+
+def _log(step: Step, visit: VisitRow, kind: str, body: dict[str, Any]) -> LogEntry:
+    return step.append(kind, body, permit_id=visit.permit_id, visit=visit.id)
 
 
 def _row(session: Session, visit_id: str) -> VisitRow:

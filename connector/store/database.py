@@ -51,8 +51,11 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A writing transaction: commits at the end of the block, rolls back on any exception."""
-        with self._connect() as plain:
+        """A writing transaction: commits at the end of the block, rolls back on any exception.
+
+        Raises UnavailableError VHT-UNAVAILABLE-DATABASE where the database fails at it, as on a full disk.
+        """
+        with _typed(), self._connect() as plain:
             connection = plain.execution_options(**{_WRITE: True})
             with connection.begin(), Session(connection, expire_on_commit=False) as session:
                 if not self._sqlite:
@@ -75,6 +78,18 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise UnavailableError(
+            "the node's database could not be written",
+            code="VHT-UNAVAILABLE-DATABASE",
+            hint="free the disk of the node: what its evidence log holds is then entered without a restart",
+        ) from error
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -28,7 +28,7 @@ from vht_federate.domain.plan import EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.domain.study import STUDY_TYP, ComponentRef, StudyRequest
 from vht_federate.errors import VhtError
 from vht_federate.evidence.keys import SigningKey
-from vht_federate.serving import free_port
+from vht_federate.serving import LOOPBACK, free_port, free_ports
 
 DATASET = "urn:vht:hospital-1:ehr"
 COMPONENT = find_component("cardio-risk")
@@ -91,7 +91,7 @@ class Issuer:
         self.register.revoke(permit, datetime.now(UTC), "test")
 
 
-def await_that(condition: Any, seconds: float = 10.0) -> None:
+def await_that(condition: Any, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -208,10 +208,11 @@ def make_hospital(root: Path, *, issuer: Issuer | None = None, **settings: Any) 
     make_authority(root / "pki", now=now)
     tls = issue_certificate(root / "pki", "hospital-1", root / "tls", now=now)
     issuer = issuer or Issuer(root, tls)
+    outward, internal = free_ports(LOOPBACK, LOOPBACK)
     fields: dict[str, Any] = {
         "name": "hospital-1",
-        "port": free_port(),
-        "internal_port": free_port(),
+        "port": outward,
+        "internal_port": internal,
         "certificate": tls.certificate,
         "key": tls.key,
         "ca": tls.ca,

@@ -207,7 +207,7 @@ def test_files_expire_and_the_access_log_is_bounded(stocked: Hospital) -> None:
     with serving(stocked) as program:
         node = program.node
         limits = Limits(keep_s=0, audit_file=4_000, audit_files=3, audit_days=0)
-        small = local_api(node.settings, node.files, node.database, node.visits.judge, limits=limits)
+        small = local_api(node.settings, node.files, node.steps, node.visits.judge, limits=limits)
         access = node.fhir_api.tokens.access(program.token())
         small.exports.start()
         from connector.fhir.api.audit import Event

@@ -20,7 +20,7 @@ from doc_commands import ROOT, blocks
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.evidence.verify import verify_bundle
 from vht_federate.packaging.load import load_component
-from vht_federate.serving import free_port
+from vht_federate.serving import LOOPBACK, free_ports
 
 pytestmark = pytest.mark.federation
 
@@ -35,7 +35,8 @@ def walked() -> Iterator[Path]:
     """The folder in which a reader walked the guide to its end. A short path: Unix sockets need one."""
     folder = Path(tempfile.mkdtemp(prefix="vht-hand-"))
     script = "\n".join(blocks(GUIDE))
-    ports = {name: str(free_port()) for name in re.findall(r"^(\w+_PORT)=", script, re.MULTILINE)}
+    names = re.findall(r"^(\w+_PORT)=", script, re.MULTILINE)
+    ports = dict(zip(names, map(str, free_ports(*[LOOPBACK] * len(names))), strict=True))
     environment = {**os.environ, **ports, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "140"}
     log = folder.with_suffix(".log")
     with log.open("wb") as out:

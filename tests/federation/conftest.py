@@ -65,7 +65,7 @@ def ran(place: Path) -> Iterator[Ran]:
         commands.run("pki", "cert", "--ca", str(root / "pki"), "--name", "proxy", "--out", str(root / "pki" / "proxy"))
         tls = root / "pki" / "proxy"
         wiretap = Wiretap(place / "captures", federation.ca, tls / "proxy.crt", tls / "proxy.key")
-        federation.routes = wiretap
+        federation.routes, wiretap.besides = wiretap, federation.ports.values()
         try:
             federation.start()
             permit_id = federation.issue_permit()

@@ -7,7 +7,7 @@ import re
 import ssl
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from vht_federate.serving import free_port
@@ -21,6 +21,7 @@ class Wiretap:
     def __init__(self, captures: Path, ca: Path, certificate: Path, key: Path) -> None:
         self.captures = captures
         self._ca, self._certificate, self._key = ca, certificate, key
+        self.besides: Collection[int] = ()  # ports that others will bind
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -32,8 +33,8 @@ class Wiretap:
 
     def route(self, name: str, port: int) -> int:
         if (name, port) not in self._routes:
-            proxy = free_port()
-            asyncio.run_coroutine_threadsafe(self._listen(name, port, proxy), self._loop).result(10)
+            proxy = free_port(besides=self.besides)
+            asyncio.run_coroutine_threadsafe(self._listen(name, port, proxy), self._loop).result(60)
             self._routes[name, port] = proxy
         return self._routes[name, port]
 
@@ -70,7 +71,7 @@ class Wiretap:
                 task.cancel()
             await asyncio.sleep(0.2)
 
-        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()

@@ -28,7 +28,7 @@ def folder() -> Iterator[Path]:
 
 
 def ask(folder: Path, *calls: Call) -> list[Answer]:
-    records = carry(pack_calls(calls, deadline_s=5), {"enclave-directory": str(folder)})
+    records = carry(pack_calls(calls, deadline_s=60), {"enclave-directory": str(folder)})
     return replies_of(records, len(calls))
 
 

@@ -127,9 +127,10 @@ def test_an_empty_answer_is_held_until_there_is_a_message(ca: Path, monkeypatch:
 
 def test_an_empty_answer_goes_out_when_the_time_is_up(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upstream = Upstream(after=10_000)
-    answer = AppClient(build(upstream, ca, monkeypatch, hold_s=0.3)).post(PULL)
+    app, started = AppClient(build(upstream, ca, monkeypatch, hold_s=0.3)), time.monotonic()
+    answer = app.post(PULL)
+    assert time.monotonic() - started >= 0.3
     assert (answer.status_code, answer.content) == (200, b"")
-    assert len(upstream.asked) > 1
 
 
 def test_a_doorbell_wakes_whoever_waits(tmp_path: Path) -> None:
@@ -137,10 +138,10 @@ def test_a_doorbell_wakes_whoever_waits(tmp_path: Path) -> None:
 
     async def ring_later() -> float:
         seen, started = bell.last(), time.monotonic()
-        waiting = asyncio.create_task(bell.wait(seen, 10))
+        waiting = asyncio.create_task(bell.wait(seen, 120))
         await asyncio.sleep(0.05)
         bell.ring()
         await waiting
         return time.monotonic() - started
 
-    assert asyncio.run(ring_later()) < 5
+    assert asyncio.run(ring_later()) < 60

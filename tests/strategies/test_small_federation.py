@@ -62,7 +62,7 @@ def start(federation: SmallFederation, directory: RunDirectory) -> int:
 def test_two_hospitals_train_and_evaluate(federation: SmallFederation, tmp_path: Path) -> None:
     enclaves = [ToyEnclave(federation.enclaves[name], "v-both") for name in NAMES]
     directory = submit(federation, tmp_path / "run", "both", rounds=3, deadline_s=60)
-    wait_until(lambda: directory.state().ended, "the run's end", 120)
+    wait_until(lambda: directory.state().ended, "the run's end", 240)
     state = directory.state()
     assert (state.state, state.reason) == ("completed", "2 of 2 nodes took part to the end")
     assert load(directory.weights(3))["w"].tolist() == [3.0, 3.0, 3.0]
@@ -91,7 +91,7 @@ def test_a_run_goes_on_after_its_server_app_was_killed(federation: SmallFederati
     def slow(header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         if (header["job"], header["round"]) == ("train", 2) and not hold.is_set():
             second.set()
-            hold.wait(30)
+            hold.wait(120)
         return add_one(header, body)
 
     enclaves = [ToyEnclave(federation.enclaves[name], "v-again", slow) for name in NAMES]
@@ -105,7 +105,7 @@ def test_a_run_goes_on_after_its_server_app_was_killed(federation: SmallFederati
     wait_until(lambda: server.running() is None, "the ServerApp's death")
     assert directory.state().state == "running"
     start(federation, directory)
-    wait_until(lambda: directory.state().ended, "the run's end", 120)
+    wait_until(lambda: directory.state().ended, "the run's end", 240)
     assert directory.state().state == "completed"
     assert [(one.job, one.round) for one in directory.state().rounds] == [("train", 1), ("train", 2), ("evaluate", 1)]
     assert load(directory.weights(2))["w"].tolist() == [2.0, 2.0, 2.0]
@@ -149,10 +149,10 @@ def test_a_hospital_killed_in_the_middle_ends_the_run_as_refused(federation: Sma
         ToyEnclave(federation.enclaves[name], "v-killed", answer)
         for name, answer in zip(NAMES, (note, stuck), strict=True)
     ]
-    directory = submit(federation, tmp_path / "run", "killed", rounds=2, deadline_s=15)
+    directory = submit(federation, tmp_path / "run", "killed", rounds=2, deadline_s=30)
     wait_until(reached.is_set, "the first round", 90)
     federation.kill(NAMES[1])
-    wait_until(lambda: directory.state().ended, "the run's end", 120)
+    wait_until(lambda: directory.state().ended, "the run's end", 240)
     state = directory.state()
     assert state.state == "refused"
     assert state.error is not None
@@ -168,7 +168,7 @@ def test_ctrl_c_leaves_no_process_and_the_state_opens_again(federation: SmallFed
     children = [one.pid for one in psutil.Process(federation.service.pid).children(recursive=True)]
     assert len(children) >= 2
     os.kill(federation.service.pid, signal.SIGINT)
-    federation.service.wait(30)
+    federation.service.wait(60)
     assert not [pid for pid in children if alive(pid)]
     assert federation.coordinator.pid_file.running() is None
     assert set(federation.coordinator.enrolments()) == set(NAMES)

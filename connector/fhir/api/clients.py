@@ -12,15 +12,15 @@ from sqlalchemy import select
 from connector.fhir.api.scopes import read_scope
 from connector.governance.actors import Actor
 from connector.governance.judge import Judge
+from connector.governance.steps import Steps
 from connector.store.database import Database
 from connector.store.models import FhirClientRow
 from vht_federate.domain.law import DataCategory
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError, NotFoundError
 from vht_federate.evidence.keys import unverified_claims
-from vht_federate.evidence.log import EvidenceLog
 
-__all__ = ["Clients"]
+__all__ = ["REVOKED", "Clients"]
 
 REGISTERED, REVOKED = "fhir.client-registered", "fhir.client-revoked"
 _ADDRESS = re.compile(r"https://[^\s#@]{1,1990}")
@@ -31,7 +31,7 @@ class Clients:
     """The registered clients of one node. Registration and revocation are in the evidence log before they hold."""
 
     database: Database
-    evidence: EvidenceLog
+    steps: Steps
     judge: Judge
     categories: tuple[DataCategory, ...]  # of the node's dataset
     clock: Callable[[], datetime]
@@ -61,23 +61,23 @@ class Clients:
             registered_at=self.clock(),
             registered_by=actor.name,
         )
-        with self.database.write() as session:
-            session.add(row)
-            session.flush()
+        with self.steps.step() as step:
+            step.session.add(row)
+            step.session.flush()
             body = {"client": row.id, "name": name, "scope": row.scope, **actor.facts()}
-            self.evidence.append(REGISTERED, body, permit_id=held.permit_id)
+            step.append(REGISTERED, body, permit_id=held.permit_id)
         return _told(row)
 
     def revoke(self, client_id: str, actor: Actor) -> dict[str, Any]:
         """From now on the client gets no token, and none of its tokens opens anything. Raises NotFoundError."""
-        with self.database.write() as session:
-            row = session.get(FhirClientRow, client_id)
+        with self.steps.step() as step:
+            row = step.session.get(FhirClientRow, client_id)
             if row is None:
                 raise NotFoundError("no such client", hint="vht node client list")
             if row.revoked_at is None:
                 row.revoked_at = self.clock()
-                session.flush()
-                self.evidence.append(REVOKED, {"client": row.id, **actor.facts()}, permit_id=row.permit_id)
+                step.session.flush()
+                step.append(REVOKED, {"client": row.id, **actor.facts()}, permit_id=row.permit_id)
         return _told(row)
 
     def all(self) -> list[dict[str, Any]]:

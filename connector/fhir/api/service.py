@@ -16,9 +16,9 @@ from connector.fhir.api.face import Faces
 from connector.fhir.api.limits import Limits
 from connector.fhir.api.tokens import Access, Tokens
 from connector.governance.judge import Judge
+from connector.governance.steps import Steps
 from connector.quality.figures import Shown
 from connector.settings import NodeFiles, NodeSettings
-from connector.store.database import Database
 from connector.store.models import FhirClientRow
 from vht_federate.errors import RefusedError, VhtError
 
@@ -30,11 +30,12 @@ BUCKETS = 4_096  # kept before those that are full again go
 
 
 def local_api(
-    settings: NodeSettings, files: NodeFiles, database: Database, judge: Judge, *, limits: Limits | None = None
+    settings: NodeSettings, files: NodeFiles, steps: Steps, judge: Judge, *, limits: Limits | None = None
 ) -> "LocalApi":
     """The API of an open node; it answers once it is mounted, and exports once it is started."""
     limits, clock, base = limits or Limits(), judge.clock, f"{settings.internal_url}/fhir"
-    clients = Clients(database, judge.evidence, judge, settings.dataset.categories, clock)
+    database = steps.database
+    clients = Clients(database, steps, judge, settings.dataset.categories, clock)
     faces = Faces(files.fhir, database, judge.installed, clock)
     rounded = Shown(settings.smallest_cell).count
     working = files.state / WORKING

@@ -1,0 +1,81 @@
+"""Steps of the governance: writing transactions whose entries stand in the evidence log before they hold.
+
+The last act of a step before its commit is the log entry. Where the commit then fails (a full disk takes the short line
+and not the transaction), the log says what the database does not, as after a crash. No further step is admitted before
+the database has followed the log again.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from connector.store.database import Database
+from vht_federate.evidence.log import EvidenceLog, LogEntry
+
+__all__ = ["Step", "Steps"]
+
+log = logging.getLogger("vht.node.steps")
+
+
+@dataclass
+class Step:
+    """One transaction. What is logged with ``append`` holds, whether or not the commit comes through."""
+
+    session: Session
+    evidence: EvidenceLog
+    logged: bool = False
+
+    def append(
+        self, kind: str, body: dict[str, Any], *, permit_id: str | None = None, visit: str | None = None
+    ) -> LogEntry:
+        entry = self.evidence.append(kind, body, permit_id=permit_id, visit=visit)
+        self.logged = True
+        return entry
+
+
+def _nothing_to_follow_with() -> None:
+    raise RuntimeError("nobody said how the database follows the log")
+
+
+class Steps:
+    """All steps of one node, one at a time (``guard``). ``follow`` enters what the log holds and the database lacks."""
+
+    def __init__(self, database: Database, evidence: EvidenceLog) -> None:
+        self.database, self.evidence = database, evidence
+        self.guard = threading.RLock()
+        self.follow: Callable[[], object] = _nothing_to_follow_with
+        self._behind = False
+
+    @contextmanager
+    def step(self) -> Iterator[Step]:
+        """A writing transaction under ``guard``; not to be nested.
+
+        Raises as ``Database.write`` does. What was logged by then has happened all the same, and is entered before the
+        next step begins.
+        """
+        with self.guard:
+            self.catch_up()
+            step: Step | None = None
+            try:
+                with self.database.write() as session:
+                    step = Step(session, self.evidence)
+                    yield step
+            except BaseException:
+                if step is not None and step.logged:
+                    self._behind = True
+                    log.exception("a logged step could not be committed")
+                raise
+
+    def catch_up(self) -> None:
+        """Let the database follow the log, if it fell behind. Raises as ``step`` does."""
+        with self.guard:
+            if not self._behind:
+                return
+            self.follow()
+            self._behind = False
+            log.warning("the database has followed the evidence log")
