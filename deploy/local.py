@@ -23,6 +23,7 @@ from vht_federate.serving import free_port
 __all__ = ["Direct", "Hospital", "LocalFederation", "Routes", "StudyTerms"]
 
 LOOPBACK = "127.0.0.1"
+DURING_DEADLINE_S = 240.0  # for what happens beside a run to end after it: longer than an approval is waited for
 
 
 @dataclass(frozen=True)
@@ -344,8 +345,11 @@ class LocalFederation:
     def run_study(
         self, study: Path, out: Path, *, approve: bool = True, during: Callable[[], None] | None = None
     ) -> dict[str, Any]:
-        """``vht study run``, with the operators approving beside it. Raises what the run ended with."""
-        failures: list[BaseException] = []
+        """``vht study run``, with the operators approving beside it, and then what is to happen ``during`` the run.
+
+        Raises what kept ``during`` from happening, else what the run ended with.
+        """
+        failures: list[Exception] = []
         study_id = self._study_id(study)
 
         def operators() -> None:
@@ -362,9 +366,13 @@ class LocalFederation:
         try:
             return self.commands.run("study", "run", str(study), "--out", str(out), stream=True)
         finally:
-            beside.join(timeout=5)
+            beside.join(timeout=DURING_DEADLINE_S if during else 5)
             for failure in failures:
                 progress(f"[yellow]operators: {failure}[/]")
+            if during and beside.is_alive():
+                raise UnavailableError("the run ended, and what was to happen during it had not")
+            if during and failures:
+                raise failures[0]
 
     @staticmethod
     def _study_id(study: Path) -> str:
