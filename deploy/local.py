@@ -23,7 +23,8 @@ from vht_federate.serving import free_port
 __all__ = ["Direct", "Hospital", "LocalFederation", "Routes", "StudyTerms"]
 
 LOOPBACK = "127.0.0.1"
-DURING_DEADLINE_S = 240.0  # for what happens beside a run to end after it: longer than an approval is waited for
+APPROVALS_S = 300.0  # from the start of a run until each hospital was asked and its operator approved
+DURING_DEADLINE_S = 330.0  # for what happens beside a run to end after it
 
 
 @dataclass(frozen=True)
@@ -355,7 +356,7 @@ class LocalFederation:
         def operators() -> None:
             try:
                 if approve:
-                    self.approve_visits(study_id)
+                    self.approve_visits(study_id, deadline_s=APPROVALS_S)
                 if during:
                     during()
             except Exception as error:

@@ -42,7 +42,7 @@ def test_what_kept_it_from_happening_is_raised_however_the_run_ended(tmp_path: P
 def test_it_has_not_happened_where_no_operator_could_approve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     federation, study = _federation(tmp_path, None)
 
-    def nobody_asked(*_: object) -> list[str]:
+    def nobody_asked(*_: object, **__: object) -> list[str]:
         raise UnavailableError("no visit was requested")
 
     monkeypatch.setattr(federation, "approve_visits", nobody_asked)
