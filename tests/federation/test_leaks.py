@@ -2,15 +2,12 @@
 
 import base64
 import gzip
-import os
-import socket
 import ssl
 from pathlib import Path
 
 import httpx
 import pytest
 from federation.conftest import Ran
-from federation.outgoing import Outgoing
 from federation.wiretap import found_in
 
 from connector.console.frame import _NAV
@@ -54,16 +51,6 @@ def test_a_hospital_connects_to_nothing_that_is_not_on_record(ran: Ran) -> None:
     for name, connections in ran.outgoing.seen.items():
         assert connections.strays(issuer | coordinator) == set(), name
         assert connections.ports() & coordinator, f"{name} was never seen to connect to its coordinator"
-
-
-def test_a_connection_past_the_record_is_seen(ran: Ran) -> None:
-    """This process connects to the issuer itself, not to the tap before it."""
-    past = ran.federation.ports["authority"]
-    outgoing = Outgoing(lambda: {"here": os.getpid()})
-    with socket.create_connection(("127.0.0.1", past), timeout=10):
-        outgoing.look()
-    tapped = ran.wiretap.taps("authority", "coordinator")
-    assert ("127.0.0.1", past) in outgoing.seen["here"].strays(tapped)
 
 
 def test_no_canary_crosses_a_connection(ran: Ran) -> None:
