@@ -23,6 +23,8 @@ from vht_federate.serving import free_ports
 __all__ = ["Direct", "Hospital", "LocalFederation", "Routes", "StudyTerms"]
 
 LOOPBACK = "127.0.0.1"
+APPROVALS_S = 300.0  # from the start of a run until each hospital was asked and its operator approved
+DURING_DEADLINE_S = 330.0  # for what happens beside a run to end after it
 
 
 @dataclass(frozen=True)
@@ -350,14 +352,17 @@ class LocalFederation:
     def run_study(
         self, study: Path, out: Path, *, approve: bool = True, during: Callable[[], None] | None = None
     ) -> dict[str, Any]:
-        """``vht study run``, with the operators approving beside it. Raises what the run ended with."""
-        failures: list[BaseException] = []
+        """``vht study run``, with the operators approving beside it, and then what is to happen ``during`` the run.
+
+        Raises what kept ``during`` from happening, else what the run ended with.
+        """
+        failures: list[Exception] = []
         study_id = self._study_id(study)
 
         def operators() -> None:
             try:
                 if approve:
-                    self.approve_visits(study_id)
+                    self.approve_visits(study_id, deadline_s=APPROVALS_S)
                 if during:
                     during()
             except Exception as error:
@@ -368,9 +373,13 @@ class LocalFederation:
         try:
             return self.commands.run("study", "run", str(study), "--out", str(out), stream=True)
         finally:
-            beside.join(timeout=5)
+            beside.join(timeout=DURING_DEADLINE_S if during else 5)
             for failure in failures:
                 progress(f"[yellow]operators: {failure}[/]")
+            if during and beside.is_alive():
+                raise UnavailableError("the run ended, and what was to happen during it had not")
+            if during and failures:
+                raise failures[0]
 
     @staticmethod
     def _study_id(study: Path) -> str:

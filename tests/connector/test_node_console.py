@@ -8,6 +8,7 @@ import pytest
 from node_kit import CANARY, PLAN, Hospital, approved, ask, await_that
 
 from connector.app import internal_app
+from connector.console.frame import _NAV
 from connector.governance.actors import INVITATION_MINUTES, INVITATIONS, Accounts, Actor
 from connector.node import Node
 from vht_federate.errors import RefusedError
@@ -15,7 +16,7 @@ from vht_federate.testing.asgi import AppClient
 from vht_federate.testing.clock import FixedClock
 
 DIGEST = "ab" * 32
-PAGES = ("/", "/datasets", "/log")
+PAGES = tuple(path for path, _ in _NAV)  # all that the console's menu leads to
 
 
 class Console:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from doc_commands import ROOT, blocks
+from family import Family
 
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.evidence.verify import verify_bundle
@@ -45,8 +46,11 @@ def walked() -> Iterator[Path]:
             cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     try:
-        code = reader.wait(timeout=LIMIT_S)
-        assert code == 0, log.read_text()[-4000:]
+        with Family(reader.pid) as family:
+            code = reader.wait(timeout=LIMIT_S)
+            assert code == 0, log.read_text()[-4000:]
+            assert family.left(5) == []
+        assert len(family.seen("connector.enclave.worker")) >= 2, "the guide's enclaves were not watched"
         assert _left_of(folder) == []
         yield folder
     finally:
@@ -56,11 +60,11 @@ def walked() -> Iterator[Path]:
 
 
 def _left_of(folder: Path) -> list[int]:
-    """Processes that still run in ``folder``: whatever the script started works there."""
+    """Processes that still run in ``folder``: whatever the script started works there, enclaves in a visit's own."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE:
+            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
     return found
 

@@ -5,23 +5,58 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from family import await_that
 from federation.conftest import small_terms
 
 from deploy.commands import Commands
 from deploy.local import Hospital, LocalFederation
+from vht_federate.processes import alive
+
+ONLINE = "SuperNode ID:"  # what a SuperNode logs once the coordinator let it in
+ROUND_DEADLINE_S = 60.0  # the coordinator misses a dead hospital after that; an honest one that stalls has that long
 
 
 @pytest.fixture(scope="module")
-def federation() -> Iterator[LocalFederation]:
+def shared() -> Iterator[LocalFederation]:
     place = Path(tempfile.mkdtemp(prefix="vht-flt-"))
     with Commands(place / "commands.sh") as commands:
         commands.run(
             "data", "generate", "--hospitals", "4", "--patients", "120", "--seed", "3", "--out", str(place / "data")
         )
         folders = sorted(path for path in (place / "data").iterdir() if (path / "Patient.ndjson").exists())
-        terms = small_terms(round_deadline_s=25.0, epsilon_cap=20.0)
+        terms = small_terms(round_deadline_s=ROUND_DEADLINE_S, epsilon_cap=20.0)
         made = LocalFederation(place, [Hospital(folder.name, folder) for folder in folders], terms, commands)
         made.start()
         yield made
     shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def federation(shared: LocalFederation) -> LocalFederation:
+    """The shared federation with all four hospitals up, whatever the test before did to them."""
+    for hospital in shared.hospitals:
+        bring_back(shared, hospital.name)
+    return shared
+
+
+def processes_of(federation: LocalFederation, name: str) -> list[psutil.Process]:
+    """Connector, enclaves, SuperNode and executor of one hospital, the connector first."""
+    top = psutil.Process(federation.services[name].pid)
+    return [top, *top.children(recursive=True)]
+
+
+def bring_back(federation: LocalFederation, name: str) -> None:
+    """Start a hospital that was killed, and wait until the coordinator has let its SuperNode in again.
+
+    What the coordinator says is not enough: it counts a dead SuperNode as online for up to a minute, and refuses its
+    successor as long.
+    """
+    if alive(federation.services[name].pid):
+        return
+    log = federation.node_state(name) / "supernode.log"
+    before = log.read_text().count(ONLINE)
+    federation._serve(name, "node", "serve", str(federation.node_state(name)))
+    federation._await_health(name)
+    await_that(lambda: log.read_text().count(ONLINE) > before, 180, f"{name} is online again")

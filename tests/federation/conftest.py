@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from federation.outgoing import Outgoing
 from federation.wiretap import Wiretap
 
 from deploy.commands import Commands
@@ -23,6 +24,7 @@ class Ran:
 
     federation: LocalFederation
     wiretap: Wiretap
+    outgoing: Outgoing
     permit_id: str
     run: dict[str, Any]
     canaries: frozenset[bytes]
@@ -47,6 +49,12 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _hospitals_up(federation: LocalFederation) -> dict[str, int]:
+    """The connectors that were started so far, by name."""
+    names = {hospital.name for hospital in federation.hospitals}
+    return {name: service.pid for name, service in list(federation.services.items()) if name in names}
+
+
 @pytest.fixture(scope="session")
 def ran(place: Path) -> Iterator[Ran]:
     root = place / "f"
@@ -67,11 +75,12 @@ def ran(place: Path) -> Iterator[Ran]:
         wiretap = Wiretap(place / "captures", federation.ca, tls / "proxy.crt", tls / "proxy.key")
         federation.routes, wiretap.besides = wiretap, federation.ports.values()
         try:
-            federation.start()
-            permit_id = federation.issue_permit()
-            run = federation.run_study(federation.write_study(), root / "run")
+            with Outgoing(lambda: _hospitals_up(federation)) as outgoing:
+                federation.start()
+                permit_id = federation.issue_permit()
+                run = federation.run_study(federation.write_study(), root / "run")
             needles = frozenset(planted.read_bytes().split())
-            yield Ran(federation, wiretap, permit_id, run, needles)
+            yield Ran(federation, wiretap, outgoing, permit_id, run, needles)
         finally:
             commands.close()
             wiretap.close()

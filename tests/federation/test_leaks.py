@@ -10,7 +10,11 @@ import pytest
 from federation.conftest import Ran
 from federation.wiretap import found_in
 
+from connector.console.frame import _NAV
+
 pytestmark = pytest.mark.federation
+
+PAGES = tuple(path for path, _ in _NAV)  # all that the console's menu leads to
 
 
 def _files(*folders: Path) -> list[Path]:
@@ -37,6 +41,18 @@ def test_every_connection_of_a_hospital_was_on_record(ran: Ran) -> None:
     assert len(fleet) > 10_000
 
 
+def test_a_hospital_connects_to_nothing_that_is_not_on_record(ran: Ran) -> None:
+    """All its processes, from their start to the run's end: recorded ports, and what it serves to itself."""
+    issuer, coordinator = ran.wiretap.taps("authority"), ran.wiretap.taps("coordinator")
+    assert issuer
+    assert coordinator
+    assert ran.outgoing.samples > 20
+    assert set(ran.outgoing.seen) == {hospital.name for hospital in ran.federation.hospitals}
+    for name, connections in ran.outgoing.seen.items():
+        assert connections.strays(issuer | coordinator) == set(), name
+        assert connections.ports() & coordinator, f"{name} was never seen to connect to its coordinator"
+
+
 def test_no_canary_crosses_a_connection(ran: Ran) -> None:
     for name, data in ran.wiretap.captured():
         assert found_in(data, ran.canaries) == set(), name
@@ -56,8 +72,10 @@ def test_no_canary_is_on_any_page_or_in_any_error(ran: Ran) -> None:
     for hospital in federation.hospitals:
         with federation.operator(hospital.name) as client:
             visits = client.get("/api/visits")["visits"]
-            paths = ["/", "/log", "/datasets", "/api/status", *[f"/visits/{visit['visit']}" for visit in visits]]
-            answers += [(f"{hospital.name}{path}", client.request("GET", path).content) for path in paths]
+            shown = [*PAGES, *[f"/visits/{visit['visit']}" for visit in visits]]
+            pages = {path: client.request("GET", path).content for path in [*shown, "/api/status"]}
+        assert all(b"</html>" in pages[path] for path in shown)
+        answers += [(f"{hospital.name}{path}", content) for path, content in pages.items()]
         with httpx.Client(base_url=federation.url(hospital.name), verify=_trusting(ran), trust_env=False) as out:
             for path in ("/catalogue", "/identity", "/visits/nobody", "/nothing"):
                 answers.append((f"{hospital.name}{path}", out.get(path).content))

@@ -38,6 +38,10 @@ class Wiretap:
             self._routes[name, port] = proxy
         return self._routes[name, port]
 
+    def taps(self, *names: str) -> set[int]:
+        """The ports at which connections to these services are recorded."""
+        return {proxy for (name, _), proxy in self._routes.items() if name in names}
+
     async def _listen(self, name: str, port: int, proxy: int) -> None:
         inward = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         inward.load_cert_chain(self._certificate, self._key)
