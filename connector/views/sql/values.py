@@ -11,11 +11,12 @@ from connector.views.sql.elements import EMPTY, Choice, Element, is_primitive, k
 from connector.views.sql.faults import Place
 from connector.views.sql.schema import ReadNode, identifier, text_literal
 
-__all__ = ["NOTHING", "NOT_SINGLE", "Choosing", "Value", "as_list", "choose", "fail_sql", "member", "plain", "rewrite",
-           "single"]  # fmt: skip
+__all__ = ["NOTHING", "NOT_SINGLE", "Choosing", "Value", "as_list", "choose", "fail_sql", "macro_call", "member",
+           "plain", "rewrite", "single"]  # fmt: skip
 
 NOT_SINGLE = "VHT-VIEW-NOT-SINGLE"
 _CHAIN = re.compile(r'["\w.]+')
+_SIMPLE = re.compile(r"""["\w.]+|'[^']*'""")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,16 @@ def rewrite(value: Value, variable: str, inner: str) -> str:
 
 def _let(sql: str, variable: str, inner: str) -> str:
     return f"list_transform([{sql}], lambda {variable}: {inner})[1]"
+
+
+def macro_call(macro: str, variable: str, *operands: str) -> str:
+    """A call of ``macro`` that writes and computes each operand once: a macro repeats what stands in it, and macros of
+    macros would repeat it without bound."""
+    if all(_SIMPLE.fullmatch(one) for one in operands):
+        return f"{macro}({', '.join(operands)})"
+    held = ", ".join(f"'o{number}': {one}" for number, one in enumerate(operands))
+    names = ", ".join(f"{variable}.o{number}" for number in range(len(operands)))
+    return f"list_transform([{{{held}}}], lambda {variable}: {macro}({names}))[1]"
 
 
 def member(source: Value, element: Element, variable: str) -> Value:
