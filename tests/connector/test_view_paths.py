@@ -185,6 +185,14 @@ def test_a_path_of_a_repeat_may_ask_for_the_row_it_stands_in_wherever_it_is_list
     assert rows == [{"link": "2.1"}, {"link": "2.2"}]
 
 
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_text_that_is_spelled_like_a_name_of_the_compilers_stays_as_it_is(number: int) -> None:
+    name = f"_x{number}_"
+    resource = {"resourceType": "Patient", "id": "p", "maritalStatus": {"text": name, "coding": [{"code": name}]}}
+    assert column(f"maritalStatus.where(text = '{name}').exists()", resource) is True
+    assert column(f"maritalStatus.where(text = '{name}' and coding.exists(code = '{name}')).text", resource) == name
+
+
 def test_what_explain_shows_is_what_runs() -> None:
     view = {
         "resource": "Patient",

@@ -16,6 +16,7 @@ __all__ = ["NOTHING", "NOT_SINGLE", "Choosing", "Value", "as_list", "choose", "f
 
 NOT_SINGLE = "VHT-VIEW-NOT-SINGLE"
 _CHAIN = re.compile(r'["\w.]+')
+_QUOTED_OR_NAME = re.compile(r"""'[^']*'|"[^"]*"|\w+""")
 _SIMPLE = re.compile(r"""["\w.]+|'[^']*'""")
 
 
@@ -72,11 +73,14 @@ def rewrite(value: Value, variable: str, inner: str) -> str:
     """SQL of ``inner`` (written over ``variable``) for the one item, or for each item of the list."""
     if value.many:
         return f"list_transform({value.sql}, lambda {variable}: {inner})"
-    return inner.replace(variable, value.sql) if _CHAIN.fullmatch(value.sql) else _let(value.sql, variable, inner)
+    if _CHAIN.fullmatch(value.sql):
+        return _replaced(inner, variable, value.sql)
+    return f"list_transform([{value.sql}], lambda {variable}: {inner})[1]"
 
 
-def _let(sql: str, variable: str, inner: str) -> str:
-    return f"list_transform([{sql}], lambda {variable}: {inner})[1]"
+def _replaced(sql: str, variable: str, chain: str) -> str:
+    """``sql`` with ``chain`` for ``variable``, wherever it is not part of a text or a quoted name."""
+    return _QUOTED_OR_NAME.sub(lambda match: chain if match.group() == variable else match.group(), sql)
 
 
 def macro_call(macro: str, variable: str, *operands: str) -> str:
