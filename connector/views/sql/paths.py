@@ -1,6 +1,7 @@
 """FHIRPath to SQL: names resolve against FHIR's definitions, and each name read grows the read schema."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,15 +17,19 @@ from connector.views.sql.values import NOTHING, Choosing, Value, as_list, member
 __all__ = ["PathCompiler", "literal"]
 
 _LOGIC = {"and", "or", "xor", "implies"}
+MAX_DIGITS = 40
 _MAX_INTEGER = 2**63 - 1
 MAX_SQL = 200_000
 
 
 def literal(text: str, type_name: str, place: Place, at: int | None = None) -> Value:
-    """A literal or constant as a value. Raises: VHT-VIEW-LIMIT for an integer beyond 64 bits."""
+    """A literal or constant as a value. Raises: VHT-VIEW-LIMIT for an integer beyond 64 bits, a number of more than
+    ``MAX_DIGITS`` characters or one that is not finite."""
     kind = Value("", type_name).kind
     if kind == "boolean":
         return Value(text, type_name)
+    if kind in {"integer", "decimal"} and (len(text) > MAX_DIGITS or not math.isfinite(float(text))):
+        raise view_error("LIMIT", place, f"a number has at most {MAX_DIGITS} characters, and is finite", at=at)
     if kind == "integer":
         if abs(int(text)) > _MAX_INTEGER:
             raise view_error("LIMIT", place, "an integer has at most 64 bits", at=at)
