@@ -172,6 +172,31 @@ def test_a_resource_that_is_not_one_is_refused_and_never_a_null_row() -> None:
     assert "secret" not in str(caught.value)
 
 
+UNREAD = "VHT-INPUT-FHIR-LINE"
+LEAVES = [
+    ("active", {"active": "x"}, UNREAD),
+    ("name.family.first()", {"name": "x"}, UNREAD),
+    ("name.family.first()", {"name": {"family": "x"}}, UNREAD),
+    ("maritalStatus.text", {"maritalStatus": [{"text": "x"}]}, UNREAD),
+    ("active", {"active": "true"}, True),
+    ("gender", {"gender": 5}, "5"),
+    ("gender", {"gender": {"a": 1}}, '{"a":1}'),
+    ("active", {"gender": {"a": 1}}, None),  # the view does not read it
+]
+
+
+@pytest.mark.parametrize(("path", "body", "expected"), LEAVES)
+def test_a_value_of_another_json_type_is_refused_where_it_cannot_be_read_and_only_there(
+    path: str, body: dict[str, Any], expected: Any
+) -> None:
+    try:
+        [row] = run(view(path), [{"resourceType": "Patient", "id": "p1", **body}])
+        got = row["cell"]
+    except InputError as error:
+        got = error.code
+    assert got == expected
+
+
 def test_the_shipped_definitions_are_those_of_the_models() -> None:
     assert derive() == _definitions()
 
