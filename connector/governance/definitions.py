@@ -1,7 +1,10 @@
 """Cohort definitions of feasibility questions: views over what a permit's columns open, of one patient in each row.
 
-What one patient's data do to a view must stay that patient's: a cell that cannot be computed is empty, and what could
-multiply without bound (a walk, many iterations) is refused before anything is read or spent.
+What one patient's data do to a view must stay that patient's. A cell that cannot be computed is empty. And the work
+that one resource can cause has a bound, so that none makes the view late: a definition is refused, before anything is
+read or spent, that multiplies rows (a walk, branches, a second iteration), that puts text together, or whose SQL is
+long; and a resource of more than ``MOST_BYTES`` is not read. What is left is a patient's number of resources: each adds
+its bounded part.
 """
 
 # ruff: noqa: S608 - SQL is put together from our own conditions and constants; values are parameters.
@@ -22,8 +25,10 @@ from vht_federate.errors import ComponentError, InputError, PermitError, ViewErr
 
 __all__ = ["compile_definition", "count_query", "opened"]
 
-MOST_ITERATIONS = 3
+MOST_BYTES = 64 * 1024  # of one resource as JSON; a panel of a hundred components has less
+MOST_SQL = 32_000  # of a plan's weight: a few hundred codes, or a dozen comparisons of dates
 ITERATING = {"forEach", "forEachOrNull", "repeat"}
+MULTIPLYING = {"repeat", "unionAll"}
 OWN_PATIENT = {"Patient": {"getResourceKey()"}}
 OF_SUBJECT = {"subject.getReferenceKey(Patient)", "subject.getReferenceKey()"}
 _COUNT = """
@@ -34,8 +39,8 @@ WHERE p.active AND NOT list_contains($excluded::VARCHAR[], p.subject)
 
 
 def compile_definition(view: dict[str, Any]) -> Plan:
-    """Raises ViewError: VHT-VIEW-PATIENT where the view does not say whose its rows are, VHT-VIEW-LIMIT where it
-    repeats, or iterates more often than ``MOST_ITERATIONS``."""
+    """Raises ViewError: VHT-VIEW-PATIENT where the view does not say whose its rows are, VHT-VIEW-LIMIT where one
+    resource could cause work without bound: a repeat, a unionAll, a second forEach, text put together, long SQL."""
     plan = compile_view(view, tolerant=True)
     paths = _paths(view.get("select"), "patient")
     allowed = OWN_PATIENT.get(plan.resource, OF_SUBJECT)
@@ -45,12 +50,18 @@ def compile_definition(view: dict[str, Any]) -> Plan:
             code="VHT-VIEW-PATIENT",
             hint=f"its path is {' or '.join(sorted(allowed))}, outside of forEach",
         )
-    iterations = _iterations(view.get("select"))
-    if "repeat" in iterations or len(iterations) > MOST_ITERATIONS:
+    multiplying = _multiplying(view.get("select"))
+    if MULTIPLYING & set(multiplying) or len(multiplying) > 1:
         raise ViewError(
-            f"a cohort definition repeats nothing, and has {MOST_ITERATIONS} forEach at most",
+            "a cohort definition has one forEach at most, no repeat and no unionAll",
             code="VHT-VIEW-LIMIT",
             hint="say who belongs to the cohort in where",
+        )
+    if plan.weight() > MOST_SQL:
+        raise ViewError(
+            "the cohort definition unfolds to too much SQL",
+            code="VHT-VIEW-LIMIT",
+            hint="fewer codes, fewer comparisons of dates, or several questions",
         )
     return plan
 
@@ -76,11 +87,13 @@ def opened(permit: Permit, installed: Installed, resource_type: str) -> Coverage
 
 
 def count_query(plan: Plan, generation: Generation, covered: Coverage) -> str:
-    """SQL of how many patients meet the definition; parameter ``excluded``: subjects who are not counted."""
+    """SQL of how many patients meet the definition, by resources of ``MOST_BYTES`` at most; parameter ``excluded``:
+    subjects who are not counted."""
     resources = relation(generation, plan.resource, rows=covered.rows[plan.resource])
     if withheld := _withheld(plan.resource, covered):
         removed = ",".join(f'"{name}":null' for name in withheld)
         resources = f"SELECT subject, json_merge_patch(resource, '{{{removed}}}') AS resource FROM ({resources})"
+    resources = f"SELECT subject, resource FROM ({resources}) WHERE strlen(CAST(resource AS VARCHAR)) <= {MOST_BYTES}"
     return _COUNT.format(rows=plan.query_over(resources), patient=parts(generation, "patient"))
 
 
@@ -109,10 +122,10 @@ def _paths(selects: Any, name: str) -> list[str]:
     return found
 
 
-def _iterations(selects: Any) -> list[str]:
-    """The iterations of all selects and their branches."""
+def _multiplying(selects: Any) -> list[str]:
+    """What makes several rows of one, in all selects and their branches."""
     found: list[str] = []
     for one in selects if isinstance(selects, list) else ():
-        found += sorted(ITERATING & one.keys())
-        found += _iterations(one.get("select")) + _iterations(one.get("unionAll"))
+        found += sorted((ITERATING | MULTIPLYING) & one.keys())
+        found += _multiplying(one.get("select")) + _multiplying(one.get("unionAll"))
     return found

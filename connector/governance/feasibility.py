@@ -5,10 +5,12 @@ drawn; only then the data are read, and the answer is in the evidence log before
 again, by whoever's permit opens the same, is told the same answer for ``STANDS``: asking often averages nothing away.
 
 Nothing but the noised count depends on the data. One patient more or less moves the count by one at most: a row of the
-view is of its resource's own patient, and where a view elsewhere stops (more than one value, a number out of range),
-here the row's cell is empty. A view that fails or runs too long all the same counts as nobody, with the same noise; its
-error is neither told nor logged. The answer is given ``feasibility_seconds`` after the data were opened, however long
-the view ran.
+view is of its resource's own patient; where a view elsewhere stops (more than one value, a number out of range), here
+the row's cell is empty; and what one resource can add to the view's work is bounded (``definitions``), so that nobody's
+data alone make it late. A view that fails or runs too long all the same counts as nobody, with the same noise; its
+error is neither told nor logged. Two things are left: work grows with the number of a patient's resources, and a view
+that takes nearly all of its time without a patient may be late with them. The answer is given ``feasibility_seconds``
+after the data were opened, however long the view ran.
 """
 
 import logging
@@ -60,7 +62,7 @@ _NO_STOP = "CREATE TEMP MACRO error(words) AS NULL"
 class Feasibility:
     """Answers for the dataset of ``judge``, within ``feasibility_epsilon`` of the node's settings (0: none).
 
-    ``pause`` waits until an answer is due.
+    ``pause`` waits until an answer is due, which ``timer`` tells.
     """
 
     judge: Judge
@@ -71,6 +73,7 @@ class Feasibility:
     clock: Callable[[], datetime]
     noise: Callable[[], NoiseSource] = SecureNoise
     pause: Callable[[float], None] = time.sleep
+    timer: Callable[[], float] = time.monotonic
     _one: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def answer(self, permit: str, question: str, user_key: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +166,7 @@ class Feasibility:
 
     def _held(self, counted: Callable[[], int]) -> Private[PatientValues]:
         """What ``counted`` gives, or nobody where it fails or is late; at the same moment whatever it does."""
-        ends = time.monotonic() + self.settings.feasibility_seconds
+        ends = self.timer() + self.settings.feasibility_seconds
         patients: list[int] = []
 
         def work() -> None:
@@ -173,7 +176,7 @@ class Feasibility:
         worker = threading.Thread(target=work, name="vht-feasibility", daemon=True)
         worker.start()
         worker.join(self.settings.feasibility_seconds)
-        self.pause(max(0.0, ends - time.monotonic()))
+        self.pause(max(0.0, ends - self.timer()))
         nothing = np.zeros(0)
         return Private(PatientValues(nothing, nothing.astype(np.int64), patients[0] if patients else 0))
 

@@ -2,14 +2,17 @@
 
 Nothing of a patient is read before the budget is reserved, for everybody. Once it is known whom the cohort includes,
 the reservation is narrowed to them, before any of their values is written; a patient who could not afford it, or a
-cohort below the permit's minimum, ends the visit and its files, and nobody learns who or how many.
+cohort below the permit's minimum, ends the visit and its files, and nobody learns who or how many. What stops the
+reading of the data is for the node's operators, in its log: the coordinator sees a visit's code and reason, and to it
+all causes are one (VHT-COHORT-UNREADABLE), because a component's view could be written to stop at one patient.
 """
 
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +22,13 @@ from connector.governance.pseudonyms import pseudonymiser
 from connector.governance.visits import Visits, request_of
 from connector.settings import NodeFiles
 from connector.store.models import VisitRow
+from connector.views.inclusion import compile_inclusion
 from vht_federate.components.contract import Component
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.split import is_test
-from vht_federate.errors import CohortError, VhtError
+from vht_federate.errors import CohortError, RefusedError, VhtError
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.participation import Included
 
@@ -141,17 +145,21 @@ class Preparation:
             told.append(len(subjects))
             self._include(visit, permit, Included.of(subjects, [is_test(bucket) for bucket in buckets]))
 
-        self._build_cohort(
-            self._files.fhir,
-            files.component(),
-            request.component.profile,
-            columns=permitted,
-            excluded_subjects=excluded,
-            destination=destination,
-            pseudonym=pseudonym,
-            included=include,
-            cohort_view=files.cohort_view(request.component.profile),
-        )
+        component, cohort_view = files.component(), files.cohort_view(request.component.profile)
+        if cohort_view is not None:
+            compile_inclusion(cohort_view)  # what is wrong with the view itself is no secret
+        with _one_cause(visit):
+            self._build_cohort(
+                self._files.fhir,
+                component,
+                request.component.profile,
+                columns=permitted,
+                excluded_subjects=excluded,
+                destination=destination,
+                pseudonym=pseudonym,
+                included=include,
+                cohort_view=cohort_view,
+            )
         if not told:
             raise CohortError("the cohort was built without a word of whom it includes", code="VHT-COHORT-PATIENTS")
         body = {
@@ -201,6 +209,24 @@ class Preparation:
             pool.submit(run)
         except RuntimeError:  # the node is stopping: it clears up by itself
             log.info("not started, the node is stopping", extra={"facts": {"visit": visit_id}})
+
+
+@contextmanager
+def _one_cause(visit: VisitRow) -> Iterator[None]:
+    """What the data stop becomes CohortError VHT-COHORT-UNREADABLE, its cause logged; refusals stay as they are."""
+    try:
+        yield
+    except RefusedError:
+        raise
+    except Exception as error:
+        code, message = (error.code, error.message) if isinstance(error, VhtError) else ("VHT-INTERNAL", "")
+        facts = {"visit": visit.id, "code": code, "cause": message}
+        log.exception("the cohort cannot be read", extra={"facts": facts})
+        raise CohortError(
+            "the cohort cannot be read from this node's data",
+            code="VHT-COHORT-UNREADABLE",
+            hint="the node's operators find the cause in its log",
+        ) from None
 
 
 def _foresee(visit: VisitRow) -> None:

@@ -136,6 +136,26 @@ def test_refusals_name_the_client_whose_token_or_signature_it_was(stocked: Hospi
         assert [who(event) for event in found] == [known] * 7
 
 
+@pytest.mark.parametrize("what", ["read", "token"])
+def test_what_nobody_foresaw_is_in_the_log_and_answered_without_its_words(
+    program: Program, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("p7 is ill")
+
+    if what == "read":
+        bearer = {"Authorization": f"Bearer {program.token()}"}
+        monkeypatch.setattr(program.node.fhir_api, "access", fail)
+        answer = sent(program, "10.0.0.1", "GET", "/fhir/Patient/p7", headers=bearer)
+    else:
+        monkeypatch.setattr(program.node.fhir_api.tokens, "asked", fail)
+        answer = asked_by(program, "10.0.0.1")
+    assert (answer.status_code, answer.json()["resourceType"]) == (500, "OperationOutcome")
+    assert "p7" not in answer.text
+    newest = events(program.node)[-1]
+    assert (newest["subtype"][0]["display"], newest["outcome"], newest["outcomeDesc"]) == (what, "4", "VHT-INTERNAL")
+
+
 def test_whoever_only_names_a_client_stays_a_stranger(program: Program) -> None:
     other = Program(program.node, program.web, id=program.id)  # another key
     assert other.ask().status_code == 401

@@ -11,6 +11,7 @@ from node_kit import COMPONENT, PROFILE, Hospital, approved, ask, make_hospital,
 
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.domain.study import ComponentRef
+from vht_federate.errors import ViewError
 
 NAMED = {"name": "patient", "path": "getResourceKey()"}
 
@@ -85,3 +86,52 @@ def test_a_view_that_is_none_ends_the_visit_before_anything_is_read(
     assert row.code.startswith(code)
     assert manifest == {}
     assert "cohort.built" not in site.kinds()
+
+
+ALONE = "value.ofType(Quantity).where(value > 149)"  # patient p39's, and nobody else's
+STOPPED = [
+    (f"({ALONE}.count() + 1) * 4611686018427387904 != {ALONE}.count()", None, "VHT-VIEW-RANGE"),
+    (f"{ALONE}.exists() implies (code.coding.code + '') = 'x'", None, "VHT-VIEW-NOT-SINGLE"),
+    ("true", ViewError("late", code="VHT-VIEW-TIME"), "VHT-VIEW-TIME"),
+    ("true", RuntimeError("p39 is ill"), "VHT-INTERNAL"),
+]
+
+
+@pytest.mark.parametrize(("path", "failure", "code"), STOPPED)
+def test_why_the_data_stop_a_view_is_told_to_operators_and_nobody_outside(
+    site: Hospital,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    failure: Exception | None,
+    code: str,
+) -> None:
+    shutil.rmtree(site.root / "installed" / "cardio_women")
+    named = [{"column": [{"name": "patient", "path": "subject.getReferenceKey(Patient)"}]}]
+    ref = install(site.root / "installed", resource="Observation", where=[{"path": path}], select=named)
+    two_codings = {
+        "resourceType": "Observation",
+        "id": "two",
+        "status": "final",
+        "effectiveDateTime": "2009-03-02T10:00:00Z",
+        "code": {"coding": [{"system": "http://loinc.org", "code": code} for code in ("8480-6", "8459-0")]},
+        "subject": {"reference": "Patient/p39"},
+        "valueQuantity": {"value": 150, "unit": "mmHg", "system": "http://unitsofmeasure.org", "code": "mm[Hg]"},
+    }
+    (site.root / "more").mkdir()
+    (site.root / "more" / "o.ndjson").write_text(json.dumps(two_codings) + "\n")
+    with site.open(start=False) as node:
+        node.ingest(site.root / "more")
+    if failure is not None:
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise failure
+
+        monkeypatch.setattr("connector.views.people.make_included", fail)
+    with caplog.at_level("WARNING"):
+        state, row, manifest = visit(site, ref)
+    assert (state, row.code, manifest) == ("failed", "VHT-COHORT-UNREADABLE", {})
+    assert row.reason == "the cohort cannot be read from this node's data"
+    [closed] = [entry["body"] for entry in site.log() if entry["kind"] == "visit.closed"]
+    assert (closed["code"], closed["reason"]) == (row.code, row.reason)
+    assert [one.facts["code"] for one in caplog.records if one.message == "the cohort cannot be read"] == [code]

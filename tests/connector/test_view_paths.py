@@ -171,6 +171,28 @@ def test_repeat_walks_any_depth_in_document_order_with_filters_on_the_way() -> N
     assert [row["t"] for row in rows] == ["skip"] * 80 + [None]
 
 
+@pytest.mark.parametrize(
+    "paths", [["item.where(%rowIndex = 1)", "answer.item"], ["answer.item", "item.where(%rowIndex = 1)"]]
+)
+def test_a_path_of_a_repeat_may_ask_for_the_row_it_stands_in_wherever_it_is_listed(paths: list[str]) -> None:
+    items = [
+        {"linkId": "1", "item": [{"linkId": "1.1"}]},
+        {"linkId": "2", "item": [{"linkId": "2.1"}, {"linkId": "2.2"}]},
+    ]
+    within = [{"repeat": paths, "column": [{"name": "link", "path": "linkId"}]}]
+    view = {"resource": "QuestionnaireResponse", "select": [{"forEach": "item", "select": within}]}
+    rows = run(view, [{"resourceType": "QuestionnaireResponse", "id": "q", "item": items}])
+    assert rows == [{"link": "2.1"}, {"link": "2.2"}]
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_text_that_is_spelled_like_a_name_of_the_compilers_stays_as_it_is(number: int) -> None:
+    name = f"_x{number}_"
+    resource = {"resourceType": "Patient", "id": "p", "maritalStatus": {"text": name, "coding": [{"code": name}]}}
+    assert column(f"maritalStatus.where(text = '{name}').exists()", resource) is True
+    assert column(f"maritalStatus.where(text = '{name}' and coding.exists(code = '{name}')).text", resource) == name
+
+
 def test_what_explain_shows_is_what_runs() -> None:
     view = {
         "resource": "Patient",

@@ -43,6 +43,9 @@ def refusal(made: Any) -> ViewError:
         ("name.", "SYNTAX", "at 5"),
         ("'a", "SYNTAX", "at 0"),
         ("99999999999999999999", "LIMIT", "at 0"),
+        ("1 + " + "9" * 5000, "LIMIT", "at 4"),
+        ("1 + " + "9" * 5000 + ".0", "LIMIT", "at 4"),
+        ("0." + "1" * 40, "LIMIT", "at 0"),
         ("contained.ofType(Patient).id", "TYPE", "at 10"),
         ("name", "COMPLEX", "path"),
         ("name.family", "NOT-SINGLE", "select[0].column[0].path at 0"),
@@ -167,6 +170,31 @@ def test_a_resource_that_is_not_one_is_refused_and_never_a_null_row() -> None:
     with pytest.raises(InputError) as caught:
         run(view("name.given", collection=True), [{"resourceType": "Patient", "name": "secret"}])
     assert "secret" not in str(caught.value)
+
+
+UNREAD = "VHT-INPUT-FHIR-LINE"
+LEAVES = [
+    ("active", {"active": "x"}, UNREAD),
+    ("name.family.first()", {"name": "x"}, UNREAD),
+    ("name.family.first()", {"name": {"family": "x"}}, UNREAD),
+    ("maritalStatus.text", {"maritalStatus": [{"text": "x"}]}, UNREAD),
+    ("active", {"active": "true"}, True),
+    ("gender", {"gender": 5}, "5"),
+    ("gender", {"gender": {"a": 1}}, '{"a":1}'),
+    ("active", {"gender": {"a": 1}}, None),  # the view does not read it
+]
+
+
+@pytest.mark.parametrize(("path", "body", "expected"), LEAVES)
+def test_a_value_of_another_json_type_is_refused_where_it_cannot_be_read_and_only_there(
+    path: str, body: dict[str, Any], expected: Any
+) -> None:
+    try:
+        [row] = run(view(path), [{"resourceType": "Patient", "id": "p1", **body}])
+        got = row["cell"]
+    except InputError as error:
+        got = error.code
+    assert got == expected
 
 
 def test_the_shipped_definitions_are_those_of_the_models() -> None:

@@ -35,6 +35,7 @@ _STATUS = {
     "VHT-PERMIT-STATUS-UNREACHABLE": 503,
     "VHT-UNAVAILABLE-DEADLINE": 503,
 }
+UNFORESEEN = VhtError("internal error", hint="the node's operator finds the cause in its log")
 Act = Callable[[Request, bytes, Access], tuple[Response, Event | None]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -66,7 +67,7 @@ async def _failed_http(_: Request, error: Exception) -> Response:
 
 
 async def _failed_unforeseen(_: Request, __: Exception) -> Response:
-    return _outcome(VhtError("internal error", hint="the node's operator finds the cause in its log"), 500)
+    return _outcome(UNFORESEEN, 500)
 
 
 class _Routes:
@@ -102,6 +103,9 @@ class _Routes:
                 response, event = act(request, body, access)
             except VhtError as error:
                 self._api.note_refusal(what, _address(request), error, self._api.tokens.holder(token))
+                raise
+            except Exception:
+                self._api.note_refusal(what, _address(request), UNFORESEEN, self._api.tokens.holder(token))
                 raise
             if event is not None:
                 self._api.note(event, access.client)
@@ -139,6 +143,9 @@ class _Routes:
             self._api.note_refusal("token", address, error, client)
             word = oauth_error(error)
             return JSONResponse(word, 401 if word["error"] == "invalid_client" else 400, headers)
+        except Exception:
+            self._api.note_refusal("token", address, UNFORESEEN, client)
+            raise
         self._api.note(Event("token", address, query=f"scope={answer['scope']}"), client)
         return JSONResponse(answer, headers=headers)
 

@@ -84,7 +84,8 @@ def run(
         float, typer.Option(min=0.001, help="Seconds; a view that takes longer is stopped.")
     ] = TIME_LIMIT_S,
 ) -> None:
-    """Run a view over NDJSON. A line that does not fit stops it, unless --skip-bad-lines."""
+    """Run a view over NDJSON. A line that cannot be read as FHIR's stops it, unless --skip-bad-lines. This is no
+    validation: a value of another JSON type passes where it can be read (vht node ingest refuses it)."""
     plan = compile_view(read_view_file(view))
     files = find_files(data, plan.resource)
     schema = arrow_schema(plan)

@@ -200,7 +200,9 @@ def run(
     """The rows of ``view`` over ``resources`` (of any types: those of the view's type count).
 
     Raises: ViewError for the view (VHT-VIEW-LIMIT also beyond ``max_rows``, VHT-VIEW-TIME beyond ``time_limit_s``),
-    InputError VHT-INPUT-FHIR-LINE for a resource that does not fit FHIR.
+    InputError VHT-INPUT-FHIR-LINE for a resource that cannot be read as FHIR's: an object or a list where there is
+    none, a text that is no number. This is no validation: a value of another JSON type passes where it can be read.
+    "12.3" reads as 12.3, "true" as true, and where FHIR has text, whatever JSON stands there. Intake refuses these.
     """
     plan = compile_view(view)
     lines = []

@@ -9,7 +9,7 @@ from connector.views.sql.elements import EMPTY, Element, is_resource, is_type
 from connector.views.sql.faults import view_error
 from connector.views.sql.grammar import Call, Member, Node
 from connector.views.sql.schema import text_literal
-from connector.views.sql.values import NOTHING, Choosing, Value, choose, member, plain, rewrite
+from connector.views.sql.values import NOTHING, Choosing, Value, choose, macro_call, member, plain, rewrite
 
 if TYPE_CHECKING:
     from connector.views.sql.paths import PathCompiler
@@ -164,6 +164,7 @@ def _join(compiler: "PathCompiler", source: Value, node: Call) -> Value:
         return Value("''", "string")
     if source.kind != "string":
         raise view_error("TYPE", compiler.place, f"join() takes strings, not {source.type}", at=node.at)
+    compiler.refuse_growth(node.at)
     return Value(f"coalesce(array_to_string({compiler.listed(source)}, {separator}), '')", "string")
 
 
@@ -188,7 +189,7 @@ def _boundary(side: str) -> _Function:
             if value.node is not None:
                 value.node.exact = True
             sql = f"CAST({sql} AS VARCHAR)"
-        return Value(f"vht_{side}_{macro}({sql})", result)
+        return Value(macro_call(f"vht_{side}_{macro}", compiler.fresh(), sql), result)
 
     return bound
 

@@ -9,7 +9,7 @@ taken as UTC for comparison; ``lowBoundary`` and ``highBoundary`` take +14:00 an
 import re
 from collections.abc import Iterable
 
-__all__ = ["prelude"]
+__all__ = ["USE", "prelude"]
 
 _OFFSET = r"(Z|[+-]\d\d:\d\d)$"
 
@@ -66,7 +66,7 @@ _MACROS = {
         "'/([A-Za-z0-9.-]{1,64})(?:/_history/[A-Za-z0-9.-]{1,64})?$', 1), '') END"
     ),
 }
-_USE = re.compile(r"\bvht_[a-z_]+")
+USE = re.compile(r"\bvht_[a-z_]+")
 
 
 def prelude(sqls: Iterable[str]) -> tuple[str, ...]:
@@ -74,12 +74,12 @@ def prelude(sqls: Iterable[str]) -> tuple[str, ...]:
     wanted: dict[str, None] = {}
 
     def want(name: str) -> None:
-        for inner in _USE.findall(_MACROS[name]):
+        for inner in USE.findall(_MACROS[name]):
             want(inner)
         wanted[name] = None
 
     for sql in sqls:
-        for name in _USE.findall(sql):
+        for name in USE.findall(sql):
             if name in _MACROS:
                 want(name)
     return tuple(f"CREATE OR REPLACE TEMP MACRO {name}{_MACROS[name]};" for name in wanted)

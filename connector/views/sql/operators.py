@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from connector.views.sql.elements import EMPTY
 from connector.views.sql.faults import Place, view_error
-from connector.views.sql.values import NOTHING, Value, as_list, plain, single
+from connector.views.sql.values import NOTHING, Value, as_list, macro_call, plain, single
 
 __all__ = ["apply", "boolean", "conjunction", "negate"]
 
@@ -35,17 +35,28 @@ def conjunction(operator: str, conditions: list[str]) -> Value:
     return Value("(" + f" {operator.upper()} ".join(f"({one})" for one in conditions) + ")", "boolean")
 
 
-def negate(value: Value, variable: str, place: Place, at: int) -> Value:
-    """Unary minus."""
+def negate(value: Value, variable: str, place: Place, at: int, *, tolerant: bool = False) -> Value:
+    """Unary minus; ``tolerant`` as for ``apply``."""
     if value.type == EMPTY:
         return NOTHING
     if value.kind not in _NUMERIC:
         raise view_error("TYPE", place, f"a {value.type} has no sign", at=at)
-    return Value(f"(-({plain(single(value, variable, place, at))}))", _number(value))
+    one, number = plain(single(value, variable, place, at)), _number(value)
+    return Value(_within(f"(-({_wide(one)}))") if tolerant and number == "integer" else f"(-({one}))", number)
 
 
-def apply(operator: str, left: Value, right: Value, fresh: Callable[[], str], place: Place, at: int) -> Value:
-    """``left operator right`` for all but logic."""
+def apply(
+    operator: str,
+    left: Value,
+    right: Value,
+    fresh: Callable[[], str],
+    place: Place,
+    at: int,
+    *,
+    tolerant: bool = False,
+) -> Value:
+    """``left operator right`` for all but logic. An integer beyond 64 bits stops the query; ``tolerant``: it is empty,
+    and that costs no more than any other value (an error that is caught costs as much as thousands of rows)."""
     if operator in {"=", "!="}:
         equal = _equality(left, right, fresh, place, at)
         return equal if operator == "=" else Value(f"(NOT ({equal.sql}))", "boolean")
@@ -55,9 +66,9 @@ def apply(operator: str, left: Value, right: Value, fresh: Callable[[], str], pl
     if EMPTY in {left.type, right.type}:
         return Value("CAST(NULL AS BOOLEAN)", "boolean") if operator in _ORDER else NOTHING
     if operator in _ORDER:
-        return _order(operator, first, second, place, at)
+        return _order(operator, first, second, fresh, place, at)
     assert operator in _MATH
-    return _arithmetic(operator, first, second, place, at)
+    return _arithmetic(operator, first, second, place, at, tolerant=tolerant)
 
 
 def _number(*values: Value) -> str:
@@ -74,9 +85,9 @@ def _comparable(left: Value, right: Value, place: Place, at: int) -> str:
     raise view_error("TYPE", place, f"{left.type} and {right.type} do not compare", at=at, hint=hint)
 
 
-def _equal(common: str, left: str, right: str) -> str:
+def _equal(common: str, left: str, right: str, fresh: Callable[[], str]) -> str:
     if common == "date":
-        return f"vht_date_equal({left}, {right})"
+        return macro_call("vht_date_equal", fresh(), left, right)
     if common == "time":
         return f"(CAST({left} AS TIME) = CAST({right} AS TIME))"
     return f"({left} = {right})"
@@ -87,7 +98,7 @@ def _equality(left: Value, right: Value, fresh: Callable[[], str], place: Place,
         return Value("CAST(NULL AS BOOLEAN)", "boolean")
     common = _comparable(left, right, place, at)
     if not left.many and not right.many:
-        return Value(_equal(common, plain(left), plain(right)), "boolean")
+        return Value(_equal(common, plain(left), plain(right), fresh), "boolean")
     if left.many and right.many and common not in {"date", "time"}:
         one, two = (as_list(Value(plain(side), side.type, True, side.dense), fresh()) for side in (left, right))
         return Value(f"CASE WHEN len({one}) > 0 AND len({two}) > 0 THEN {one} = {two} END", "boolean")
@@ -97,12 +108,12 @@ def _equality(left: Value, right: Value, fresh: Callable[[], str], place: Place,
     listed = as_list(Value(plain(left), left.type, True, left.dense), fresh())
     return Value(
         f"CASE WHEN len({listed}) > 0 AND {alone} IS NOT NULL "
-        f"THEN CASE WHEN len({listed}) = 1 THEN {_equal(common, f'({listed})[1]', alone)} ELSE false END END",
+        f"THEN CASE WHEN len({listed}) = 1 THEN {_equal(common, f'({listed})[1]', alone, fresh)} ELSE false END END",
         "boolean",
     )
 
 
-def _order(operator: str, left: Value, right: Value, place: Place, at: int) -> Value:
+def _order(operator: str, left: Value, right: Value, fresh: Callable[[], str], place: Place, at: int) -> Value:
     common = _comparable(left, right, place, at)
     if common == "boolean":
         raise view_error("TYPE", place, "booleans have no order", at=at)
@@ -110,7 +121,8 @@ def _order(operator: str, left: Value, right: Value, place: Place, at: int) -> V
     if common == "date":
         if operator in {">", ">="}:
             one, two = two, one
-        return Value(f"vht_date_{'before' if len(operator) == 1 else 'not_after'}({one}, {two})", "boolean")
+        macro = "vht_date_before" if len(operator) == 1 else "vht_date_not_after"
+        return Value(macro_call(macro, fresh(), one, two), "boolean")
     if common == "time":
         one, two = f"CAST({one} AS TIME)", f"CAST({two} AS TIME)"
     return Value(f"({one} {operator} {two})", "boolean")
@@ -123,16 +135,28 @@ def _joined(left: Value, right: Value, place: Place, at: int) -> Value:
     return Value(f"(coalesce({left.sql}, '') || coalesce({right.sql}, ''))", "string")
 
 
-def _arithmetic(operator: str, left: Value, right: Value, place: Place, at: int) -> Value:
+def _wide(sql: str) -> str:
+    return f"CAST({sql} AS HUGEINT)"
+
+
+def _within(sql: str) -> str:
+    """A wide integer where it has 64 bits, else NULL."""
+    return f"TRY_CAST({sql} AS BIGINT)"
+
+
+def _arithmetic(operator: str, left: Value, right: Value, place: Place, at: int, *, tolerant: bool) -> Value:
     if operator == "+" and left.kind == right.kind == "string":
         return Value(f"({left.sql} || {right.sql})", "string")
     if not {left.kind, right.kind} <= _NUMERIC:
         raise view_error("TYPE", place, f"{left.type} {operator} {right.type} is not defined", at=at)
-    one, two = plain(left), plain(right)
+    one, two, number = plain(left), plain(right), _number(left, right)
     if operator == "/":
         return Value(f"(CAST({one} AS DOUBLE) / nullif(CAST({two} AS DOUBLE), 0))", "decimal")
     if operator == "div":
-        return Value(f"CAST(trunc(CAST({one} AS DOUBLE) / nullif(CAST({two} AS DOUBLE), 0)) AS BIGINT)", "integer")
-    if operator == "mod":
-        return Value(f"({one} % nullif({two}, 0))", _number(left, right))
-    return Value(f"({one} {operator} {two})", _number(left, right))
+        quotient = f"trunc(CAST({one} AS DOUBLE) / nullif(CAST({two} AS DOUBLE), 0))"
+        return Value(_within(quotient) if tolerant else f"CAST({quotient} AS BIGINT)", "integer")
+    bounded = tolerant and number == "integer"
+    if bounded:
+        one, two = _wide(one), _wide(two)
+    sql = f"({one} % nullif({two}, 0))" if operator == "mod" else f"({one} {operator} {two})"
+    return Value(_within(sql) if bounded else sql, number)

@@ -1,6 +1,7 @@
 """FHIRPath to SQL: names resolve against FHIR's definitions, and each name read grows the read schema."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,15 +17,19 @@ from connector.views.sql.values import NOTHING, Choosing, Value, as_list, member
 __all__ = ["PathCompiler", "literal"]
 
 _LOGIC = {"and", "or", "xor", "implies"}
+MAX_DIGITS = 40
 _MAX_INTEGER = 2**63 - 1
 MAX_SQL = 200_000
 
 
 def literal(text: str, type_name: str, place: Place, at: int | None = None) -> Value:
-    """A literal or constant as a value. Raises: VHT-VIEW-LIMIT for an integer beyond 64 bits."""
+    """A literal or constant as a value. Raises: VHT-VIEW-LIMIT for an integer beyond 64 bits, a number of more than
+    ``MAX_DIGITS`` characters or one that is not finite."""
     kind = Value("", type_name).kind
     if kind == "boolean":
         return Value(text, type_name)
+    if kind in {"integer", "decimal"} and (len(text) > MAX_DIGITS or not math.isfinite(float(text))):
+        raise view_error("LIMIT", place, f"a number has at most {MAX_DIGITS} characters, and is finite", at=at)
     if kind == "integer":
         if abs(int(text)) > _MAX_INTEGER:
             raise view_error("LIMIT", place, "an integer has at most 64 bits", at=at)
@@ -39,10 +44,12 @@ def literal(text: str, type_name: str, place: Place, at: int | None = None) -> V
 @dataclass
 class PathCompiler:
     """Compiles the paths of one view. ``lenient`` (in ``repeat``, whose paths apply to several types): a name that a
-    type does not have is empty there instead of an error."""
+    type does not have is empty there instead of an error. ``tolerant``: text is never put together, so that no value
+    is longer than the resource."""
 
     constants: Mapping[str, Constant]
     place: Place = field(default_factory=Place)
+    tolerant: bool = False
     row_index: str = "0"
     row_index_used: bool = False
     lenient: bool = False
@@ -88,7 +95,8 @@ class PathCompiler:
             case Index():
                 return self._index(node, focus)
             case Negative():
-                return operators.negate(self.value(node.operand, focus), self.fresh(), self.place, node.at)
+                operand = self.value(node.operand, focus)
+                return operators.negate(operand, self.fresh(), self.place, node.at, tolerant=self.tolerant)
             case Binary():
                 return self._binary(node, focus)
 
@@ -100,6 +108,11 @@ class PathCompiler:
 
     def listed(self, value: Value) -> str:
         return as_list(value, self.fresh())
+
+    def refuse_growth(self, at: int) -> None:
+        """Raises: VHT-VIEW-LIMIT where the view may not put text together."""
+        if self.tolerant:
+            raise view_error("LIMIT", self.place, "text is not put together here", at=at, hint="compare the parts")
 
     def step(self, source: Value, name: str, at: int) -> Value | Choosing:
         """``source.name`` by FHIR's definitions."""
@@ -141,7 +154,9 @@ class PathCompiler:
             if source.root:
                 raise view_error("TYPE", self.place, "the resource is not a list", at=node.at)
             return replace(source, sql=f"CASE WHEN {index.sql} = 0 THEN {source.sql} END")
-        return source.one(f"CASE WHEN {index.sql} >= 0 THEN ({self.listed(source)})[{index.sql} + 1] END")
+        position = operators.apply("+", index, literal("1", "integer", self.place), self.fresh, self.place, node.at,
+                                   tolerant=self.tolerant).sql  # fmt: skip
+        return source.one(f"CASE WHEN {index.sql} >= 0 THEN ({self.listed(source)})[{position}] END")
 
     def _binary(self, node: Binary, focus: Value) -> Value:
         if node.operator in {"and", "or"}:
@@ -151,7 +166,10 @@ class PathCompiler:
                 node.operator, [self.condition(node.left, focus), self.condition(node.right, focus)]
             )
         left, right = self.value(node.left, focus), self.value(node.right, focus)
-        return operators.apply(node.operator, left, right, self.fresh, self.place, node.at)
+        made = operators.apply(node.operator, left, right, self.fresh, self.place, node.at, tolerant=self.tolerant)
+        if made.kind == "string":
+            self.refuse_growth(node.at)
+        return made
 
     def _chain(self, node: Binary, focus: Value) -> list[str]:
         """The conditions of ``a or b or c``, without nesting: a code list may be long."""

@@ -13,7 +13,7 @@ from typing import Any
 from connector.views.sql.definition import Iteration, Select, View, read_view
 from connector.views.sql.elements import EMPTY
 from connector.views.sql.faults import Place, view_error
-from connector.views.sql.macros import prelude
+from connector.views.sql.macros import USE, prelude
 from connector.views.sql.output import OutputColumn, output_column, union_columns
 from connector.views.sql.paths import PathCompiler
 from connector.views.sql.repeat import repeat_list
@@ -24,6 +24,7 @@ __all__ = ["LINE_FAULT", "Plan", "compile_view"]
 
 LINE_FAULT = "VHT-INPUT-FHIR-LINE"
 MAX_SQL = 4_000_000
+MACRO = 2_000  # characters, about what a comparison of dates unfolds to
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Plan:
         opened = f"SELECT UNNEST(from_json(resource, {text_literal(root.structure())})) FROM ({relation})"  # noqa: S608
         return f"WITH _s0 AS (SELECT * FROM ({opened})\n  WHERE {self._kept}){self._rest}"  # noqa: S608
 
+    def weight(self) -> int:
+        """Characters of SQL, each call of a macro as ``MACRO``: what planning and one row of the query grow with."""
+        sql = self._kept + self._rest
+        return len(sql) + MACRO * len(USE.findall(sql))
+
     def script(self, files: Sequence[str]) -> str:
         """All that runs, as text."""
         return "\n".join([*self.macros, self.query(files) + ";"])
@@ -78,7 +84,7 @@ def compile_view(view: Mapping[str, Any], *, tolerant: bool = False) -> Plan:
     """Compile a ViewDefinition. Raises: ViewError with a code and the place in the view.
 
     ``tolerant``: what cannot be computed of one resource (a number that leaves its range) is empty for that resource
-    and stops nothing. ``repeat`` is not tolerant.
+    and stops nothing; and no text is put together (VHT-VIEW-LIMIT). ``repeat`` is not tolerant.
     """
     read = read_view(view)
     try:
@@ -101,7 +107,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         self.root.type = self.view.resource
-        self.compiler = PathCompiler({constant.name: constant for constant in self.view.constants})
+        self.compiler = PathCompiler({one.name: one for one in self.view.constants}, tolerant=self.tolerant)
         scope = Scope(Value("", self.view.resource, node=self.root, root=True))
         conditions = [self._condition(scope, where.path, where.place) for where in self.view.where]
         columns = [column for select in self.view.selects for column in self._select(select, scope)]

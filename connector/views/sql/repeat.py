@@ -28,12 +28,15 @@ def repeat_list(
     ``nodes`` keeps the items' node from one compilation to the next. Raises: ViewError VHT-VIEW-REPEAT for a path
     that does not go deeper or paths that end in different types.
     """
+    used = False
 
     def steps(start: Value) -> list[Value]:
+        nonlocal used
         found = []
         for text, place in paths:
             _goes_deeper(parse(text, place), place)
             value = compiler.path(text, start, place, row_index, lenient=True)
+            used = used or compiler.row_index_used
             if value.type != EMPTY:
                 if value.node is None or value.kind != "complex":
                     raise view_error("REPEAT", place, f"repeat walks elements, not a {value.type}")
@@ -43,11 +46,13 @@ def repeat_list(
 
     paths = [(text, iteration.place.item(index)) for index, text in enumerate(iteration.paths)]
     starts = steps(focus)
+    compiler.row_index_used = used
     if not starts:
         return NOTHING, "CAST([] AS JSON[])"
     node = nodes.setdefault(str(iteration.place), ReadNode(starts[0].type))
     walk = "_w" + compiler.fresh()
     inner = steps(Value(f"{walk}.item", node.type, node=node))
+    compiler.row_index_used = used
     if {value.type for value in [*starts, *inner]} != {node.type}:
         raise view_error("REPEAT", iteration.place, "the paths of a repeat end in one type")
     return Value("", node.type, True, node=node), _walk(walk, node, starts, inner, iteration.place, compiler.fresh)

@@ -30,7 +30,8 @@ Sink = Callable[[Batches], int]
 
 @dataclass(frozen=True)
 class Fault:
-    """A line that gave no rows: ``not-json``, ``not-a-resource`` or ``does-not-fit`` (an element's type is wrong)."""
+    """A line that gave no rows: ``not-json``, ``not-a-resource`` or ``does-not-fit``: it cannot be read as FHIR's
+    (``engine.run`` says what that is, and what passes)."""
 
     file: str
     line: int

@@ -11,11 +11,13 @@ from connector.views.sql.elements import EMPTY, Choice, Element, is_primitive, k
 from connector.views.sql.faults import Place
 from connector.views.sql.schema import ReadNode, identifier, text_literal
 
-__all__ = ["NOTHING", "NOT_SINGLE", "Choosing", "Value", "as_list", "choose", "fail_sql", "member", "plain", "rewrite",
-           "single"]  # fmt: skip
+__all__ = ["NOTHING", "NOT_SINGLE", "Choosing", "Value", "as_list", "choose", "fail_sql", "macro_call", "member",
+           "plain", "rewrite", "single"]  # fmt: skip
 
 NOT_SINGLE = "VHT-VIEW-NOT-SINGLE"
 _CHAIN = re.compile(r'["\w.]+')
+_QUOTED_OR_NAME = re.compile(r"""'[^']*'|"[^"]*"|\w+""")
+_SIMPLE = re.compile(r"""["\w.]+|'[^']*'""")
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,24 @@ def rewrite(value: Value, variable: str, inner: str) -> str:
     """SQL of ``inner`` (written over ``variable``) for the one item, or for each item of the list."""
     if value.many:
         return f"list_transform({value.sql}, lambda {variable}: {inner})"
-    return inner.replace(variable, value.sql) if _CHAIN.fullmatch(value.sql) else _let(value.sql, variable, inner)
+    if _CHAIN.fullmatch(value.sql):
+        return _replaced(inner, variable, value.sql)
+    return f"list_transform([{value.sql}], lambda {variable}: {inner})[1]"
 
 
-def _let(sql: str, variable: str, inner: str) -> str:
-    return f"list_transform([{sql}], lambda {variable}: {inner})[1]"
+def _replaced(sql: str, variable: str, chain: str) -> str:
+    """``sql`` with ``chain`` for ``variable``, wherever it is not part of a text or a quoted name."""
+    return _QUOTED_OR_NAME.sub(lambda match: chain if match.group() == variable else match.group(), sql)
+
+
+def macro_call(macro: str, variable: str, *operands: str) -> str:
+    """A call of ``macro`` that writes and computes each operand once: a macro repeats what stands in it, and macros of
+    macros would repeat it without bound."""
+    if all(_SIMPLE.fullmatch(one) for one in operands):
+        return f"{macro}({', '.join(operands)})"
+    held = ", ".join(f"'o{number}': {one}" for number, one in enumerate(operands))
+    names = ", ".join(f"{variable}.o{number}" for number in range(len(operands)))
+    return f"list_transform([{{{held}}}], lambda {variable}: {macro}({names}))[1]"
 
 
 def member(source: Value, element: Element, variable: str) -> Value:
