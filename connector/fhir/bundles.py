@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from connector.fhir.elements import Quarantine
 from connector.fhir.lines import Line
+from connector.fhir.nesting import parsed_in_parts, written
 
 __all__ = ["BUNDLE_LIMIT", "is_fhir", "read_bundle"]
 
@@ -38,12 +38,12 @@ def read_bundle(path: Path, *, limit: int = BUNDLE_LIMIT) -> Iterator[Line]:
         if path.stat().st_size > limit:
             yield Line(1, fault="bundle-too-long")
             return
-        bundle = orjson.loads(path.read_bytes())
+        bundle = parsed_in_parts(path.read_bytes())
     except OSError:
         yield Line(1, fault="unreadable-file")
         return
-    except orjson.JSONDecodeError:
-        yield Line(1, fault="malformed-json")
+    except Quarantine as verdict:
+        yield Line(1, fault=verdict.reason)
         return
     if type(bundle) is not dict or bundle.get("resourceType") != "Bundle" or bundle.get("type") not in TYPES:
         yield Line(1, fault="not-a-bundle")
@@ -59,7 +59,7 @@ def read_bundle(path: Path, *, limit: int = BUNDLE_LIMIT) -> Iterator[Line]:
             yield Line(number, fault="no-resource")
             continue
         _resolve(resource, patients)
-        yield Line(number, orjson.dumps(resource))
+        yield Line(number, written(resource))
 
 
 def _patients(entries: list[Any]) -> dict[str, str]:

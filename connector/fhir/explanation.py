@@ -14,6 +14,7 @@ import orjson
 from connector.fhir.bundles import read_bundle
 from connector.fhir.elements import Quarantine
 from connector.fhir.lines import Line, read_lines
+from connector.fhir.nesting import digestible
 from connector.fhir.reasons import reason
 from connector.fhir.resources import read_resource, refuse_modifiers
 from connector.fhir.validation import Finding, available, findings, is_known
@@ -98,6 +99,8 @@ def _still(entry: Mapping[str, Any], resource: Any, units: Units) -> bool:
     fault = (entry["reason"], entry["path"])
     try:
         refuse_modifiers(resource)
-        return fault in read_resource(resource, units).verdict.rejected
+        rejected = read_resource(resource, units).verdict.rejected
+        digestible(resource)
+        return fault in rejected
     except Quarantine as verdict:
         return fault == (verdict.reason, verdict.path)

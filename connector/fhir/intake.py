@@ -5,13 +5,12 @@ from dataclasses import replace as changed
 from importlib.resources import files
 from pathlib import Path
 
-import orjson
-
 from connector.fhir.bundles import is_fhir, read_bundle
 from connector.fhir.deletions import UNREADABLE, Deletions, read_deletions
 from connector.fhir.elements import Quarantine
 from connector.fhir.identity import content_key, resource_key, subject_key
 from connector.fhir.lines import Line, read_lines
+from connector.fhir.nesting import digestible, parsed
 from connector.fhir.report import IngestReport
 from connector.fhir.resources import TABLES, read_resource, read_version, refuse_modifiers
 from connector.fhir.room import on_this_disk
@@ -132,15 +131,12 @@ class _Reader:
             self._fault(0, "file", "empty-file", "")
 
     def _accept(self, line: Line) -> None:
-        try:
-            resource = orjson.loads(line.content)
-        except orjson.JSONDecodeError:
-            raise Quarantine("malformed-json", "") from None
+        resource = parsed(line.content)
         # An escape may spell the key in another way; either sign is worth a walk through the tree.
         if b"modifierExtension" in line.content or b"\\u" in line.content:
             refuse_modifiers(resource)
         reading = read_resource(resource, self._units)
-        content = content_key(self._key, orjson.dumps(resource, option=orjson.OPT_SORT_KEYS))
+        content = content_key(self._key, digestible(resource))
         self._sample.offer(reading.type, content, line.content)
         key = resource_key(self._key, reading.type, reading.id)
         subject = self._subject(reading.patient_id)

@@ -18,6 +18,9 @@ REASONS = {
     "empty-file": Reason("the file has no line", "see whether the export was cut off"),
     # of a line
     "malformed-json": Reason("the line is not one JSON value", "write one resource a line, in UTF-8"),
+    "nested-too-deep": Reason(
+        "the resource has more than about 250 arrays and objects inside each other", "see what writes such resources"
+    ),
     "blank-line": Reason("nothing is on the line", "harmless: leave it out"),
     "line-too-long": Reason("the line has more than 16 MiB", "split what is attached to the resource"),
     "not-a-bundle": Reason("a .json file holds another resource, or a Bundle that is not read", "write NDJSON"),

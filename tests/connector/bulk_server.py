@@ -47,6 +47,7 @@ class BulkServer:
     manifest_changes: dict[str, Any] = field(default_factory=dict)
     deleted: list[Any] = field(default_factory=list)  # addresses, or whole entries
     history: dict[str, list[Any]] = field(default_factory=dict)  # type: entries
+    literal: dict[str, bytes] = field(default_factory=dict)  # type: what a search for it answers
     expire_page: str | None = None  # type whose second page is gone once
     padding: bytes = b""
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
@@ -258,6 +259,8 @@ def _add_search(app: FastAPI, server: BulkServer) -> None:
 
     @app.get("/fhir/{kind}")
     def search(kind: str, request: Request, page: int = 0, _count: int = 20) -> Response:
+        if kind in server.literal:
+            return Response(server.literal[kind], media_type=ACCEPTED)
         changed = request.query_params.get("_lastUpdated")
         if page and server.expire_page == kind:
             server.expire_page = None
