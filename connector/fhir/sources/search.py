@@ -15,11 +15,12 @@ import httpx
 
 from connector.fhir.elements import Quarantine
 from connector.fhir.nesting import parsed_in_parts, written
+from connector.fhir.sources.answers import malformed
 from connector.fhir.sources.export import fhir_instant
 from connector.fhir.sources.files import finish, weigh
 from connector.fhir.sources.journal import Journal, Piece
 from connector.fhir.sources.settings import SourceSettings
-from connector.fhir.sources.wire import FHIR_JSON, Wire, malformed, refused, too_much
+from connector.fhir.sources.wire import FHIR_JSON, Wire, refused, too_much
 
 __all__ = ["Pages", "first_pages", "history_pages"]
 
