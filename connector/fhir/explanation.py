@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from connector.fhir.bundles import read_bundle
 from connector.fhir.elements import Quarantine
-from connector.fhir.lines import Line, read_lines
+from connector.fhir.folder import read_file
+from connector.fhir.lines import Line
 from connector.fhir.nesting import digestible
 from connector.fhir.reasons import reason
 from connector.fhir.resources import read_resource, refuse_modifiers
@@ -58,7 +58,7 @@ def explain(entries: Iterable[Mapping[str, Any]], folders: Sequence[Path], units
         by_file[entry["file"]][entry["line"]].append(entry)
     for name, waiting in by_file.items():
         path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        for line in _lines(path) if path else ():
+        for line in read_file(path) if path else ():
             for entry in waiting.pop(line.number, ()):
                 yield _explained(entry, line, units)
             if not waiting:
@@ -66,10 +66,6 @@ def explain(entries: Iterable[Mapping[str, Any]], folders: Sequence[Path], units
         for listed in waiting.values():
             for entry in listed:
                 yield _explained(entry, None, units)
-
-
-def _lines(path: Path) -> Iterator[Line]:
-    return read_bundle(path) if path.suffix == ".json" else read_lines(path)
 
 
 def _explained(entry: Mapping[str, Any], line: Line | None, units: Units) -> Explanation:

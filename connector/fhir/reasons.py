@@ -14,6 +14,11 @@ class Reason:
 _EXPORT_AGAIN = "export that file again"
 
 REASONS = {
+    # of what lies in a folder and is not read
+    "other-ending": Reason("neither .ndjson, .jsonl nor .json, plain, .gz or .zst", "rename it if it is FHIR"),
+    "not-fhir": Reason("a JSON file without a resource, such as a manifest", "harmless where it is none of the export"),
+    "subfolder": Reason("only the folder itself is read", "take it in by itself"),
+    "no-file": Reason("a link that leads nowhere, or no file at all", "see what it should point to"),
     # of a file
     "empty-file": Reason("the file has no line", "see whether the export was cut off"),
     # of a line
