@@ -424,8 +424,8 @@ def noted(journal: Path) -> int:
 def killed(server: BulkServer, toml: Path, home: Path) -> None:
     """Run a client until the server stalls, then kill it there."""
     client = subprocess.Popen([sys.executable, "-c", CLIENT, str(toml), str(home)])
-    assert server.stalled.wait(30)
-    await_that(lambda: noted(home / "run" / "progress.json") > 200_000, 30)
+    assert server.stalled.wait(60)
+    await_that(lambda: noted(home / "run" / "progress.json") > 200_000)
     os.kill(client.pid, signal.SIGKILL)
     client.wait()
     server.resume.set()

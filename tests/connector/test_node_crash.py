@@ -37,7 +37,7 @@ node.start(enclaves=enclaves)
 def _die(hospital: Hospital, body: str) -> None:
     """Run ``body`` against the node in a process that kills itself."""
     script = _DYING.format(tests=str(Path(__file__).parent), state=str(hospital.state), body=textwrap.dedent(body))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
