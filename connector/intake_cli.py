@@ -23,7 +23,9 @@ app = typer.Typer(add_completion=False)
 @output.command("node ingest")
 def ingest(
     state: State,
-    folder: Annotated[Path, typer.Argument(help="Folder of FHIR R4: NDJSON (plain, .gz, .zst) or Bundles (.json).")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of FHIR R4: NDJSON (.ndjson, .jsonl) or Bundles (.json), plain, .gz or .zst.")
+    ],
     replace: Annotated[
         bool, typer.Option("--replace", help="A whole new export: it takes the place of all that was held.")
     ] = False,

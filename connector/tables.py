@@ -22,6 +22,9 @@ __all__ = [
 ]
 
 
+MOST_IGNORED = 20
+
+
 def budget_table(budget: Mapping[str, Any]) -> Table:
     """Every account of the ledger: the dataset over all permits, then each permit."""
     rows = [
@@ -50,7 +53,18 @@ def intake_table(folder: Any, report: Mapping[str, Any]) -> Table:
     rows += [(f"values {name}", count) for name, count in report["values"].items()]
     rows += [(f"  value quarantined: {reason}", count) for reason, count in report["value_reasons"].items()]
     rows += _sampled(report["sample"] or {})
+    rows += _ignored(report["ignored"])
     return table(f"Intake of {folder}", ["what", "count"], rows)
+
+
+def _ignored(entries: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, Any]]:
+    """What lay in the folder and was not read."""
+    if entries:
+        yield "ignored", len(entries)
+    for one in entries[:MOST_IGNORED]:
+        yield f"  {one['name']}", one["reason"]
+    if len(entries) > MOST_IGNORED:
+        yield "  and more, all with --json", len(entries) - MOST_IGNORED
 
 
 def _sampled(sample: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,49 +1,84 @@
 """A file that holds one FHIR Bundle, as numbered entries: each once, as its resource or as the reason why not.
 
-A Bundle is one JSON value and is read whole, so its size is bounded. Within one, ``fullUrl`` is how entries refer to
-each other before a server gave them ids (FHIR R4, 2.36.4.1): a reference to a Patient entry becomes its id.
+A Bundle, plain, gzip or zstd, is one JSON value and is read whole, so its size is bounded. Within one, ``fullUrl`` is
+how entries refer to each other before a server gave them ids (FHIR R4, 2.36.4.1): a reference to a Patient entry
+becomes its id.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from connector.fhir.lines import Line
+from connector.fhir.elements import Quarantine
+from connector.fhir.lines import Line, chunks
+from connector.fhir.nesting import parsed_in_parts, written
 
 __all__ = ["BUNDLE_LIMIT", "is_fhir", "read_bundle"]
 
-BUNDLE_LIMIT = 64 << 20  # bytes; orjson's tree takes about ten times as much
-PEEK = 4096
+BUNDLE_LIMIT = 64 << 20  # bytes, decoded; orjson's tree takes about ten times as much
+_BEGINS = re.compile(rb'\s*\{\s*"resourceType"\s*:')
+_WORD = b'"resourceType"'
+TOO_LONG = "bundle-too-long"
 TYPES = frozenset({"collection", "searchset", "transaction", "batch", "batch-response", "transaction-response"})
 
 
-def is_fhir(path: Path) -> bool:
-    """Does this JSON file begin like a resource? Others may lie beside an export, and are none of ours."""
+def is_fhir(path: Path, *, limit: int = BUNDLE_LIMIT) -> bool:
+    """Does this JSON file hold a resource? Others may lie beside an export, and are none of ours.
+
+    Of what cannot be parsed the word alone decides, and what cannot be read is named in the account.
+    """
+    content, fault = _whole(path, limit, enough=_BEGINS)
+    if _BEGINS.match(content):
+        return True
+    if fault:
+        return fault != TOO_LONG or _says_resource(path)
     try:
-        with path.open("rb") as file:
-            return b'"resourceType"' in file.read(PEEK)
-    except OSError:
-        return True  # to be named in the account
+        found = parsed_in_parts(content)
+    except Quarantine:
+        return _WORD in content
+    return any(type(one) is dict and "resourceType" in one for one in (found if type(found) is list else [found]))
+
+
+def _whole(path: Path, limit: int, *, enough: re.Pattern[bytes] | None = None) -> tuple[bytes, str | None]:
+    """The decoded bytes of a file, and what broke or was too long; no more of them than begin with ``enough``."""
+    parts: list[bytes] = []
+    size = 0
+    for chunk, fault in chunks(path):
+        size += len(chunk)
+        if fault or size > limit:
+            return b"".join(parts), fault or TOO_LONG
+        parts.append(chunk)
+        if enough and len(parts) == 1 and enough.match(chunk):
+            break
+    return b"".join(parts), None
+
+
+def _says_resource(path: Path) -> bool:
+    """Does the word occur? In the memory of one piece."""
+    rest = b""
+    for chunk, fault in chunks(path):
+        if fault or _WORD in rest + chunk:
+            return True
+        rest = chunk[-len(_WORD) :]
+    return False
 
 
 def read_bundle(path: Path, *, limit: int = BUNDLE_LIMIT) -> Iterator[Line]:
     """Entries of the Bundle in ``path``, counted from 1; an empty Bundle has none.
 
     Faults: ``malformed-json``, ``not-a-bundle`` (another resource, or a type that carries no data of patients),
-    ``bundle-too-long``, ``no-resource`` (an entry without one, such as a deletion), ``unreadable-file``.
+    ``bundle-too-long``, ``no-resource`` (an entry without one, such as a deletion), and those of ``read_lines`` for
+    a file that cannot be read to its end.
     """
-    try:
-        if path.stat().st_size > limit:
-            yield Line(1, fault="bundle-too-long")
-            return
-        bundle = orjson.loads(path.read_bytes())
-    except OSError:
-        yield Line(1, fault="unreadable-file")
+    content, fault = _whole(path, limit)
+    if fault:
+        yield Line(1, fault=fault)
         return
-    except orjson.JSONDecodeError:
-        yield Line(1, fault="malformed-json")
+    try:
+        bundle = parsed_in_parts(content)
+    except Quarantine as verdict:
+        yield Line(1, fault=verdict.reason)
         return
     if type(bundle) is not dict or bundle.get("resourceType") != "Bundle" or bundle.get("type") not in TYPES:
         yield Line(1, fault="not-a-bundle")
@@ -59,7 +94,7 @@ def read_bundle(path: Path, *, limit: int = BUNDLE_LIMIT) -> Iterator[Line]:
             yield Line(number, fault="no-resource")
             continue
         _resolve(resource, patients)
-        yield Line(number, orjson.dumps(resource))
+        yield Line(number, written(resource))
 
 
 def _patients(entries: list[Any]) -> dict[str, str]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import orjson
 
-from connector.fhir.bundles import read_bundle
 from connector.fhir.elements import Quarantine
-from connector.fhir.lines import Line, read_lines
+from connector.fhir.folder import read_file
+from connector.fhir.lines import Line
+from connector.fhir.nesting import digestible
 from connector.fhir.reasons import reason
 from connector.fhir.resources import read_resource, refuse_modifiers
 from connector.fhir.validation import Finding, available, findings, is_known
@@ -57,7 +58,7 @@ def explain(entries: Iterable[Mapping[str, Any]], folders: Sequence[Path], units
         by_file[entry["file"]][entry["line"]].append(entry)
     for name, waiting in by_file.items():
         path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        for line in _lines(path) if path else ():
+        for line in read_file(path) if path else ():
             for entry in waiting.pop(line.number, ()):
                 yield _explained(entry, line, units)
             if not waiting:
@@ -65,10 +66,6 @@ def explain(entries: Iterable[Mapping[str, Any]], folders: Sequence[Path], units
         for listed in waiting.values():
             for entry in listed:
                 yield _explained(entry, None, units)
-
-
-def _lines(path: Path) -> Iterator[Line]:
-    return read_bundle(path) if path.suffix == ".json" else read_lines(path)
 
 
 def _explained(entry: Mapping[str, Any], line: Line | None, units: Units) -> Explanation:
@@ -98,6 +95,8 @@ def _still(entry: Mapping[str, Any], resource: Any, units: Units) -> bool:
     fault = (entry["reason"], entry["path"])
     try:
         refuse_modifiers(resource)
-        return fault in read_resource(resource, units).verdict.rejected
+        rejected = read_resource(resource, units).verdict.rejected
+        digestible(resource)
+        return fault in rejected
     except Quarantine as verdict:
         return fault == (verdict.reason, verdict.path)

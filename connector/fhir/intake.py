@@ -5,13 +5,12 @@ from dataclasses import replace as changed
 from importlib.resources import files
 from pathlib import Path
 
-import orjson
-
-from connector.fhir.bundles import is_fhir, read_bundle
 from connector.fhir.deletions import UNREADABLE, Deletions, read_deletions
 from connector.fhir.elements import Quarantine
+from connector.fhir.folder import Folder, look_into, read_file
 from connector.fhir.identity import content_key, resource_key, subject_key
-from connector.fhir.lines import Line, read_lines
+from connector.fhir.lines import Line
+from connector.fhir.nesting import digestible, parsed
 from connector.fhir.report import IngestReport
 from connector.fhir.resources import TABLES, read_resource, read_version, refuse_modifiers
 from connector.fhir.room import on_this_disk
@@ -26,7 +25,6 @@ from vht_federate.errors import InputError
 __all__ = ["ingest", "installed_ports"]
 
 KEY_BYTES = 32
-SUFFIXES = (".ndjson", ".ndjson.gz", ".ndjson.zst")
 SUBJECTS_HELD = 100_000
 _WITH_ENCOUNTER = frozenset(kind for kind, columns in TABLES.items() if columns[0][0] == "encounter")
 
@@ -49,8 +47,8 @@ def ingest(
     deletions: Deletions | None = None,
     sample_size: int = SAMPLE_SIZE,
 ) -> IngestReport:
-    """Read NDJSON (plain, ``.gz``, ``.zst``) and Bundles (``.json``) in ``folder`` into ``store_dir``, beside what is
-    there or in its place.
+    """Read NDJSON (``.ndjson``, ``.jsonl``) and Bundles (``.json``), plain, ``.gz`` or ``.zst``, in ``folder`` into
+    ``store_dir``, beside what is there or in its place; the report names every other entry as ignored.
 
     What ``deletions`` list leaves the store. ``sample_size`` lines of each type by place and as many by chance are
     validated against FHIR's models when the store is complete: that is reported, and changes nothing. Reading the same
@@ -62,37 +60,33 @@ def ingest(
     """
     if len(node_key) != KEY_BYTES:
         raise InputError("the node's key has 32 bytes", code="VHT-INPUT-KEY")
-    paths = _sources(folder, required=deletions is None)
+    found = _sources(folder, required=deletions is None)
     units = Units(tuple(installed_ports() if ports is None else ports))
     store = Store(store_dir.resolve())
     with on_this_disk(), store.writing() as work:
         staging, sample = Staging(work), Sample(sample_size)
         try:
-            for number, path in enumerate(paths):
+            for number, path in enumerate(found.files):
                 _Reader(staging, node_key, units, number, sample).read(path)
-            listed = _bury(staging, node_key, deletions, first=len(paths))
+            listed = _bury(staging, node_key, deletions, first=len(found.files))
         finally:
             staging.close()
-        names = [path.name for path in [*paths, *listed]]
+        names = [path.name for path in [*found.files, *listed]]
         report = settle(staging, store, work, dataset, names, replace=replace)
-    return changed(report, sample=sample.validated())
+    return changed(report, sample=sample.validated(), ignored=found.ignored)
 
 
-def _sources(folder: Path, *, required: bool) -> list[Path]:
+def _sources(folder: Path, *, required: bool) -> Folder:
     if not folder.is_dir():
         raise InputError(f"{folder.name} is not a folder", code="VHT-INPUT-FHIR-FOLDER")
-    paths = sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and (path.name.endswith(SUFFIXES) or (path.suffix == ".json" and is_fhir(path)))
-    )
-    if required and not paths:
+    found = look_into(folder)
+    if required and not found.files:
         raise InputError(
             f"{folder.name} holds no NDJSON",
             code="VHT-INPUT-FHIR-FOLDER",
             hint="expected are files such as Patient.ndjson or Observation.ndjson.gz, one resource a line",
         )
-    return paths
+    return found
 
 
 def _bury(staging: Staging, node_key: bytes, deletions: Deletions | None, *, first: int) -> tuple[Path, ...]:
@@ -119,7 +113,7 @@ class _Reader:
 
     def read(self, path: Path) -> None:
         empty = True
-        for line in read_bundle(path) if path.suffix == ".json" else read_lines(path):
+        for line in read_file(path):
             empty = False
             if line.fault:
                 self._fault(line.number, "line", line.fault, "")
@@ -132,15 +126,12 @@ class _Reader:
             self._fault(0, "file", "empty-file", "")
 
     def _accept(self, line: Line) -> None:
-        try:
-            resource = orjson.loads(line.content)
-        except orjson.JSONDecodeError:
-            raise Quarantine("malformed-json", "") from None
+        resource = parsed(line.content)
         # An escape may spell the key in another way; either sign is worth a walk through the tree.
         if b"modifierExtension" in line.content or b"\\u" in line.content:
             refuse_modifiers(resource)
         reading = read_resource(resource, self._units)
-        content = content_key(self._key, orjson.dumps(resource, option=orjson.OPT_SORT_KEYS))
+        content = content_key(self._key, digestible(resource))
         self._sample.offer(reading.type, content, line.content)
         key = resource_key(self._key, reading.type, reading.id)
         subject = self._subject(reading.patient_id)

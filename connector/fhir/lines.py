@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-__all__ = ["LINE_LIMIT", "Line", "read_lines"]
+__all__ = ["LINE_LIMIT", "Line", "chunks", "read_lines"]
 
 CHUNK = 1 << 20
 LINE_LIMIT = 16 << 20  # bytes; a longer line is no resource that we read
@@ -35,7 +35,7 @@ def read_lines(path: Path, *, limit: int = LINE_LIMIT) -> Iterator[Line]:
     ``zstd-corrupt``, ``unreadable-file``.
     """
     number, rest, skipping = 0, b"", False
-    for chunk, fault in _chunks(path):
+    for chunk, fault in chunks(path):
         if fault:
             yield Line(number + 1, fault=fault)
             return
@@ -60,9 +60,11 @@ def _line(number: int, content: bytes) -> Line:
     return Line(number, content) if content.strip() else Line(number, fault="blank-line")
 
 
-def _chunks(path: Path) -> Iterator[tuple[bytes, str | None]]:
+def chunks(path: Path) -> Iterator[tuple[bytes, str | None]]:
+    """The decoded bytes of ``path``, in order; at the end, where it broke, the fault."""
+    packed = path.suffix.lower()
     try:
-        if path.suffix == ".zst":
+        if packed == ".zst":
             yield from ((chunk, None) for chunk in _zstd(path))
             return
         with _open(path) as stream:
@@ -74,13 +76,13 @@ def _chunks(path: Path) -> Iterator[tuple[bytes, str | None]]:
         yield b"", "gzip-corrupt"
     except OSError as error:
         # pyarrow has an OSError without a number for a damaged stream
-        damaged = path.suffix == ".zst" and error.errno is None
+        damaged = packed == ".zst" and error.errno is None
         yield b"", ("zstd-truncated" if "runcated" in str(error) else "zstd-corrupt") if damaged else "unreadable-file"
 
 
 def _open(path: Path) -> gzip.GzipFile | BufferedReader:
     # read1 hands over what was decoded before the damage shows; read would lose it.
-    return gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    return gzip.GzipFile(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _zstd(path: Path) -> Iterator[bytes]:

@@ -14,10 +14,18 @@ class Reason:
 _EXPORT_AGAIN = "export that file again"
 
 REASONS = {
+    # of what lies in a folder and is not read
+    "other-ending": Reason("neither .ndjson, .jsonl nor .json, plain, .gz or .zst", "rename it if it is FHIR"),
+    "not-fhir": Reason("a JSON file without a resource, such as a manifest", "harmless where it is none of the export"),
+    "subfolder": Reason("only the folder itself is read", "take it in by itself"),
+    "no-file": Reason("a link that leads nowhere, or no file at all", "see what it should point to"),
     # of a file
     "empty-file": Reason("the file has no line", "see whether the export was cut off"),
     # of a line
     "malformed-json": Reason("the line is not one JSON value", "write one resource a line, in UTF-8"),
+    "nested-too-deep": Reason(
+        "the resource has more than about 250 arrays and objects inside each other", "see what writes such resources"
+    ),
     "blank-line": Reason("nothing is on the line", "harmless: leave it out"),
     "line-too-long": Reason("the line has more than 16 MiB", "split what is attached to the resource"),
     "not-a-bundle": Reason("a .json file holds another resource, or a Bundle that is not read", "write NDJSON"),

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from connector.fhir.folder import Ignored
 from connector.fhir.validation import TypeSample
 
 __all__ = ["FileReport", "IngestReport"]
@@ -31,7 +32,8 @@ class IngestReport:
     are resources of the store that gave way to a newer version, ``deleted`` those that a source deleted;
     ``entered_in_error`` are accepted lines that say so of themselves; ``patients`` is how many patients the store now
     holds; ``changed`` says whether it changed. ``sample`` is what FHIR's models say of a few accepted lines
-    of each type, and counts nowhere else; None where they were not asked.
+    of each type, and counts nowhere else; None where they were not asked. ``ignored`` lists what lay in the folder and
+    was not read: it has no line.
     """
 
     dataset: str
@@ -52,12 +54,13 @@ class IngestReport:
     deleted: int = 0
     by_file: tuple[FileReport, ...] = field(default=())
     sample: tuple[TypeSample, ...] | None = None
+    ignored: tuple[Ignored, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON, with ``files`` counted and ``values`` grouped."""
         plain = asdict(self)
         plain["files"] = len(self.by_file)
-        plain["by_file"] = list(plain["by_file"])
+        plain["by_file"], plain["ignored"] = list(plain["by_file"]), list(plain["ignored"])
         plain["sample"] = None if self.sample is None else {one.type: one.to_dict() for one in self.sample}
         plain["values"] = {"accepted": plain.pop("values_accepted"), "quarantined": plain.pop("values_quarantined")}
         return plain

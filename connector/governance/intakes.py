@@ -19,7 +19,7 @@ __all__ = ["INGESTED", "Intakes"]
 
 log = logging.getLogger("vht.node.intakes")
 INGESTED = "dataset.ingested"
-SHOWN = ("values", "reasons", "value_reasons", "sample", "folder")
+SHOWN = ("values", "reasons", "value_reasons", "sample", "ignored", "folder")
 COUNTED = ("files", "lines", "accepted", "quarantined", "duplicate", "deleted")
 
 

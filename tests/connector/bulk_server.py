@@ -47,6 +47,11 @@ class BulkServer:
     manifest_changes: dict[str, Any] = field(default_factory=dict)
     deleted: list[Any] = field(default_factory=list)  # addresses, or whole entries
     history: dict[str, list[Any]] = field(default_factory=dict)  # type: entries
+    endless: str | None = None  # path whose answer has no end: in pieces of ``piece`` bytes, each after ``drip_s``
+    piece: int = 65536
+    drip_s: float = 0.0
+    encoding: str | None = None  # that answers claim, and do not have
+    literal: dict[str, bytes] = field(default_factory=dict)  # type: what a search for it answers
     expire_page: str | None = None  # type whose second page is gone once
     padding: bytes = b""
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
@@ -108,16 +113,27 @@ def application(server: BulkServer) -> FastAPI:
         if server.busy:
             server.busy -= 1
             return Response(status_code=503, headers={"Retry-After": "3"})
+        if path == server.endless:
+            return StreamingResponse(_without_end(server), media_type="application/json")
         if server.public_jwk and path.startswith(("/fhir/", "/files/", "/jobs/")) and ".well-known" not in path:
             token = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if server.tokens.get(token, 0.0) < time.monotonic():
                 return Response(status_code=401)
-        return await call_next(request)
+        answer = await call_next(request)
+        if server.encoding:
+            answer.headers["Content-Encoding"] = server.encoding
+        return answer
 
     _add_authorization(app, server)
     _add_export(app, server)
     _add_search(app, server)
     return app
+
+
+def _without_end(server: BulkServer) -> Iterator[bytes]:
+    while not server.resume.wait(server.drip_s):
+        server.served["endless"] = server.served.get("endless", 0) + server.piece
+        yield b" " * server.piece
 
 
 def _add_authorization(app: FastAPI, server: BulkServer) -> None:
@@ -258,6 +274,8 @@ def _add_search(app: FastAPI, server: BulkServer) -> None:
 
     @app.get("/fhir/{kind}")
     def search(kind: str, request: Request, page: int = 0, _count: int = 20) -> Response:
+        if kind in server.literal:
+            return Response(server.literal[kind], media_type=ACCEPTED)
         changed = request.query_params.get("_lastUpdated")
         if page and server.expire_page == kind:
             server.expire_page = None

@@ -156,17 +156,17 @@ def test_a_permit_revoked_in_the_middle_leaves_nothing(stocked: Hospital, monkey
             for number, one in enumerate(everything(*args, **more)):
                 if number == 5:
                     reached.set()
-                    assert held.wait(30)
+                    assert held.wait(60)
                 yield one
 
         monkeypatch.setattr("connector.fhir.api.face.Face.everything", slowly)
         token = program.token()
         status = urlsplit(program.export(token=token).headers["Content-Location"]).path
-        assert reached.wait(30)
+        assert reached.wait(60)
         stocked.issuer.revoke("permit-7")
         held.set()
         [job] = api.exports._jobs.values()
-        await_that(lambda: job.state == "failed", 30)
+        await_that(lambda: job.state == "failed")
         assert job.error is not None
         assert job.error.code == "VHT-PERMIT-REVOKED"
         answer = program.call("GET", status, token)
@@ -214,7 +214,7 @@ def test_files_expire_and_the_access_log_is_bounded(stocked: Hospital) -> None:
         from connector.fhir.api.kickoff import Kickoff
 
         job = small.exports.begin(access, "request", Kickoff(("Patient",)))
-        await_that(lambda: job.state in ("done", "failed"), 30)
+        await_that(lambda: job.state in ("done", "failed"))
         small.exports.sweep()
         assert (job.error, job.state, small.exports._jobs) == (None, "over", {})
         for number in range(40):

@@ -349,6 +349,51 @@ def test_a_token_that_expired_in_the_middle_is_renewed_with_a_new_assertion(serv
     assert len(server.jtis) == 3
 
 
+ENDLESS = ["/fhir/.well-known/smart-configuration", "/token", "/fhir/Patient/$export", "/fhir/Patient"]
+
+
+def endless(serve: Serve, tmp_path: Path, path: str, **behaviour: Any) -> tuple[BulkServer, SourceSettings]:
+    """A server whose answer at ``path`` does not end, and a source that comes by there."""
+    key, jwk = write_key(tmp_path / "key.pem", ec.generate_private_key(ec.SECP384R1()))
+    server = serve(public_jwk=jwk, endless=path, **behaviour)
+    mode = "search" if path == "/fhir/Patient" else "export"
+    authorization = {"client_id": "client-1", "key": key}
+    return server, source(server, authorization=authorization, mode=mode, level="patient")
+
+
+@pytest.mark.parametrize("path", ENDLESS)
+def test_an_answer_larger_than_any_of_its_kind_is_not_read_to_its_end(
+    serve: Serve, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connector.fhir.sources.wire.ANSWER_LIMIT", 1 << 20)
+    server, settings = endless(serve, tmp_path, path)
+    with pytest.raises(UnavailableError) as caught:
+        pull(settings, tmp_path / "home", pace=quick(deadline_s=600.0))
+    assert caught.value.code == "VHT-UNAVAILABLE-SOURCE-ANSWER"
+    assert server.served["endless"] < 32 << 20, "what left the server: the limit, and what the sockets hold"
+
+
+@pytest.mark.parametrize("path", ENDLESS)
+def test_an_answer_that_drips_ends_at_the_deadline(serve: Serve, tmp_path: Path, path: str) -> None:
+    server, settings = endless(serve, tmp_path, path, piece=1, drip_s=0.01)
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 1.0 if server.served.get("endless") else 0.0
+        return now[0]
+
+    with pytest.raises(UnavailableError) as caught:
+        pull(settings, tmp_path / "home", pace=Pace(20.0, clock=clock, sleep=lambda _: None))
+    assert caught.value.code == "VHT-UNAVAILABLE-SOURCE-DEADLINE"
+    assert server.served["endless"] < 65536
+
+
+def test_an_answer_that_is_not_in_its_encoding_is_a_typed_error(serve: Serve, tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        pull(source(serve(encoding="gzip"), mode="search"), tmp_path)
+    assert caught.value.code == "VHT-UNAVAILABLE-SOURCE-ANSWER"
+
+
 def test_keys_that_sign_neither_rs384_nor_es384_are_refused(tmp_path: Path) -> None:
     for private in (ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 1024)):  # noqa: S505
         with pytest.raises(InputError) as caught:
@@ -379,8 +424,8 @@ def noted(journal: Path) -> int:
 def killed(server: BulkServer, toml: Path, home: Path) -> None:
     """Run a client until the server stalls, then kill it there."""
     client = subprocess.Popen([sys.executable, "-c", CLIENT, str(toml), str(home)])
-    assert server.stalled.wait(30)
-    await_that(lambda: noted(home / "run" / "progress.json") > 200_000, 30)
+    assert server.stalled.wait(60)
+    await_that(lambda: noted(home / "run" / "progress.json") > 200_000)
     os.kill(client.pid, signal.SIGKILL)
     client.wait()
     server.resume.set()

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,36 @@ def test_a_limit_that_is_over_begins_nothing() -> None:
     line = json.dumps(PATIENT).encode()
     with spooled([line]) as path, pytest.raises(ViewError), locked([path], limit=limit) as connection:
         run_plan(compile_view(PLAIN), connection, [path])
+
+
+def wide(columns: int, path: str, **more: Any) -> dict[str, Any]:
+    each = [{"name": f"c{number}", "path": path, **more} for number in range(columns)]
+    return {"resource": "Patient", "select": [{"column": each}]}
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        wide(500, f"id & '{'x' * 100}'"),
+        wide(400, "name.exists()"),
+        wide(20, "name.given", collection=True),
+        wide(10, "name", type="HumanName", collection=True),
+    ],
+    ids=["text", "booleans", "lists", "elements"],
+)
+def test_rows_that_fill_the_memory_are_refused_before_they_do(view: dict[str, Any]) -> None:
+    people = [PATIENT | {"id": f"p{number}"} for number in range(100)]
+    tracemalloc.start()
+    try:
+        with pytest.raises(ViewError, match="more than 2 MiB") as caught:
+            run(view, people, max_bytes=2 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+    assert caught.value.code == "VHT-VIEW-LIMIT"
+    assert len(run(view, people)) == len(people)
+
+
+def test_a_view_of_ordinary_rows_is_far_from_the_limit() -> None:
+    people = [PATIENT | {"id": f"p{number}"} for number in range(5000)]
+    assert len(run(wide(4, "id"), people, max_bytes=10 << 20)) == len(people)

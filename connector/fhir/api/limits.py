@@ -19,6 +19,7 @@ class Limits:
     query_s: float = 60.0  # of the database, per request
     view_rows: int = 100_000
     view_bytes: int = 2 << 30  # of the resources that a view reads
+    view_answer: int = 256 << 20  # of its rows in memory
     jobs_per_client: int = 2  # exports that wait, run, or hold files
     jobs: int = 16
     job_bytes: int = 20 << 30

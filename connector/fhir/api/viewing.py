@@ -95,7 +95,8 @@ def run_view(face: Face, asked: Asked, limits: Limits, scratch: Path) -> tuple[b
         path = Path(folder).resolve() / "resources.ndjson"
         _spool(face, asked, limits, path)
         with locked([str(path)], limit=TimeLimit(limits.query_s)) as connection:
-            rows = run_plan(asked.plan, connection, [str(path)], max_rows=limits.view_rows)[: asked.limit]
+            most = {"max_rows": limits.view_rows, "max_bytes": limits.view_answer}
+            rows = run_plan(asked.plan, connection, [str(path)], **most)[: asked.limit]
     return _written(rows, asked), len(rows)
 
 

@@ -10,10 +10,11 @@ from typing import IO
 
 import httpx
 
+from connector.fhir.sources.answers import malformed
 from connector.fhir.sources.export import Expired
 from connector.fhir.sources.journal import Journal, Piece, sync
 from connector.fhir.sources.pace import Patience
-from connector.fhir.sources.wire import Wire, malformed, refused, too_much
+from connector.fhir.sources.wire import Wire, refused, too_much
 
 __all__ = ["Files", "Weight", "finish", "weigh"]
 

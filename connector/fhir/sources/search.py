@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
 
+from connector.fhir.elements import Quarantine
+from connector.fhir.nesting import parsed_in_parts, written
+from connector.fhir.sources.answers import malformed
 from connector.fhir.sources.export import fhir_instant
 from connector.fhir.sources.files import finish, weigh
 from connector.fhir.sources.journal import Journal, Piece
 from connector.fhir.sources.settings import SourceSettings
-from connector.fhir.sources.wire import FHIR_JSON, Wire, malformed, refused, too_much
+from connector.fhir.sources.wire import FHIR_JSON, Wire, refused, too_much
 
 __all__ = ["Pages", "first_pages", "history_pages"]
 
@@ -136,7 +138,7 @@ class Pages:
             mode = search.get("mode", "match") if isinstance(search, dict) else "match"
             resource = entry.get("resource")
             if mode == "match" and isinstance(resource, dict) and self._wanted(resource):
-                yield orjson.dumps(resource, option=orjson.OPT_APPEND_NEWLINE)
+                yield written(resource) + b"\n"
 
     def _wanted(self, resource: dict[str, Any]) -> bool:
         """False for what did not change since, where a server takes no notice of the question."""
@@ -166,13 +168,13 @@ def _deletions(page: dict[str, Any]) -> Iterator[bytes]:
         if method == "DELETE" or (method is None and "resource" not in entry):
             kept = {"request": request, "response": entry.get("response")}
             line = {"resourceType": "Bundle", "type": "transaction", "entry": [kept]}
-            yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+            yield written(line) + b"\n"
 
 
 def _bundle(answer: httpx.Response) -> dict[str, Any]:
     try:
-        page = orjson.loads(answer.content)
-    except orjson.JSONDecodeError:
+        page = parsed_in_parts(answer.content)
+    except Quarantine:
         raise malformed("page") from None
     if not isinstance(page, dict) or page.get("resourceType") != "Bundle":
         raise malformed("page")

@@ -7,17 +7,20 @@ Each assertion lives four minutes and is sent once: an authorization server refu
 import base64
 import hashlib
 import uuid
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import jwt
+import orjson
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
+from connector.fhir.sources.answers import body_of
 from connector.fhir.sources.guard import Guard
 from connector.fhir.sources.pace import Pace, Patience, retry_after_s
 from connector.fhir.sources.settings import AuthorizationSettings
@@ -30,6 +33,7 @@ ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 LIFETIME = timedelta(minutes=4)
 RENEW_BEFORE_S = 30.0
 UNKNOWN_LIFETIME_S = 300.0
+ANSWER_LIMIT = 64 << 10  # bytes of a discovery document, or of a token's answer
 RSA_BITS = 2048
 # RFC 6749, 5.2: what a token endpoint may say; nothing else of its answer is repeated.
 _OAUTH_ERRORS = frozenset(
@@ -106,7 +110,7 @@ class Tokens:
     def _renew(self) -> None:
         answer = self._answer(token=True)
         try:
-            body = answer.json()
+            body = orjson.loads(answer)
             token, lifetime = body["access_token"], float(body.get("expires_in", UNKNOWN_LIFETIME_S))
             if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
                 raise ValueError
@@ -114,24 +118,27 @@ class Tokens:
             raise _unusable("its answer holds no token") from None
         self._token, self._ends_at = token, self._pace.clock() + max(lifetime - RENEW_BEFORE_S, lifetime / 2)
 
-    def _answer(self, *, token: bool) -> httpx.Response:
-        """The token endpoint's answer, or (not ``token``) that of the discovery document."""
+    def _answer(self, *, token: bool) -> bytes:
+        """What the token endpoint answers, or (not ``token``) the discovery document."""
         patience = Patience(self._pace, self._attempts)
         while True:
             try:
-                answer = self._ask_token() if token else self._http.get(self._discovery_url())
+                with self._ask_token() if token else self._http.stream("GET", self._discovery_url()) as answer:
+                    status, headers = answer.status_code, answer.headers
+                    passing = status == 429 or status >= 500
+                    content = b"" if passing else body_of(answer, self._pace, limit=ANSWER_LIMIT)
             except httpx.TransportError as error:
                 patience.again(f"its authorization server fails ({type(error).__name__})")
                 continue
-            if answer.status_code == 429 or answer.status_code >= 500:
-                wait = retry_after_s(answer.headers.get("Retry-After"), self._pace.now())
-                patience.again(f"its authorization server answers {answer.status_code}", wait)
-            elif answer.status_code == 200:
-                return answer
+            if passing:
+                wait = retry_after_s(headers.get("Retry-After"), self._pace.now())
+                patience.again(f"its authorization server answers {status}", wait)
+            elif status == 200:
+                return content
             else:
-                raise _unusable(_said(answer))
+                raise _unusable(_said(status, content))
 
-    def _ask_token(self) -> httpx.Response:
+    def _ask_token(self) -> AbstractContextManager[httpx.Response]:
         url = self._token_url()
         now = self._pace.now()
         claims = {
@@ -148,7 +155,7 @@ class Tokens:
             "client_assertion_type": ASSERTION_TYPE,
             "client_assertion": self._key.sign(claims, self._settings.jku),
         }
-        return self._http.post(url, data=form, headers={"Accept": "application/json"})
+        return self._http.stream("POST", url, data=form, headers={"Accept": "application/json"})
 
     def _discovery_url(self) -> str:
         return self._guard.check(f"{self._base}/.well-known/smart-configuration")
@@ -156,18 +163,18 @@ class Tokens:
     def _token_url(self) -> str:
         if self._url is None:
             try:
-                self._url = str(self._answer(token=False).json()["token_endpoint"])
+                self._url = str(orjson.loads(self._answer(token=False))["token_endpoint"])
             except (ValueError, KeyError, TypeError):
                 raise _unusable("its smart-configuration names no token_endpoint") from None
         return self._guard.check(self._url)
 
 
-def _said(answer: httpx.Response) -> str:
+def _said(status: int, content: bytes) -> str:
     try:
-        word = answer.json()["error"]
+        word = orjson.loads(content)["error"]
     except (ValueError, KeyError, TypeError):
         word = ""
-    return f"{answer.status_code} {word}" if word in _OAUTH_ERRORS else str(answer.status_code)
+    return f"{status} {word}" if word in _OAUTH_ERRORS else str(status)
 
 
 def _unusable(why: str) -> UnavailableError:

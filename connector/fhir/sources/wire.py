@@ -11,12 +11,13 @@ from typing import Any
 
 import httpx
 
+from connector.fhir.sources.answers import body_of
 from connector.fhir.sources.pace import Pace, Patience, retry_after_s
 from connector.fhir.sources.settings import SourceSettings
 from connector.fhir.sources.smart import Tokens
 from vht_federate.errors import UnavailableError
 
-__all__ = ["FHIR_JSON", "Wire", "malformed", "refused", "too_much"]
+__all__ = ["FHIR_JSON", "Wire", "refused", "too_much"]
 
 FHIR_JSON = "application/fhir+json"
 PASSING = frozenset({429, 502, 503, 504})
@@ -32,10 +33,6 @@ def refused(answer: httpx.Response, what: str) -> UnavailableError:
     return UnavailableError(
         f"the FHIR server answers {answer.status_code} to {what}", code="VHT-UNAVAILABLE-SOURCE-REFUSED", hint=hint
     )
-
-
-def malformed(what: str) -> UnavailableError:
-    return UnavailableError(f"the FHIR server's {what} cannot be read", code="VHT-UNAVAILABLE-SOURCE-ANSWER")
 
 
 def too_much() -> UnavailableError:
@@ -80,8 +77,10 @@ class Wire:
         while True:
             try:
                 with self.open(method, url, json=json, headers=headers, patience=patience) as answer:
-                    return httpx.Response(answer.status_code, headers=_plain(answer), content=_body(answer),
-                                          request=answer.request)  # fmt: skip
+                    content = body_of(answer, self.pace, limit=ANSWER_LIMIT)
+                    return httpx.Response(
+                        answer.status_code, headers=_plain(answer), content=content, request=answer.request
+                    )
             except httpx.TransportError as error:
                 patience.again(f"the connection broke ({type(error).__name__})")
 
@@ -139,13 +138,3 @@ def _plain(answer: httpx.Response) -> list[tuple[str, str]]:
     """Headers of a body that has been decoded."""
     gone = {"content-encoding", "content-length", "transfer-encoding"}
     return [(name, value) for name, value in answer.headers.multi_items() if name not in gone]
-
-
-def _body(answer: httpx.Response) -> bytes:
-    parts, size = [], 0
-    for part in answer.iter_bytes():
-        size += len(part)
-        if size > ANSWER_LIMIT:
-            raise malformed("answer, larger than any of its kind,")
-        parts.append(part)
-    return b"".join(parts)

@@ -23,6 +23,7 @@ from vht_federate.errors import InputError, ViewError
 
 __all__ = [
     "DEFAULT_MEMORY",
+    "MAX_BYTES",
     "MAX_ROWS",
     "arrow_schema",
     "batches",
@@ -38,6 +39,8 @@ __all__ = [
 
 DEFAULT_MEMORY = "2GB"
 MAX_ROWS = 1_000_000
+MAX_BYTES = 1 << 30  # of rows as Python values, about
+CELL_BYTES, TREE = 100, 10  # a value beside its content; parsed JSON beside its text
 _ARROW = {"boolean": pa.bool_(), "integer": pa.int64(), "decimal": pa.float64()}
 
 
@@ -153,10 +156,16 @@ def _batches(
 
 
 def run_plan(
-    plan: Plan, connection: duckdb.DuckDBPyConnection, files: Sequence[str], *, max_rows: int = MAX_ROWS
+    plan: Plan,
+    connection: duckdb.DuckDBPyConnection,
+    files: Sequence[str],
+    *,
+    max_rows: int = MAX_ROWS,
+    max_bytes: int = MAX_BYTES,
 ) -> list[dict[str, Any]]:
-    """Rows keyed by column name. Raises: ViewError VHT-VIEW-LIMIT beyond ``max_rows``: siblings multiply."""
-    return _collected(plan, batches(plan, connection, files, rows=4096), max_rows)
+    """Rows keyed by column name. Raises: ViewError VHT-VIEW-LIMIT beyond ``max_rows``, for siblings multiply, or about
+    ``max_bytes`` of memory, for columns do."""
+    return _collected(plan, batches(plan, connection, files, rows=_at_once(plan)), max_rows, max_bytes)
 
 
 def run_over(
@@ -165,17 +174,41 @@ def run_over(
     relation: str,
     *,
     max_rows: int = MAX_ROWS,
+    max_bytes: int = MAX_BYTES,
     parameters: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """The same over ``relation`` instead of files."""
-    return _collected(plan, batches_over(plan, connection, relation, rows=4096, parameters=parameters), max_rows)
+    made = batches_over(plan, connection, relation, rows=_at_once(plan), parameters=parameters)
+    return _collected(plan, made, max_rows, max_bytes)
 
 
-def _collected(plan: Plan, rows: Iterator[pa.RecordBatch], max_rows: int) -> list[dict[str, Any]]:
+def _at_once(plan: Plan) -> int:
+    """Rows of one batch: fewer where each is wide, so that a limit is noticed before much is in memory."""
+    return max(16, min(4096, 65_536 // max(1, len(plan.columns))))
+
+
+def _weight(plan: Plan, batch: pa.RecordBatch) -> int:
+    """About what the values of a batch take in Python, in bytes."""
+    weight = 0
+    for column, cells in zip(plan.columns, batch.columns, strict=True):
+        listed = len(cells.flatten()) if pa.types.is_list(cells.type) else 0
+        weight += (len(cells) + listed) * CELL_BYTES + cells.nbytes * (TREE if column.json else 1)
+    return weight
+
+
+def _collected(plan: Plan, rows: Iterator[pa.RecordBatch], max_rows: int, max_bytes: int) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
+    weight = 0
     for batch in rows:
         if len(made) + batch.num_rows > max_rows:
             raise ViewError(f"the view gives more than {max_rows} rows", code="VHT-VIEW-LIMIT")
+        weight += _weight(plan, batch)
+        if weight > max_bytes:
+            raise ViewError(
+                f"the rows of the view take more than {max_bytes >> 20} MiB",
+                code="VHT-VIEW-LIMIT",
+                hint="fewer columns, a where that narrows, or vht view run, which writes rows as they come",
+            )
         made += batch.to_pylist()
     for column in plan.columns:
         if column.json:
@@ -195,14 +228,16 @@ def run(
     resources: Iterable[Mapping[str, Any]],
     *,
     max_rows: int = MAX_ROWS,
+    max_bytes: int = MAX_BYTES,
     time_limit_s: float | None = TIME_LIMIT_S,
 ) -> list[dict[str, Any]]:
     """The rows of ``view`` over ``resources`` (of any types: those of the view's type count).
 
-    Raises: ViewError for the view (VHT-VIEW-LIMIT also beyond ``max_rows``, VHT-VIEW-TIME beyond ``time_limit_s``),
-    InputError VHT-INPUT-FHIR-LINE for a resource that cannot be read as FHIR's: an object or a list where there is
-    none, a text that is no number. This is no validation: a value of another JSON type passes where it can be read.
-    "12.3" reads as 12.3, "true" as true, and where FHIR has text, whatever JSON stands there. Intake refuses these.
+    Raises: ViewError for the view (VHT-VIEW-LIMIT also beyond ``max_rows`` or about ``max_bytes`` of memory,
+    VHT-VIEW-TIME beyond ``time_limit_s``), InputError VHT-INPUT-FHIR-LINE for a resource that cannot be read as FHIR's:
+    an object or a list where there is none, a text that is no number. This is no validation: a value of another JSON
+    type passes where it can be read. "12.3" reads as 12.3, "true" as true, and where FHIR has text, whatever JSON
+    stands there. Intake refuses these.
     """
     plan = compile_view(view)
     lines = []
@@ -215,7 +250,7 @@ def run(
             except (TypeError, RecursionError) as error:
                 raise InputError("a resource is not JSON, or nested too deep", code=LINE_FAULT) from error
     with spooled(lines) as path, locked([path], limit=TimeLimit(time_limit_s)) as connection:
-        return run_plan(plan, connection, [path], max_rows=max_rows)
+        return run_plan(plan, connection, [path], max_rows=max_rows, max_bytes=max_bytes)
 
 
 def explain(view: Mapping[str, Any], files: Sequence[str] | None = None) -> str:

@@ -13,7 +13,7 @@ import duckdb
 import orjson
 import pyarrow as pa
 
-from connector.views.sql.engine import batches, locked, spooled
+from connector.views.sql.engine import batches, locked, query_error, spooled
 from connector.views.sql.limits import TIME_LIMIT_S, TimeLimit
 from connector.views.sql.plan import LINE_FAULT, Plan
 from connector.views.sql.schema import text_literal
@@ -120,7 +120,10 @@ def _counted(connection: duckdb.DuckDBPyConnection, names: Sequence[str], plan: 
         'SELECT count(*), count(*) FILTER ("resourceType" = $1) FROM '  # noqa: S608
         f"read_json([{listed}], format = 'newline_delimited', columns = {{\"resourceType\": 'VARCHAR'}})"
     )
-    lines, resources = connection.execute(query, [plan.resource]).fetchall()[0]
+    try:
+        lines, resources = connection.execute(query, [plan.resource]).fetchall()[0]
+    except duckdb.Error as error:  # such as for what is nested deep in an element that the view does not read
+        raise query_error(error) from None
     return Account(lines, resources, lines - resources, rows)
 
 
