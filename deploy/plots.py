@@ -15,7 +15,7 @@ __all__ = ["budgets", "curve", "marginal"]
 WIDTH = 360
 LEFT, RIGHT, TOP = 40, 10, 10
 PLOT = WIDTH - LEFT - RIGHT
-LETTER = 5.6  # pixels that a letter takes at the plots' font size
+LETTER = 6.2  # pixels that a letter takes at the plots' font size
 
 _SVG = Markup('<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
 _LINE = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
