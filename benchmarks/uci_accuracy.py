@@ -1,4 +1,4 @@
-"""The four real UCI hospitals at epsilon 3, delta 1e-4: the demo's study, a hundred draws of the noise.
+"""The four real UCI hospitals at epsilon 3, delta 1e-4: the demo's study, forty draws of the noise.
 
 Needs the folder of the four UCI files, at ../shared/data/uci-heart or named by VHT_UCI. All 920 patients, a fixed
 public split; every hyperparameter was chosen on training patients only (``benchmarks/uci_selection.py``).
@@ -21,7 +21,7 @@ from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.noise import SecureNoise
 from vht_federate.samples.uci import import_folder
 
-DRAWS = 100
+DRAWS = 40
 
 
 def uci_folder() -> Path:

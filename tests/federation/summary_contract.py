@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "summary.md"
 KEYS: dict[str, type | tuple[type, ...]] = {
     "schema_version": str,
     "seconds_total": float,
@@ -40,6 +41,8 @@ def read_summary(out: Path, *, cohort: bool = True) -> dict[str, Any]:
         else:
             assert type(summary[key]) is kind, key
     assert set(summary["about"]) | set(summary["not_private"]) <= set(summary)
+    documented = set(re.findall(r"`([a-z_0-9]+)`", PAGE.read_text()))
+    assert set(summary) | set(summary["harness"]) <= documented
     _check_parts(summary, cohort)
     _check_harness(summary["harness"], cohort)
     return summary
