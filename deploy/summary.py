@@ -12,7 +12,7 @@ from typing import Any
 from deploy.local import LocalFederation
 from vht_federate.output import table
 
-__all__ = ["ABOUT", "Outcome", "shown", "summary_of"]
+__all__ = ["ABOUT", "Outcome", "released_auc", "shown", "summary_of"]
 
 NOT_PRIVATE = ("patients", "auc_federated", "accuracy_mean_over_nodes", "harness")
 EXACT = "exact, by the harness from the source files, not private: mean over the nodes' test sets of the "

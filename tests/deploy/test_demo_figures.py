@@ -4,6 +4,8 @@ import json
 import math
 from contextvars import copy_context
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from deploy.demo import prepare_harness
 from deploy.giveaways import giveaways
 from deploy.harness import HarnessRequest, measure_baselines
+from deploy.local import Hospital
 from deploy.ranking import accuracy, auc, mean_over_nodes
 from deploy.summary import released_auc
 from deploy.terms import export_terms
@@ -124,6 +128,21 @@ def test_a_hospital_without_test_patients_leaves_the_baselines_defined(tmp_path:
     assert (lone["test_patients"], lone["accuracy_pooled_nonprivate"]) == (0, None)
     assert found["accuracy_pooled_nonprivate"] == first["accuracy_pooled_nonprivate"] is not None
     assert found["auc_pooled_nonprivate"] == first["auc_pooled_nonprivate"]
+
+
+def test_figures_are_of_the_hospitals_that_took_part(tmp_path: Path) -> None:
+    training = TrainingPlan(
+        rounds=1, local_steps=2, sampling_rate=0.5, clipping_norm=1.0, noise_multiplier=2.0, learning_rate=0.5
+    )
+    plan = StudyPlan(delta=1e-4, training=training).model_dump(mode="json")
+    federation: Any = SimpleNamespace(
+        root=tmp_path, hospitals=[Hospital(name, tmp_path / name) for name in ("a", "b", "c")],
+        terms=export_terms(3), commands=SimpleNamespace(run=lambda *_: {"plan": plan}),
+    )  # fmt: skip
+    prepare_harness(federation, tmp_path / "study.toml")
+    assert sorted(HarnessRequest.read(tmp_path).hospitals) == ["a", "b", "c"]
+    prepare_harness(federation, tmp_path / "study.toml", ["a", "c"])
+    assert sorted(HarnessRequest.read(tmp_path).hospitals) == ["a", "c"]
 
 
 def test_a_released_auc_is_shown_with_what_noise_did_to_it() -> None:
