@@ -39,7 +39,7 @@ demo: .venv/.ready ## Four hospitals, end to end, on this machine (ARGS="--keep 
 test: .venv/.ready ## All tests but the fault runs and those that need larger servers
 	$(BIN)/pytest -m "not faults and not servers" $(ARGS)
 
-test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs
+test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs; whole demos
 	$(BIN)/pytest -m faults $(ARGS)
 
 check: .venv/.ready ## Lint, types, import floors, duplicate code

@@ -2,7 +2,8 @@
 
 Needs the sample export, at ../shared/data/gsd_r4_ndjson.tgz or named by VHT_FHIR, split into four hospitals as the demo
 splits it. Test patients are never loaded into a fold. Few training patients have the outcome, so every row is the mean
-AUC over folds and ``DRAWS`` draws of the noise. Most of it is age: see the component's card.
+over folds and ``DRAWS`` draws of the noise of the AUC on all hospitals' patients together. Most of it is age: see the
+component's card.
 """
 
 import os
@@ -48,5 +49,5 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
         train = _training_patients(learner, Path(place))
     plans = [plan_of(terms, training) for training in GRID]
-    scores = [np.concatenate([cross_validated(learner, train, plan)[:, 1] for _ in range(DRAWS)]) for plan in plans]
+    scores = [np.concatenate([cross_validated(learner, train, plan)[:, 2] for _ in range(DRAWS)]) for plan in plans]
     return selection(GRID, [score[np.isfinite(score)] for score in scores], EXPORT, "AUC")

@@ -57,7 +57,7 @@ def _kept(cohort: CohortArrays, keep: np.ndarray) -> CohortArrays:
 
 
 def cross_validated(learner: Learner, train: list[CohortArrays], plan: StudyPlan) -> np.ndarray:
-    """[folds, 2]: accuracy (mean over hospitals) and AUC (all patients together) on the patients held out."""
+    """[folds, 3]: what ``accuracies`` says of the patients held out."""
     folds = [np.random.default_rng(index).integers(0, FOLDS, cohort.patients) for index, cohort in enumerate(train)]
     scores = []
     for number in range(FOLDS):

@@ -11,46 +11,54 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.ranking import auc
+from deploy.ranking import Scored, auc, mean_over_nodes
 from vht_federate.components.contract import Port
 from vht_federate.components.job import CohortArrays
 
 __all__ = ["giveaways"]
 
-Scores = NDArray[np.float64]
+Scores = NDArray[Any]
 
 
 def giveaways(train: Sequence[CohortArrays], test: Sequence[CohortArrays], ports: Sequence[Port]) -> Mapping[str, Any]:
-    """``single_input``: the input that ranks training patients best by itself, with its AUC on the test patients.
+    """``single_input``: the input that ranks all training patients best by itself, with its AUC on the test patients.
 
-    ``auc_missing_count``: AUC on the test patients of how many inputs are missing. Each in the direction that the
-    training patients have; categories, which have no order, are left out. None where an AUC is not defined.
+    ``auc_missing_count``: AUC on the test patients of how many inputs are missing. Each is the mean over the hospitals'
+    test sets, in the direction that the training patients have; categories, which have no order, are left out. None
+    where an AUC is not defined.
     """
-    seen, held = _joined(train), _joined(test)
-    ordered = [(index, port.name) for index, port in enumerate(ports) if port.kind != "category"]
-    found = {name: (auc(_filled(seen, index, seen), seen[1]), index) for index, name in ordered}
-    name = max(found, key=lambda one: abs(np.nan_to_num(found[one][0], nan=0.5) - 0.5))
-    ranked, index = found[name]
-    missing = [np.isnan(values).sum(axis=1).astype(np.float64) for values, _ in (seen, held)]
+    values = np.concatenate([one.values for one in train])
+    outcome = np.concatenate([one.outcome for one in train])
+    middles = [_middle(values[:, index]) for index in range(len(ports))]
+    ordered = [index for index, port in enumerate(ports) if port.kind != "category"]
+    ranked = {index: auc(_filled(values, index, middles[index]), outcome) for index in ordered}
+    best = max(ranked, key=lambda index: abs(np.nan_to_num(ranked[index], nan=0.5) - 0.5))
+    alone = [(_filled(one.values, best, middles[best]), one.outcome) for one in test]
+    missing = [(_missing(one.values), one.outcome) for one in test]
     return {
-        "single_input": name,
-        "auc_single_input": _directed(auc(_filled(held, index, seen), held[1]), ranked),
-        "auc_missing_count": _directed(auc(missing[1], held[1]), auc(missing[0], seen[1])),
+        "single_input": ports[best].name,
+        "auc_single_input": mean_over_nodes(auc, _directed(alone, ranked[best])),
+        "auc_missing_count": mean_over_nodes(auc, _directed(missing, auc(_missing(values), outcome))),
     }
 
 
-def _joined(cohorts: Sequence[CohortArrays]) -> tuple[NDArray[Any], NDArray[Any]]:
-    return np.concatenate([one.values for one in cohorts]), np.concatenate([one.outcome for one in cohorts])
+def _middle(column: Scores) -> float:
+    """The median of what is known; 0 where nothing is."""
+    known = column[~np.isnan(column)]
+    return float(np.median(known)) if len(known) else 0.0
 
 
-def _filled(part: tuple[NDArray[Any], NDArray[Any]], index: int, seen: tuple[NDArray[Any], NDArray[Any]]) -> Scores:
+def _filled(values: Scores, index: int, middle: float) -> Scores:
     """The column with the training median where it is missing: neither high nor low."""
-    known = seen[0][:, index][~np.isnan(seen[0][:, index])]
-    middle = float(np.median(known)) if len(known) else 0.0
-    return np.where(np.isnan(part[0][:, index]), middle, part[0][:, index]).astype(np.float64)
+    return np.where(np.isnan(values[:, index]), middle, values[:, index]).astype(np.float64)
 
 
-def _directed(figure: float, training: float) -> float | None:
-    if not np.isfinite(figure):
-        return None
-    return 1.0 - figure if training < 0.5 else figure
+def _missing(values: Scores) -> Scores:
+    count: Scores = np.isnan(values).sum(axis=1).astype(np.float64)
+    return count
+
+
+def _directed(scored: Sequence[Scored], training: float) -> list[Scored]:
+    """With the sign by which the training patients' AUC, ``training``, is at least one half."""
+    sign = -1.0 if training < 0.5 else 1.0
+    return [(sign * score, label) for score, label in scored]

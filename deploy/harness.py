@@ -1,30 +1,41 @@
-"""What only a demo can know: figures on the pooled data of all hospitals.
+"""What only a demo can know: figures from the source files of all hospitals, to judge what came out.
 
 The demo made or imported the data, so it may look at all of them at once, outside the federation, to say what privacy
-and federation cost. Nothing here feeds back into a study. Runs as its own process (it imports torch):
+and federation cost. These figures are exact: they are not private, are never published, and nothing here feeds back
+into a study, a package or a cohort. Every AUC and accuracy is the mean over the hospitals' test sets, each hospital
+with the same weight. Runs as its own process (it imports torch):
 
-    python -m deploy.harness baselines ROOT     pooled without privacy; each hospital alone under the same plan
-    python -m deploy.harness release ROOT       the released component, exactly, on every hospital's test patients
+    python -m deploy.harness baselines ROOT   pooled without privacy; each hospital alone under the same plan
+    python -m deploy.harness release ROOT     what ROOT/run released: the component, round by round, and the cohort
 """
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from deploy.ranking import auc
+from deploy.ranking import Scored, accuracy, auc, mean_of, mean_over_nodes
 from vht_federate.domain.plan import StudyPlan
 
-__all__ = ["HarnessRequest", "auc", "measure_baselines", "measure_release"]
+if TYPE_CHECKING:
+    from deploy.learning import Learner
+    from vht_federate.components.job import CohortArrays
+
+__all__ = ["HarnessRequest", "measure_baselines", "measure_release"]
+
+ABOUT = (
+    "Computed straight from the source files of all hospitals, outside the federation, to judge the result. Not "
+    "private, never published, in no package and no cohort. AUC and accuracy are means over the nodes' test sets."
+)
+UNKNOWN = ("tstr_auc", "tvd_mean", "tvd_worst", "tvd_worst_variable", "marginals")  # where no cohort was released
 
 
 class HarnessRequest(BaseModel):
-    """``ROOT/harness/request.json``."""
+    """``ROOT/harness/request.json``: ``hospitals`` are those that the figures are about."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,68 +54,120 @@ class HarnessRequest(BaseModel):
 
 
 def measure_baselines(root: Path) -> dict[str, Any]:
-    """``auc_pooled_nonprivate``, ``auc_local_mean``, their accuracies, and what a single column would have said.
+    """What the release is compared with; ``by_node`` holds the same for each hospital. Also in ``baselines.json``.
 
-    A figure is None where the test patients do not define it. Also written to ``baselines.json``.
+    A figure is None where the test patients do not define it.
     """
     from deploy.giveaways import giveaways
-    from deploy.learning import Learner, cohorts_of, patient_labels
+    from deploy.learning import patient_labels
+    from deploy.likeness import auc_when_trained_on
     from vht_federate.privacy.noise import SecureNoise
 
-    request = HarnessRequest.read(root)
-    learner = Learner(request.component, request.profile)
-    cohorts = cohorts_of(request.hospitals, learner, root / "harness")
-    trains = [cohort.of("train") for cohort in cohorts.values()]
-    pooled = learner.fit_pooled(trains)
-    tests = [cohort.of("test") for cohort in cohorts.values()]
+    learner, cohorts, plan = _opened(root)
+    trains, tests = ([cohort.of(part) for cohort in cohorts.values()] for part in ("train", "test"))
+    pooled = learner.predict(learner.fit_pooled(trains), tests)
     local = [
-        _figures(learner.predict(learner.fit_private([train], request.plan, SecureNoise()), tests), tests)
-        for train in trains
+        learner.predict(learner.fit_private([train], plan, SecureNoise()), [test])[0]
+        for train, test in zip(trains, tests, strict=True)
     ]
+    majority = [_majority(cohort) for cohort in cohorts.values()]
+    labels = [patient_labels(cohort) for cohort in cohorts.values()]
     figures = {
-        **{f"{key}_pooled_nonprivate": value for key, value in _figures(learner.predict(pooled, tests), tests).items()},
-        **{f"{key}_local_mean": _mean([one[key] for one in local]) for key in ("auc", "accuracy")},
-        "accuracy_majority": _mean([_majority(cohort) for cohort in cohorts.values()]),
-        "patients": sum(cohort.patients for cohort in cohorts.values()),
-        "patients_with_outcome": sum(int(patient_labels(cohort).sum()) for cohort in cohorts.values()),
-        "test_patients": sum(test.patients for test in tests),
-        "test_patients_with_outcome": sum(int(patient_labels(test).sum()) for test in tests),
+        "auc_pooled_nonprivate": mean_over_nodes(auc, pooled),
+        "accuracy_pooled_nonprivate": mean_over_nodes(accuracy, pooled),
+        "auc_local_mean": mean_over_nodes(auc, local),
+        "accuracy_local_mean": mean_over_nodes(accuracy, local),
+        "accuracy_majority": mean_of(majority),
+        "real_auc": auc_when_trained_on(learner, trains, tests),
+        "patients": sum(len(one) for one in labels),
+        "patients_with_outcome": int(sum(one.sum() for one in labels)),
+        "test_patients": sum(len(label) for _, label in pooled),
+        "test_patients_with_outcome": int(sum(label.sum() for _, label in pooled)),
         **giveaways(trains, tests, learner.component.inputs(learner.profile)),
+        "by_node": _by_node(list(cohorts), {"pooled_nonprivate": pooled, "local": local}, majority),
     }
     (root / "harness" / "baselines.json").write_text(json.dumps(figures, indent=2) + "\n")
     return figures
 
 
-def measure_release(root: Path, weights: Path) -> dict[str, Any]:
-    """Exact ``auc_federated`` and ``accuracy_federated`` of released ``weights``, beside the baselines."""
+def measure_release(root: Path) -> dict[str, Any]:
+    """The component and the cohort that ``root/run`` released, beside the baselines of ``measure_baselines``."""
     from safetensors.numpy import load_file
 
+    learner, cohorts, _ = _opened(root)
+    run, tests = root / "run", [cohort.of("test") for cohort in cohorts.values()]
+    weights = run / "bundle" / "release" / learner.component.name / "weights.safetensors"
+    scored = learner.predict(load_file(weights), tests)
+    figures = json.loads((root / "harness" / "baselines.json").read_text())
+    for name, one in zip(cohorts, scored, strict=True):
+        figures["by_node"][name] |= _judged("federated", one)
+    return {
+        "private": False,
+        "about": ABOUT,
+        "auc_federated": mean_over_nodes(auc, scored),
+        "accuracy_federated": mean_over_nodes(accuracy, scored),
+        **figures,
+        "learning_curve": _learning_curve(learner, run / "weights", tests),
+        **_likeness(learner, run / "cohort", list(cohorts.values()), tests),
+    }
+
+
+def _opened(root: Path) -> "tuple[Learner, dict[str, CohortArrays], StudyPlan]":
     from deploy.learning import Learner, cohorts_of
 
     request = HarnessRequest.read(root)
     learner = Learner(request.component, request.profile)
-    tests = [cohort.of("test") for cohort in cohorts_of(request.hospitals, learner, root / "harness").values()]
-    exact = _figures(learner.predict(load_file(weights), tests), tests)
-    figures = json.loads((root / "harness" / "baselines.json").read_text())
-    return {**{f"{key}_federated": value for key, value in exact.items()}, **figures}
+    return learner, cohorts_of(request.hospitals, learner, root / "harness"), request.plan
 
 
-def _figures(scored: Sequence[tuple[NDArray[Any], NDArray[Any]]], tests: Sequence[Any]) -> dict[str, float | None]:
-    """``auc`` over the test patients of all hospitals; ``accuracy`` as the mean over the hospitals' test sets."""
-    assert len(scored) == len(tests)
-    scores = np.concatenate([score for score, _ in scored])
-    labels = np.concatenate([label for _, label in scored])
-    accuracy = [float(np.mean((score > 0.5) == (label > 0.5))) if len(score) else None for score, label in scored]
-    return {"auc": _mean([auc(scores, labels)]), "accuracy": _mean(accuracy)}
+def _learning_curve(learner: "Learner", checkpoints: Path, tests: "Sequence[CohortArrays]") -> dict[str, list[Any]]:
+    """Of the weights after each round, by column."""
+    from safetensors.numpy import load_file
+
+    paths = [path for path in sorted(checkpoints.glob("round-*.safetensors")) if path.stem != "round-000"]
+    judged = [learner.predict(load_file(path), tests) for path in paths]
+    return {
+        "round": [int(path.stem.removeprefix("round-")) for path in paths],
+        "auc": [mean_over_nodes(auc, scored) for scored in judged],
+        "accuracy": [mean_over_nodes(accuracy, scored) for scored in judged],
+    }
 
 
-def _mean(figures: Sequence[float | None]) -> float | None:
-    """Over the figures that are defined; None without one."""
-    defined = [figure for figure in figures if figure is not None and np.isfinite(figure)]
-    return float(np.mean(defined)) if defined else None
+def _likeness(
+    learner: "Learner", folder: Path, cohorts: "Sequence[CohortArrays]", tests: "Sequence[CohortArrays]"
+) -> dict[str, Any]:
+    """The cohort in ``folder`` against the training patients; all None where none was released."""
+    from deploy.likeness import auc_when_trained_on, distances, marginals_of, read_synthetic
+
+    if not (folder / "data.parquet").exists():
+        return dict.fromkeys(UNKNOWN)
+    synthetic = read_synthetic(folder, learner)
+    marginals = marginals_of(learner, [cohort.of("train") for cohort in cohorts], synthetic)
+    return {
+        "tstr_auc": auc_when_trained_on(learner, [synthetic], tests),
+        **distances(marginals),
+        "marginals": marginals,
+    }
 
 
-def _majority(cohort: Any) -> float | None:
+def _by_node(
+    names: Sequence[str], scored: Mapping[str, Sequence[Scored]], majority: Sequence[float | None]
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for index, name in enumerate(names):
+        labels = next(iter(scored.values()))[index][1]
+        found[name] = {"test_patients": len(labels), "test_patients_with_outcome": int(labels.sum())}
+        for what, nodes in scored.items():
+            found[name] |= _judged(what, nodes[index])
+        found[name]["accuracy_majority"] = majority[index]
+    return found
+
+
+def _judged(what: str, scored: Scored) -> dict[str, float | None]:
+    return {f"auc_{what}": mean_over_nodes(auc, [scored]), f"accuracy_{what}": mean_over_nodes(accuracy, [scored])}
+
+
+def _majority(cohort: "CohortArrays") -> float | None:
     """Accuracy on a hospital's test patients of always saying what most of its training patients have."""
     from deploy.learning import patient_labels
 
@@ -116,9 +179,7 @@ def _majority(cohort: Any) -> float | None:
 
 if __name__ == "__main__":
     what, root = sys.argv[1], Path(sys.argv[2])
-    if what == "baselines":
-        print(json.dumps(measure_baselines(root)))
-    elif what == "release":
-        print(json.dumps(measure_release(root, Path(sys.argv[3]))))
-    else:
+    measures = {"baselines": measure_baselines, "release": measure_release}
+    if what not in measures:
         sys.exit(f"unknown: {what}")
+    print(json.dumps(measures[what](root)))

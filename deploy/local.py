@@ -136,7 +136,11 @@ class LocalFederation:
 
     def _run_all(self, calls: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(max_workers=2) as pool:
-            return list(pool.map(lambda call: self.commands.run(*call), calls))
+            try:
+                return list(pool.map(lambda call: self.commands.run(*call), calls))
+            except BaseException:
+                self.commands.close()  # leaving the pool waits for what runs: nobody waits after Ctrl-C or a failure
+                raise
 
     def _provision(self) -> None:
         progress("making certificates and keys")

@@ -1,9 +1,11 @@
 """Pid files and stopping by pid: nothing here looks for processes by name."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -49,7 +51,7 @@ class PidFile:
     """One running process per state directory: ``with PidFile(path): serve``.
 
     The file holds the pid and the process's start time, so that a number that was given to another process after a
-    crash is not taken for ours.
+    crash is not taken for ours. Of several processes that start at once, one gets it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,16 +77,28 @@ class PidFile:
         return bool(ports) and mine.issuperset(ports)
 
     def __enter__(self) -> "PidFile":
-        pid = self.running()
-        if pid is not None:
-            raise UnavailableError(
-                f"process {pid} already serves this state directory",
-                code="VHT-UNAVAILABLE-RUNNING",
-                hint="stop it first, or use another directory",
-            )
+        """Raises UnavailableError VHT-UNAVAILABLE-RUNNING where another process holds the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(f"{os.getpid()} {psutil.Process().create_time()}\n")
+        with self._alone():
+            pid = self.running()
+            if pid is not None:
+                raise UnavailableError(
+                    f"process {pid} already runs in this directory",
+                    code="VHT-UNAVAILABLE-RUNNING",
+                    hint="stop it first, or use another directory",
+                )
+            self.path.write_text(f"{os.getpid()} {psutil.Process().create_time()}\n")
         return self
 
     def __exit__(self, *_: object) -> None:
         self.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else looks and writes in between; the lock goes with the process that holds it, however it ends."""
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)

@@ -4,6 +4,8 @@ import json
 import math
 from contextvars import copy_context
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from deploy.demo import _released_auc
+from deploy.demo import prepare_harness
 from deploy.giveaways import giveaways
 from deploy.harness import HarnessRequest, measure_baselines
-from deploy.ranking import auc
+from deploy.local import Hospital
+from deploy.ranking import accuracy, auc, mean_over_nodes
+from deploy.summary import released_auc
 from deploy.terms import export_terms
 from vht_federate.cli import app
 from vht_federate.components.contract import Port
@@ -40,6 +44,25 @@ def test_auc_is_the_share_of_pairs_in_the_right_order(rows: list[tuple[int, bool
     score, label = np.array([s for s, _ in rows]), np.array([c for _, c in rows])
     pairs = [(s > t) + 0.5 * (s == t) for s in score[label] for t in score[~label]]
     assert auc(score, label) == pytest.approx(np.mean(pairs)) if pairs else math.isnan(auc(score, label))
+
+
+def test_hospitals_weigh_alike_whatever_their_size_and_one_without_a_figure_is_left_out() -> None:
+    def scored(scores: list[float], labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(scores), np.array(labels)
+
+    large = scored([0.1, 0.2, 0.3, 0.9, 0.8, 0.7], [0, 0, 0, 1, 1, 1])
+    small = scored([0.9, 0.1], [0, 1])
+    controls, nobody = scored([0.1, 0.6], [0, 0]), scored([], [])
+    assert mean_over_nodes(auc, [large, small, controls, nobody]) == 0.5
+    assert mean_over_nodes(accuracy, [large, small, controls, nobody]) == pytest.approx((1 + 0 + 0.5) / 3)
+    assert mean_over_nodes(auc, [controls, nobody]) is None
+
+
+def test_what_one_input_would_do_is_the_mean_over_hospitals_and_not_of_all_their_patients() -> None:
+    train = cohort_of([[20, 120, 0], [70, 120, 0]], [0, 1])
+    young = cohort_of([[20, 120, 0], [30, 120, 0]], [0, 1])
+    old = cohort_of([[60, 120, 0], [70, 120, 0], [80, 120, 0]], [0, 1, 0])
+    assert giveaways([train], [young, old], PORTS)["auc_single_input"] == (1.0 + 0.5) / 2
 
 
 def test_the_input_that_gives_cases_away_is_named_in_the_direction_of_the_training_patients() -> None:
@@ -98,14 +121,34 @@ def test_a_hospital_without_test_patients_leaves_the_baselines_defined(tmp_path:
     found = measure_baselines(tmp_path)
     assert json.loads((tmp_path / "harness" / "baselines.json").read_text()) == found
     assert found["patients"] >= found["test_patients"] > 0
-    numbers = [value for name, value in found.items() if name != "single_input" and value is not None]
+    numbers = [value for value in found.values() if isinstance(value, float)]
+    assert numbers
     assert all(math.isfinite(number) for number in numbers)
+    first, lone = (found["by_node"][name] for name in ("hospital-1", "hospital-2"))
+    assert (lone["test_patients"], lone["accuracy_pooled_nonprivate"]) == (0, None)
+    assert found["accuracy_pooled_nonprivate"] == first["accuracy_pooled_nonprivate"] is not None
+    assert found["auc_pooled_nonprivate"] == first["auc_pooled_nonprivate"]
+
+
+def test_figures_are_of_the_hospitals_that_took_part(tmp_path: Path) -> None:
+    training = TrainingPlan(
+        rounds=1, local_steps=2, sampling_rate=0.5, clipping_norm=1.0, noise_multiplier=2.0, learning_rate=0.5
+    )
+    plan = StudyPlan(delta=1e-4, training=training).model_dump(mode="json")
+    federation: Any = SimpleNamespace(
+        root=tmp_path, hospitals=[Hospital(name, tmp_path / name) for name in ("a", "b", "c")],
+        terms=export_terms(3), commands=SimpleNamespace(run=lambda *_: {"plan": plan}),
+    )  # fmt: skip
+    prepare_harness(federation, tmp_path / "study.toml")
+    assert sorted(HarnessRequest.read(tmp_path).hospitals) == ["a", "b", "c"]
+    prepare_harness(federation, tmp_path / "study.toml", ["a", "c"])
+    assert sorted(HarnessRequest.read(tmp_path).hospitals) == ["a", "c"]
 
 
 def test_a_released_auc_is_shown_with_what_noise_did_to_it() -> None:
-    told = {"auc_federated": 0.91, "evaluation": {"pooled_auc_radius": 0.25}}
-    assert _released_auc(told) == "0.910, moved by noise by up to 0.250"
-    assert _released_auc({"auc_federated": None, "evaluation": None}) == "-"
+    told = {"auc_released": 0.91, "auc_released_radius": 0.25}
+    assert released_auc(told) == "0.910, moved by noise by up to 0.250"
+    assert released_auc({"auc_released": None, "auc_released_radius": None}) == "-"
 
 
 @pytest.mark.parametrize(("hospitals", "least"), [(1, 1), (2, 2), (4, 3), (16, 3)])

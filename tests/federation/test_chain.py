@@ -80,3 +80,8 @@ def test_the_federation_learns_what_pooled_data_would_have_taught(ran: Ran) -> N
     truth = measure(federation)
     assert 0.70 < truth["auc_pooled_nonprivate"] < 0.85
     assert truth["auc_federated"] > 0.65
+    # What the harness counted of real and synthetic patients is near, and a model learns from either.
+    assert truth["tvd_mean"] <= truth["tvd_worst"] < 0.5
+    assert min(truth["real_auc"], truth["tstr_auc"]) > 0.6
+    assert truth["learning_curve"]["auc"][-1] == pytest.approx(truth["auc_federated"])
+    assert len(truth["learning_curve"]["round"]) == ran.run["figures"]["rounds"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from federation.summary_contract import check_report, read_summary
 
 from vht_federate.domain.references import patient_id_of
 from vht_federate.evidence.verify import TrustFile, verify_bundle
@@ -71,16 +72,20 @@ def walked(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def summary(walked: Path) -> dict[str, Any]:
     made: dict[str, Any] = json.loads((walked / "demo" / "summary.json").read_text())
-    return made
+    return read_summary(walked / "demo", cohort=made["paths"]["cohort"] is not None)
 
 
 def test_the_study_of_the_export_completes_at_both_hospitals(summary: dict[str, Any]) -> None:
     assert (summary["state"], summary["study_id"]) == ("completed", "hypertension-risk-export")
     assert sorted(summary["participants"]) == ["hospital-1", "hospital-2"]
     assert 0 < summary["epsilon"] <= 3.0
-    for datasets in summary["ledger"].values():
-        (dataset,) = datasets.values()
-        assert dataset["spent"] == pytest.approx(summary["epsilon_by_population"], abs=1e-6)
+    for account in summary["ledger"].values():
+        assert account["spent"] == pytest.approx(summary["epsilon"], abs=1e-6)
+        assert account["spent_by_population"] == pytest.approx(summary["epsilon_by_population"], abs=1e-6)
+
+
+def test_the_report_of_the_export_is_one_file_that_fetches_nothing(summary: dict[str, Any], walked: Path) -> None:
+    check_report((walked / "demo" / "report.html").read_text())
 
 
 def test_every_line_of_the_export_is_at_a_hospital_or_accounted_for(summary: dict[str, Any], walked: Path) -> None:
@@ -95,6 +100,7 @@ def test_every_line_of_the_export_is_at_a_hospital_or_accounted_for(summary: dic
 def test_the_harness_says_what_one_input_alone_would_have_done(summary: dict[str, Any]) -> None:
     truth = summary["harness"]
     assert 0 < truth["patients_with_outcome"] < truth["patients"] < HOSPITALS * PATIENTS
+    assert truth["patients"] == summary["patients"]
     assert truth["test_patients"] < truth["patients"]
     assert {"auc_federated", "auc_pooled_nonprivate", "auc_local_mean", "auc_single_input"} <= set(truth)
 

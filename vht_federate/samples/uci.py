@@ -18,7 +18,7 @@ from vht_federate.errors import InputError
 from vht_federate.samples.charts import LOINC, SNOMED, Resource, coded, quantity
 from vht_federate.samples.generator import GeneratedHospital, describe, prepare_folder, write_resources
 
-__all__ = ["COLUMNS", "HOSPITALS", "Row", "import_folder", "read_back", "read_table"]
+__all__ = ["COLUMNS", "HOSPITALS", "Row", "import_folder", "read_back", "read_folder", "read_table"]
 
 COLUMNS = (
     *("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg"),
@@ -128,9 +128,14 @@ def _row(cells: list[str], path: Path, number: int) -> Row:
     return row
 
 
+def read_folder(folder: Path) -> dict[str, list[Row]]:
+    """The four tables by hospital. Raises InputError VHT-INPUT-UCI."""
+    return {name: read_table(folder / f"processed.{stem}.data") for name, stem in HOSPITALS.items()}
+
+
 def import_folder(folder: Path, out: Path) -> list[GeneratedHospital]:
     """Write the four hospitals under ``out``. Raises InputError VHT-INPUT-UCI or VHT-INPUT-SAMPLES."""
-    tables = {name: read_table(folder / f"processed.{stem}.data") for name, stem in HOSPITALS.items()}
+    tables = read_folder(folder)
     prepare_folder(out)
     made = [_write(out, name, rows) for name, rows in tables.items()]
     describe(out, "uci-heart-disease", {"licence": "CC BY 4.0"}, made)

@@ -1,0 +1,58 @@
+"""Ctrl-C while commands run side by side: they are stopped, not waited for."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.commands import Commands
+from deploy.local import Hospital, LocalFederation
+from deploy.terms import terms_for
+from vht_federate.errors import InputError
+
+
+class Slow(Commands):
+    """Each command runs until the commands are closed, for a minute at most; ``fails`` fails at once."""
+
+    def __init__(self, transcript: Path) -> None:
+        super().__init__(transcript)
+        self.started, self.ended = threading.Event(), threading.Event()
+
+    def run(self, *arguments: str, stream: bool = False, timeout_s: float = 60.0) -> dict[str, Any]:  # noqa: ARG002
+        if arguments == ("fails",):
+            raise InputError("it failed")
+        self.started.set()
+        self.ended.wait(timeout_s)
+        return {}
+
+    def close(self) -> None:
+        self.ended.set()
+        super().close()
+
+
+def test_an_interrupt_stops_commands_that_run_side_by_side(tmp_path: Path) -> None:
+    with Slow(tmp_path / "commands.sh") as commands:
+        federation = LocalFederation(tmp_path, [Hospital("one", tmp_path)], terms_for(uci=False), commands)
+
+        def interrupt() -> None:
+            commands.started.wait(30)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            federation._run_all([("one",), ("two",), ("three",)])
+        assert time.monotonic() - began < 30
+
+
+def test_one_failure_ends_the_others_and_is_what_is_told(tmp_path: Path) -> None:
+    with Slow(tmp_path / "commands.sh") as commands:
+        federation = LocalFederation(tmp_path, [Hospital("one", tmp_path)], terms_for(uci=False), commands)
+        began = time.monotonic()
+        with pytest.raises(InputError, match="it failed"):
+            federation._run_all([("fails",), ("two",)])
+        assert time.monotonic() - began < 30
