@@ -69,7 +69,7 @@ def load(server: Hapi, folder: Path, patients: int, of_synthea: int) -> Loaded:
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     built()
     root = tmp_path_factory.mktemp("hapi")
-    with Hapi(root / "log").running() as server:
+    with Hapi(root / "log", database=f"jdbc:h2:file:{root / 'db'}").running() as server:
         yield load(server, root / "generated", GENERATED, OF_SYNTHEA)
 
 
@@ -198,6 +198,18 @@ def test_a_client_killed_in_mid_export_goes_on_with_the_same_job(loaded: Loaded,
     assert viewed(pulled.folder) == viewed(written(loaded, tmp_path / "given"))
 
 
+def a_server_killed_is_asked_on(loaded: Loaded, root: Path, at: str) -> None:
+    settings, home = killed_client(loaded, root, at)
+    loaded.server.kill()
+    loaded.server.start()
+    pulled = download(settings, home, pace=Pace(600.0))
+    assert viewed(pulled.folder) == viewed(written(loaded, root / "given"))
+
+
+def test_a_server_killed_in_mid_export_is_asked_on_after_its_restart(loaded: Loaded, tmp_path: Path) -> None:
+    a_server_killed_is_asked_on(loaded, tmp_path, "download")
+
+
 # --- more of it: make test-servers ------------------------------------------------------------------------------------
 
 
@@ -219,9 +231,5 @@ def test_thousands_of_resources_come_the_same_in_every_way(crowded: Loaded, tmp_
 
 @pytest.mark.servers
 @pytest.mark.parametrize("at", ["poll", "download"])
-def test_a_server_killed_in_mid_export_is_asked_on_after_its_restart(crowded: Loaded, tmp_path: Path, at: str) -> None:
-    settings, home = killed_client(crowded, tmp_path, at)
-    crowded.server.kill()
-    crowded.server.start()
-    pulled = download(settings, home, pace=Pace(600.0))
-    assert viewed(pulled.folder) == viewed(written(crowded, tmp_path / "given"))
+def test_a_server_of_thousands_killed_in_mid_export_is_asked_on(crowded: Loaded, tmp_path: Path, at: str) -> None:
+    a_server_killed_is_asked_on(crowded, tmp_path, at)
