@@ -32,9 +32,14 @@ DISTANCES = ("tvd_mean", "tvd_worst")
 PATHS = ("package", "cohort", "evidence", "trust", "report")
 
 
-def read_summary(out: Path, *, cohort: bool = True) -> dict[str, Any]:
-    """``out/summary.json``, after every key of it was found with its type. ``cohort``: whether one was released."""
+def read_summary(out: Path) -> dict[str, Any]:
+    """``out/summary.json``, after every key of it was found with its type.
+
+    The cohort's gate may withhold a cohort: then nothing is said of one, and the reason says why.
+    """
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    cohort = (out / "run" / "cohort").exists()
+    assert cohort != ("the cohort is withheld" in summary["reason"])
     for key, kind in KEYS.items():
         if key == "cohort" and not cohort:
             assert summary[key] is None
