@@ -180,6 +180,23 @@ def test_weights_that_change_in_place_and_another_cohort_are_seen() -> None:
                     value.mul_(1.1)
 
 
+def test_a_model_that_fails_on_empty_room_takes_the_other_way() -> None:
+    class Strict(nn.Linear):
+        def forward(self, values: Tensor) -> Tensor:
+            if values.detach().abs().sum((1, 2)).eq(0).any().item():
+                raise ValueError
+            return super().forward(values).mean(1).squeeze(-1)
+
+    held, model = cohort([1, 2, 1, 1], 4), Strict(WIDTH, 1).double()
+    engine = PerPatientEngine(model, BCE, FIXED)
+    engine.prepare((held.values,), held.outcome)
+    slots = engine.slots(held.sizes, 3.0, None, "cpu")
+    found = held.batch_of(np.arange(4), slots).clipped_sum(engine, 0.5, trained(model))
+    assert largest_difference(found, expected(model, BCE, held, np.arange(4), 0.5)) < 1e-10
+    assert slots is not None
+    assert engine.slots(held.sizes, 3.0, None, "cpu") is None
+
+
 def test_slots_hold_the_bound_or_a_little_more_than_the_expected_batch_and_equal_turns_where_memory_is_short() -> None:
     ones = np.ones(1000, dtype=np.int64)
     assert slots_for(ones, 100.0, None, 10_000) == Slots(140, 1)

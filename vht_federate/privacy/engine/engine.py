@@ -22,7 +22,7 @@ from vht_federate.privacy.engine.general import check_general, general_sum
 from vht_federate.privacy.engine.grouping import Order, Patients, micro_batches, ordered_patients
 from vht_federate.privacy.engine.loss import Loss, output_gradients
 from vht_federate.privacy.engine.options import EngineOptions
-from vht_federate.privacy.engine.probe import Profile, bind_gradients, forward, probe
+from vht_federate.privacy.engine.probe import Profile, bind_gradients, forward, made_up, probe
 from vht_federate.privacy.engine.program import Program
 from vht_federate.privacy.engine.refusal import Unsupported, check_model, names_of, refusal, trained
 from vht_federate.privacy.engine.single import patient_gradient
@@ -59,6 +59,7 @@ class PerPatientEngine:
         self._stack: Stack | None = None
         self._choice: EngineChoice | None = None
         self._program: Program | None = None
+        self._loose = False  # no program can be made of this model
 
     @property
     def choice(self) -> EngineChoice:
@@ -78,7 +79,7 @@ class PerPatientEngine:
             except ComponentError:
                 raise
             except Exception as reason:  # torch's own words on made-up records would help nobody
-                check_general(self.model, self.loss, inputs, targets)
+                check_general(self.model, self.loss, [made_up(value) for value in inputs], targets)
                 why = str(reason) if isinstance(reason, Unsupported) else "the model fails on records with gaps"
                 self._choice = EngineChoice("torch.func", why)
 
@@ -115,6 +116,23 @@ class PerPatientEngine:
             for name, value in parameters.items()
         }
 
+    def _recorded(
+        self, inputs: Sequence[Tensor], targets: Tensor, slots: Slots, parameters: dict[str, nn.Parameter]
+    ) -> Program | None:
+        """Tried on empty slots. None, and no slots from now on, where a model fails on them or cannot be recorded."""
+        versions = self._buffer_versions()
+        try:
+            clip = partial(self._clipped, names_of(parameters))
+            program = Program(clip, parameters, inputs, targets, slots, self.options.graphs)
+            program.run(slots.empty(len(targets) - 1), 1.0)
+        except (ComponentError, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            self._loose = True
+            return None
+        self._check_buffers(versions)
+        return program
+
     def _guarded(
         self, part: "_Part", clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
     ) -> dict[str, Tensor]:
@@ -149,7 +167,7 @@ class PerPatientEngine:
 
         ``sizes`` [patients]: records of each. After ``prepare``; nothing but speed depends on the answer.
         """
-        if self._profile is None or not self.options.fixes_shapes_on(device):
+        if self._profile is None or self._loose or not self.options.fixes_shapes_on(device):
             return None
         return slots_for(sizes, expected, bound, self._records_at_once(self._profile))
 
@@ -170,11 +188,9 @@ class PerPatientEngine:
         between calls.
         """
         if self._program is None or not self._program.fits(inputs, targets, slots):
-            versions = self._buffer_versions()
-            clip = partial(self._clipped, names_of(parameters))
-            self._program = Program(clip, parameters, inputs, targets, slots, self.options.graphs)
-            self._program.run(slots.empty(len(targets) - 1), clipping_norm)
-            self._check_buffers(versions)
+            self._program = self._recorded(inputs, targets, slots, parameters)
+        if self._program is None:
+            return None
         try:
             found = self._program.run(laid, clipping_norm)
         except (ComponentError, torch.OutOfMemoryError):

@@ -32,14 +32,14 @@ class _ByIndex(nn.Module):
         return output
 
 
-def check_general(model: nn.Module, loss: Loss, inputs: Sequence[Tensor], targets: Tensor) -> None:
+def check_general(model: nn.Module, loss: Loss, made_up: Sequence[Tensor], targets: Tensor) -> None:
     """Raise ComponentError VHT-COMPONENT-GRADIENTS where ``torch.func`` cannot follow the model either.
 
-    On made-up records of the shapes and types of ``inputs`` and ``targets``.
+    Asked with ``made_up`` inputs, and targets of the shape and type of ``targets``.
     """
-    records = [value.new_zeros((2, *value.shape[1:])) for value in (*inputs, targets)]
+    count = len(made_up[0])
     try:
-        general_sum(model, loss, records[:-1], records[-1], torch.arange(2), 1.0)
+        general_sum(model, loss, made_up, targets.new_zeros((count, *targets.shape[1:])), torch.arange(count), 1.0)
     except ComponentError:
         raise
     except Exception:

@@ -22,7 +22,7 @@ from vht_federate.privacy.engine.refusal import Unsupported, check_buffers_kept,
 from vht_federate.privacy.engine.tape import Tape
 from vht_federate.privacy.engine.use import Use
 
-__all__ = ["Profile", "bind_gradients", "forward", "probe"]
+__all__ = ["Profile", "bind_gradients", "forward", "made_up", "probe"]
 
 _RECORDS = 3
 
@@ -69,10 +69,10 @@ def probe(
     model: nn.Module, parameters: dict[str, nn.Parameter], names: dict[int, str], inputs: Sequence[Tensor]
 ) -> Profile:
     """Raise Unsupported where the fast engine would be wrong, ComponentError where the model keeps what it sees."""
-    made_up = [_made_up(value) for value in inputs]
+    records = [made_up(value) for value in inputs]
     before = {name: value.clone() for name, value in model.named_buffers()}
     try:
-        outputs, tape = forward(model, names, made_up, _RECORDS)
+        outputs, tape = forward(model, names, records, _RECORDS)
     finally:
         check_buffers_kept(model, before)
     if not outputs.requires_grad:
@@ -92,7 +92,7 @@ def probe(
     for name, reference in by_name.items():
         if reference is not None and not _close(found.get(name), reference):
             raise Unsupported("a parameter's gradient is not where the engine looks")
-    check_apart(model, made_up)
+    check_apart(model, records)
     record_bytes = sum(use.bytes_held() for use in tape.uses) // _RECORDS
     return Profile(max(1, record_bytes), tape.recurrent, tuple(model.buffers()))
 
@@ -110,7 +110,8 @@ def _with_own_gradients(
     return uses, gradients[len(tape.uses) :]
 
 
-def _made_up(value: Tensor) -> Tensor:
+def made_up(value: Tensor) -> Tensor:
+    """Three records of the shape and type of those of ``value``: noise, or the first category."""
     shape = (_RECORDS, *value.shape[1:])
     return _noise(shape, value) if value.is_floating_point() else value.new_zeros(shape)
 

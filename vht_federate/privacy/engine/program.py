@@ -7,7 +7,9 @@ into tensors that stay where they are, and so do the results. Without a GPU the 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vht_federate.privacy.engine.clipping import Clipped
@@ -68,9 +70,9 @@ class Program:
         shaped = zip(self._parameters.items(), parts, strict=True)
         return SlotSum({name: part.view(value.shape) for (name, value), part in shaped}, not broken, within, seen)
 
-    def _turn(self, rows: object, share: object) -> tuple[Tensor, Tensor]:
-        self._rows.copy_(torch.as_tensor(rows))
-        self._share.copy_(torch.as_tensor(share))
+    def _turn(self, rows: NDArray[np.int64], share: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        self._rows.copy_(torch.from_numpy(rows))
+        self._share.copy_(torch.from_numpy(share))
         if self._graph is None:
             return self._compute()
         self._graph.replay()
