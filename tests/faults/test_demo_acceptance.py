@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 from federation.summary_contract import check_report, read_summary
 
+from deploy.harness import HarnessRequest
+from deploy.learning import Learner, cohorts_of
+from deploy.ranking import accuracy, mean_of, mean_over_nodes
 from vht_federate.evidence.verify import TrustFile, verify_bundle
+from vht_federate.privacy.noise import SecureNoise
 
 pytestmark = pytest.mark.faults
 
@@ -59,15 +63,28 @@ def _ledger_agrees(out: Path, summary: dict[str, Any]) -> None:
 
 @pytest.mark.timeout(1000)
 def test_the_four_real_hospitals_reach_their_accuracy_within_the_budget(uci: Path) -> None:
-    """Over 120 draws of the noise the accuracy was 0.815, standard deviation 0.011, at the least 0.781."""
+    """One draw of the noise. Of 660 draws six were below 0.78, none below 0.764: the mean is in the test below."""
     summary = read_summary(uci)
     assert (summary["patients"], summary["nodes"], summary["delta"]) == (920, 4, 1e-4)
     assert 0 < summary["epsilon"] <= 3.0
-    assert summary["accuracy_mean_over_nodes"] >= 0.78
+    assert summary["accuracy_mean_over_nodes"] >= 0.76
     assert summary["accuracy_mean_over_nodes"] > summary["harness"]["accuracy_majority"]
     assert summary["harness"]["accuracy_majority"] == pytest.approx(0.715, abs=0.02)
     _ledger_agrees(uci, summary)
     check_report((uci / "report.html").read_text())
+
+
+def test_the_mean_accuracy_over_draws_of_the_noise_is_above_its_floor(uci: Path, tmp_path: Path) -> None:
+    """The plan that the demo ran, by the functions that its enclaves ran, on its own hospitals."""
+    request = HarnessRequest.read(uci)
+    learner = Learner(request.component, request.profile)
+    cohorts = cohorts_of(request.hospitals, learner, tmp_path)
+    train, test = ([cohort.of(part) for cohort in cohorts.values()] for part in ("train", "test"))
+    draws = [
+        mean_over_nodes(accuracy, learner.predict(learner.fit_private(train, request.plan, SecureNoise()), test))
+        for _ in range(20)
+    ]
+    assert mean_of(draws) >= 0.78
 
 
 @pytest.mark.timeout(1000)
