@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ class Slow(Commands):
         super().close()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Where the tests were started in the background, a shell has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_stops_commands_that_run_side_by_side(tmp_path: Path) -> None:
     with Slow(tmp_path / "commands.sh") as commands:
         federation = LocalFederation(tmp_path, [Hospital("one", tmp_path)], terms_for(uci=False), commands)
