@@ -162,7 +162,7 @@ def test_every_way_counts_the_patients_within_the_norm(
     fast, general = Tally(), Tally()
     options = EngineOptions(1, 1, 1) if small else None
     batch = Batch((values,), targets, patient, len(counts))
-    PerPatientEngine(model, loss, options).clipped_sum(*batch.arguments(), norm, tally=fast)
+    batch.clipped_sum(PerPatientEngine(model, loss, options), norm, dict(model.named_parameters()), fast)
     clipped_sum(model, loss, values, targets, patient, norm, general)
     expected = Tally()
     for one in patient.unique().tolist():
