@@ -151,14 +151,14 @@ class PerPatientEngine:
     def _sum_of(
         self, part: "_Part", clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
     ) -> dict[str, Tensor]:
-        counted = Tally()
+        counted = None if tally is None else Tally()
         try:
             total = self._fast_sum(part, clipping_norm, parameters, counted)
         except Unsupported:  # also of a model that takes another way on real records; nobody is told
-            counted = Tally()
+            counted = None if tally is None else Tally()
             patient = torch.from_numpy(part.order)
             total = general_sum(self.model, self.loss, part.inputs, part.targets, patient, clipping_norm, counted)
-        if tally is not None:
+        if tally is not None and counted is not None:
             tally.add(counted.within, counted.seen)
         return total
 
@@ -204,7 +204,7 @@ class PerPatientEngine:
         return found.total
 
     def _fast_sum(
-        self, part: "_Part", clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally
+        self, part: "_Part", clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
     ) -> dict[str, Tensor]:
         if self._profile is None:
             raise Unsupported
@@ -234,7 +234,8 @@ class PerPatientEngine:
             suspects = ~clipped.finite.numpy(force=True)
             if not suspects.any():
                 add(total, clipped.total)
-                run.tally.add(int(clipped.within.sum()), batch.patients)
+                if run.tally is not None:
+                    run.tally.add(int(clipped.within.sum()), batch.patients)
                 continue
             for at in np.flatnonzero(suspects):
                 own = slice(*(batch.first[at : at + 2] - rows.start).tolist())
@@ -286,7 +287,7 @@ class _Run:
     names: dict[int, str]
     clipping_norm: float
     at_once: int
-    tally: Tally
+    tally: Tally | None
 
 
 @dataclass(frozen=True, repr=False)
