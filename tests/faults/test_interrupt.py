@@ -94,6 +94,11 @@ def _marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def _interruptible() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and children inherit that: not this one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A short path: Unix sockets do not like pytest's."""
@@ -115,6 +120,7 @@ def test_an_interrupted_demo_leaves_no_process_and_state_that_opens(
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=_interruptible,
         )
     try:
         with Family(demo.pid) as family:
