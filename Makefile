@@ -2,7 +2,7 @@
 # Both fill .venv by themselves; it needs no network once it is up to date.
 
 PYTHON ?= python3.11
-UV_VERSION := 0.12.24
+UV_VERSION := 0.13.9
 BIN := .venv/bin
 ARGS ?=
 ONLY ?=
