@@ -6,6 +6,8 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 ARGS ?=
 ONLY ?=
+# Tests in so many processes side by side: as many as there are cores, two at least (federations mostly wait), eight at most.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); test $$cores -gt 2 || cores=2; test $$cores -lt 8 || cores=8; echo $$cores)
 # One patient fits in one core: several hospitals share this machine, so none of them takes all threads.
 export OMP_NUM_THREADS ?= 1
 # Every command is a process of its own: compiled once, they start in half the time.
@@ -27,20 +29,23 @@ help: ## Show the targets
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or later, or set PYTHON=…"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import importlib.metadata as m; assert m.version("uv") == "$(UV_VERSION)"' 2>/dev/null || $(BIN)/pip install --quiet "uv==$(UV_VERSION)"
+	@echo "Filling .venv with what is pinned in constraints.txt: once, one to ten minutes, some 6 GB of disk (most of it"
+	@echo "torch with what it needs on a GPU). Nothing is installed outside .venv and the caches of pip and uv."
+	@free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }'); test "$$free" -ge 8 || \
+		echo "Only $$free GiB are free here: this may not be enough."
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[all]' --group dev
+	@echo "Compiling what was installed, so that every process starts faster."
 	@$(BIN)/python -m compileall -q -j 2 -x '$(SELDOM)' .venv/lib vht_federate connector strategies synth deploy >/dev/null || true
 	@touch $@
-
-
 
 demo: .venv/.ready ## Four hospitals, end to end, on this machine (ARGS="--keep --out DIR")
 	$(BIN)/vht demo $(ARGS)
 
 test: .venv/.ready ## All tests but the fault runs and those that need larger servers
-	$(BIN)/pytest -m "not faults and not servers" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) -m "not faults and not servers" $(ARGS)
 
 test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs; whole demos
-	$(BIN)/pytest -m faults $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) -m faults $(ARGS)
 
 check: .venv/.ready ## Lint, types, import floors, duplicate code
 	$(BIN)/ruff check .

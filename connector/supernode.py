@@ -1,8 +1,8 @@
 """The hospital's two Flower processes, as children of the connector: SuperNode and courier's executor.
 
-Flower 1.41: the SuperNode polls the coordinator's fleet API and never runs code itself (``--isolation process``); a
-warm executor takes its messages and carries them to the enclave. A SuperNode that restarts while the SuperLink still
-counts it as online is refused (exit 305), so restarts wait.
+The SuperNode polls the coordinator's fleet API and never runs code itself (``--isolation process``); a warm executor
+takes its messages and carries them to the enclave. A SuperNode that restarts while the SuperLink still counts it as
+online is refused (exit 305), so restarts wait.
 """
 
 import logging

@@ -25,7 +25,7 @@ __all__ = ["FLEET_PATHS", "make_gateway"]
 
 PULL = "/v1/fleet/pull-messages"
 UPLOADED = "/v1/fleet/push-object"
-# Of Flower 1.41's twelve fleet paths all but register-node and unregister-node: the coordinator enrols, nobody else.
+# Of Flower's twelve fleet paths all but register-node and unregister-node: the coordinator enrols, nobody else.
 FLEET_PATHS = frozenset(
     f"/v1/fleet/{name}"
     for name in (

@@ -25,7 +25,7 @@ app = ServerApp()
 
 
 def _look_again_soon() -> None:
-    """A reply is visible before its objects are uploaded, and Flower 1.41 then waits a whole second by a constant."""
+    """A reply is visible before its objects are uploaded, and Flower then waits a whole second by a constant."""
     http_grid.pull_objects = partial(pull_objects, initial_backoff=LOOK_AGAIN_S, backoff_cap=1.0)
 
 

@@ -1,4 +1,4 @@
-"""The SuperLink and its SuperExec as child processes, and the SuperLink's Control API as a client (Flower 1.41.0).
+"""The SuperLink and its SuperExec as child processes, and the SuperLink's Control API as a client.
 
 The Control API has no user authentication in the open-source build: the SuperLink listens on loopback only, and
 hospitals reach it through the gateway, which knows no path but the fleet's.

@@ -2,7 +2,7 @@
 
 Flower starts a process per message and runs the code of the FAB in it. Here the code of a FAB never runs at a
 hospital: whatever app a run names, the task is carried by ``strategies.courier`` of this installation, in a process
-that is already there. Started beside ``flower-supernode --isolation process`` (Flower 1.41.0):
+that is already there. Started beside ``flower-supernode --isolation process``:
 
     python -m strategies.warm_executor --runtime-api-address 127.0.0.1:PORT --superexec-auth-secret-file FILE
 """

@@ -1,8 +1,8 @@
 """How the tests are shared out among pytest-xdist's workers: by module, the longest first.
 
 Tests of one module share what it builds once (a node, a store, a federation), so they stay in one worker. What starts
-whole federations waits more than it computes: begun first, it overlaps with everything else. ``docs/development/tests.md``
-says how to find out where the time goes.
+whole federations waits more than it computes: begun first, it overlaps with everything else. How to find out where
+the time goes: ``docs/development/tests.md``.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,13 @@ __all__ = ["ByModule", "group_of", "in_order"]
 
 # One running federation for all of them (the fixture ``ran``).
 SHARED_FEDERATION = frozenset(
-    f"tests/federation/{name}.py" for name in ("test_chain", "test_leaks", "test_outgoing", "test_refusals")
+    f"tests/federation/{name}.py" for name in ("test_by_hand_guide", "test_chain", "test_leaks", "test_refusals")
 )
 # Their tests share nothing that takes long to build.
 ALONE = frozenset({"tests/faults/test_interrupt.py"})
 LONGEST_FIRST = (
     "tests/connector/test_fhir_hapi.py",
     "shared federation",
-    "tests/docs/test_by_hand_guide.py",
     "tests/federation/test_export_demo.py",
     "tests/strategies/test_small_federation.py",
     "tests/connector/test_feasibility.py",

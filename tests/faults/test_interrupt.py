@@ -25,6 +25,7 @@ from vht_federate.evidence.log import EvidenceLog
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 VHT = str(Path(sys.executable).parent / "vht")
+HOSPITALS = 2  # as many processes of each kind as show that none is left
 PAGES_ARE_UP = "Ctrl-C stops everything"
 REACHED_S = 600.0  # from the start of the demo to the last of the moments, on a slow machine
 ENCLAVE = "connector.enclave.worker"
@@ -61,7 +62,7 @@ def _while_states_are_made(demo: Demo) -> bool:
 
 
 def _while_hospitals_start(demo: Demo) -> bool:
-    return demo.said("starting 4 hospitals")
+    return demo.said(f"starting {HOSPITALS} hospitals")
 
 
 def _while_operators_approve(demo: Demo) -> bool:
@@ -115,7 +116,7 @@ def test_an_interrupted_demo_leaves_no_process_and_state_that_opens(
     mark, run = uuid.uuid4().hex, Demo(place / "o", place / "log")
     with run.log.open("wb") as log:
         demo = subprocess.Popen(
-            [VHT, "demo", "--keep", "--patients", "150", "--out", str(run.out)],
+            [VHT, "demo", "--keep", "--hospitals", str(HOSPITALS), "--patients", "150", "--out", str(run.out)],
             env={**os.environ, "VHT_TEST_MARK": mark},
             stdout=log,
             stderr=log,
@@ -143,7 +144,7 @@ def test_an_interrupted_demo_leaves_no_process_and_state_that_opens(
     assert left == []
     assert [process.cmdline() for process in marked] == []
     if moment is _between_rounds:
-        assert len(family.seen(ENCLAVE)) >= 3, "the processes that hold patients' records were not watched"
+        assert len(family.seen(ENCLAVE)) >= HOSPITALS, "the processes that hold patients' records were not watched"
     _assert_that_states_open(run.out)
 
 

@@ -1,21 +1,30 @@
-"""One running federation for all federation tests: four hospitals with canaries, every connection on record."""
+"""One running federation for all federation tests: that of the guide "by hand", walked by a reader.
 
+Two hospitals whose data carry canaries, with every connection that a hospital makes, or is asked by, on record.
+"""
+
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from federation.outgoing import Outgoing
+from federation.walked_guide import WalkedGuide, guide_ports, walked_guide
 from federation.wiretap import Wiretap
 
+from connector.settings import NodeFiles
 from deploy.commands import Commands
 from deploy.local import Hospital, LocalFederation, StudyTerms
 from deploy.terms import terms_for
+from vht_federate.evidence.keys import unverified_claims
+from vht_federate.processes import PidFile
 
-HOSPITALS, PATIENTS, SEED = 4, 300, 11
+NAMES = ("hospital-1", "hospital-2")
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,7 @@ class Ran:
     """The shared federation after its study: still running, everything it did on disk and on record."""
 
     federation: LocalFederation
+    guide: WalkedGuide
     wiretap: Wiretap
     outgoing: Outgoing
     permit_id: str
@@ -49,38 +59,52 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hospitals_up(federation: LocalFederation) -> dict[str, int]:
-    """The connectors that were started so far, by name."""
-    names = {hospital.name for hospital in federation.hospitals}
-    return {name: service.pid for name, service in list(federation.services.items()) if name in names}
+def _hospitals_up(root: Path) -> dict[str, int]:
+    """The connectors that run now, by name."""
+    pids = {name: PidFile(NodeFiles(root / "nodes" / name).pid).running() for name in NAMES}
+    return {name: pid for name, pid in pids.items() if pid is not None}
+
+
+def _view_of(root: Path, ports: dict[str, int], commands: Commands, wiretap: Wiretap) -> LocalFederation:
+    """The guide's federation as the tests address one: its folders are those of a local federation."""
+    terms = small_terms(epsilon=4.0, minimum_nodes=len(NAMES))
+    federation = LocalFederation(root, [Hospital(name, root / "data" / name) for name in NAMES], terms, commands)
+    federation.routes = wiretap
+    federation.ports |= {name: ports[f"{name.upper()}_PORT"] for name in ("coordinator", "platform")}
+    federation.ports |= {"authority": ports["ISSUER_PORT"]}
+    for number, name in enumerate(NAMES, start=1):
+        federation.ports[name] = ports[f"HOSPITAL_{number}_PORT"]
+        federation.ports[f"{name}/internal"] = ports[f"CONSOLE_{number}_PORT"]
+    return federation
 
 
 @pytest.fixture(scope="session")
 def ran(place: Path) -> Iterator[Ran]:
     root = place / "f"
     root.mkdir()
-    planted = place / "canaries.txt"
-    with Commands(root / "commands.sh") as commands:
-        commands.run(
-            "data", "generate", "--hospitals", str(HOSPITALS), "--patients", str(PATIENTS), "--seed", str(SEED),
-            "--canaries", str(planted), "--out", str(root / "data"),
-        )  # fmt: skip
-        folders = sorted(path for path in (root / "data").iterdir() if (path / "Patient.ndjson").exists())
-        federation = LocalFederation(
-            root, [Hospital(folder.name, folder) for folder in folders], small_terms(), commands
-        )
-        commands.run("pki", "ca", "--out", str(root / "pki"))
-        commands.run("pki", "cert", "--ca", str(root / "pki"), "--name", "proxy", "--out", str(root / "pki" / "proxy"))
-        tls = root / "pki" / "proxy"
-        wiretap = Wiretap(place / "captures", federation.ca, tls / "proxy.crt", tls / "proxy.key")
-        federation.routes, wiretap.besides = wiretap, federation.ports.values()
+    planted, ports = place / "canaries.txt", guide_ports()
+    with Commands(place / "commands.sh") as commands:
+        commands.run("pki", "ca", "--out", str(root / "pki"))  # the guide keeps an authority that exists
+        commands.run("pki", "cert", "--ca", str(root / "pki"), "--name", "proxy", "--out", str(place / "proxy"))
+        tls = place / "proxy"
+        wiretap = Wiretap(place / "captures", root / "pki" / "ca.crt", tls / "proxy.crt", tls / "proxy.key")
+        wiretap.besides = ports.values()
         try:
-            with Outgoing(lambda: _hospitals_up(federation)) as outgoing:
-                federation.start()
-                permit_id = federation.issue_permit()
-                run = federation.run_study(federation.write_study(), root / "run")
-            needles = frozenset(planted.read_bytes().split())
-            yield Ran(federation, wiretap, outgoing, permit_id, run, needles)
+            federation = _view_of(root, ports, commands, wiretap)
+            recorders = {
+                "ISSUER_RECORDER": wiretap.route("authority", ports["ISSUER_PORT"]),
+                "COORDINATOR_RECORDER": wiretap.route("coordinator", ports["COORDINATOR_PORT"]),
+                "HOSPITAL_1_RECORDER": wiretap.route("hospital-1", ports["HOSPITAL_1_PORT"]),
+                "HOSPITAL_2_RECORDER": wiretap.route("hospital-2", ports["HOSPITAL_2_PORT"]),
+            }
+            with ExitStack() as watching:
+                outgoing = watching.enter_context(Outgoing(lambda: _hospitals_up(root)))
+                with walked_guide(root, ports, recorders, planted) as guide:
+                    watching.close()
+                    permit = unverified_claims((root / "study" / "permit.jwt").read_text().strip())["permit_id"]
+                    run = json.loads((root / "run" / "result.json").read_text())
+                    needles = frozenset(planted.read_bytes().split())
+                    yield Ran(federation, guide, wiretap, outgoing, str(permit), run, needles)
         finally:
             commands.close()
             wiretap.close()

@@ -13,7 +13,7 @@ from vht_federate.cli import app
 
 __all__ = ["PAGES", "ROOT", "Mention", "blocks", "check_names", "check_whole", "mentions"]
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GLOBAL = {"--json", "--help", "--version"}
 

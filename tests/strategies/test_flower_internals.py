@@ -1,0 +1,160 @@
+"""Flower promises ``flwr.app``, ``flwr.clientapp`` and ``flwr.serverapp``; what we use beyond may change any day.
+
+Each adapter to Flower's internals names the version that it was read against and the internals that it stands on. An
+upgrade of Flower fails here first: ``docs/development/upgrades.md`` says what to look at before the version goes up.
+"""
+
+import ast
+import importlib
+import inspect
+import tomllib
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
+CLIENT = ("server_address", "insecure", "root_certificates", "interceptors", "retry_invoker")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A module of ours: the Flower it fits, and the parameters of each internal it calls (None: no function)."""
+
+    fits: str
+    uses: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
+
+
+ADAPTERS = {
+    "strategies/superlink.py": Adapter(
+        "1.42.0",
+        {
+            "flwr.cli.build.build_fab_from_disk": ("app",),
+            "flwr.common.serde.fab_to_proto": ("fab",),
+            "flwr.common.serde.user_config_to_proto": ("user_config",),
+            "flwr.proto.control_pb2.ListNodesRequest": None,
+            "flwr.proto.control_pb2.ListRunsRequest": None,
+            "flwr.proto.control_pb2.RegisterNodeRequest": None,
+            "flwr.proto.control_pb2.StartRunRequest": None,
+            "flwr.proto.control_pb2.StopRunRequest": None,
+            "flwr.supercore.control.ControlHttpClient": None,
+            "flwr.supercore.control.ControlHttpClient.from_server_address": CLIENT,
+            "flwr.supercore.fab.Fab": ("hash_str", "content", "verifications"),
+            "flwr.supercore.interceptors.RuntimeVersionHttpInterceptor": ("component_name",),
+            "flwr.supercore.primitives.asymmetric.public_key_to_bytes": ("public_key",),
+        },
+    ),
+    "strategies/warm_executor.py": Adapter(
+        "1.42.0",
+        {
+            "flwr.common.constant.ErrorCode": None,
+            "flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION": None,
+            "flwr.common.constant.SubStatus": None,
+            "flwr.proto.runtime_pb2.AcquireTaskRequest": None,
+            "flwr.proto.runtime_pb2.SendTaskHeartbeatRequest": None,
+            "flwr.supercore.constant.TaskType": None,
+            "flwr.supercore.constant.TaskType.CLIENT_APP": None,
+            "flwr.supercore.heartbeat.HeartbeatSender": ("heartbeat_fn",),
+            "flwr.supercore.interceptors.RuntimeTokenHttpInterceptor": ("token",),
+            "flwr.supercore.interceptors.RuntimeVersionHttpInterceptor": ("component_name",),
+            "flwr.supercore.interceptors.SuperExecAuthHttpInterceptor": ("master_secret", "protected_methods"),
+            "flwr.supercore.runtime.RuntimeHttpClient": None,
+            "flwr.supercore.runtime.RuntimeHttpClient.from_server_address": CLIENT,
+            "flwr.supernode.runtime.run_clientapp.pull_task_input": ("client",),
+            "flwr.supernode.runtime.run_clientapp.push_message": ("client", "message", "context"),
+            "flwr.supernode.runtime.run_clientapp.push_task_output": ("client", "context", "sub_status", "details"),
+        },
+    ),
+    "strategies/server_app.py": Adapter(
+        "1.42.0",
+        {
+            "flwr.supercore.inflatable.inflatable_utils.pull_objects": (
+                "object_ids", "pull_object_fn", "max_concurrent_pulls", "max_time", "max_tries_per_object",
+                "initial_backoff", "backoff_cap",
+            ),
+            "flwr.superlink.grid.http_grid": None,
+            "flwr.superlink.grid.http_grid.pull_objects": (
+                "object_ids", "pull_object_fn", "max_concurrent_pulls", "max_time", "max_tries_per_object",
+                "initial_backoff", "backoff_cap",
+            ),
+        },
+    ),
+    "strategies/gateway.py": Adapter("1.42.0", {"flwr.proto.fleet_pb2.PullMessagesResponse": None}),
+    # Command lines of Flower's programs, which the federation tests run.
+    "connector/supernode.py": Adapter("1.42.0"),
+}  # fmt: skip
+
+
+def _internals_of(path: Path) -> set[str]:
+    """What a module imports of Flower beyond its public packages, anywhere in it."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "flwr":
+            if node.module not in PUBLIC:
+                imported |= {f"{node.module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.Import):
+            imported |= {name.name for name in node.names if name.name.split(".")[0] == "flwr"}
+    return imported
+
+
+def _resolved(name: str) -> object:
+    """The object behind a dotted name, of which a first part is a module."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            value: object = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            value = getattr(value, part)
+        return value
+    raise AssertionError(f"{name} does not exist")
+
+
+@pytest.mark.parametrize("adapter", sorted(ADAPTERS))
+def test_each_adapter_fits_the_flower_that_is_installed(adapter: str) -> None:
+    assert ADAPTERS[adapter].fits == version("flwr"), "read docs/development/upgrades.md before you change the number"
+
+
+def test_the_pin_the_constraints_and_the_app_name_the_same_flower() -> None:
+    installed = version("flwr")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    app = tomllib.loads((ROOT / "strategies" / "flower_app" / "pyproject.toml").read_text())
+    assert project["optional-dependencies"]["federation"] == [f"flwr=={installed}"]
+    assert f"flwr=={installed}" in (ROOT / "constraints.txt").read_text().splitlines()
+    assert app["tool"]["flwr"]["app"]["flwr-version-target"] == installed
+
+
+def test_no_module_uses_an_internal_of_flower_that_is_not_in_the_table() -> None:
+    found = {}
+    for package in ("vht_federate", "connector", "strategies", "synth", "deploy"):
+        for path in (ROOT / package).rglob("*.py"):
+            if internals := _internals_of(path):
+                found[path.relative_to(ROOT).as_posix()] = internals
+    for adapter, internals in found.items():
+        assert internals <= set(ADAPTERS[adapter].uses), adapter
+    for adapter, entry in ADAPTERS.items():
+        unused = {name for name in entry.uses if not any(name.startswith(used) for used in found[adapter])}
+        assert not unused, adapter
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    sorted({(name, parameters) for entry in ADAPTERS.values() for name, parameters in entry.uses.items()}, key=str),
+)
+def test_the_internals_of_flower_are_there_and_are_called_as_they_want(
+    name: str, parameters: tuple[str, ...] | None
+) -> None:
+    value = _resolved(name)
+    if parameters is not None:
+        assert callable(value)
+        assert tuple(inspect.signature(value).parameters) == parameters
+
+
+def test_flower_still_waits_a_second_where_we_wait_less() -> None:
+    """What ``server_app`` replaces: once the wait is gone, so is the replacement."""
+    from flwr.superlink.grid import http_grid
+
+    assert inspect.signature(http_grid.pull_objects).parameters["initial_backoff"].default == 1
