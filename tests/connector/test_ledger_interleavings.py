@@ -282,7 +282,7 @@ class Node(RuleBasedStateMachine):
 
 
 Node.TestCase.settings = settings(
-    max_examples=examples(25, thorough=400), stateful_step_count=40, deadline=None,
+    max_examples=examples(16, thorough=400), stateful_step_count=40, deadline=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 TestInterleavings = Node.TestCase
