@@ -20,7 +20,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults check bench docs clean constraints format fhir-server synthea test-servers
+.PHONY: help demo test test-thorough test-numerics test-faults check bench docs clean constraints format fhir-server synthea test-servers
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ demo: .venv/.ready ## Four hospitals, end to end, on this machine (ARGS="--keep 
 
 test: .venv/.ready ## All tests but the fault runs and those that need larger servers
 	$(BIN)/pytest -n $(WORKERS) -m "not faults and not servers" $(ARGS)
+
+test-thorough: .venv/.ready ## Properties with many more examples, new ones each time (an hour)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n $(WORKERS) -m "not faults and not servers and not federation" $(ARGS)
 
 test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs; whole demos
 	$(BIN)/pytest -n $(WORKERS) -m faults $(ARGS)

@@ -1,19 +1,23 @@
 """What holds for every test: no property fails because the machine was slow, and whoever is slow says why.
 
-What lands is judged on the same examples each time; whoever runs the tests by hand meets new ones.
+What lands is judged on the same examples each time; whoever runs the tests by hand meets new ones, and many more with
+HYPOTHESIS_PROFILE=thorough. What a test leaves to torch's own generator is the same in whatever order tests run.
 """
 
 import os
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from scheduling import ByModule, in_order
+from thoroughness import PROFILE
 
 settings.register_profile(
     "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=os.environ.get("CI") == "true"
 )
-settings.load_profile("patient")
+settings.register_profile("thorough", settings.get_profile("patient"), max_examples=1000, derandomize=False)
+settings.load_profile(PROFILE)
 
 SLOW_S = 30.0  # beyond that a test carries the marker ``slow`` with a reason
 
@@ -46,3 +50,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section(f"slower than {SLOW_S:g} s without the marker 'slow'")
         for nodeid, taken in sorted(unexplained.items(), key=lambda entry: -entry[1]):
             terminalreporter.write_line(f"{taken:7.1f} s  {nodeid}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Only where the test's module has loaded torch: most never do."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)

@@ -28,12 +28,12 @@ def test_a_child_with_its_own_environment_and_session_that_outlives_its_parent_i
     with Family(parent.pid, every_s=0.05) as family:
         assert parent.stdout
         assert parent.stdout.readline() == b"here\n"
-        await_that(lambda: len(family.seen(f"-c {ORPHAN}")) == 1, 30, "the child is seen")
+        await_that(lambda: len(family.seen(f"-c {ORPHAN}")) == 1, 120, "the child is seen")
         (orphan,) = family.seen(f"-c {ORPHAN}")
         parent.kill()
-        parent.wait(30)
+        parent.wait(120)
         left = family.left(0)
         orphan.kill()
         assert [line.split()[0] for line in left] == [str(orphan.pid)]
-        assert gone([orphan], 30) == []
+        assert gone([orphan], 120) == []
         assert family.left(0) == []

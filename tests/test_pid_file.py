@@ -39,7 +39,7 @@ def test_of_many_processes_that_start_at_once_exactly_one_gets_the_file(tmp_path
         assert said == sorted(["VHT-UNAVAILABLE-RUNNING\n"] * (len(started) - 1) + ["mine\n"])
     finally:
         for one in started:
-            one.communicate("end\n", timeout=30)
+            one.communicate("end\n", timeout=120)
     assert not path.exists()
 
 

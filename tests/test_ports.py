@@ -1,12 +1,16 @@
 """Ports of services: drawn where nobody else is given them, and answered for only by the process that was asked."""
 
-import secrets
+import fcntl
+import os
+import random
 import socket
 import subprocess
 import sys
 import threading
 import tomllib
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,16 +23,191 @@ from typer.testing import CliRunner
 from connector.cli import app as node_commands
 from deploy.local import Hospital, LocalFederation
 from strategies.coordinator import Coordinator
+from vht_federate import tcp_ports
 from vht_federate.errors import UnavailableError
 from vht_federate.processes import PidFile
-from vht_federate.serving import LOOPBACK, PORTS, free_port, free_ports, require_free
+from vht_federate.serving import require_free
+from vht_federate.tcp_ports import LOOPBACK, PORTS, free_port, free_ports
+
+LAST_BELOW_THE_KERNELS = 32_767  # of net.ipv4.ip_local_port_range as kernels come
+DRAWS, DRAWERS = 200, 6
+DRAWER = """
+import os, sys
+from pathlib import Path
+from vht_federate import tcp_ports
+tcp_ports.ROOTS = (Path(sys.argv[1]),)
+def say(word): print(word, flush=True), sys.stdin.readline()
+if sys.argv[3] == "unlocked":
+    tcp_ports.fcntl.flock = lambda *_: None
+    pread = os.pread
+    tcp_ports.os.pread = lambda *call: (pread(*call), say("has read"))[0]
+say("ready")
+print(*(tcp_ports.free_port() for _ in range(int(sys.argv[2]))))
+"""
 
 
-def test_a_free_port_is_never_one_that_the_kernel_gives_away() -> None:
-    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+@pytest.fixture
+def own_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A turn that nobody else takes part in."""
+    root = tmp_path_factory.mktemp("root")
+    monkeypatch.setattr(tcp_ports, "ROOTS", (root,))
+    return root
+
+
+def turn_file(root: Path) -> Path:
+    return root / f"vht-ports-{os.geteuid()}" / "turn"
+
+
+@pytest.fixture
+def drawers(tmp_path: Path) -> Iterator[Callable[[int, str], list[subprocess.Popen[str]]]]:
+    """Processes that have started and wait for a line before they draw."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(draws: int, lock: str) -> list[subprocess.Popen[str]]:
+        for _ in range(DRAWERS):
+            started.append(
+                subprocess.Popen([sys.executable, "-c", DRAWER, str(tmp_path), str(draws), lock], text=True,
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            )  # fmt: skip
+        all_say(started, "ready")
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def all_say(processes: list[subprocess.Popen[str]], word: str) -> None:
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{word}\n"
+
+
+def all_go(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+
+def ports_of(processes: list[subprocess.Popen[str]]) -> list[int]:
+    return [int(port) for process in processes for port in process.communicate(timeout=300)[0].split()]
+
+
+def test_a_free_port_is_below_those_that_the_kernel_gives_away() -> None:
     drawn = {free_port() for _ in range(50)}
-    assert max(drawn) < low
-    assert len(drawn) > 40
+    assert max(drawn) <= PORTS[-1] <= LAST_BELOW_THE_KERNELS
+    assert len(drawn) == 50
+
+
+def test_processes_that_draw_at_the_same_moment_are_never_given_the_same_port(drawers: Any) -> None:
+    processes = drawers(DRAWS, "locked")
+    all_go(processes)
+    drawn = ports_of(processes)
+    assert len(drawn) == len(set(drawn)) == DRAWERS * DRAWS
+
+
+def test_without_the_lock_they_would_be(drawers: Any, tmp_path: Path) -> None:
+    directory = turn_file(tmp_path).parent
+    directory.mkdir(mode=0o700)
+    (directory / "turn").write_text("00100")
+    processes = drawers(1, "unlocked")
+    all_go(processes)
+    all_say(processes, "has read")
+    all_go(processes)
+    assert len(set(ports_of(processes))) == 1
+
+
+def test_chance_alone_would_give_one_port_twice() -> None:
+    rng = random.Random(1)
+    drawn = [rng.choice(PORTS) for _ in range(DRAWERS * DRAWS)]
+    assert len(set(drawn)) < len(drawn)
+
+
+def test_threads_that_draw_at_the_same_moment_are_never_given_the_same_port(own_root: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        drawn = [port for ports in threads.map(lambda _: free_ports(LOOPBACK, LOOPBACK), range(100)) for port in ports]
+    assert len(drawn) == len(set(drawn)) == 200
+
+
+def test_a_port_comes_again_only_when_all_the_others_have_had_their_turn(
+    own_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp_ports, "_is_free", lambda *_: True)
+    everybody = free_ports(*[LOOPBACK] * len(PORTS))
+    assert sorted(everybody) == list(PORTS)
+    assert [free_port(), free_port()] == everybody[:2]
+
+
+@pytest.mark.parametrize("written", ["", "nonsense", "-5", "99999", "9" * 16])
+def test_a_turn_that_says_nothing_starts_anywhere(own_root: Path, written: str) -> None:
+    free_port()
+    turn_file(own_root).write_text(written)
+    assert len({free_port() for _ in range(20)}) == 20
+    assert 0 <= int(turn_file(own_root).read_text()[:5]) < len(PORTS)
+
+
+def test_the_turn_is_its_owners_alone(own_root: Path) -> None:
+    free_port()
+    assert turn_file(own_root).parent.stat().st_mode & 0o777 == 0o700
+    assert turn_file(own_root).stat().st_mode & 0o777 == 0o600
+
+
+def _link(place: Path, own: Path) -> None:
+    own.mkdir(mode=0o700)
+    place.symlink_to(own)
+
+
+def _open_to_others(place: Path, _: Path) -> None:
+    place.mkdir()
+    place.chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    "squat", [_link, _open_to_others, lambda place, _: place.touch()], ids=["link", "open", "file"]
+)
+def test_what_is_not_a_directory_of_our_own_is_neither_used_nor_in_the_way(own_root: Path, squat: Any) -> None:
+    squat(turn_file(own_root).parent, own_root / "elsewhere")
+    assert free_port() != free_port()
+    assert [path.parent.name for path in own_root.rglob("turn")] == [f"vht-ports-{os.geteuid()}-1"]
+
+
+def test_where_every_name_is_somebody_elses_there_is_a_typed_error(
+    own_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # what is made belongs to us, so not to that user
+    with pytest.raises(UnavailableError) as caught:
+        free_port()
+    assert caught.value.code == "VHT-UNAVAILABLE-PORT"
+    assert not list(own_root.rglob("turn"))
+
+
+def test_the_other_root_serves_where_the_first_does_not(own_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp_ports, "ROOTS", (own_root / "missing", own_root))
+    assert free_port() in PORTS
+    assert turn_file(own_root).is_file()
+
+
+def test_a_process_that_stopped_in_the_middle_of_a_draw_is_a_typed_error(
+    own_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_port()
+    monkeypatch.setattr(tcp_ports, "LOCK_WAIT_S", 0.0)
+    with turn_file(own_root).open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UnavailableError) as caught:
+            free_port()
+    assert caught.value.code == "VHT-UNAVAILABLE-PORT"
+    assert free_port() in PORTS
+
+
+def test_where_no_port_is_free_there_is_a_typed_error(own_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp_ports, "_is_free", lambda _, port: port == PORTS[7])
+    assert free_port() == PORTS[7]
+    with pytest.raises(UnavailableError) as caught:
+        free_ports(LOOPBACK, LOOPBACK)
+    assert caught.value.code == "VHT-UNAVAILABLE-PORT"
 
 
 def test_another_process_on_the_port_is_not_taken_for_the_service(tmp_path: Path) -> None:
@@ -49,15 +228,15 @@ def test_another_process_on_the_port_is_not_taken_for_the_service(tmp_path: Path
 
 @pytest.fixture
 def few_ports(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Chance gives each port many times over: whoever does not look draws one twice."""
+    """A turn that gives each port three times over: whoever does not look draws one twice."""
     drawn: list[int] = []
 
-    def below(_: int) -> int:
-        drawn.append(len(drawn) // 3)
+    def again(_: object) -> int:
+        drawn.append(PORTS[len(drawn) // 3])
         return drawn[-1]
 
-    monkeypatch.setattr(secrets, "randbelow", below)
-    return set(range(PORTS.start, PORTS.stop))
+    monkeypatch.setattr(tcp_ports._Turn, "_next", again)
+    return set(PORTS)
 
 
 def test_ports_drawn_together_are_all_different_and_none_that_was_named(few_ports: set[int]) -> None:
@@ -131,7 +310,7 @@ def test_a_port_that_another_process_holds_is_a_typed_error(tmp_path: Path) -> N
         assert caught.value.code == "VHT-UNAVAILABLE-PORT"
         assert str(port) in caught.value.message
         threading.Timer(0.5, other.close).start()
-        require_free(port, patience_s=60)
+        require_free(port, patience_s=300)
 
 
 def test_a_coordinator_whose_superlink_port_is_taken_says_so_and_starts_nothing(

@@ -6,11 +6,10 @@ none of them repeats what the client sent.
 
 import asyncio
 import contextlib
-import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from vht_federate.errors import InputError, UnavailableError, VhtError
+from vht_federate.tcp_ports import LOOPBACK, free_port, free_ports
 
 __all__ = [
     "LOOPBACK",
@@ -33,10 +33,8 @@ __all__ = [
     "serve",
 ]
 
-LOOPBACK = "127.0.0.1"
 POLL_S = 0.25
 PATIENCE_S = 20.0
-PORTS = range(12_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -48,41 +46,6 @@ class Listener:
     port: int
     certificate: Path | None = None
     key: Path | None = None
-
-
-def free_port(host: str = LOOPBACK, *, besides: Collection[int] = ()) -> int:
-    """A TCP port that was free a moment ago, as ``free_ports`` draws it."""
-    return free_ports(host, besides=besides)[0]
-
-
-def free_ports(*hosts: str, besides: Collection[int] = ()) -> list[int]:
-    """A TCP port for each of ``hosts``: all different, none of ``besides``, and all free at one moment.
-
-    Drawn from below the range that the kernel takes for outgoing connections: a port may be written into settings
-    now and bound a minute later, and until then nobody else should be given it. Whoever needs several draws them at
-    once. Raises UnavailableError VHT-UNAVAILABLE-PORT.
-    """
-    ports: list[int] = []
-    with contextlib.ExitStack() as held:
-        for host in hosts:
-            sock = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            ports.append(_bind_somewhere(sock, host, {*besides, *ports}))
-    return ports
-
-
-def _bind_somewhere(sock: socket.socket, host: str, taken: Collection[int]) -> int:
-    for _ in range(100):
-        port = PORTS.start + secrets.randbelow(len(PORTS))
-        if port in taken:
-            continue
-        try:
-            sock.bind((host, port))
-        except OSError:
-            continue
-        return port
-    raise UnavailableError(
-        f"no free port found between {PORTS.start} and {PORTS.stop}", code="VHT-UNAVAILABLE-PORT", hint="name one"
-    )
 
 
 def require_free(port: int, *, host: str = LOOPBACK, patience_s: float | None = None) -> None:

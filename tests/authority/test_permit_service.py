@@ -75,7 +75,7 @@ class Issuer:
         self.process = subprocess.Popen(
             [*VHT, "permit", "serve", "--state", str(self.state)], stderr=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             try:
                 with Client(self.url, self.ca) as client:
@@ -108,7 +108,7 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
     yield made
     if made.process.poll() is None:
         made.process.send_signal(signal.SIGTERM)
-    made.process.communicate(timeout=60)
+    made.process.communicate(timeout=300)
 
 
 def test_the_service_publishes_the_key_that_signs(issuer: Issuer) -> None:
@@ -202,7 +202,7 @@ def test_a_folder_that_is_no_issuers_state_is_refused(tmp_path: Path) -> None:
 
 def test_the_service_stops_on_command_and_by_signal(issuer: Issuer) -> None:
     assert vht("permit", "stop", "--state", str(issuer.state)) == {"stopped": True}
-    assert issuer.process.wait(timeout=60) == 0
+    assert issuer.process.wait(timeout=300) == 0
     assert not (issuer.state / "serve.pid").exists()
     assert vht("permit", "stop", "--state", str(issuer.state)) == {"stopped": False}
     assert len(Register(issuer.state / "authority.sqlite").permits()) > 0

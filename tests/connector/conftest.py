@@ -75,7 +75,7 @@ def postgresql() -> Iterator[str]:
     url = f"postgresql+psycopg://node@127.0.0.1:{port}/postgres"
     try:
         probe = Database(url)
-        for _ in range(1200):
+        for _ in range(6000):
             try:
                 with probe.read():
                     break
@@ -85,5 +85,5 @@ def postgresql() -> Iterator[str]:
         yield url
     finally:
         server.send_signal(signal.SIGINT)  # fast shutdown: it does not wait for idle clients
-        server.wait(60)
+        server.wait(300)
         shutil.rmtree(folder, ignore_errors=True)

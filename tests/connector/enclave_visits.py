@@ -124,7 +124,7 @@ class Courier:
     def raw(self, data: bytes) -> bytes:
         """Send bytes as they are; whatever comes back until the enclave closes."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(60)
+            sock.settimeout(300)
             sock.connect(str(self.run_dir / f"{self.visit}.sock"))
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)

@@ -103,7 +103,7 @@ class Program:
     def await_export(self, kickoff: Any, token: str | None = None) -> Any:
         assert kickoff.status_code == 202, kickoff.text
         where, token = urlsplit(kickoff.headers["Content-Location"]).path, token or self.token()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while (answer := self.call("GET", where, token)).status_code == 202:
             assert answer.headers["Retry-After"]
             assert answer.headers["X-Progress"]

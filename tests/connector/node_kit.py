@@ -91,7 +91,7 @@ class Issuer:
         self.register.revoke(permit, datetime.now(UTC), "test")
 
 
-def await_that(condition: Any, seconds: float = 60.0) -> None:
+def await_that(condition: Any, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from fhir_lines_kit import KEY, condition, observation, patient, prescription, quantity, write
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from thoroughness import examples
 
 from connector.fhir import Store, ingest
 from connector.fhir.rendering import resources
@@ -477,6 +478,7 @@ def strings(node: Any) -> Iterator[str]:
             yield from strings(inner)
 
 
+@settings(max_examples=examples(40, thorough=1000))
 @given(st.sampled_from(sorted(TABLES)), st.dictionaries(NAMES, ANYTHING, max_size=8))
 def test_whatever_comes_nothing_but_checked_strings_is_told(kind: str, elements: dict[str, Any]) -> None:
     known = {"subject": {"reference": "Patient/p1"}, "id": "p1"}

@@ -110,14 +110,14 @@ def halted(monkeypatch: pytest.MonkeyPatch) -> Halt:
         def face(*args: Any, **more: Any) -> Any:
             if threading.current_thread().name == "vht-exports":
                 reached.set()
-                assert go.wait(60)
+                assert go.wait(300)
             return whole(*args, **more)
 
         def everything(*args: Any, **more: Any) -> Iterator[Any]:
             for number, one in enumerate(whole(*args, **more)):
                 if number == 5:
                     reached.set()
-                    assert go.wait(60)
+                    assert go.wait(300)
                 yield one
 
         monkeypatch.setattr(owner, where, {"face": face, "everything": everything}[where])
@@ -133,7 +133,7 @@ def test_a_job_that_was_ended_makes_nothing(stocked: Hospital, halted: Halt, whe
         token = program.token()
         reached, go = halted(where)
         status = urlsplit(program.export(token=token).headers["Content-Location"]).path
-        assert reached.wait(60)
+        assert reached.wait(300)
         job = only_job(program)
         if by == "delete":
             assert program.call("DELETE", status, token).status_code == 202
@@ -155,7 +155,7 @@ def test_the_node_stops_in_the_middle_of_an_export(stocked: Hospital, halted: Ha
         token = program.token()
         reached, go = halted("face")
         program.export(token=token)
-        assert reached.wait(60)
+        assert reached.wait(300)
         job, exports = only_job(program), program.node.fhir_api.exports
         closing = threading.Thread(target=exports.close)
         closing.start()

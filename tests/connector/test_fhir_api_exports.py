@@ -156,13 +156,13 @@ def test_a_permit_revoked_in_the_middle_leaves_nothing(stocked: Hospital, monkey
             for number, one in enumerate(everything(*args, **more)):
                 if number == 5:
                     reached.set()
-                    assert held.wait(60)
+                    assert held.wait(300)
                 yield one
 
         monkeypatch.setattr("connector.fhir.api.face.Face.everything", slowly)
         token = program.token()
         status = urlsplit(program.export(token=token).headers["Content-Location"]).path
-        assert reached.wait(60)
+        assert reached.wait(300)
         stocked.issuer.revoke("permit-7")
         held.set()
         [job] = api.exports._jobs.values()

@@ -33,7 +33,7 @@ def desk(stocked: Hospital, tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         node.terminate()
-        node.wait(60)
+        node.wait(300)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -125,12 +125,12 @@ def test_partial_dates_are_told_and_found_by_their_year(stocked: Hospital) -> No
 
 def _rules(year: int) -> dict[str, int]:
     """Searches by date, and how many they find of one Observation of that year."""
-    days = [f"{year}-{month:02d}-{day}" for month in range(1, 13) for day in (11, 28)]
+    days = [f"{year}-{month:02d}-{day}" for month, day in ((1, 11), (6, 28), (12, 28))]
     return {
         f"{year}": 1, f"{year - 1}": 0, f"{year + 1}": 0,
         f"ge{year}": 1, f"gt{year}": 0, f"lt{year}": 0, f"le{year}": 1,
-        **dict.fromkeys(days[::5], 0), **dict.fromkeys([f"lt{one}" for one in days[::5]], 1),
-        **dict.fromkeys([f"gt{one}" for one in days[::5]], 1),
+        **dict.fromkeys(days, 0), **dict.fromkeys([f"lt{one}" for one in days], 1),
+        **dict.fromkeys([f"gt{one}" for one in days], 1),
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import pytest
 from fhir_lines_kit import KEY, LOINC, SNOMED, condition, observation, patient, prescription, quantity, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from thoroughness import examples
 
 from connector.fhir import Store, ingest
 from connector.fhir.engine import locked
@@ -223,8 +224,10 @@ PLACES = st.builds(
 )
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(PLACES, st.lists(PLACES, max_size=3)), min_size=1, max_size=6))
+@settings(
+    max_examples=examples(3, thorough=50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(PLACES, st.lists(PLACES, max_size=3)), min_size=8, max_size=16))
 def test_views_see_the_store_and_its_rendered_lines_alike(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[dict[str, Any], list[dict[str, Any]]]]
 ) -> None:

@@ -58,7 +58,7 @@ def source(server: BulkServer, **changes: Any) -> SourceSettings:
     return SourceSettings.model_validate(fields | changes)
 
 
-def quick(waits: list[float] | None = None, deadline_s: float = 60.0) -> Pace:
+def quick(waits: list[float] | None = None, deadline_s: float = 600.0) -> Pace:
     """A pace that does not wait, and remembers how long it would have."""
     return Pace(deadline_s, sleep=(waits if waits is not None else []).append, jitter=lambda: 0.5)
 
@@ -424,7 +424,7 @@ def noted(journal: Path) -> int:
 def killed(server: BulkServer, toml: Path, home: Path) -> None:
     """Run a client until the server stalls, then kill it there."""
     client = subprocess.Popen([sys.executable, "-c", CLIENT, str(toml), str(home)])
-    assert server.stalled.wait(60)
+    assert server.stalled.wait(300)
     await_that(lambda: noted(home / "run" / "progress.json") > 200_000)
     os.kill(client.pid, signal.SIGKILL)
     client.wait()

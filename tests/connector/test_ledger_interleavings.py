@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import StaticPool, create_engine
 from sqlalchemy.orm import Session
+from thoroughness import examples
 
 from connector.governance.ledger import Ledger, dumped
 from connector.governance.recovery import follow_the_log
@@ -57,6 +58,8 @@ PERMITS = [
 ]
 QUERIES = [(gaussian(4.0, "all"),), (gaussian(3.0, "train"),), (gaussian(2.5, "test"), gaussian(12.0, "all"))]
 SOME = st.sets(st.sampled_from(list(PATIENTS)), min_size=1)
+MANY = st.sampled_from([set(PATIENTS), {0, 2, 4}, {1, 2}])
+CALLS = st.sampled_from([3, 3, 2, 1])
 DEATH = st.sampled_from([None] * 6 + ["before the log", "after the log"])
 SELDOM = st.sampled_from([False, False, True])
 
@@ -94,6 +97,19 @@ class Node(RuleBasedStateMachine):
 
     @rule(plan=st.sampled_from(PLANS), permit=st.sampled_from(PERMITS))
     def approve(self, plan: StudyRequest, permit: Permit) -> None:
+        self._approve(plan, permit)
+
+    @rule(plan=st.sampled_from(PLANS), permit=st.sampled_from(PERMITS), whom=MANY, calls=CALLS, death=DEATH)
+    def run(self, plan: StudyRequest, permit: Permit, whom: set[int], calls: int, death: str | None) -> None:
+        """A visit as most are: its steps follow each other, until its process dies or it rests."""
+        name = self._approve(plan, permit)
+        if name in self.visits:
+            self._include(name, whom)
+        for call in range(1, calls + 1):
+            if name in self.visits:
+                self._draw(name, death if call == calls else None)
+
+    def _approve(self, plan: StudyRequest, permit: Permit) -> str:
         name = self._name("v")
         with suppress(BudgetError):
             with self.database.write() as session:
@@ -103,11 +119,14 @@ class Node(RuleBasedStateMachine):
                 session.flush()
                 self.ledger.reserve(session, row, permit, plan, NOW)
             self.visits[name] = permit, plan, set(), 0
+        return name
 
     @precondition(lambda self: any(not whom for _, _, whom, _ in self.visits.values()))
     @rule(data=st.data(), whom=SOME)
     def include(self, data: st.DataObject, whom: set[int]) -> None:
-        name = data.draw(st.sampled_from([name for name, visit in self.visits.items() if not visit[2]]))
+        self._include(data.draw(st.sampled_from([name for name, visit in self.visits.items() if not visit[2]])), whom)
+
+    def _include(self, name: str, whom: set[int]) -> None:
         permit, plan, _, _ = self.visits[name]
         try:
             with self.database.write() as session:
@@ -118,13 +137,10 @@ class Node(RuleBasedStateMachine):
 
     @precondition(lambda self: any(calls < 3 for *_, calls in self.visits.values()))
     @rule(data=st.data(), death=DEATH)
-    def draw_again(self, data: st.DataObject, death: str | None) -> None:
-        self.draw(data, death)
-
-    @precondition(lambda self: any(calls < 3 for *_, calls in self.visits.values()))
-    @rule(data=st.data(), death=DEATH)
     def draw(self, data: st.DataObject, death: str | None) -> None:
-        name = data.draw(st.sampled_from([name for name, visit in self.visits.items() if visit[3] < 3]))
+        self._draw(data.draw(st.sampled_from([name for name, visit in self.visits.items() if visit[3] < 3])), death)
+
+    def _draw(self, name: str, death: str | None) -> None:
         permit, plan, whom, calls = self.visits[name]
         events = plan.plan.events_of("train", calls + 1)
         body = {"job": "train", "round": calls + 1, "events": dumped(events), "request_sha256": "00", "dataset": "d"}
@@ -266,6 +282,7 @@ class Node(RuleBasedStateMachine):
 
 
 Node.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestTenThousandSteps = Node.TestCase
+    max_examples=examples(16, thorough=400), stateful_step_count=40, deadline=None,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+TestInterleavings = Node.TestCase

@@ -187,7 +187,7 @@ def _python(script: str) -> subprocess.Popen[str]:
 def test_two_processes_that_reserve_at_once_never_pass_the_cap_together(url: str, database: Database) -> None:
     tests = str(Path(__file__).parent)
     racers = [_python(_RACER.format(tests=tests, url=url, mine=mine)) for mine in ("a", "b")]
-    told = [racer.communicate(timeout=120) for racer in racers]
+    told = [racer.communicate(timeout=300) for racer in racers]
     assert all(racer.returncode == 0 for racer in racers), told
     with database.read() as session:
         account = LEDGER.dataset_account(session, "d")
@@ -254,7 +254,7 @@ def test_killed_between_any_two_writes_nothing_is_half_done(hook: str, tmp_path:
         LEDGER.draw_query(session, "q-1", NOW)
     before.close()
     dying = _python(_DYING.format(tests=str(Path(__file__).parent), root=str(tmp_path), hook=hook))
-    out, errors = dying.communicate(timeout=240)
+    out, errors = dying.communicate(timeout=300)
     assert dying.returncode == 0, errors
     lives = [json.loads(line) for line in out.splitlines()]
     assert [killed for _, _, killed in lives] == [True] * (len(lives) - 1) + [False]

@@ -72,7 +72,7 @@ class Served:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        self.process.communicate(timeout=120)
+        self.process.communicate(timeout=300)
         return self.process.returncode
 
 
@@ -111,7 +111,7 @@ def test_an_approved_visit_runs_in_a_real_enclave_and_ctrl_c_leaves_nothing_behi
     children = psutil.Process(served.process.pid).children(recursive=True)
     assert children
     os.killpg(served.process.pid, signal.SIGINT)  # what a terminal's Ctrl-C does
-    served.process.communicate(timeout=120)
+    served.process.communicate(timeout=300)
     assert not [child for child in children if alive(child.pid)]
     assert not run_dir.exists()
     assert not list((state / "visits").iterdir())
@@ -144,7 +144,7 @@ def test_a_killed_node_takes_its_enclave_along_and_opens_again(served: Served) -
         assert not left.exists()
         assert vht("status", state)["visits"] == {"failed": 1}
         assert vht("stop", state)["stopped"] is True
-        again.process.communicate(timeout=120)
+        again.process.communicate(timeout=300)
     finally:
         if again.process.poll() is None:
             again.process.kill()

@@ -36,7 +36,7 @@ from vht_federate.testing.asgi import AppClient
 from vht_federate.testing.clock import FixedClock
 
 OLD, NEW = "2020-01-01T00:00:00+00:00", "2040-01-01T00:00:00+00:00"
-LONG_S = 120.0
+LONG_S = 300.0
 ADA = Actor("Dr Ada", "approver", "account")
 Serve = Callable[..., BulkServer]
 

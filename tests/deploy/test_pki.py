@@ -42,7 +42,7 @@ def handshake(served: Issued, ca: Path, host: str) -> None:
             secured.sendall(b"x")
     finally:
         right.close()
-        thread.join(timeout=5)
+        thread.join(timeout=60)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "hospital-1", "h1.example.org", "::1"])

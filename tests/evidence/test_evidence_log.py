@@ -211,7 +211,7 @@ def test_entries_that_were_reported_survive_sigkill(tmp_path: Path) -> None:
         for line in process.stdout:
             reported = int(line) if line.strip().isdigit() and line.endswith("\n") else reported
         process.stdout.close()
-        process.wait(timeout=10)
+        process.wait(timeout=120)
         with opened(tmp_path / "log", key) as log:
             assert reported < len(log) <= reported + 2
             reported = len(log) - 1

@@ -63,11 +63,13 @@ def _ledger_agrees(out: Path, summary: dict[str, Any]) -> None:
 
 @pytest.mark.timeout(1000)
 def test_the_four_real_hospitals_reach_their_accuracy_within_the_budget(uci: Path) -> None:
-    """One draw of the noise. Of 860 draws six were below 0.78, none below 0.764: the mean is in the test below."""
+    """One draw of the noise: above those who always guess the commoner outcome, and the floor is in the test below.
+
+    Of 860 draws six were below 0.78, by 0.0065 in the mean: with such a tail one in 3 million falls to the majority.
+    """
     summary = read_summary(uci)
     assert (summary["patients"], summary["nodes"], summary["delta"]) == (920, 4, 1e-4)
     assert 0 < summary["epsilon"] <= 3.0
-    assert summary["accuracy_mean_over_nodes"] >= 0.76
     assert summary["accuracy_mean_over_nodes"] > summary["harness"]["accuracy_majority"]
     assert summary["harness"]["accuracy_majority"] == pytest.approx(0.715, abs=0.02)
     _ledger_agrees(uci, summary)
@@ -75,7 +77,10 @@ def test_the_four_real_hospitals_reach_their_accuracy_within_the_budget(uci: Pat
 
 
 def test_the_mean_accuracy_over_draws_of_the_noise_is_above_its_floor(uci: Path, tmp_path: Path) -> None:
-    """The plan that the demo ran, by the functions that its enclaves ran, on its own hospitals."""
+    """The plan that the demo ran, by the functions that its enclaves ran, on its own hospitals.
+
+    Draws have a mean of 0.816 and a deviation of 0.010: the mean of twenty is sixteen of its deviations above 0.78.
+    """
     request = HarnessRequest.read(uci)
     learner = Learner(request.component, request.profile)
     cohorts = cohorts_of(request.hospitals, learner, tmp_path)

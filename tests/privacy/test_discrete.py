@@ -1,10 +1,11 @@
-"""Exact samplers against exact probabilities. Every chi-square test fails once in 100,000 runs of a true sampler."""
+"""Exact samplers against exact probabilities. A true sampler fails a comparison as seldom as ``false_alarms`` says."""
 
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from false_alarms import RARE, SIGMAS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -18,7 +19,7 @@ from vht_federate.privacy.noise import RandomWords, SecureNoise
 from vht_federate.privacy.poisson import poisson
 from vht_federate.testing import SeededNoise
 
-RARE = 1e-7
+ENOUGH = 100  # expected in each cell: with fewer, chi-square has no such tails
 VARIANCES = [Fraction(1, 5), Fraction(1), Fraction(7, 3), Fraction(40), Fraction(90_000)]
 
 
@@ -28,12 +29,12 @@ def gaussian_pmf(x: np.ndarray, variance: float) -> np.ndarray:
 
 
 def chi_square(sample: np.ndarray, support: np.ndarray, chance: np.ndarray) -> float:
-    """p-value; neighbouring values are pooled until each cell expects at least ten."""
+    """p-value; neighbouring values are pooled until each cell expects ENOUGH."""
     order, cells, expected, room = np.argsort(support), [], [], 0.0
     edges = []
     for value, one in zip(support[order], chance[order] * len(sample), strict=True):
         room += one
-        if room >= 10:
+        if room >= ENOUGH:
             edges.append(value)
             expected.append(room)
             room = 0.0
@@ -83,12 +84,12 @@ def test_variance_and_tails_are_those_of_the_law(draw) -> None:
     variance, count = Fraction(10_000), 60_000
     sample = draw(variance, (count,), SecureNoise())
     spread = math.sqrt(2 / count)
-    assert abs(sample.mean()) < 4.5 * 100 / math.sqrt(count)
-    assert abs(sample.var() / 10_000 - 1) < 4.5 * spread
+    assert abs(sample.mean()) < SIGMAS * 100 / math.sqrt(count)
+    assert abs(sample.var() / 10_000 - 1) < SIGMAS * spread
     for sigmas in (1, 2, 3):
         tail = 2 * stats.norm.sf((100 * sigmas + 0.5) / 100)
         seen = np.mean(np.abs(sample) > 100 * sigmas)
-        assert abs(seen - tail) < 4.5 * math.sqrt(tail / count) + 1e-4
+        assert abs(seen - tail) < SIGMAS * math.sqrt(tail / count) + 1e-4
     assert np.abs(sample).max() < 800
 
 
@@ -144,7 +145,7 @@ def test_a_coin_draws_more_bits_exactly_where_its_chance_is_near() -> None:
 def test_exponential_coins_fall_with_chance_e_to_the_minus_x(x: Fraction, seed: int) -> None:
     exponents = Rationals(np.full(4_000, float(x)), lambda _: x)
     fell = int(exp_coins(exponents, SeededNoise(seed)).sum())
-    assert stats.binomtest(fell, 4_000, math.exp(-x)).pvalue > 1e-7
+    assert stats.binomtest(fell, 4_000, math.exp(-x)).pvalue > RARE
 
 
 def test_certain_and_impossible_coins() -> None:

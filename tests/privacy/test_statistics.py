@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from false_alarms import SIGMAS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,13 +77,12 @@ def test_a_release_draws_noise_once_on_all_its_numbers_at_the_scale_of_its_event
 
 
 def test_noise_has_its_stated_scale() -> None:
-    counts = [Count(5.0).release(numbers(*[0.0] * 40), SecureNoise()) for _ in range(400)]
-    assert abs(np.mean(counts) - 40) < 1.2
-    assert 4.2 < np.std(counts) < 5.8
+    draws, held, noise = 1500, numbers(*[0.0] * 40), SecureNoise()
+    counts = [Count(5.0).release(held, noise) for _ in range(draws)]
+    assert abs(np.mean(counts) - 40) < SIGMAS * 5.0 / math.sqrt(draws)
+    assert abs(np.std(counts) / 5.0 - 1) < SIGMAS / math.sqrt(2 * draws)
     tree = Quantiles(3.0, lower=0, upper=1, probabilities=(0.5,), levels=8)
-    drawn = SecureNoise().gaussian((511,)) * 3.0 * tree.l2_sensitivity
     assert tree.l2_sensitivity == 3.0
-    assert 7.5 < drawn.std() < 10.5
 
 
 def test_without_noise_the_statistics_are_the_plain_ones() -> None:

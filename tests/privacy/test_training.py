@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from false_alarms import SIGMAS
 from torch import nn
 
 from vht_federate.domain.plan import TrainingPlan
@@ -87,11 +88,11 @@ def test_a_model_without_per_patient_gradients_is_refused_before_anything_is_dra
 
 def test_noise_has_the_planned_scale_where_nobody_contributes() -> None:
     nobody = TrainingTensors(
-        np.zeros((0, 500), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), patients=40
+        np.zeros((0, 5000), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), patients=40
     )
     chosen = plan(local_steps=1, noise_multiplier=3.0, clipping_norm=2.0, learning_rate=1.0)
-    weights = train_round(engine(Logits(500)), Private(nobody), 40.0, chosen, SecureNoise())
-    assert abs(np.std(weights.weights["weight"]) / (3.0 * 2.0 / (0.5 * 40.0)) - 1) < 0.15
+    weights = train_round(engine(Logits(5000)), Private(nobody), 40.0, chosen, SecureNoise())
+    assert abs(np.std(weights.weights["weight"]) / (3.0 * 2.0 / (0.5 * 40.0)) - 1) < SIGMAS / np.sqrt(2 * 5000)
 
 
 def test_without_noise_on_everybody_it_is_plain_gradient_descent_with_momentum_and_decay() -> None:
@@ -141,9 +142,10 @@ def test_records_of_chosen_patients_are_theirs_also_for_patients_without_records
 
 def test_the_released_count_is_noised_and_never_below_one() -> None:
     held = Private(cohort(patients=60))
-    counts = [noised_count(held, plan(count_noise_multiplier=10), SecureNoise()) for _ in range(200)]
-    assert 7 < np.std(counts) < 13
-    assert min(noised_count(held, plan(count_noise_multiplier=500), SecureNoise()) for _ in range(50)) == 1.0
+    draws, noise = 1000, SecureNoise()
+    counts = [noised_count(held, plan(count_noise_multiplier=10), noise) for _ in range(draws)]
+    assert abs(np.std(counts) / 10 - 1) < SIGMAS / np.sqrt(2 * draws)  # six deviations above one: never cut there
+    assert min(noised_count(held, plan(count_noise_multiplier=500), noise) for _ in range(50)) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import os
 import signal
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -61,7 +60,7 @@ def start(federation: SmallFederation, directory: RunDirectory) -> int:
 @pytest.mark.federation
 def test_two_hospitals_train_and_evaluate(federation: SmallFederation, tmp_path: Path) -> None:
     enclaves = [ToyEnclave(federation.enclaves[name], "v-both") for name in NAMES]
-    directory = submit(federation, tmp_path / "run", "both", rounds=3, deadline_s=60)
+    directory = submit(federation, tmp_path / "run", "both", rounds=3, deadline_s=300)
     wait_until(lambda: directory.state().ended, "the run's end", 240)
     state = directory.state()
     assert (state.state, state.reason) == ("completed", "2 of 2 nodes took part to the end")
@@ -91,11 +90,11 @@ def test_a_run_goes_on_after_its_server_app_was_killed(federation: SmallFederati
     def slow(header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         if (header["job"], header["round"]) == ("train", 2) and not hold.is_set():
             second.set()
-            hold.wait(120)
+            hold.wait(300)
         return add_one(header, body)
 
     enclaves = [ToyEnclave(federation.enclaves[name], "v-again", slow) for name in NAMES]
-    directory = submit(federation, tmp_path / "run", "again", rounds=2, deadline_s=60)
+    directory = submit(federation, tmp_path / "run", "again", rounds=2, deadline_s=300)
     wait_until(second.is_set, "the second round", 90)
     server = PidFile(directory.path / PID_FILE)
     pid = server.running()
@@ -134,7 +133,7 @@ def test_a_killed_superexec_and_a_killed_superlink_come_back(federation: SmallFe
 
 @pytest.mark.faults
 def test_a_hospital_killed_in_the_middle_ends_the_run_as_refused(federation: SmallFederation, tmp_path: Path) -> None:
-    reached = threading.Event()
+    reached, killed = threading.Event(), threading.Event()
 
     def note(header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         reached.set()
@@ -142,16 +141,17 @@ def test_a_hospital_killed_in_the_middle_ends_the_run_as_refused(federation: Sma
 
     def stuck(header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         reached.set()
-        time.sleep(3)
+        killed.wait(300)
         return add_one(header, body)
 
     enclaves = [
         ToyEnclave(federation.enclaves[name], "v-killed", answer)
         for name, answer in zip(NAMES, (note, stuck), strict=True)
     ]
-    directory = submit(federation, tmp_path / "run", "killed", rounds=2, deadline_s=30)
+    directory = submit(federation, tmp_path / "run", "killed", rounds=2, deadline_s=60)
     wait_until(reached.is_set, "the first round", 90)
     federation.kill(NAMES[1])
+    killed.set()
     wait_until(lambda: directory.state().ended, "the run's end", 240)
     state = directory.state()
     assert state.state == "refused"

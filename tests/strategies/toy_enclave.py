@@ -62,5 +62,5 @@ class ToyEnclave:
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=60)
         self._path.unlink(missing_ok=True)

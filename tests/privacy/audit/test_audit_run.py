@@ -36,10 +36,11 @@ def test_a_broken_engine_is_refuted(plant: Plant, test: str) -> None:
 
 
 def test_the_engine_that_nodes_use_passes() -> None:
-    """An audit at 99.9 % refutes a true engine once in a thousand times; two in a row are no chance."""
-    found = run.audit(AuditedClaim(), SecureNoise())
-    if found.refuted:
+    """An audit at 99.9 % refutes a true engine once in a thousand times: three in a row are once in 10^9 runs."""
+    for _ in range(3):
         found = run.audit(AuditedClaim(), SecureNoise())
+        if not found.refuted:
+            break
     assert not found.refuted
     assert 0.9 < found.claimed <= 1.0
     assert found.lower_bound < found.claimed < found.cap
