@@ -153,6 +153,7 @@ class Node:
         """
         if self.settings.coordinator is not None:
             require_free(self.settings.coordinator.supernode_port)
+        pulls, fhir_api = self.pulls, self.fhir_api  # made here, before several threads ask for them
         self._make_run_dir()
         self.steps.follow()
         self.queries.release_left()
@@ -163,8 +164,8 @@ class Node:
         self.preparation.clear_leftovers()
         self.evidence.append("node.started", {"version": version("vht-federate")})
         self._regularly = Regularly(self.upkeep.sweep, upkeep_every_s)
-        self.pulls.start()
-        self.fhir_api.start()
+        pulls.start()
+        fhir_api.start()
         if self.settings.coordinator is not None:
             self.supernode = SuperNode(self.settings.coordinator, self.files, self.run_dir)
             self.supernode.start()
