@@ -150,7 +150,7 @@ def status(
 
 def _offline_status(state: Path) -> dict[str, Any]:
     from connector.books import Books
-    from connector.node import open_database
+    from connector.database import open_database
     from connector.pulls.installed import Sources
 
     settings, files = NodeSettings.read(state), NodeFiles(state)
@@ -239,8 +239,9 @@ def operator(
     password_file: Annotated[Path | None, typer.Option(help="File with the password; asked for by default.")] = None,
 ) -> None:
     """Make a console account, or give one a new role and password."""
+    from connector.database import open_database
     from connector.governance.actors import Accounts
-    from connector.node import open_database, utc_now
+    from connector.node import utc_now
 
     if role not in ("viewer", "approver"):
         raise InputError("a role is viewer or approver", code="VHT-INPUT-OPERATOR")

@@ -22,7 +22,7 @@ app.add_typer(ledger, name="ledger")
 def budget(state: State) -> None:
     """Show what was spent and reserved, and how many patients remain under each cap."""
     from connector.books import Books
-    from connector.node import open_database
+    from connector.database import open_database
 
     settings, files = NodeSettings.read(state), NodeFiles(state)
     database = open_database(settings, files)
@@ -38,8 +38,9 @@ def budget(state: State) -> None:
 def export(state: State, out: Annotated[Path, typer.Option(help="File to write.")] = Path("ledger.json")) -> None:
     """Write the ledger for an auditor: every event, groups of patients by size, no subject and no small cell."""
     from connector.books import Books
+    from connector.database import open_database
     from connector.governance.ledger_export import export_ledger
-    from connector.node import open_database, utc_now
+    from connector.node import utc_now
     from vht_federate.evidence.keys import SigningKey
 
     settings, files = NodeSettings.read(state), NodeFiles(state)

@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connector.books import Books
+from connector.database import open_database
 from connector.fhir import dataset_summary, subject_key
-from connector.fhir.api.service import local_api
 from connector.fhir.deletions import Deletions
 from connector.governance.actors import Accounts, Actor, system_user
 from connector.governance.feasibility import Feasibility
@@ -34,10 +34,8 @@ from connector.governance.status import IssuerService, PermitStatus, StatusSourc
 from connector.governance.steps import Step, Steps
 from connector.governance.upkeep import EVERY_S, Regularly, Upkeep
 from connector.governance.visits import Visits
-from connector.pulls.schedule import Schedule
 from connector.quality.desk import Surveys
 from connector.settings import NodeFiles, NodeSettings
-from connector.store import Database, migrate
 from connector.supernode import SuperNode
 from vht_federate.components.registry import find_digest
 from vht_federate.domain.study import ComponentRef
@@ -46,20 +44,17 @@ from vht_federate.evidence.keys import PublicKey, SigningKey
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.serving import require_free
 
-__all__ = ["InstalledComponents", "Node", "open_database", "utc_now"]
+if TYPE_CHECKING:
+    from connector.fhir.api.service import LocalApi
+    from connector.pulls.schedule import Schedule
+
+__all__ = ["InstalledComponents", "Node", "utc_now"]
 
 log = logging.getLogger("vht.node")
 
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
-
-
-def open_database(settings: NodeSettings, files: NodeFiles) -> Database:
-    """The node's database at the newest schema."""
-    database = Database(settings.database_url) if settings.database_url else Database.at(files.database)
-    migrate(database)
-    return database
 
 
 class InstalledComponents:
@@ -111,7 +106,6 @@ class Node:
         self.intakes = Intakes(
             dataset, self.files.fhir, key, self.database, self.evidence, self.clock, self.settings.validation_sample
         )
-        self.pulls = Schedule(self.files.state, self.intakes.record, self.clock)
         self.surveys = Surveys(self.files.fhir, self.settings.component_paths, self.database, self.clock)
         self.ledger = self.books.ledger
         status = PermitStatus(status_source, self.issuer, self.database, self.clock)
@@ -124,9 +118,25 @@ class Node:
         self.releases = Releases(self.visits, self.clock)
         self.accounts = Accounts(self.database, self.files.operator_token.read_text().strip(), self.clock)
         self.queries = Queries(self.steps, self.ledger, self.settings.dataset.id, self.clock)
-        self.fhir_api = local_api(self.settings, self.files, self.steps, judge)
-        self.upkeep = Upkeep(self.visits, self.clock, further=(self.fhir_api.exports.sweep,))
+        self.upkeep = Upkeep(self.visits, self.clock, further=(self._sweep_exports,))
         self.feasibility = Feasibility(judge, self.queries, self.database, self.files.fhir, self.settings, self.clock)
+
+    @cached_property
+    def pulls(self) -> "Schedule":
+        """Pulls from FHIR servers; an intake of a folder needs no HTTP client."""
+        from connector.pulls.schedule import Schedule
+
+        return Schedule(self.files.state, self.intakes.record, self.clock)
+
+    @cached_property
+    def fhir_api(self) -> "LocalApi":
+        """The local FHIR API. An intake or an opt-out never asks for it, and need not load a web server."""
+        from connector.fhir.api.service import local_api
+
+        return local_api(self.settings, self.files, self.steps, self.visits.judge)
+
+    def _sweep_exports(self) -> None:
+        self.fhir_api.exports.sweep()
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -143,6 +153,7 @@ class Node:
         """
         if self.settings.coordinator is not None:
             require_free(self.settings.coordinator.supernode_port)
+        pulls, fhir_api = self.pulls, self.fhir_api  # made here, before several threads ask for them
         self._make_run_dir()
         self.steps.follow()
         self.queries.release_left()
@@ -153,8 +164,8 @@ class Node:
         self.preparation.clear_leftovers()
         self.evidence.append("node.started", {"version": version("vht-federate")})
         self._regularly = Regularly(self.upkeep.sweep, upkeep_every_s)
-        self.pulls.start()
-        self.fhir_api.start()
+        pulls.start()
+        fhir_api.start()
         if self.settings.coordinator is not None:
             self.supernode = SuperNode(self.settings.coordinator, self.files, self.run_dir)
             self.supernode.start()

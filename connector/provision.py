@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from connector.database import open_database
 from connector.governance.secret import NodeSecret, private_files, write_private
-from connector.node import open_database
 from connector.settings import NodeFiles, NodeSettings
 from connector.supernode import create_key
 from vht_federate.errors import InputError

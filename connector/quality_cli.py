@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from connector.reach import State, alone, reach, running
 from vht_federate import output
@@ -41,7 +40,7 @@ def _alone(node: Any, component: str | None, profile: str | None, shareable: boo
     return surveyed(node, component, profile, shareable=shareable)
 
 
-def _tables(survey: Mapping[str, Any]) -> Iterator[Table | str]:
+def _tables(survey: Mapping[str, Any]) -> Iterator[output.Rows | str]:
     cohort, smallest = survey["cohort"], survey["smallest_cell"]
     name = f"{survey['component']} {survey['version']}, profile {survey['profile']}"
     yield output.table(

@@ -3,10 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from vht_federate.domain.budget import POPULATIONS
-from vht_federate.output import moment_text, table
+from vht_federate.output import Rows, moment_text, table
 
 __all__ = [
     "budget_table",
@@ -25,7 +23,7 @@ __all__ = [
 MOST_IGNORED = 20
 
 
-def budget_table(budget: Mapping[str, Any]) -> Table:
+def budget_table(budget: Mapping[str, Any]) -> Rows:
     """Every account of the ledger: the dataset over all permits, then each permit."""
     rows = [
         (kind, name, one["cap"], *(f"{one[part][p]:.3f}" for part in ("spent", "reserved") for p in POPULATIONS))
@@ -36,7 +34,7 @@ def budget_table(budget: Mapping[str, Any]) -> Table:
     return table("Budget (epsilon)", columns, rows)
 
 
-def patients_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+def patients_table(lines: Sequence[Mapping[str, Any]]) -> Rows:
     """How many patients remain under each cap."""
     names = ["cap", "of", "epsilon", "patients", "untouched", "half", "little"]
     rows = [tuple("" if line[name] is None else line[name] for name in names) for line in lines]
@@ -44,7 +42,7 @@ def patients_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     return table("Patients under each cap", columns, rows)
 
 
-def intake_table(folder: Any, report: Mapping[str, Any]) -> Table:
+def intake_table(folder: Any, report: Mapping[str, Any]) -> Rows:
     """Lines and values of one intake, with the reasons of what was set aside."""
     names: tuple[str, ...] = ("files", "lines", "accepted", "quarantined", "duplicate", "superseded", "replaced")
     names += ("deleted", "entered_in_error")
@@ -75,12 +73,12 @@ def _sampled(sample: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"  {one['path']}: {one['says']}", one["resources"]
 
 
-def pull_table(name: str, pulled: Mapping[str, Any]) -> Table:
+def pull_table(name: str, pulled: Mapping[str, Any]) -> Rows:
     """What came from a FHIR server."""
     return table(f"Pull of {name}", ["what", ""], pulled.items())
 
 
-def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
+def sources_table(sources: Sequence[Mapping[str, Any]]) -> Rows:
     """Where the data comes from, and whether it still does."""
     rows = [
         (
@@ -96,7 +94,7 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
     return table("Sources", ["source", "state", "every", "last success", "next", "error"], rows)
 
 
-def source_tables(one: Mapping[str, Any]) -> list[Table]:
+def source_tables(one: Mapping[str, Any]) -> list[Rows]:
     """One source and its latest pulls."""
     names = ("state", "base_url", "mode", "level", "every", "begun_at", "succeeded_at", "next_at", "failures")
     rows = [
@@ -121,12 +119,12 @@ def source_tables(one: Mapping[str, Any]) -> list[Table]:
     return [facts, table("Pulls", ["ended", "asked by", "since", "lines", "taken in"], runs)] if runs else [facts]
 
 
-def quarantine_table(entries: Sequence[Mapping[str, Any]]) -> Table:
+def quarantine_table(entries: Sequence[Mapping[str, Any]]) -> Rows:
     columns = ["file", "line", "kind", "reason", "path"]
     return table("Set aside", columns, [tuple(entry[name] for name in columns) for entry in entries])
 
 
-def explanation_table(explained: Sequence[Mapping[str, Any]]) -> Table:
+def explanation_table(explained: Sequence[Mapping[str, Any]]) -> Rows:
     """Entries that are wrong in one way in one file are one row."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for one in explained:
@@ -144,12 +142,12 @@ def _lines(numbers: Sequence[int]) -> str:
     return shown if len(numbers) <= 5 else f"{shown} … ({len(numbers)})"
 
 
-def visits_table(visits: Sequence[Mapping[str, Any]]) -> Table:
+def visits_table(visits: Sequence[Mapping[str, Any]]) -> Rows:
     rows = [(v["visit"], v["study_id"], v["state"], v["code"], v["user"], v["permit_id"]) for v in visits]
     return table("Visits", ["visit", "study", "state", "code", "user", "permit"], rows)
 
 
-def visit_tables(visit: Mapping[str, Any]) -> list[Table]:
+def visit_tables(visit: Mapping[str, Any]) -> list[Rows]:
     """All that an operator decides on, and what has left so far."""
     left = [
         (

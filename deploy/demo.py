@@ -195,9 +195,9 @@ def measure(federation: LocalFederation) -> dict[str, Any]:
 
 
 def _keep(federation: LocalFederation) -> None:
-    people.print("\nPages (Ctrl-C stops everything):")
+    people().print("\nPages (Ctrl-C stops everything):")
     for name, url in federation.describe().items():
-        people.print(f"  {name:<14} {url}", highlight=False)
+        people().print(f"  {name:<14} {url}", highlight=False)
     waiting: Callable[[], None] = signal.pause
     try:
         while True:

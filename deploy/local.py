@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -226,21 +227,22 @@ class LocalFederation:
         self.services[name] = self.commands.serve(name, *arguments, log=self.root / "logs" / f"{name}.log")
 
     def _await_health(self, name: str) -> None:
-        def healthy() -> bool:
-            try:
-                with Client(self.url(name), self.ca, timeout_s=5) as client:
-                    return bool(client.get("/health")["status"] == "ok")
-            except VhtError:
-                return False
+        with Client(self.url(name), self.ca, timeout_s=5) as client:
 
-        wait_until(healthy, self.services[name], 60)
+            def healthy() -> bool:
+                try:
+                    return bool(client.get("/health")["status"] == "ok")
+                except VhtError:
+                    return False
+
+            wait_until(healthy, self.services[name], 60)
 
     def _await_coordinator(self) -> None:
         state = str(self.root / "coordinator")
 
         def ready() -> bool:
             try:
-                return bool(self.commands.run("coordinator", "status", state).get("ready"))
+                return bool(self.commands.run("coordinator", "status", state, "--wait", "10").get("ready"))
             except VhtError:
                 return False
 
@@ -332,26 +334,22 @@ class LocalFederation:
         waiting = list(names or [hospital.name for hospital in self.hospitals])
         approved: list[str] = []
         deadline = time.monotonic() + deadline_s
-        while waiting and time.monotonic() < deadline:
-            for name in list(waiting):
-                visit = self._requested(name, study_id)
-                if visit:
-                    self.commands.run(
-                        "node", "approve", str(self.node_state(name)), visit, "--operator", f"operator-{name}"
-                    )
-                    approved.append(visit)
-                    waiting.remove(name)
-            time.sleep(0.3)
+        with ExitStack() as open_:
+            operators = {name: open_.enter_context(self.operator(name)) for name in waiting}
+            while waiting and time.monotonic() < deadline:
+                for name in list(waiting):
+                    visit = _requested(operators[name], study_id)
+                    if visit:
+                        self.commands.run(
+                            "node", "approve", str(self.node_state(name)), visit, "--operator", f"operator-{name}"
+                        )
+                        approved.append(visit)
+                        waiting.remove(name)
+                if waiting:
+                    time.sleep(0.3)
         if waiting:
             raise UnavailableError(f"no visit of {study_id} was requested at: {', '.join(waiting)}")
         return approved
-
-    def _requested(self, name: str, study_id: str) -> str | None:
-        with self.operator(name) as client:
-            for visit in client.get("/api/visits")["visits"]:
-                if visit["study_id"] == study_id and visit["state"] == "requested":
-                    return str(visit["visit"])
-        return None
 
     def run_study(
         self, study: Path, out: Path, *, approve: bool = True, during: Callable[[], None] | None = None
@@ -411,3 +409,11 @@ class LocalFederation:
         """Write ``endpoints.json``: ports and URLs, no secret."""
         endpoints = {name: f"https://{LOOPBACK}:{port}" for name, port in sorted(self.ports.items())}
         (self.root / "endpoints.json").write_text(json.dumps(endpoints, indent=2) + "\n")
+
+
+def _requested(operator: Client, study_id: str) -> str | None:
+    """The visit of ``study_id`` that waits for this hospital's operator."""
+    for visit in operator.get("/api/visits")["visits"]:
+        if visit["study_id"] == study_id and visit["state"] == "requested":
+            return str(visit["visit"])
+    return None

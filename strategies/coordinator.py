@@ -19,7 +19,6 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from strategies.doorbell import Doorbell
-from strategies.gateway import make_gateway
 from strategies.superlink import Control, SuperLinkPaths, flower_environment, superexec_command, superlink_command
 from strategies.supervision import Child, supervise
 from vht_federate.errors import InputError, UnavailableError
@@ -173,6 +172,8 @@ class Coordinator:
             asyncio.run(self._serve(on_ready))
 
     async def _serve(self, on_ready: Callable[[], None]) -> None:
+        from strategies.gateway import make_gateway
+
         config = self.config
         identity = {"name": "coordinator", "evidence_key": self.signing_key().public.jwk()}
         app = make_gateway(f"https://{self.superlink.address}", config.ca, self.doorbell, self.replies, identity)

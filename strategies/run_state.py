@@ -4,6 +4,7 @@ dispatch.json                    what to run, on which nodes (written once, befo
 run.json                         state, rounds, digests, who was lost and why (atomically replaced)
 weights/round-000.safetensors    initial weights; -00N after round N
 outputs/<job>-<round>/<node>.…   what each node released: .json (result) and .safetensors
+server.pid                       of the ServerApp while it plays the rounds
 """
 
 import json
@@ -18,8 +19,9 @@ from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import InputError, RefusedError, RevokedError, VhtError, error_from_envelope
 from vht_federate.framing import Reply
 
-__all__ = ["Dispatch", "DispatchNode", "NodeState", "RoundState", "RunDirectory", "RunState"]
+__all__ = ["PID_FILE", "Dispatch", "DispatchNode", "NodeState", "RoundState", "RunDirectory", "RunState"]
 
+PID_FILE = "server.pid"
 State = Literal["requested", "running", "completed", "refused", "revoked", "stopped", "failed"]
 
 

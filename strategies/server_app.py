@@ -13,13 +13,12 @@ from flwr.superlink.grid import http_grid
 from strategies.doorbell import Doorbell
 from strategies.exchange import Exchange
 from strategies.rounds import Rounds
-from strategies.run_state import RunDirectory
+from strategies.run_state import PID_FILE, RunDirectory
 from vht_federate.errors import InputError
 from vht_federate.processes import PidFile
 
 __all__ = ["PID_FILE", "app"]
 
-PID_FILE = "server.pid"
 LOOK_AGAIN_S = 0.05
 app = ServerApp()
 

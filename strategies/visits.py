@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,20 @@ class Visits:
     ) -> dict[str, VhtError]:
         """Wait until every visit is ready, ended, or the deadline passed; the reason of each that is not ready.
 
-        ``changed(node, state)`` is told of every change; ``enough(ready)`` may end the waiting early.
+        ``changed(node, state)`` is told of every change; ``enough(ready)`` may end the waiting early. Every node is
+        asked over one connection, which is made anew where it was lost.
         """
+        with ExitStack() as open_:
+            clients = {node: open_.enter_context(self._client(node)) for node in self.by_node}
+            return self._await_ready(clients, deadline_s, changed, enough)
+
+    def _await_ready(
+        self,
+        clients: Mapping[str, Client],
+        deadline_s: float,
+        changed: Callable[[str, str], None],
+        enough: Callable[[int], bool],
+    ) -> dict[str, VhtError]:
         seen: dict[str, str] = dict.fromkeys(self.by_node, "requested")
         failures: dict[str, VhtError] = {}
         end = time.monotonic() + deadline_s
@@ -115,7 +128,7 @@ class Visits:
                 if seen[node] == READY or seen[node] in ENDED:
                     continue
                 try:
-                    answer = self.state(node)
+                    answer = dict(clients[node].get(self._path(node)))
                 except UnavailableError:
                     continue  # it may come back before the deadline
                 if answer["state"] != seen[node]:

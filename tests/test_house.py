@@ -1,5 +1,6 @@
 """The house: import floors, what the base install brings, and what a control plane loads."""
 
+import json
 import re
 import subprocess
 import sys
@@ -50,11 +51,74 @@ def test_the_base_install_resolves_without_torch_and_sdv() -> None:
     assert {"torch", "sdv"} <= _closure("vht-federate", "all")
 
 
-@pytest.mark.parametrize("module", ["connector.app", "connector.cli", "strategies.courier", "vht_federate.cli"])
-def test_a_control_plane_module_loads_neither_torch_nor_sdv(module: str) -> None:
-    code = f"import {module}, sys; print(sorted({{'torch', 'sdv', 'jax', 'opacus'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]", done.stderr
+TRAINING = {"torch", "sdv", "sdmetrics", "pandas", "sklearn", "jax", "opacus"}
+ACCOUNTING = {"scipy", "dp_accounting"}
+UNITS = {"pint", "ucumvert", "lark"}
+FLOWER = {"flwr", "grpc"}
+SERVER = {"fastapi", "starlette", "uvicorn"}
+DATABASE = {"sqlalchemy", "alembic"}
+STORE = {"duckdb", "pyarrow"}
+HEAVY = TRAINING | ACCOUNTING | UNITS | FLOWER | SERVER | DATABASE | STORE | {"numpy", "httpx", "rich"}
+
+
+def _loaded(code: str, cwd: Path = ROOT) -> set[str]:
+    """Which of the heavy packages a process has loaded when it has run ``code``."""
+    shown = f"import json, sys; print(json.dumps(sorted({HEAVY!r} & set(sys.modules))))"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{shown}"], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+# Modules that commands and processes start with, by what they may load; the rest is loaded by whoever uses it.
+START_WITH: dict[str, tuple[set[str], tuple[str, ...]]] = {
+    "nothing heavy": (
+        set(),
+        (
+            *("vht_federate.cli", "vht_federate.client", "connector.settings", "connector.cli", "strategies.cli"),
+            *("strategies.coordinator", "deploy.cli", "vht_federate.authority.cli", "vht_federate.central.cli"),
+            *("vht_federate.components.cli", "vht_federate.evidence.cli", "connector.enclave.host"),
+            "connector.enclave.worker",  # before it is isolated
+        ),
+    ),
+    "numpy": (
+        {"numpy"},
+        (
+            *("vht_federate.privacy.cli", "vht_federate.samples.cli", "vht_federate.evidence.verify"),
+            *("strategies.study", "connector.enclave.jobs"),
+        ),
+    ),
+    "a database": ({"sqlalchemy"}, ("connector.provision", "vht_federate.authority.issue")),
+    "a store": (STORE | {"numpy"}, ("connector.views.sql.cli",)),
+    "an open node": (STORE | {"sqlalchemy", "numpy"}, ("connector.node",)),
+    "a serving node": (SERVER | STORE | {"sqlalchemy", "numpy", "httpx", "rich"}, ("connector.app",)),
+    "a pull": (STORE | {"numpy", "httpx", "rich"}, ("connector.pulls.worker",)),
+    "issuer and platform": (
+        SERVER | {"sqlalchemy", "numpy"},
+        ("vht_federate.authority.app", "vht_federate.central.app"),
+    ),
+    "a courier": (FLOWER | {"numpy", "httpx", "rich"}, ("strategies.courier",)),
+}
+
+
+@pytest.mark.parametrize("what", START_WITH)
+def test_a_process_starts_without_what_others_need(what: str) -> None:
+    allowed, modules = START_WITH[what]
+    assert _loaded(f"import {', '.join(modules)}") <= allowed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("component", "list"),
+        ("component", "show", "cardio-risk"),
+        ("permit", "keygen", "."),
+        ("pki", "ca", "--out", "."),
+    ],
+)
+def test_a_command_with_json_loads_nothing_heavy(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    line = ["vht", "--json", *arguments]
+    code = f"import sys; from vht_federate.cli import main; sys.argv = {line!r}\ntry: main()\nexcept SystemExit: pass"
+    assert not _loaded(code, tmp_path)
 
 
 @pytest.mark.parametrize("group", ["vht.commands", "vht.enclave_jobs", "vht.cohort_makers"])

@@ -2,11 +2,12 @@
 
 import ssl
 from pathlib import Path
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from vht_federate.errors import UnavailableError, WireError, error_from_envelope
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = ["Client"]
 
@@ -15,6 +16,8 @@ class Client:
     """A client of one service, trusting only the certificate authority in ``ca`` (PEM). Proxies are ignored."""
 
     def __init__(self, base_url: str, ca: Path, *, token: str | None = None, timeout_s: float = 30.0) -> None:
+        import httpx
+
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(
             base_url=base_url.rstrip("/"),
@@ -34,11 +37,13 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def request(self, method: str, path: str, **options: Any) -> "httpx.Response":
         """Raises the peer's typed error, or UnavailableError VHT-UNAVAILABLE-PEER where nothing answers."""
+        from httpx import HTTPError
+
         try:
             answer = self._http.request(method, path, **options)
-        except httpx.HTTPError as error:
+        except HTTPError as error:
             raise UnavailableError(
                 f"{self.base_url} does not answer ({type(error).__name__})",
                 code="VHT-UNAVAILABLE-PEER",

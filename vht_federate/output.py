@@ -1,6 +1,7 @@
 """How commands speak: progress and tables for people on stderr/stdout, or one JSON envelope with ``--json``.
 
 Envelope: ``{schema_version, command, ok, data | error{code, message, hint}}``. Exit codes are in ``errors.py``.
+Rich is loaded when something is printed for people: a command with ``--json`` starts without it.
 """
 
 import contextvars
@@ -10,20 +11,23 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from vht_federate.errors import InterruptError, UnavailableError, VhtError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 __all__ = [
     "SCHEMA_VERSION",
+    "Rows",
     "command",
     "emit",
     "fail",
@@ -42,8 +46,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _json_mode: contextvars.ContextVar[bool] = contextvars.ContextVar("vht_json_mode", default=False)
-people = Console(soft_wrap=True)
-_progress = Console(stderr=True, soft_wrap=True)
+
+
+@functools.cache
+def people(*, stderr: bool = False) -> "Console":
+    """The console of stdout, or of stderr."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, soft_wrap=True)
 
 
 def set_json_mode(on: bool) -> None:
@@ -57,17 +67,32 @@ def json_mode() -> bool:
 
 def progress(message: str) -> None:
     """One line of progress for people, on stderr, so that stdout stays machine-readable."""
-    _progress.print(message, highlight=False, markup=True)
+    people(stderr=True).print(message, highlight=False, markup=True)
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    """A Rich table of ``rows`` (any values, shown as they are; None shows as a dash)."""
-    made = Table(title=title, title_justify="left", header_style="bold")
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    for row in rows:
-        made.add_row(*("-" if value is None else escape(str(value)) for value in row))
-    return made
+@dataclass(frozen=True)
+class Rows:
+    """A titled table of values, which becomes a Rich table when it is printed."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+    def __rich__(self) -> "Table":
+        from rich.markup import escape
+        from rich.table import Table
+
+        shown = Table(title=self.title, title_justify="left", header_style="bold")
+        for column in self.columns:
+            shown.add_column(column, overflow="fold")
+        for row in self.rows:
+            shown.add_row(*("-" if value is None else escape(str(value)) for value in row))
+        return shown
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Rows:
+    """A table of ``rows`` (any values, shown as they are; None shows as a dash)."""
+    return Rows(title, tuple(columns), tuple(tuple(row) for row in rows))
 
 
 def emit(name: str, data: dict[str, Any], *renderables: Any) -> None:
@@ -76,7 +101,7 @@ def emit(name: str, data: dict[str, Any], *renderables: Any) -> None:
         print(json.dumps({"schema_version": SCHEMA_VERSION, "command": name, "ok": True, "data": data}, default=str))
         return
     for renderable in renderables:
-        people.print(renderable, highlight=False)
+        people().print(renderable, highlight=False)
 
 
 def fail(name: str, error: VhtError) -> None:
@@ -84,9 +109,12 @@ def fail(name: str, error: VhtError) -> None:
     if json_mode():
         print(json.dumps({"schema_version": SCHEMA_VERSION, "command": name, "ok": False, "error": error.envelope()}))
     else:
-        _progress.print(f"[bold red]{error.code}[/] {escape(error.message)}", highlight=False)
+        from rich.markup import escape
+
+        console = people(stderr=True)
+        console.print(f"[bold red]{error.code}[/] {escape(error.message)}", highlight=False)
         if error.hint:
-            _progress.print(f"  hint: {error.hint}", highlight=False, markup=False)
+            console.print(f"  hint: {error.hint}", highlight=False, markup=False)
     sys.stdout.flush()
     raise typer.Exit(error.exit_code)
 

@@ -1,10 +1,9 @@
 """Serve one or several FastAPI applications over TLS in one process, and answer typed errors as JSON.
 
 Every error body is ``{"error": {code, message, hint}}``; FastAPI's own 404, 405, 422 and 500 are mapped to it, and
-none of them repeats what the client sent.
+none of them repeats what the client sent. FastAPI and uvicorn are loaded by whoever serves, not for a port.
 """
 
-import asyncio
 import contextlib
 import signal
 import socket
@@ -12,15 +11,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+from typing import TYPE_CHECKING
 
 from vht_federate.errors import InputError, UnavailableError, VhtError
 from vht_federate.tcp_ports import LOOPBACK, free_port, free_ports
+
+if TYPE_CHECKING:
+    import asyncio
+
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+    from starlette.responses import JSONResponse
 
 __all__ = [
     "LOOPBACK",
@@ -41,7 +44,7 @@ PATIENCE_S = 20.0
 class Listener:
     """One address of one application. ``certificate``/``key`` are PEM files; None serves plain HTTP (tests)."""
 
-    app: FastAPI
+    app: "FastAPI"
     host: str
     port: int
     certificate: Path | None = None
@@ -89,60 +92,64 @@ def await_ready(ready: Callable[[], bool], *, wait_s: float, what: str) -> None:
         time.sleep(POLL_S)
 
 
-def answer_typed_errors(app: FastAPI) -> FastAPI:
+def answer_typed_errors(app: "FastAPI") -> "FastAPI":
     """Map every failure of ``app`` to the error envelope."""
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+    from starlette.responses import JSONResponse
 
-    def body(error: VhtError, status: int) -> JSONResponse:
+    def body(error: VhtError, status: int) -> "JSONResponse":
         return JSONResponse({"error": error.envelope()}, status_code=status)
 
     @app.exception_handler(VhtError)
-    async def typed(_: Request, error: VhtError) -> JSONResponse:
+    async def typed(_: "Request", error: VhtError) -> "JSONResponse":
         return body(error, error.http_status)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_: "Request", error: "RequestValidationError") -> "JSONResponse":
         places = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
         return body(InputError(f"the request does not fit its schema at: {', '.join(places)}"), 400)
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
+    async def http(_: "Request", error: "HTTPException") -> "JSONResponse":
         code = {404: "VHT-INPUT-NOT-FOUND", 405: "VHT-INPUT-METHOD"}.get(error.status_code, "VHT-INPUT")
         return body(InputError(str(error.detail), code=code), error.status_code)
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+    async def unexpected(_: "Request", error: Exception) -> "JSONResponse":
         return body(VhtError(f"internal error ({type(error).__name__})", hint="see the log of this process"), 500)
 
     return app
 
 
-class _Server(uvicorn.Server):
+def _server(listener: Listener) -> "uvicorn.Server":
     """A server whose signals are handled once, by ``serve``."""
+    import uvicorn
 
-    def install_signal_handlers(self) -> None:
-        return None
+    class Server(uvicorn.Server):
+        def capture_signals(self):  # type: ignore[no-untyped-def]
+            return contextlib.nullcontext()
 
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        return contextlib.nullcontext()
+    config = uvicorn.Config(
+        listener.app,
+        host=listener.host,
+        port=listener.port,
+        ssl_certfile=listener.certificate,
+        ssl_keyfile=listener.key,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=3,
+    )
+    return Server(config)
 
 
 async def serve(listeners: list[Listener], *, on_started: "list[asyncio.Event] | None" = None) -> None:
     """Serve all ``listeners`` until SIGINT or SIGTERM. Raises UnavailableError where a port is taken."""
-    servers = []
-    for one in listeners:
-        config = uvicorn.Config(
-            one.app,
-            host=one.host,
-            port=one.port,
-            ssl_certfile=one.certificate,
-            ssl_keyfile=one.key,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            ws="none",
-            timeout_graceful_shutdown=3,
-        )
-        servers.append(_Server(config))
+    import asyncio
+
+    servers = [_server(listener) for listener in listeners]
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -152,7 +159,7 @@ async def serve(listeners: list[Listener], *, on_started: "list[asyncio.Event] |
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
 
-    async def run(server: uvicorn.Server, one: Listener) -> None:
+    async def run(server: "uvicorn.Server", one: Listener) -> None:
         try:
             await server.serve()
         except SystemExit as error:  # uvicorn leaves so when it cannot bind

@@ -1,7 +1,9 @@
 """The issuer's status list, fetched anew at every decision: unreachable, stale or rolled back means no."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +29,13 @@ class IssuerService:
     """The permit issuer's HTTPS service."""
 
     def __init__(self, url: str, ca: Path, *, timeout_s: float = 5.0) -> None:
-        self._client = Client(url, ca, timeout_s=timeout_s)
+        self._url, self._ca, self._timeout_s = url, ca, timeout_s
+        self._closing = ExitStack()
+
+    @cached_property
+    def _client(self) -> Client:
+        """Made for the first question: most commands ask none."""
+        return self._closing.enter_context(Client(self._url, self._ca, timeout_s=self._timeout_s))
 
     def fetch(self) -> str:
         try:
@@ -46,7 +54,7 @@ class IssuerService:
         return self._client.request("GET", "/status-list").text.strip()
 
     def close(self) -> None:
-        self._client.close()
+        self._closing.close()
 
 
 class PermitStatus:

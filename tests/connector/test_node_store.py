@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from connector.store import Database, migrate
+from connector.store.migrate import HEAD, SCRIPTS
 from connector.store.models import Base, Draw, IssuerState, OptOutRow
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.serving import free_port
@@ -47,6 +50,12 @@ def _draw(**changes: object) -> Draw:
         **changes,
     }
     return Draw(**fields)
+
+
+def test_the_head_that_a_current_database_is_known_by_is_alembics() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS))
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_models(database: Database) -> None:

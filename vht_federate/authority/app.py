@@ -7,18 +7,12 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
-from vht_federate.authority.store import Register, Registered
+from vht_federate.authority.store import Register, public_record
 from vht_federate.domain.permit import STATUS_TYP
 from vht_federate.evidence.keys import SigningKey
 from vht_federate.serving import answer_typed_errors
 
-__all__ = ["build_app", "public_record"]
-
-_PUBLIC = (
-    "permit_id", "hdab", "application_ref", "amends", "issued_at", "not_before", "expires_at", "categories",
-    "dataset_ids", "columns", "purposes", "purpose_text", "controller", "processing_environment", "component_digests",
-    "epsilon", "delta", "minimum_nodes", "minimum_cohort", "release_types",
-)  # fmt: skip
+__all__ = ["build_app"]
 
 
 def build_app(
@@ -46,15 +40,3 @@ def build_app(
         return {"permits": [public_record(item, now) for item in register.permits()]}
 
     return app
-
-
-def public_record(item: Registered, now: datetime) -> dict[str, Any]:
-    """What the public register says of one permit: never a key."""
-    claims = item.permit.claims()
-    users = [{"name": user.name, "kind": user.kind.value} for user in item.permit.data_users]
-    return {
-        **{name: claims[name] for name in _PUBLIC},
-        "data_users": users,
-        "state": item.state(now),
-        "revoked_at": item.revoked_at.isoformat() if item.revoked_at else None,
-    }

@@ -1,24 +1,22 @@
 """``vht permit``: issue, revoke and show data permits; serve the issuer's key and status list."""
 
-import asyncio
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vht_federate import output
-from vht_federate.authority.app import build_app, public_record
-from vht_federate.authority.check import read_permit
-from vht_federate.authority.issue import issue_permit
 from vht_federate.authority.settings import AuthoritySettings, key_path, store_path
-from vht_federate.authority.store import Register
-from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError
 from vht_federate.evidence.keys import PublicKey, SigningKey, unverified_claims
 from vht_federate.processes import PidFile, stop_process
 from vht_federate.serving import Listener, await_ready, free_port, serve
+
+if TYPE_CHECKING:
+    from vht_federate.authority.store import Register
+    from vht_federate.domain.permit import Permit
 
 __all__ = ["app"]
 
@@ -39,7 +37,9 @@ def _key(state: Path) -> SigningKey:
     return SigningKey.read(key_path(state))
 
 
-def _register(state: Path) -> Register:
+def _register(state: Path) -> "Register":
+    from vht_federate.authority.store import Register
+
     _key(state)  # a mistyped directory must not become a register
     return Register(store_path(state))
 
@@ -70,6 +70,8 @@ def init(
     status_validity: Annotated[float, typer.Option(help="Seconds a status list is good for.", min=1)] = 60.0,
 ) -> None:
     """Make an issuer's state directory: key, register, configuration."""
+    from vht_federate.authority.store import Register
+
     for path in (certificate, key):
         if not path.is_file():
             raise InputError(f"there is no file {path}", code="VHT-INPUT-TLS", hint="make one with 'vht pki cert'")
@@ -92,6 +94,10 @@ def init(
 @output.command("permit serve")
 def serve_issuer(state: State) -> None:
     """Serve the issuer's public key, status list and register over TLS, until stopped."""
+    import asyncio
+
+    from vht_federate.authority.app import build_app
+
     settings = AuthoritySettings.read(state)
     service = build_app(
         _register(state),
@@ -142,6 +148,8 @@ def issue(
     out: Annotated[Path, typer.Option(help="File for the permit (JWT).")],
 ) -> None:
     """Sign a permit and enter it in the register."""
+    from vht_federate.authority.issue import issue_permit
+
     key = _key(state)
     hdab = AuthoritySettings.read(state).hdab if (state / "authority.toml").exists() else ""
     new_id = f"permit-{_now():%Y%m%d}-{secrets.token_hex(5)}"
@@ -172,6 +180,9 @@ def show(
     issuer: Annotated[Path | None, typer.Option(help="The issuer's public key, to verify the signature.")] = None,
 ) -> None:
     """Show a permit; with --issuer, verify its signature first."""
+    from vht_federate.authority.check import read_permit
+    from vht_federate.domain.permit import Permit
+
     try:
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -186,6 +197,8 @@ def show(
 @output.command("permit list")
 def list_permits(state: State) -> None:
     """List the register."""
+    from vht_federate.authority.store import public_record
+
     now = _now()
     records = [public_record(item, now) for item in _register(state).permits()]
     columns = ("permit_id", "state", "controller", "expires_at")
@@ -193,7 +206,7 @@ def list_permits(state: State) -> None:
     output.emit("permit list", {"permits": records}, output.table("Permits", ["permit", *columns[1:]], rows))
 
 
-def _table(permit: Permit) -> Any:
+def _table(permit: "Permit") -> Any:
     rows = [
         (name, ", ".join(map(str, value)) if isinstance(value, list) else value)
         for name, value in permit.claims().items()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import ForeignKey, NullPool, String, create_engine, event, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -16,7 +17,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from vht_federate.domain.permit import Permit, StatusList
 from vht_federate.errors import InputError
 
-__all__ = ["Register", "Registered"]
+__all__ = ["Register", "Registered", "public_record"]
+
+_PUBLIC = (
+    "permit_id", "hdab", "application_ref", "amends", "issued_at", "not_before", "expires_at", "categories",
+    "dataset_ids", "columns", "purposes", "purpose_text", "controller", "processing_environment", "component_digests",
+    "epsilon", "delta", "minimum_nodes", "minimum_cohort", "release_types",
+)  # fmt: skip
 
 
 class _Base(DeclarativeBase):
@@ -52,6 +59,18 @@ class Registered:
         if self.revoked_at is not None and self.revoked_at <= now:
             return "revoked"
         return "expired" if now >= self.permit.expires_at else "granted"
+
+
+def public_record(item: Registered, now: datetime) -> dict[str, Any]:
+    """What the public register says of one permit: never a key."""
+    claims = item.permit.claims()
+    users = [{"name": user.name, "kind": user.kind.value} for user in item.permit.data_users]
+    return {
+        **{name: claims[name] for name in _PUBLIC},
+        "data_users": users,
+        "state": item.state(now),
+        "revoked_at": item.revoked_at.isoformat() if item.revoked_at else None,
+    }
 
 
 class Register:

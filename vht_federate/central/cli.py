@@ -1,6 +1,5 @@
 """``vht platform``: the central catalogue of released components and synthetic cohorts."""
 
-import asyncio
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,11 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vht_federate import output
-from vht_federate.central.admission import Admission
-from vht_federate.central.app import build_app
-from vht_federate.central.archive import Limits, pack
 from vht_federate.central.settings import PlatformSettings
-from vht_federate.central.store import Catalogue
 from vht_federate.client import Client
 from vht_federate.errors import InputError
 from vht_federate.evidence.trust import TrustFile
@@ -59,6 +54,13 @@ def init(
 @output.command("platform serve")
 def serve_platform(state: State) -> None:
     """Serve the catalogue over TLS, until stopped."""
+    import asyncio
+
+    from vht_federate.central.admission import Admission
+    from vht_federate.central.app import build_app
+    from vht_federate.central.archive import Limits
+    from vht_federate.central.store import Catalogue
+
     settings = PlatformSettings.read(state)
     upload = settings.maximum_upload_mb << 20
     with PidFile(state / "serve.pid"):
@@ -111,6 +113,8 @@ def publish(
     ca: Annotated[Path, typer.Option(help="Certificate authority (PEM) of the platform's certificate.")],
 ) -> None:
     """Send an evidence bundle with its releases to a platform."""
+    from vht_federate.central.archive import pack
+
     if not (bundle / "manifest.json").is_file():
         raise InputError(f"{bundle} is not an evidence bundle", code="VHT-INPUT-BUNDLE")
     with tempfile.TemporaryFile() as archive, Client(url, ca, timeout_s=300) as client:

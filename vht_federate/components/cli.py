@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from vht_federate import output
 from vht_federate.components.contract import Port, Profile
@@ -90,6 +89,8 @@ def views(
         "views": found,
     }
     shown = json.dumps(list(found.values()), indent=2, ensure_ascii=False)
+    from rich.text import Text
+
     output.emit("component views", data, Text(shown), data["view_hash"])
 
 

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from vht_federate import output
 from vht_federate.errors import InputError
 from vht_federate.evidence.keys import PublicKey, unverified_claims
-from vht_federate.evidence.run_check import read_run
 from vht_federate.evidence.trust import TrustFile
 
 __all__ = ["app"]
@@ -26,6 +24,8 @@ Trust = Annotated[Path, typer.Option("--trust", help="Trusted public keys, from 
 @output.command("audit verify")
 def verify(bundle: Bundle, trust: Trust) -> None:
     """Check everything offline, and trace the permit from issue to release. Exit code 4 where anything fails."""
+    from rich.markup import escape
+
     from vht_federate.evidence.verify import verify_bundle
 
     held = verify_bundle(bundle, TrustFile.read(trust))
@@ -112,6 +112,8 @@ def audit_node_ledger(
 @output.command("audit show")
 def show(bundle: Bundle) -> None:
     """Show what a bundle claims, without verifying anything."""
+    from vht_federate.evidence.run_check import read_run
+
     try:
         manifest = json.loads((bundle / "manifest.json").read_bytes())
         permit = unverified_claims((bundle / "permit.jwt").read_text().strip())
