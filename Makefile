@@ -18,7 +18,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults check bench docs clean constraints format fhir-server synthea test-servers
+.PHONY: help demo test test-faults test-numerics check bench docs clean constraints format fhir-server synthea test-servers
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ test: .venv/.ready ## All tests but the fault runs and those that need larger se
 
 test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs; whole demos
 	$(BIN)/pytest -m faults $(ARGS)
+
+test-numerics: .venv/.ready ## The privacy tests under each of torch's instruction sets, and without oneDNN (4 to 8 minutes each)
+	PYTHONPATH=tests $(BIN)/python -m privacy.rounding_settings $(ARGS)
 
 check: .venv/.ready ## Lint, types, import floors, duplicate code
 	$(BIN)/ruff check .
