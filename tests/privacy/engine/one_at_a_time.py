@@ -1,8 +1,12 @@
-"""The definition, as slow as can be: one record after the other through plain autograd, in float64."""
+"""The definition, as slow as can be: one record after the other through plain autograd, in float64.
+
+Where a record is so far out that the definition itself depends on how a processor rounds, nothing equals it but itself.
+"""
 
 from collections.abc import Callable, Sequence
 
 import torch
+from privacy.engine.rounding import well_conditioned
 from torch import Tensor, nn
 
 
@@ -40,3 +44,32 @@ def clipped_sum_by_definition(
 def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     assert found.keys() == expected.keys()
     return max(float((found[name] - value).detach().abs().max()) for name, value in expected.items())
+
+
+def check_broken_patients_cost_themselves_alone(
+    sum_of: Callable[[float], dict[str, Tensor]],
+    definition: Callable[[Sequence[int], float], dict[str, Tensor]],
+    patients: Sequence[int],
+    broken: Sequence[int],
+    norm: float,
+) -> None:
+    """``sum_of`` a clipping norm: the engine's, of all ``patients``. ``definition``: of some patients, at a norm.
+
+    Everybody for whom the definition is well conditioned has exactly the share that it gives. What remains belongs to
+    the others: no longer than the norm each, and, of one patient, the same at half the norm but for the clipping.
+    """
+    unclear = [one for one in broken if not well_conditioned(lambda one=one: definition([one], norm))]
+    clear = [one for one in patients if one not in unclear]
+    remainders = []
+    for bound in (norm, norm / 2):
+        found, expected = sum_of(bound), definition(clear, bound)
+        assert all(bool(torch.isfinite(value).all()) for value in found.values())
+        if not unclear:
+            assert largest_difference(found, expected) < 1e-10
+        remainder = torch.cat([(found[name] - value).flatten() for name, value in expected.items()])
+        assert float(remainder.norm()) <= len(unclear) * bound + 1e-10
+        remainders.append(remainder)
+    if len(unclear) == 1:
+        whole, half = remainders
+        clipped = whole * min(1.0, norm / 2 / max(float(whole.norm()), 1e-300))
+        assert float((clipped - half).abs().max()) < 1e-10

@@ -1,12 +1,18 @@
 """Clipped sums against the definition, for every layer, with records that hurt."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from privacy.engine.models_under_test import MODELS, NEEDS_GENERAL, STEPS, WIDTH, build, squared
-from privacy.engine.one_at_a_time import clipped_sum_by_definition, largest_difference
+from privacy.engine.one_at_a_time import (
+    check_broken_patients_cost_themselves_alone,
+    clipped_sum_by_definition,
+    largest_difference,
+)
 from torch import Tensor
 
 from vht_federate.privacy.engine import EngineOptions, PerPatientEngine
@@ -66,10 +72,19 @@ def test_a_broken_record_costs_its_patient_alone(
     values, outcome = records(patient, seed)
     for place, number in bad:
         values[place % len(values), place % STEPS, place % WIDTH] = number
-    found = PerPatientEngine(model, BCE).clipped_sum((values,), outcome, patient, len(counts), 0.5)
-    expected = clipped_sum_by_definition(model, BCE, (values,), outcome, patient, 0.5)
-    assert all(bool(torch.isfinite(value).all()) for value in found.values())
-    assert largest_difference(found, expected) < 1e-10
+    engine = PerPatientEngine(model, BCE)
+
+    def definition(chosen: Sequence[int], norm: float) -> dict[str, Tensor]:
+        own = torch.isin(patient, torch.tensor(chosen, dtype=torch.int64))
+        return clipped_sum_by_definition(model, BCE, (values[own],), outcome[own], patient[own], norm)
+
+    check_broken_patients_cost_themselves_alone(
+        lambda norm: engine.clipped_sum((values,), outcome, patient, len(counts), norm),
+        definition,
+        range(len(counts)),
+        sorted({int(patient[place % len(values)]) for place, _ in bad}),
+        0.5,
+    )
 
 
 @every_model

@@ -158,6 +158,164 @@ def test_a_gap_filled_from_other_patients_is_found_before_a_patient_is_read() ->
     assert largest_difference(found, expected) < 1e-10
 
 
+class Mixing(nn.Module):
+    """A linear model; subclasses let a record see the others, some only at weights that are not these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.head(self.mixed(self.first(values))).mean((1, 2))
+
+    def mixed(self, hidden: Tensor) -> Tensor:
+        return hidden - hidden.mean(0, keepdim=True)
+
+
+class BehindAGate(Mixing):
+    """A gate that starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, WIDTH, bias=False)
+        nn.init.zeros_(self.gate.weight)
+
+    def mixed(self, hidden: Tensor) -> Tensor:
+        return hidden + self.gate(hidden.mean(0, keepdim=True).expand_as(hidden).contiguous())
+
+
+class BehindZeros(Mixing):
+    """A head that starts at zero, as heads often do: every output is the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.head.weight)
+
+
+class BeyondAThreshold(Mixing):
+    def mixed(self, hidden: Tensor) -> Tensor:
+        return torch.where(hidden.detach().abs().amax() > 100.0, super().mixed(hidden), hidden)
+
+
+class AtItsOwnWeights(Mixing):
+    """Beyond all weights that anybody would try: those it came with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.first.weight.mul_(1e9)
+
+    def mixed(self, hidden: Tensor) -> Tensor:
+        return torch.where(hidden.detach().abs().amax() > 1e7, super().mixed(hidden), hidden)
+
+
+class ByTheirNumber(Mixing):
+    def mixed(self, hidden: Tensor) -> Tensor:
+        return hidden / len(hidden)
+
+
+class InSinglePrecision(Mixing):
+    """Holds on to float32, so that no copy can be asked in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values.float())
+
+
+def choice(model: nn.Module, values: Tensor) -> EngineChoice:
+    engine = PerPatientEngine(model, BCE)
+    engine.prepare((values,), torch.zeros(len(values)))
+    return engine.choice
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Mixing, BehindAGate, BehindZeros, BeyondAThreshold, AtItsOwnWeights, ByTheirNumber, InSinglePrecision],
+)
+def test_a_mixture_is_found_wherever_it_hides(kind: type[nn.Module]) -> None:
+    torch.manual_seed(3)
+    assert choice(kind(), batch()[0].float()) == EngineChoice("torch.func", "records of a batch are mixed")
+
+
+def test_a_mixture_of_categories_is_found_although_made_up_records_have_the_first_one() -> None:
+    class Categories(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(4, 3), nn.Linear(3, 1)
+
+        def forward(self, codes: Tensor) -> Tensor:
+            rows = self.table(codes)
+            common = rows.detach().mean(0, keepdim=True)
+            return self.head(rows + common).squeeze(-1)
+
+    assert choice(Categories(), torch.arange(6) % 4).why == "records of a batch are mixed"
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6, 1e30, float("nan")])
+def test_a_mixture_that_torch_func_cannot_take_apart_is_refused_at_any_weights(size: float) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.GRU(WIDTH, 3, batch_first=True), nn.Linear(3, 1)
+
+        def forward(self, values: Tensor) -> Tensor:
+            return self.head(self.layer(values - values.mean(0))[0]).mean((1, 2))
+
+    model = Recurrent()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(size)
+    with pytest.raises(ComponentError) as caught:
+        choice(model, batch()[0].float())
+    assert caught.value.code == "VHT-COMPONENT-GRADIENTS"
+
+
+@pytest.mark.parametrize("size", [0.0, 1e6, 1e30, float("nan")])
+@pytest.mark.parametrize("name", ["gru", "transformer", "stack"])
+def test_a_model_that_keeps_records_apart_is_taken_at_any_weights_and_left_as_it_was(name: str, size: float) -> None:
+    model = build(name).float()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(size)
+    model.register_buffer("scale", torch.ones(3))
+    next(model.children()).eval()
+    places = [value.data_ptr() for value in model.parameters()]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    assert choice(model, batch()[0].float()) == EngineChoice("book-keeping")
+    assert [value.data_ptr() for value in model.parameters()] == places
+    assert all(
+        torch.equal(value.view(torch.int32), before[key].view(torch.int32)) for key, value in model.state_dict().items()
+    )
+    assert all(value.dtype == torch.float32 and value.grad is None for value in model.parameters())
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_a_model_that_holds_on_to_float32_is_asked_in_it() -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.GRU(WIDTH, 3, batch_first=True), nn.Linear(3, 1)
+            self.offset = torch.ones(WIDTH)  # no buffer: it stays what it is
+
+        def forward(self, values: Tensor) -> Tensor:
+            return self.head(self.layer(values.float() + self.offset)[0]).mean((1, 2))
+
+    assert choice(Single(), batch()[0].float()) == EngineChoice("book-keeping")
+
+
+def test_a_model_that_cannot_be_copied_is_not_trusted() -> None:
+    class Unique(nn.Linear):
+        def __deepcopy__(self, memo: dict) -> nn.Module:
+            raise TypeError
+
+    model = nn.Sequential(nn.Flatten(), Unique(STEPS * WIDTH, 1), nn.Flatten(0))
+    assert choice(model, batch()[0].float()) == EngineChoice("torch.func", "the model cannot be copied")
+
+
 def test_nothing_is_chosen_before_the_shape_of_a_record_is_known() -> None:
     with pytest.raises(InputError):
         _ = PerPatientEngine(build("linear"), BCE).choice

@@ -1,7 +1,7 @@
 """The clipped sum over patients in one forward and one backward pass (book-keeping; Bu et al., ICML 2023).
 
-The unit is the patient: the gradients of its records are averaged, the average is clipped once. What the sum is does
-not depend on ``EngineOptions``, on micro-batches, or on which of three ways a patient takes: with others through the
+The unit is the patient: the gradients of its records are averaged, the average is clipped once. What the sum is, up to
+rounding, does not depend on ``EngineOptions``, on micro-batches, or on which of three ways a patient takes: with others through the
 recorded layers, alone by plain autograd, or by ``torch.func`` for models that the recorder cannot follow.
 """
 
@@ -98,6 +98,9 @@ class PerPatientEngine:
         ``inputs``: tensors [records, ...], the model's arguments. ``patient``: int64 [records], non-decreasing, in
         0..patients-1. A patient without records, and one with a coordinate that is not finite, contributes zero;
         nothing tells which or how many. L2 sensitivity to one patient with all records: ``clipping_norm``.
+        That bound holds for any numbers. Equality with the definition holds where the definition is well conditioned: a
+        record far out of any clinical range can leave a gradient to the order in which a processor adds, and then its
+        patient's contribution is within the norm, may differ between ways of batching, and costs nobody else anything.
         ``parameters``: ``trained(model)``, where the caller has it at hand. ``tally`` is told of contributions.
         """
         records = len(targets)

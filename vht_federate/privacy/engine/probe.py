@@ -4,6 +4,9 @@ Three records of noise go through the model; only the middle one gets a gradient
 autograd's own gradient, and the contributions of the others must be exactly zero: a model that mixes the records of a
 batch, or keeps them elsewhere than in the first dimension, is found here. Outputs of records with missing values
 (NaN) must be those of each record alone: a gap filled from other patients would be found nowhere else.
+
+These are questions about the model, not about its numbers: they are asked of a copy in float64 at moderate weights,
+where no processor's rounding can answer them, and once more at the weights that it has.
 """
 
 from collections.abc import Sequence
@@ -18,7 +21,8 @@ from vht_federate.privacy.engine.clipping import add
 from vht_federate.privacy.engine.grouping import single_group
 from vht_federate.privacy.engine.handlers import HANDLERS
 from vht_federate.privacy.engine.layers.recurrent import GatesUse
-from vht_federate.privacy.engine.refusal import Unsupported, check_buffers_kept, refusal
+from vht_federate.privacy.engine.refusal import Unsupported, check_buffers_kept, names_of, refusal, trained
+from vht_federate.privacy.engine.replica import Replica, moderate
 from vht_federate.privacy.engine.tape import Tape
 from vht_federate.privacy.engine.use import Use
 
@@ -77,30 +81,47 @@ def probe(
         check_buffers_kept(model, before)
     if not outputs.requires_grad:
         raise Unsupported("the output does not depend on a trained parameter")
-    seeds = torch.zeros_like(outputs)
-    seeds[1] = _noise(outputs.shape[1:], outputs)
-    uses, expected = _with_own_gradients(outputs, tape, list(parameters.values()), seeds)
-    by_name = dict(zip(parameters, expected, strict=True))
-    found: dict[str, Tensor] = {}
-    for use in uses:
-        flat = use.like().new_empty((_RECORDS, use.floats()))
-        use.write(single_group(_RECORDS), flat)
-        if bool((flat[[0, 2]] != 0).any()):
-            raise Unsupported("records of a batch are mixed")
-        if not isinstance(use, GatesUse):  # their parameters reach no other function: the tape has seen to it
-            add(found, use.read(flat[1]))
-    for name, reference in by_name.items():
-        if reference is not None and not _close(found.get(name), reference):
-            raise Unsupported("a parameter's gradient is not where the engine looks")
-    check_apart(model, records)
+    uses, _ = _of_middle_record(outputs, tape, list(parameters.values()))
+    if any(bool((_written(use)[[0, 2]].abs() > 0).any()) for use in uses):  # NaN, of weights beyond all bounds, is not
+        raise Unsupported("records of a batch are mixed")
+    own = Replica.of(model, records)
+    typical = own.at(moderate)
+    _check_gradients(typical)
+    check_apart(own, typical)
     record_bytes = sum(use.bytes_held() for use in tape.uses) // _RECORDS
     return Profile(max(1, record_bytes), tape.recurrent, tuple(model.buffers()))
 
 
-def _with_own_gradients(
-    outputs: Tensor, tape: Tape, wanted: list[nn.Parameter], seeds: Tensor
+def _check_gradients(typical: Replica) -> None:
+    """Raise Unsupported unless the middle record's gradient is autograd's own, and that of the others exactly zero."""
+    parameters = trained(typical.model)
+    outputs, tape = forward(typical.model, names_of(parameters), typical.inputs, _RECORDS)
+    uses, expected = _of_middle_record(outputs, tape, list(parameters.values()))
+    found: dict[str, Tensor] = {}
+    for use in uses:
+        flat = _written(use)
+        if bool((flat[[0, 2]] != 0).any()):
+            raise Unsupported("records of a batch are mixed")
+        if not isinstance(use, GatesUse):  # their parameters reach no other function: the tape has seen to it
+            add(found, use.read(flat[1]))
+    for name, reference in zip(parameters, expected, strict=True):
+        if reference is not None and not _close(found.get(name), reference):
+            raise Unsupported("a parameter's gradient is not where the engine looks")
+
+
+def _written(use: Use) -> Tensor:
+    """Each made-up record's gradient, [records, floats]."""
+    flat = use.like().new_empty((_RECORDS, use.floats()))
+    use.write(single_group(_RECORDS), flat)
+    return flat
+
+
+def _of_middle_record(
+    outputs: Tensor, tape: Tape, wanted: list[nn.Parameter]
 ) -> tuple[list[Use], Sequence[Tensor | None]]:
     """The uses, and autograd's gradients of the parameters; ComponentError where it has none to give."""
+    seeds = torch.zeros_like(outputs)
+    seeds[1] = _noise(outputs.shape[1:], outputs)
     asked: Sequence[Any] = [*(use.edge for use in tape.uses), *wanted]
     try:
         gradients = torch.autograd.grad(outputs, asked, seeds, allow_unused=True)

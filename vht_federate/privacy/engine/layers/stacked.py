@@ -65,10 +65,10 @@ def _layer(tape: Tape, inputs: Tensor, h0: Tensor, c0: Tensor | None, weights: W
     inputs = inputs.contiguous()
     detached = tuple(None if weight is None else weight.detach() for weight in weights)
     if c0 is None:
-        outputs = GruLayer.apply(inputs, h0, anchor, stash, detached)  # type: ignore[no-untyped-call]
+        outputs = GruLayer.apply(inputs, h0, anchor, stash, detached)
         cell = outputs[-1]
     else:
-        outputs, cell = LstmLayer.apply(inputs, h0, c0, anchor, stash, detached)  # type: ignore[no-untyped-call]
+        outputs, cell = LstmLayer.apply(inputs, h0, c0, anchor, stash, detached)
     for to_states in (False, True):
         weight, bias = names[to_states], names[2 + to_states]
         matrix = detached[to_states]

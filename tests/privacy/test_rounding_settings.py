@@ -1,0 +1,40 @@
+"""A setting that a test run claims is one that was in force."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from privacy.rounding_settings import SETTINGS, missing
+
+ROOT = Path(__file__).parents[2]
+PROBE = """
+import torch
+def test_prints():
+    print("seen", torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.enabled)
+"""
+
+
+def pytest_under(setting, folder: Path, **changed: str) -> subprocess.CompletedProcess:
+    (folder / "test_probe.py").write_text(PROBE)
+    (folder / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT / 'tests'}\n")
+    command = [sys.executable, "-m", "pytest", "-sq", "-p", "privacy.rounding_settings", str(folder)]
+    environment = setting.environment() | {"PYTHONPATH": str(ROOT / "tests")} | changed
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_each_setting_is_in_force_in_its_process(setting, tmp_path: Path) -> None:
+    if missing(setting):
+        pytest.skip(missing(setting))
+    done = pytest_under(setting, tmp_path)
+    assert done.returncode == 0, done.stdout
+    expected = setting.capability.upper() or torch.backends.cpu.get_cpu_capability()
+    assert f"seen {expected} {setting.onednn}" in done.stdout
+
+
+def test_a_run_whose_setting_is_not_in_force_fails(tmp_path: Path) -> None:
+    done = pytest_under(SETTINGS[1], tmp_path, ATEN_CPU_CAPABILITY="default")
+    assert done.returncode != 0
+    assert "avx2 is not in force" in done.stdout + done.stderr
