@@ -20,7 +20,8 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thorough test-numerics test-faults check bench docs clean constraints format fhir-server synthea test-servers
+.PHONY: help demo test test-thorough test-numerics test-faults check check-types check-duplicates check-style check-imports \
+        bench docs clean constraints format fhir-server synthea test-servers
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -54,11 +55,20 @@ test-numerics: .venv/.ready ## The privacy tests under each of torch's instructi
 	PYTHONPATH=tests $(BIN)/python -m privacy.rounding_settings $(ARGS)
 
 check: .venv/.ready ## Lint, types, import floors, duplicate code
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-types check-duplicates check-style check-imports
+
+check-types: .venv/.ready
+	$(BIN)/mypy
+
+check-duplicates: .venv/.ready
+	$(BIN)/pylint vht_federate connector strategies synth deploy
+
+check-style: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+
+check-imports: .venv/.ready
 	$(BIN)/lint-imports
-	$(BIN)/pylint vht_federate connector strategies synth deploy
 
 bench: .venv/.ready ## Benchmarks as ratios (ONLY=name for one)
 	$(BIN)/python -m benchmarks $(ONLY)
