@@ -42,7 +42,7 @@ test: .venv/.ready ## All tests but the fault runs and those that need larger se
 test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs; whole demos
 	$(BIN)/pytest -m faults $(ARGS)
 
-test-numerics: .venv/.ready ## The privacy tests under each of torch's instruction sets, and without oneDNN (4 to 8 minutes each)
+test-numerics: .venv/.ready ## The privacy tests under each of torch's instruction sets, and without oneDNN (many minutes)
 	PYTHONPATH=tests $(BIN)/python -m privacy.rounding_settings $(ARGS)
 
 check: .venv/.ready ## Lint, types, import floors, duplicate code
