@@ -51,7 +51,7 @@ test-thorough: .venv/.ready ## Properties with many more examples, new ones each
 test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs; whole demos
 	$(BIN)/pytest -n $(WORKERS) -m faults $(ARGS)
 
-test-numerics: .venv/.ready ## The privacy tests under each of torch's instruction sets, and without oneDNN (4 to 8 minutes each)
+test-numerics: .venv/.ready ## The privacy tests under each of torch's instruction sets, and without oneDNN (many minutes)
 	PYTHONPATH=tests $(BIN)/python -m privacy.rounding_settings $(ARGS)
 
 check: .venv/.ready ## Lint, types, import floors, duplicate code

@@ -1,8 +1,9 @@
 """The clipped sum over patients in one forward and one backward pass (book-keeping; Bu et al., ICML 2023).
 
-The unit is the patient: the gradients of its records are averaged, the average is clipped once. What the sum is, up to
-rounding, does not depend on ``EngineOptions``, on micro-batches, or on which of three ways a patient takes: with others through the
-recorded layers, alone by plain autograd, or by ``torch.func`` for models that the recorder cannot follow.
+The unit is the patient: the gradients of its records are averaged, the average is clipped once. What the sum is does
+not depend, but for rounding, on ``EngineOptions``, on micro-batches, or on which of three ways a patient takes: with
+others through the recorded layers, alone by plain autograd, or by ``torch.func`` for models that the recorder cannot
+follow.
 """
 
 from collections.abc import Iterator, Sequence
