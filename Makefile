@@ -12,7 +12,7 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); test $$cores -gt 2 || 
 export OMP_NUM_THREADS ?= 1
 # Every command is a process of its own: compiled once, they start in half the time.
 unexport PYTHONDONTWRITEBYTECODE
-SELDOM := /tests?/|torch/testing|torch/_inductor|nvidia|triton|botocore|boto3|plotly|faker|sympy|jax/experimental|pylint|mypy
+SELDOM := /tests?/|/nvidia/
 export TOKENIZERS_PARALLELISM := false
 # No telemetry, no update check, no installs while running.
 export FLWR_TELEMETRY_ENABLED := 0

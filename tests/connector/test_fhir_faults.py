@@ -186,6 +186,7 @@ for number, stop in enumerate([*early, *late]):
 """
 
 
+@pytest.mark.slow("a process that is killed for each point")
 def test_a_kill_at_any_point_leaves_the_last_complete_state_and_a_restart_completes(tmp_path: Path) -> None:
     folder, base, work = tmp_path / "in", tmp_path / "base", tmp_path / "work"
     write(folder, "a.ndjson", [patient(number) for number in range(30)] + [b"{"])

@@ -28,7 +28,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "search": {"mode": "search", "page_size": 100},
 }
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.slow("a Java server that starts twice, and is built where it is not"),
+]
 
 
 @dataclass

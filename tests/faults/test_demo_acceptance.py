@@ -17,7 +17,7 @@ from deploy.ranking import accuracy, mean_of, mean_over_nodes
 from vht_federate.evidence.verify import TrustFile, verify_bundle
 from vht_federate.privacy.noise import SecureNoise
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow("whole demos")]
 
 VHT = str(Path(sys.executable).parent / "vht")
 UCI = Path(__file__).parents[3] / "shared" / "data" / "uci-heart"

@@ -22,7 +22,9 @@ from family import Family, await_that, gone
 from vht_federate.evidence.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.faults, pytest.mark.timeout(900), pytest.mark.slow("a demo, up to the moment of its interrupt"),
+]  # fmt: skip
 
 VHT = str(Path(sys.executable).parent / "vht")
 HOSPITALS = 2  # as many processes of each kind as show that none is left

@@ -18,7 +18,9 @@ from vht_federate.client import Client
 from vht_federate.errors import CohortError, RevokedError
 from vht_federate.evidence.keys import unverified_claims
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]  # the first test also builds the federation
+pytestmark = [
+    pytest.mark.faults, pytest.mark.timeout(900), pytest.mark.slow("four hospitals are built, and a study run in each"),
+]  # fmt: skip
 
 ROUNDS = 6  # few, and enough that a test which is slow for some seconds is still in the middle
 START_S = 300.0  # from the approvals to the first round's end, on a slow machine

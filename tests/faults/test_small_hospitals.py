@@ -10,7 +10,7 @@ import pytest
 
 from vht_federate.samples.generator import generate
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow("a demo, up to its refusal")]
 
 VHT = str(Path(sys.executable).parent / "vht")
 

@@ -14,7 +14,7 @@ from vht_federate.evidence.trust import TrustFile
 from vht_federate.evidence.verify import verify_bundle
 from vht_federate.packaging.load import load_component
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.slow("the first test waits for the walk of the whole guide")]
 
 READER = ROOT / "docs" / "quickstart" / "data-scientist.md"
 BIN = Path(sys.executable).parent

@@ -73,6 +73,7 @@ def test_the_released_component_predicts_in_clinical_units(ran: Ran) -> None:
     assert 0 < low < high < 1
 
 
+@pytest.mark.slow("fits every baseline of the report")
 def test_the_federation_learns_what_pooled_data_would_have_taught(ran: Ran) -> None:
     federation = ran.federation
     prepare_harness(federation, federation.study_file)

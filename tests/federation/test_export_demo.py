@@ -17,7 +17,7 @@ from vht_federate.evidence.verify import TrustFile, verify_bundle
 from vht_federate.samples.export import Export
 from vht_federate.samples.split import hospital_of
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.slow("the first test waits for a whole demo of two hospitals")]
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "your-own-export.md"
 GSD = Path(__file__).parents[3] / "shared" / "data" / "gsd_r4_ndjson.tgz"

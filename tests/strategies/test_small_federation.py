@@ -58,6 +58,7 @@ def start(federation: SmallFederation, directory: RunDirectory) -> int:
 
 
 @pytest.mark.federation
+@pytest.mark.slow("real SuperLink and SuperNodes start first")
 def test_two_hospitals_train_and_evaluate(federation: SmallFederation, tmp_path: Path) -> None:
     enclaves = [ToyEnclave(federation.enclaves[name], "v-both") for name in NAMES]
     directory = submit(federation, tmp_path / "run", "both", rounds=3, deadline_s=300)
