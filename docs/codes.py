@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from vht_federate import errors
@@ -225,8 +226,9 @@ def _strings(tree: ast.Module) -> Iterator[str]:
             yield node.value
 
 
+@cache
 def codes() -> list[Code]:
-    """All codes of the product, sorted."""
+    """All codes of the product, sorted; read once a process."""
     modules = [_Module(path) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     found: dict[str, Code] = defaultdict(lambda: Code(""))
     for module, emit in _read(modules):

@@ -78,7 +78,11 @@ def test_an_archive_that_leads_outside_or_beyond_limits_is_refused(
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", tar_of(member("a", b"x" * 500)).getvalue()[:-40]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no archive", tar_of(member("a", b"x" * 500)).getvalue()[:-40]],
+    ids=["empty", "no archive", "cut off"],
+)
 def test_what_is_no_whole_archive_is_refused(content: bytes, tmp_path: Path) -> None:
     assert code_of(lambda: unpack(io.BytesIO(content), tmp_path / "b", Limits())) == "VHT-PUBLICATION-ARCHIVE"
 

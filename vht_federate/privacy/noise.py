@@ -150,9 +150,8 @@ def _fill(block: NDArray[Float], uniform: NDArray[np.float64], half_angle: NDArr
     radius = np.log(uniform, out=uniform).astype(block.dtype, copy=False)
     radius *= -2
     np.sqrt(radius, out=radius)
-    if (
-        block.dtype == np.float32
-    ):  # numpy has vectors for its sine and cosine everywhere, for its tangent on AVX-512 alone
+    # In float32 numpy has vectors for sine and cosine on every processor, for the tangent on AVX-512 alone.
+    if block.dtype == np.float32:
         half_angle *= 2
         np.cos(half_angle, out=cosines)
         np.sin(half_angle, out=sines)

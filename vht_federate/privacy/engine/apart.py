@@ -47,11 +47,13 @@ def _ask(replica: Replica, patterns: int) -> float:
             around = [_with_gaps(value, gaps + 1) for value in others]
             together = replica.model(*records)
             alone = replica.model(*(value[_MIDDLE : _MIDDLE + 1] for value in records))
-            apart = _difference(together[_MIDDLE : _MIDDLE + 1], alone)
+            by_number = _difference(together[_MIDDLE : _MIDDLE + 1], alone)
+            by_others = 0.0
             for at in range(len(together)):
                 batch = (_replaced(value, at, own) for value, own in zip(around, records, strict=True))
-                apart = max(apart, _difference(together[at], replica.model(*batch)[at]))
-            if apart > 2.0 * blur + largest * torch.finfo(together.dtype).eps ** 0.5:
+                by_others = max(by_others, _difference(together[at], replica.model(*batch)[at]))
+            nothing = largest * torch.finfo(together.dtype).eps ** 0.5
+            if by_others > nothing or by_number > 2.0 * blur + nothing:
                 raise Unsupported("records of a batch are mixed")
     return blur / largest if largest else 0.0
 
