@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -69,6 +69,7 @@ def run_demo(options: DemoOptions) -> None:
             _prepare(out)
             with Commands(out / "commands.sh") as commands:
                 hospitals = _data(options, out, commands)
+                terms = replace(terms, minimum_nodes=min(terms.minimum_nodes, len(hospitals)))
                 federation = LocalFederation(out, hospitals, terms, commands)
                 summary = _run(federation, started)
                 emit("demo", summary, *shown(summary, len(hospitals)))
