@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ __all__ = ["Direct", "Hospital", "LocalFederation", "Routes", "StudyTerms"]
 
 LOOPBACK = "127.0.0.1"
 APPROVALS_S = 300.0  # from the start of a run until each hospital was asked and its operator approved
+SIGNAL_S = 0.5  # a signal waits for as long at most
 DURING_DEADLINE_S = 330.0  # for what happens beside a run to end after it
 
 
@@ -138,10 +139,17 @@ class LocalFederation:
     def _run_all(self, calls: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(max_workers=2) as pool:
             try:
-                return list(pool.map(lambda call: self.commands.run(*call), calls))
+                running = [pool.submit(self.commands.run, *call) for call in calls]
+                pending = set(running)
+                while pending:  # a signal that comes just before a wait is seen only after it: no wait is long
+                    ended, pending = wait(pending, timeout=SIGNAL_S, return_when=FIRST_EXCEPTION)
+                    for future in ended:
+                        future.result()
             except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
                 self.commands.close()  # leaving the pool waits for what runs: nobody waits after Ctrl-C or a failure
                 raise
+            return [future.result() for future in running]
 
     def _provision(self) -> None:
         progress("making certificates and keys")

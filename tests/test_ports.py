@@ -41,6 +41,7 @@ if sys.argv[3] == "unlocked":
     tcp_ports.fcntl.flock = lambda *_: None
     pread = os.pread
     tcp_ports.os.pread = lambda *call: (pread(*call), say("has read"))[0]
+    tcp_ports._is_free = lambda *_: True  # who looks holds the port for a moment: the next one would read on
 say("ready")
 print(*(tcp_ports.free_port() for _ in range(int(sys.argv[2]))))
 """
