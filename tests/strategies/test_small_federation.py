@@ -85,6 +85,7 @@ def test_a_hospital_reaches_no_control_or_runtime_path_and_needs_a_known_key(fed
 
 
 @pytest.mark.faults
+@pytest.mark.slow("Flower misses a killed process after a minute")
 def test_a_run_goes_on_after_its_server_app_was_killed(federation: SmallFederation, tmp_path: Path) -> None:
     hold, second = threading.Event(), threading.Event()
 
@@ -133,6 +134,7 @@ def test_a_killed_superexec_and_a_killed_superlink_come_back(federation: SmallFe
 
 
 @pytest.mark.faults
+@pytest.mark.slow("Flower misses a killed process after a minute")
 def test_a_hospital_killed_in_the_middle_ends_the_run_as_refused(federation: SmallFederation, tmp_path: Path) -> None:
     reached, killed = threading.Event(), threading.Event()
 
