@@ -19,7 +19,8 @@ from vht_federate import output
 from vht_federate.domain.law import DataCategory
 from vht_federate.errors import InputError
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import LOOPBACK, await_ready, free_ports
+from vht_federate.serving import await_ready
+from vht_federate.tcp_ports import LOOPBACK, free_ports
 
 __all__ = ["app"]
 

@@ -19,11 +19,10 @@ from deploy.commands import Commands, Service, wait_until
 from vht_federate.client import Client
 from vht_federate.errors import UnavailableError, VhtError
 from vht_federate.output import progress
-from vht_federate.serving import free_ports
+from vht_federate.tcp_ports import LOOPBACK, free_ports
 
 __all__ = ["Direct", "Hospital", "LocalFederation", "Routes", "StudyTerms"]
 
-LOOPBACK = "127.0.0.1"
 APPROVALS_S = 300.0  # from the start of a run until each hospital was asked and its operator approved
 SIGNAL_S = 0.5  # a signal waits for as long at most
 DURING_DEADLINE_S = 330.0  # for what happens beside a run to end after it

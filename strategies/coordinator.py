@@ -24,7 +24,8 @@ from strategies.supervision import Child, supervise
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.evidence.keys import SigningKey
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import LOOPBACK, Listener, free_ports, require_free, serve
+from vht_federate.serving import Listener, require_free, serve
+from vht_federate.tcp_ports import LOOPBACK, free_ports
 
 __all__ = ["Coordinator", "CoordinatorConfig", "Enrolment"]
 

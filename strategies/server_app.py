@@ -17,7 +17,7 @@ from strategies.run_state import PID_FILE, RunDirectory
 from vht_federate.errors import InputError
 from vht_federate.processes import PidFile
 
-__all__ = ["PID_FILE", "app"]
+__all__ = ["app"]
 
 LOOK_AGAIN_S = 0.05
 app = ServerApp()

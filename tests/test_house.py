@@ -117,7 +117,8 @@ def test_a_process_starts_without_what_others_need(what: str) -> None:
 )
 def test_a_command_with_json_loads_nothing_heavy(arguments: tuple[str, ...], tmp_path: Path) -> None:
     line = ["vht", "--json", *arguments]
-    code = f"import sys; from vht_federate.cli import main; sys.argv = {line!r}\ntry: main()\nexcept SystemExit: pass"
+    code = f"import sys; from vht_federate.cli import main; sys.argv = {line!r}\n"
+    code += "try: main()\nexcept SystemExit as ended: assert not ended.code"
     assert not _loaded(code, tmp_path)
 
 

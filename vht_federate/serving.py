@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vht_federate.errors import InputError, UnavailableError, VhtError
-from vht_federate.tcp_ports import LOOPBACK, free_port, free_ports
+from vht_federate.tcp_ports import LOOPBACK
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,12 +26,9 @@ if TYPE_CHECKING:
     from starlette.responses import JSONResponse
 
 __all__ = [
-    "LOOPBACK",
     "Listener",
     "answer_typed_errors",
     "await_ready",
-    "free_port",
-    "free_ports",
     "require_free",
     "serve",
 ]

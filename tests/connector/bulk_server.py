@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from vht_federate.serving import free_port
+from vht_federate.tcp_ports import free_port
 
 ACCEPTED = "application/fhir+json"
 SLICE = 4096

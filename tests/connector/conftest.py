@@ -16,7 +16,7 @@ from node_kit import Hospital, make_hospital, write_fhir
 
 from connector.store import Database
 from vht_federate.errors import UnavailableError
-from vht_federate.serving import free_port
+from vht_federate.tcp_ports import free_port
 
 UNPRIVILEGED = 65534
 

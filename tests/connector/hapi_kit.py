@@ -22,7 +22,7 @@ from connector.views import run
 from connector.views.sql.shipped import names, shipped
 from vht_federate.processes import stop_process
 from vht_federate.samples.generator import generate
-from vht_federate.serving import free_port
+from vht_federate.tcp_ports import free_port
 
 __all__ = ["GSD", "SYNTHEA", "Hapi", "built", "delete", "generated", "put", "referenced", "synthea", "viewed"]
 

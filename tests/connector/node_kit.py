@@ -28,7 +28,7 @@ from vht_federate.domain.plan import EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.domain.study import STUDY_TYP, ComponentRef, StudyRequest
 from vht_federate.errors import VhtError
 from vht_federate.evidence.keys import SigningKey
-from vht_federate.serving import LOOPBACK, free_port, free_ports
+from vht_federate.tcp_ports import LOOPBACK, free_port, free_ports
 
 DATASET = "urn:vht:hospital-1:ehr"
 COMPONENT = find_component("cardio-risk")

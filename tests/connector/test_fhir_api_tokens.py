@@ -22,7 +22,7 @@ from node_kit import DATASET, Hospital
 from connector.app import internal_app
 from vht_federate.domain.law import DataCategory, Purpose
 from vht_federate.evidence.keys import SigningKey
-from vht_federate.serving import free_port
+from vht_federate.tcp_ports import free_port
 from vht_federate.testing.asgi import AppClient
 
 

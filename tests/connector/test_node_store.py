@@ -17,7 +17,7 @@ from connector.store import Database, migrate
 from connector.store.migrate import HEAD, SCRIPTS
 from connector.store.models import Base, Draw, IssuerState, OptOutRow
 from vht_federate.errors import InputError, UnavailableError
-from vht_federate.serving import free_port
+from vht_federate.tcp_ports import free_port
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

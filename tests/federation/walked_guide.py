@@ -15,7 +15,7 @@ import psutil
 from doc_commands import ROOT, blocks
 from family import Family
 
-from vht_federate.serving import LOOPBACK, free_ports
+from vht_federate.tcp_ports import LOOPBACK, free_ports
 
 __all__ = ["GUIDE", "WalkedGuide", "guide_ports", "walked_guide"]
 

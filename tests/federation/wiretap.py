@@ -10,9 +10,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from vht_federate.serving import free_port
-
-LOOPBACK = "127.0.0.1"
+from vht_federate.tcp_ports import LOOPBACK, free_port
 
 
 class Wiretap:

@@ -20,7 +20,7 @@ from deploy.pki import issue_certificate, make_authority
 from strategies.coordinator import Coordinator
 from strategies.superlink import flower_environment
 from vht_federate.processes import stop_tree
-from vht_federate.serving import free_port
+from vht_federate.tcp_ports import free_port
 
 
 def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:

@@ -17,8 +17,7 @@ from safetensors.numpy import load, save
 from small_federation import SmallFederation, small_federation, wait_until
 from toy_enclave import ToyEnclave, add_one
 
-from strategies.run_state import Dispatch, DispatchNode, NodeState, RunDirectory, RunState
-from strategies.server_app import PID_FILE
+from strategies.run_state import PID_FILE, Dispatch, DispatchNode, NodeState, RunDirectory, RunState
 from strategies.study_run import FLOWER_APP
 from vht_federate.domain.plan import EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.processes import PidFile, alive

@@ -12,7 +12,8 @@ from vht_federate.authority.settings import AuthoritySettings, key_path, store_p
 from vht_federate.errors import InputError
 from vht_federate.evidence.keys import PublicKey, SigningKey, unverified_claims
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import Listener, await_ready, free_port, serve
+from vht_federate.serving import Listener, await_ready, serve
+from vht_federate.tcp_ports import free_port
 
 if TYPE_CHECKING:
     from vht_federate.authority.store import Register

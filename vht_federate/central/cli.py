@@ -13,7 +13,8 @@ from vht_federate.client import Client
 from vht_federate.errors import InputError
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import Listener, await_ready, free_port, serve
+from vht_federate.serving import Listener, await_ready, serve
+from vht_federate.tcp_ports import free_port
 
 __all__ = ["app"]
 
