@@ -185,7 +185,7 @@ class Desk:
             raise EgressError("code in this enclave tried to get out", code=self._fence.breach)
         if not noise.begun:
             raise EgressError("an answer without noise does not leave", code="VHT-EGRESS-NOISE")
-        arrays = {name: np.ascontiguousarray(value) for name, value in sorted(reply.tensors.items())}
+        arrays = {name: np.asarray(value, order="C") for name, value in sorted(reply.tensors.items())}
         finite = all(value.dtype.kind in "fiub" and np.isfinite(value).all() for value in arrays.values())
         try:
             result = _plain(reply.result)

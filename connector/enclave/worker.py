@@ -82,7 +82,6 @@ def _prepare(order: dict[str, Any], control: Control) -> "tuple[VisitSpec, Fence
     from vht_federate.privacy.noise import SecureNoise
 
     torch.set_num_threads(1)
-    torch.func.vmap(torch.func.grad(lambda x: x * x))(torch.zeros(2))  # what torch loads late, it loads here
     jobs = _jobs({job for job, _ in spec.plan.calls()})
     fence = Fence(spec.folder, spec.closed or spec.folder.parent)
     fence.close()

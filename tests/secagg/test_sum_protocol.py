@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load
 
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import InputError, WireError
 from vht_federate.secagg import protocol_of
+from vht_federate.secagg.aggregate import next_weights
 
 PROTOCOL = protocol_of("full-noise-at-each-node")
 
@@ -59,3 +61,11 @@ def test_a_node_that_does_not_fit_is_refused_and_named(odd: dict[str, np.ndarray
 def test_no_node_is_refused() -> None:
     with pytest.raises(InputError):
         PROTOCOL.combine({}, {})
+
+
+def test_a_parameter_of_one_number_keeps_its_shape() -> None:
+    """A learned scale has no dimension: with one, the next round's nodes would refuse the weights."""
+    update = {"scale": np.array(2.0, np.float32), "weight": np.ones((1, 2), np.float32).T}
+    combined = load(next_weights("full-noise-at-each-node", {"node-1": update}, {"node-1": 10.0}))
+    assert {name: value.shape for name, value in combined.items()} == {"scale": (), "weight": (2, 1)}
+    assert combined["scale"] == 2.0

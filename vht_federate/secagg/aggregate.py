@@ -42,4 +42,4 @@ def next_weights(trust_model: str, updates: Mapping[str, Weights], patients_nois
     """
     counts = {name: max(patients_noised[name], LEAST_COUNT) for name in updates}
     combined = protocol_of(trust_model).combine(updates, counts)
-    return save({name: np.ascontiguousarray(value) for name, value in sorted(combined.items())})
+    return save({name: np.asarray(value, order="C") for name, value in sorted(combined.items())})
