@@ -47,7 +47,7 @@ def test_the_guide_walks_from_a_key_to_rows(desk: Path) -> None:
     script = "set -euo pipefail\n" + "\n".join(blocks)
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", script], cwd=desk, capture_output=True, text=True, timeout=500, env={**os.environ, "PATH": path}
+        ["bash", "-c", script], cwd=desk, capture_output=True, text=True, timeout=1500, env={**os.environ, "PATH": path}
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert f'"system":"{UCUM}"' in done.stdout

@@ -29,7 +29,6 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 pytestmark = [
-    pytest.mark.timeout(900),
     pytest.mark.slow("a Java server that starts twice, and is built where it is not"),
 ]
 
@@ -209,6 +208,7 @@ def a_server_killed_is_asked_on(loaded: Loaded, root: Path, at: str) -> None:
     assert viewed(pulled.folder) == viewed(written(loaded, root / "given"))
 
 
+@pytest.mark.faults
 def test_a_server_killed_in_mid_export_is_asked_on_after_its_restart(loaded: Loaded, tmp_path: Path) -> None:
     a_server_killed_is_asked_on(loaded, tmp_path, "download")
 

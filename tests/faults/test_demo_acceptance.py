@@ -29,7 +29,7 @@ def _ran(*arguments: str) -> Iterator[Path]:
         out = Path(name) / "o"
         ended = subprocess.run(
             [VHT, "--json", "demo", *arguments, "--out", str(out)],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1500, check=False,
         )  # fmt: skip
         assert ended.returncode == 0, ended.stderr[-4000:]
         yield out
@@ -61,7 +61,6 @@ def _ledger_agrees(out: Path, summary: dict[str, Any]) -> None:
     assert summary["audit"]["entries"] == sum(held.entries.values())
 
 
-@pytest.mark.timeout(1000)
 def test_the_four_real_hospitals_reach_their_accuracy_within_the_budget(uci: Path) -> None:
     """One draw of the noise: above those who always guess the commoner outcome, and the floor is in the test below.
 
@@ -92,7 +91,6 @@ def test_the_mean_accuracy_over_draws_of_the_noise_is_above_its_floor(uci: Path,
     assert mean_of(draws) >= 0.78
 
 
-@pytest.mark.timeout(1000)
 def test_the_default_demo_learns_what_pooled_data_would_have_taught_and_more_than_one_hospital(
     generated: Path,
 ) -> None:

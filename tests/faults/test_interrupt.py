@@ -23,13 +23,13 @@ from vht_federate.evidence.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
 
 pytestmark = [
-    pytest.mark.faults, pytest.mark.timeout(900), pytest.mark.slow("a demo, up to the moment of its interrupt"),
+    pytest.mark.faults, pytest.mark.slow("a demo, up to the moment of its interrupt"),
 ]  # fmt: skip
 
 VHT = str(Path(sys.executable).parent / "vht")
 HOSPITALS = 2  # as many processes of each kind as show that none is left
 PAGES_ARE_UP = "Ctrl-C stops everything"
-REACHED_S = 600.0  # from the start of the demo to the last of the moments, on a slow machine
+REACHED_S = 1500.0  # from the start of the demo to the last of the moments, on a slow machine
 ENCLAVE = "connector.enclave.worker"
 
 
@@ -132,7 +132,7 @@ def test_an_interrupted_demo_leaves_no_process_and_state_that_opens(
             family.look()
             begun = (run.out / ".vht-demo").exists()
             demo.send_signal(signal.SIGINT)
-            code = demo.wait(120)
+            code = demo.wait(600)
             left = family.left(15)
         marked = gone(_marked(mark), 15)
     finally:

@@ -19,7 +19,7 @@ from vht_federate.errors import CohortError, RevokedError
 from vht_federate.evidence.keys import unverified_claims
 
 pytestmark = [
-    pytest.mark.faults, pytest.mark.timeout(900), pytest.mark.slow("four hospitals are built, and a study run in each"),
+    pytest.mark.faults, pytest.mark.slow("four hospitals are built, and a study run in each"),
 ]  # fmt: skip
 
 ROUNDS = 6  # few, and enough that a test which is slow for some seconds is still in the middle

@@ -21,7 +21,7 @@ __all__ = ["GUIDE", "WalkedGuide", "guide_ports", "walked_guide"]
 
 GUIDE = ROOT / "docs" / "guides" / "by-hand.md"
 BIN = Path(sys.executable).parent
-WALK_S = 540.0
+WALK_S = 1500.0
 STOP_S = 120.0
 PAUSE = "touch walked\nwhile [ ! -e go-on ]; do sleep 0.2; done"
 # Where a service of the guide is told whom to connect to: the same, by way of the recorder of that connection.

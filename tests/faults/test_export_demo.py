@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from vht_federate.evidence.verify import TrustFile, verify_bundle
 from vht_federate.samples.export import Export
 from vht_federate.samples.split import hospital_of
 
-pytestmark = [pytest.mark.federation, pytest.mark.slow("the first test waits for a whole demo of two hospitals")]
+pytestmark = [pytest.mark.faults, pytest.mark.slow("a whole demo of two hospitals")]
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "your-own-export.md"
 GSD = Path(__file__).parents[3] / "shared" / "data" / "gsd_r4_ndjson.tgz"
@@ -45,13 +47,19 @@ def _cut(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def walked(place: Path) -> Path:
+def walked() -> Iterator[Path]:
     """The folder in which a reader walked the guide to its end."""
     if not GSD.exists():
         assert os.environ.get("CI") != "true", "the sample export is missing beside the checkout"
         pytest.skip("the sample export (../shared/data) is not beside this checkout")
-    folder = place / "own"
-    _cut(folder / "export")
+    with tempfile.TemporaryDirectory(prefix="vht-own-") as name:  # short: Unix sockets do not like pytest's
+        folder = Path(name) / "own"
+        _cut(folder / "export")
+        _walk(folder)
+        yield folder
+
+
+def _walk(folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = "\n".join(re.findall(r"^```sh\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE))
     ended = subprocess.run(
@@ -61,12 +69,11 @@ def walked(place: Path) -> Path:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=1500,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
     (folder / "said.txt").write_text(ended.stdout)
-    return folder
 
 
 @pytest.fixture(scope="module")
