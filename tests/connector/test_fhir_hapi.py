@@ -28,9 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "search": {"mode": "search", "page_size": 100},
 }
 
-pytestmark = [
-    pytest.mark.slow("a Java server that starts twice, and is built where it is not"),
-]
+pytestmark = [pytest.mark.faults, pytest.mark.slow("a Java server that starts twice, and is built where it is not")]
 
 
 @dataclass
@@ -208,7 +206,6 @@ def a_server_killed_is_asked_on(loaded: Loaded, root: Path, at: str) -> None:
     assert viewed(pulled.folder) == viewed(written(loaded, root / "given"))
 
 
-@pytest.mark.faults
 def test_a_server_killed_in_mid_export_is_asked_on_after_its_restart(loaded: Loaded, tmp_path: Path) -> None:
     a_server_killed_is_asked_on(loaded, tmp_path, "download")
 

@@ -1,13 +1,12 @@
 """kill -9 at the worst moments: the ledger never forgets a spend, and the node opens again."""
 
 import signal
-import subprocess
-import sys
 import textwrap
 import threading
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
+from dying import Scripts, scripts
 from node_kit import DATASET, PLAN, Hospital, approved, ask
 
 from vht_federate.errors import BudgetError, RefusedError, VhtError
@@ -15,14 +14,17 @@ from vht_federate.privacy.accounting import epsilon_by_population
 
 DIGEST = "ab" * 32
 
-# Runs a node in a process of its own and dies by SIGKILL where a step calls `die()`.
+# A node in a process of its own, which dies by SIGKILL where a step calls `die()`.
+_IMPORTS = """
+from node_kit import PaperEnclaves
+from connector.node import Node
+import dp_accounting
+"""
 _DYING = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
+import os, signal
 from pathlib import Path
 from node_kit import PaperEnclaves
 from connector.node import Node
-from connector.store.database import Database
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -34,11 +36,16 @@ node.start(enclaves=enclaves)
 """
 
 
-def _die(hospital: Hospital, body: str) -> None:
+@pytest.fixture(scope="module")
+def dying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripts]:
+    with scripts(_IMPORTS, tmp_path_factory.mktemp("dying")) as made:
+        yield made
+
+
+def _die(dying: Scripts, hospital: Hospital, body: str) -> None:
     """Run ``body`` against the node in a process that kills itself."""
-    script = _DYING.format(tests=str(Path(__file__).parent), state=str(hospital.state), body=textwrap.dedent(body))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    script = _DYING.format(state=str(hospital.state), body=textwrap.dedent(body))
+    assert dying.killed_by(script) == signal.SIGKILL
 
 
 def _requested(hospital: Hospital) -> str:
@@ -62,9 +69,10 @@ def _spent(hospital: Hospital) -> tuple[dict[str, float], dict[str, float], str]
         return account["spent"], account["if_spent"], visit.state
 
 
-def test_killed_between_the_log_and_the_commit_the_round_is_spent(stocked: Hospital) -> None:
+def test_killed_between_the_log_and_the_commit_the_round_is_spent(stocked: Hospital, dying: Scripts) -> None:
     visit = _requested(stocked)
     _die(
+        dying,
         stocked,
         _READY.format(visit=visit)
         + f"""
@@ -84,18 +92,21 @@ node.gate.begin({visit!r}, "train", 1, {DIGEST!r})
     assert state == "failed"
 
 
-def test_killed_between_reservation_and_draw_nothing_is_spent_and_the_rest_is_given_back(stocked: Hospital) -> None:
+def test_killed_between_reservation_and_draw_nothing_is_spent_and_the_rest_is_given_back(
+    stocked: Hospital, dying: Scripts
+) -> None:
     visit = _requested(stocked)
-    _die(stocked, _READY.format(visit=visit) + "die()")
+    _die(dying, stocked, _READY.format(visit=visit) + "die()")
     assert stocked.cohort_folders()
     spent, if_spent, state = _spent(stocked)
     assert (spent, if_spent, state) == ({"train": 0.0, "test": 0.0}, {"train": 0.0, "test": 0.0}, "failed")
     assert not stocked.cohort_folders()
 
 
-def test_killed_before_the_log_entry_nothing_happened(stocked: Hospital) -> None:
+def test_killed_before_the_log_entry_nothing_happened(stocked: Hospital, dying: Scripts) -> None:
     visit = _requested(stocked)
     _die(
+        dying,
         stocked,
         _READY.format(visit=visit)
         + f"""
@@ -108,9 +119,12 @@ node.gate.begin({visit!r}, "train", 1, {DIGEST!r})
     assert "round.begun" not in stocked.kinds()
 
 
-def test_killed_between_the_last_entry_and_its_commit_a_visit_is_not_closed_twice(stocked: Hospital) -> None:
+def test_killed_between_the_last_entry_and_its_commit_a_visit_is_not_closed_twice(
+    stocked: Hospital, dying: Scripts
+) -> None:
     visit = _requested(stocked)
     _die(
+        dying,
         stocked,
         _READY.format(visit=visit)
         + f"""
@@ -125,9 +139,12 @@ node.visits.end({visit!r}, "closed", code=None, reason="done")
     assert stocked.kinds().count("visit.closed") == 1
 
 
-def test_killed_right_after_approval_the_visit_fails_and_its_budget_is_free_again(stocked: Hospital) -> None:
+def test_killed_right_after_approval_the_visit_fails_and_its_budget_is_free_again(
+    stocked: Hospital, dying: Scripts
+) -> None:
     visit = _requested(stocked)
     _die(
+        dying,
         stocked,
         f"""
 from connector.governance.actors import Actor

@@ -100,6 +100,9 @@ def test_the_default_demo_learns_what_pooled_data_would_have_taught_and_more_tha
     assert (summary["nodes"], summary["rounds"], summary["delta"]) == (4, 5, 1e-5)
     assert 0 < summary["epsilon"] <= 3.0
     assert 0.70 < truth["auc_pooled_nonprivate"] < 0.85
+    assert truth["real_auc"] > 0.70
+    assert truth["tvd_mean"] <= truth["tvd_worst"] < 0.4
+    assert len(truth["learning_curve"]["round"]) == summary["rounds"]
     assert summary["auc_federated"] >= truth["auc_pooled_nonprivate"] - 0.05
     assert summary["auc_federated"] == truth["auc_federated"] == pytest.approx(truth["learning_curve"]["auc"][-1])
     _ledger_agrees(generated, summary)
