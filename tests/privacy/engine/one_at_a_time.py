@@ -58,15 +58,19 @@ def check_broken_patients_cost_themselves_alone(
     Everybody for whom the definition is well conditioned has exactly the share that it gives. What remains belongs to
     the others: no longer than the norm each, and, of one patient, the same at half the norm but for the clipping.
     """
+    found = [sum_of(bound) for bound in (norm, norm / 2)]
+    assert all(bool(torch.isfinite(value).all()) for one in found for value in one.values())
+    if all(
+        largest_difference(one, definition(patients, bound)) < 1e-10
+        for one, bound in zip(found, (norm, norm / 2), strict=True)
+    ):
+        return
     unclear = [one for one in broken if not well_conditioned(lambda one=one: definition([one], norm))]
+    assert unclear, "the engine and a well conditioned definition differ"
     clear = [one for one in patients if one not in unclear]
     remainders = []
-    for bound in (norm, norm / 2):
-        found, expected = sum_of(bound), definition(clear, bound)
-        assert all(bool(torch.isfinite(value).all()) for value in found.values())
-        if not unclear:
-            assert largest_difference(found, expected) < 1e-10
-        remainder = torch.cat([(found[name] - value).flatten() for name, value in expected.items()])
+    for one, bound in zip(found, (norm, norm / 2), strict=True):
+        remainder = torch.cat([(one[name] - value).flatten() for name, value in definition(clear, bound).items()])
         assert float(remainder.norm()) <= len(unclear) * bound + 1e-10
         remainders.append(remainder)
     if len(unclear) == 1:
