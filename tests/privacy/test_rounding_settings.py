@@ -1,11 +1,11 @@
 """A setting that a test run claims is one that was in force."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from privacy.rounding_settings import SETTINGS, missing
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +30,7 @@ def test_each_setting_is_in_force_in_its_process(setting, tmp_path: Path) -> Non
         pytest.skip(missing(setting))
     done = pytest_under(setting, tmp_path)
     assert done.returncode == 0, done.stdout
-    expected = setting.capability.upper() or torch.backends.cpu.get_cpu_capability()
-    assert f"seen {expected} {setting.onednn}" in done.stdout
+    assert re.search(rf"seen {setting.capability.upper() or '[A-Z0-9]+'} {setting.onednn}\n", done.stdout), done.stdout
 
 
 def test_a_run_whose_setting_is_not_in_force_fails(tmp_path: Path) -> None:
