@@ -48,8 +48,8 @@ test: .venv/.ready ## All tests but the fault runs and those that need larger se
 test-thorough: .venv/.ready ## Properties with many more examples, new ones each time (an hour)
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n $(WORKERS) -m "not faults and not servers and not federation" $(ARGS)
 
-test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs; whole demos
-	$(BIN)/pytest -n $(WORKERS) -m faults $(ARGS)
+test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs; whole demos; a FHIR server
+	$(BIN)/pytest -n $(WORKERS) -m "faults and not servers" $(ARGS)
 
 test-numerics: .venv/.ready ## The privacy tests under each of torch's instruction sets, and without oneDNN (many minutes)
 	PYTHONPATH=tests $(BIN)/python -m privacy.rounding_settings $(ARGS)

@@ -22,6 +22,8 @@ from strategies.study_run import FLOWER_APP
 from vht_federate.domain.plan import EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.processes import PidFile, alive
 
+pytestmark = pytest.mark.faults  # and what runs beside the faults on the same two hospitals
+
 NAMES = ("hospital-1", "hospital-2")
 INITIAL = save({"w": np.zeros(3, dtype=np.float32)})
 
@@ -83,7 +85,6 @@ def test_a_hospital_reaches_no_control_or_runtime_path_and_needs_a_known_key(fed
     assert stranger.status_code in (400, 401)
 
 
-@pytest.mark.faults
 @pytest.mark.slow("Flower misses a killed process after a minute")
 def test_a_run_goes_on_after_its_server_app_was_killed(federation: SmallFederation, tmp_path: Path) -> None:
     hold, second = threading.Event(), threading.Event()
@@ -114,7 +115,6 @@ def test_a_run_goes_on_after_its_server_app_was_killed(federation: SmallFederati
         enclave.close()
 
 
-@pytest.mark.faults
 def test_a_killed_superexec_and_a_killed_superlink_come_back(federation: SmallFederation) -> None:
     def child(program: str) -> psutil.Process | None:
         for one in psutil.Process(federation.service.pid).children():
@@ -132,7 +132,6 @@ def test_a_killed_superexec_and_a_killed_superlink_come_back(federation: SmallFe
     assert set(federation.coordinator.control.nodes()) >= set(federation.nodes.values())
 
 
-@pytest.mark.faults
 @pytest.mark.slow("Flower misses a killed process after a minute")
 def test_a_hospital_killed_in_the_middle_ends_the_run_as_refused(federation: SmallFederation, tmp_path: Path) -> None:
     reached, killed = threading.Event(), threading.Event()
