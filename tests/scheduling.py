@@ -19,16 +19,15 @@ SHARED_FEDERATION = frozenset(
 # Their tests share nothing that takes long to build.
 ALONE = frozenset({"tests/faults/test_interrupt.py"})
 LONGEST_FIRST = (
+    "tests/faults/test_demo_acceptance.py",
+    "tests/faults/test_lost_and_revoked.py",
+    "tests/faults/test_export_demo.py",
     "tests/connector/test_fhir_hapi.py",
-    "shared federation",
     "tests/strategies/test_small_federation.py",
+    "tests/faults/test_interrupt.py",
+    "shared federation",
     "tests/connector/test_feasibility.py",
     "tests/connector/test_enclave.py",
-    "tests/connector/test_ledger_interleavings.py",
-    "tests/faults/test_lost_and_revoked.py",
-    "tests/faults/test_demo_acceptance.py",
-    "tests/faults/test_export_demo.py",
-    "tests/faults/test_interrupt.py",
 )
 
 
