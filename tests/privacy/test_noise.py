@@ -7,7 +7,7 @@ from false_alarms import RARE, SIGMAS
 from scipy import stats
 
 from vht_federate.errors import InputError
-from vht_federate.privacy.noise import NoiseSource, SecureNoise
+from vht_federate.privacy.noise import NoiseSource, SecureNoise, _logarithm
 from vht_federate.testing import SeededNoise
 
 FAR_APART = math.sqrt(math.log(2 / RARE) / 2)  # Kolmogorov's statistic that chance passes so rarely (Massart 1990)
@@ -152,3 +152,13 @@ def test_normals_have_their_exact_probabilities_into_the_tails(draw: str) -> Non
         assert min(stats.binom.cdf(beyond, count, chance), stats.binom.sf(beyond - 1, count, chance)) > RARE
     pairs = sample[: count // 2] * sample[count // 2 :]
     assert abs(pairs.mean()) < SIGMAS / math.sqrt(count / 2)
+
+
+def test_the_logarithm_in_float32_keeps_its_digits_next_to_one_and_next_to_zero() -> None:
+    near_one, near_zero = 1.0 - 2.0 ** -np.arange(1.0, 34.0), 2.0 ** -np.arange(0.5, 85.0, 0.5)
+    drawn = (np.random.default_rng(5).integers(2**32, size=100_000) + 0.5) / 2**32
+    uniform = np.concatenate([near_one, near_zero, drawn])
+    logarithm = _logarithm(uniform.copy(), np.dtype(np.float32))
+    assert logarithm.dtype == np.float32
+    assert np.all(logarithm < 0), "a radius would be no number"
+    assert np.abs(logarithm / np.log(uniform) - 1.0).max() < 1e-6

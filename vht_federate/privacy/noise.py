@@ -147,7 +147,7 @@ def _fill(block: NDArray[Float], uniform: NDArray[np.float64], half_angle: NDArr
     """radius * cos(angle), then radius * sin(angle); radius = sqrt(-2 ln uniform). Both arguments are used up."""
     pairs = len(half_angle)
     cosines, sines = block[:pairs], block[pairs:]
-    radius = np.log(uniform, out=uniform).astype(block.dtype, copy=False)
+    radius: NDArray[Float] = _logarithm(uniform, block.dtype)
     radius *= -2
     np.sqrt(radius, out=radius)
     # In float32 numpy has vectors for sine and cosine on every processor, for the tangent on AVX-512 alone.
@@ -159,6 +159,23 @@ def _fill(block: NDArray[Float], uniform: NDArray[np.float64], half_angle: NDArr
         sines *= radius
     else:
         _by_tangent(radius, half_angle, cosines, sines)
+
+
+def _logarithm(uniform: NDArray[np.float64], wanted: np.dtype[Float]) -> NDArray[Float]:
+    """ln ``uniform``, to the digits of the ``wanted`` type; uses its argument up.
+
+    In float32 by ln u = ln w + (u - w) / w, where w is u rounded: numpy has vectors for that logarithm on every
+    processor, and next to 1, where radii are small, the second term is what keeps all their digits.
+    """
+    if wanted == np.float64:
+        return np.log(uniform, out=uniform)
+    rounded = uniform.astype(wanted)
+    uniform -= rounded
+    rest = uniform.astype(wanted)
+    rest /= rounded
+    logarithm = np.log(rounded, out=rounded)
+    logarithm += rest
+    return logarithm
 
 
 def _by_tangent(
