@@ -15,37 +15,37 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from connector.books import Books
-from connector.database import open_database
+from connector.overview import Books
+from connector.store.node_database import open_database
 from connector.fhir import dataset_summary, subject_key
 from connector.fhir.deletions import Deletions
-from connector.governance.actors import Accounts, Actor, system_user
+from connector.governance.operator_accounts import Accounts, Actor, system_user
 from connector.governance.feasibility import Feasibility
-from connector.governance.gate import VisitGate
-from connector.governance.intakes import Intakes
-from connector.governance.judge import Judge
-from connector.governance.optouts import RECORDED, WITHDRAWN, opt_out, withdraw
-from connector.governance.preparation import CohortBuilder, Enclaves, Preparation
-from connector.governance.queries import Queries
+from connector.governance.round_gate import VisitGate
+from connector.governance.intake_records import Intakes
+from connector.governance.study_admission import Judge
+from connector.governance.opt_outs import RECORDED, WITHDRAWN, opt_out, withdraw
+from connector.governance.visit_preparation import CohortBuilder, Enclaves, Preparation
+from connector.governance.query_spends import Queries
 from connector.governance.recovery import abandon_open_visits, follow_the_log
-from connector.governance.releases import Releases
-from connector.governance.secret import NodeSecret
-from connector.governance.status import IssuerService, PermitStatus, StatusSource
-from connector.governance.steps import Step, Steps
-from connector.governance.upkeep import EVERY_S, Regularly, Upkeep
+from connector.governance.release_receipts import Releases
+from connector.governance.node_secret import NodeSecret
+from connector.governance.permit_status import IssuerService, PermitStatus, StatusSource
+from connector.governance.logged_transactions import Step, Steps
+from connector.governance.expiry import EVERY_S, Regularly, Upkeep
 from connector.governance.visits import Visits
-from connector.quality.desk import Surveys
+from connector.quality.surveys import Surveys
 from connector.settings import NodeFiles, NodeSettings
 from connector.supernode import SuperNode
 from vht_federate.components.registry import find_digest
 from vht_federate.domain.study import ComponentRef
 from vht_federate.errors import VhtError
-from vht_federate.evidence.keys import PublicKey, SigningKey
+from vht_federate.signing.keys import PublicKey, SigningKey
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.serving import require_free
 
 if TYPE_CHECKING:
-    from connector.fhir.api.service import LocalApi
+    from connector.fhir_api.service import LocalApi
     from connector.pulls.schedule import Schedule
 
 __all__ = ["InstalledComponents", "Node", "utc_now"]
@@ -131,7 +131,7 @@ class Node:
     @cached_property
     def fhir_api(self) -> "LocalApi":
         """The local FHIR API. An intake or an opt-out never asks for it, and need not load a web server."""
-        from connector.fhir.api.service import local_api
+        from connector.fhir_api.service import local_api
 
         return local_api(self.settings, self.files, self.steps, self.visits.judge)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from connector.governance.secret import write_private
+from connector.governance.node_secret import write_private
 from connector.settings import CoordinatorSettings, NodeFiles
 from vht_federate.processes import stop_tree
 

@@ -164,7 +164,7 @@ def _interruptible(session: "StudySession") -> Iterator[None]:
 @output.command("study init")
 def study_init(out: Annotated[Path, typer.Argument(help="File to write (study.toml).")]) -> None:
     """Write a commented study file to fill in."""
-    from strategies.template import STUDY_TEMPLATE
+    from strategies.study_template import STUDY_TEMPLATE
 
     if out.exists():
         raise InputError(f"{out} exists", code="VHT-INPUT-EXISTS")

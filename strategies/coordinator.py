@@ -18,11 +18,11 @@ from pathlib import Path
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from strategies.doorbell import Doorbell
+from strategies.file_notification import Doorbell
 from strategies.superlink import Control, SuperLinkPaths, flower_environment, superexec_command, superlink_command
-from strategies.supervision import Child, supervise
+from strategies.supervised_processes import Child, supervise
 from vht_federate.errors import InputError, UnavailableError
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.processes import PidFile, stop_process
 from vht_federate.serving import Listener, require_free, serve
 from vht_federate.tcp_ports import LOOPBACK, free_ports

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
-from strategies.wire import Answer, calls_of, output_sha256, pack_replies
+from strategies.message_content import Answer, calls_of, output_sha256, pack_replies
 from vht_federate.errors import InputError, UnavailableError, VhtError
 from vht_federate.framing import Call, call_enclave
 

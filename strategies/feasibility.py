@@ -12,7 +12,7 @@ from vht_federate.client import Client
 from vht_federate.domain.feasibility import FEASIBILITY_TYP, FeasibilityQuestion
 from vht_federate.domain.study import NodeRef, StudyFile
 from vht_federate.errors import InputError, VhtError
-from vht_federate.evidence.keys import SigningKey, unverified_claims
+from vht_federate.signing.keys import SigningKey, unverified_claims
 
 __all__ = ["Answers", "ask_hospitals"]
 

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from strategies.doorbell import Doorbell
+from strategies.file_notification import Doorbell
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.serving import answer_typed_errors
 

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 from safetensors.numpy import load
 
-from strategies.evaluation import summarise
+from vht_federate.packaging.evaluation import summarise
 from strategies.run_state import Dispatch, RoundState, RunDirectory, RunState
-from strategies.strategy import Weights, next_weights, read_weights
-from strategies.wire import Answer
+from vht_federate.secagg.aggregate import Weights, next_weights, read_weights
+from strategies.message_content import Answer
 from vht_federate.errors import CohortError, InputError, RevokedError, VhtError, WireError
 from vht_federate.framing import Call, Reply
 

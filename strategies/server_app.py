@@ -10,8 +10,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.superlink.grid import http_grid
 
-from strategies.doorbell import Doorbell
-from strategies.exchange import Exchange
+from strategies.file_notification import Doorbell
+from strategies.phase import Exchange
 from strategies.rounds import Rounds
 from strategies.run_state import PID_FILE, RunDirectory
 from vht_federate.errors import InputError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synth.pairs import Pair, all_pairs, key_of, read_pairs
+from synth.two_way_tables import Pair, all_pairs, key_of, read_pairs
 from vht_federate.components.job import CohortArrays, JobCall, JobReply, VisitData
 from vht_federate.domain.plan import CohortPlan
 from vht_federate.errors import RefusedError

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from synth.decode import decode_column, extremes
 from synth.marginals import tables_of
-from synth.tables import NoisyTable
+from synth.marginal_sums import NoisyTable
 from vht_federate.errors import CohortError
 from vht_federate.packaging.codebook import Codebook
 

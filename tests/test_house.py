@@ -74,7 +74,7 @@ START_WITH: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "nothing heavy": (
         set(),
         (
-            *("vht_federate.cli", "vht_federate.client", "connector.settings", "connector.cli", "strategies.cli"),
+            *("vht_federate.cli", "vht_federate.client", "connector.settings", "connector.cli.node", "strategies.cli"),
             *("strategies.coordinator", "deploy.cli", "vht_federate.authority.cli", "vht_federate.central.cli"),
             *("vht_federate.components.cli", "vht_federate.evidence.cli", "connector.enclave.host"),
             "connector.enclave.worker",  # before it is isolated
@@ -88,9 +88,9 @@ START_WITH: dict[str, tuple[set[str], tuple[str, ...]]] = {
         ),
     ),
     "a database": ({"sqlalchemy"}, ("connector.provision", "vht_federate.authority.issue")),
-    "a store": (STORE | {"numpy"}, ("connector.views.sql.cli",)),
+    "a store": (STORE | {"numpy"}, ("connector.cli.view",)),
     "an open node": (STORE | {"sqlalchemy", "numpy"}, ("connector.node",)),
-    "a serving node": (SERVER | STORE | {"sqlalchemy", "numpy", "httpx", "rich"}, ("connector.app",)),
+    "a serving node": (SERVER | STORE | {"sqlalchemy", "numpy", "httpx", "rich"}, ("connector.listeners.internal", "connector.listeners.outward")),
     "a pull": (STORE | {"numpy", "httpx", "rich"}, ("connector.pulls.worker",)),
     "issuer and platform": (
         SERVER | {"sqlalchemy", "numpy"},

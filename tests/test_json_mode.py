@@ -84,7 +84,7 @@ def test_ctrl_c_is_one_envelope(
         raise KeyboardInterrupt
 
     if inside:
-        monkeypatch.setattr("connector.cli.NodeSettings.read", interrupt)
+        monkeypatch.setattr("connector.cli.node.NodeSettings.read", interrupt)
     else:
         monkeypatch.setattr(cli, "_load", interrupt)
     code, out = run(monkeypatch, capsys, "--json", "node", "status", str(tmp_path))
@@ -100,7 +100,7 @@ def test_ctrl_c_without_json_leaves_stdout_empty(
     def interrupt(*_: Any, **__: Any) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("connector.cli.NodeSettings.read", interrupt)
+    monkeypatch.setattr("connector.cli.node.NodeSettings.read", interrupt)
     assert run(monkeypatch, capsys, "node", "status", str(tmp_path)) == (130, "")
 
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from connector.cli import app as node_commands
+from connector.cli.node import app as node_commands
 from deploy.local import Hospital, LocalFederation
 from strategies.coordinator import Coordinator
 from vht_federate import tcp_ports

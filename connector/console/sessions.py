@@ -5,8 +5,8 @@ import hmac
 from fastapi import Request
 from starlette.responses import Response
 
-from connector.governance.actors import SESSION_HOURS, Accounts, Actor, SignedIn
-from connector.http import bearer
+from connector.governance.operator_accounts import SESSION_HOURS, Accounts, Actor, SignedIn
+from connector.listeners.http import bearer
 from vht_federate.errors import RefusedError
 
 __all__ = ["Sessions"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from connector.enclave.mapping import mapped_tensors
+from connector.enclave.mapped_tensors import mapped_tensors
 from vht_federate.components.contract import Component, Profile
 from vht_federate.components.job import CohortArrays
 from vht_federate.errors import CohortError

@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from connector.enclave.control import Control
+from connector.enclave.control_channel import Control
 from connector.enclave.isolation import Fence, enter_own_network
 from vht_federate.errors import ComponentError, VhtError
 
 if TYPE_CHECKING:
-    from connector.enclave.desk import Desk
+    from connector.enclave.request_handler import Desk
     from connector.enclave.visit import VisitSpec
 
 __all__ = ["BREACHED", "main"]
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         control.tell("failed", error=failure.envelope())
         return 1
     control.tell("ready", **_info(spec, isolated))
-    from connector.enclave.desk import Breach
+    from connector.enclave.request_handler import Breach
 
     try:
         desk.serve(listener)
@@ -75,8 +75,8 @@ def _prepare(order: dict[str, Any], control: Control) -> "tuple[VisitSpec, Fence
     import torch
 
     from connector.enclave.cohort import read_cohort
-    from connector.enclave.desk import Desk
-    from connector.enclave.replies import Replies
+    from connector.enclave.request_handler import Desk
+    from connector.enclave.reply_store import Replies
     from vht_federate.components.job import VisitData
     from vht_federate.components.loader import build_model
     from vht_federate.privacy.noise import SecureNoise

@@ -17,8 +17,8 @@ from typing import Any
 import orjson
 
 from connector.fhir.engine import quoted
-from connector.fhir.identity import ID
-from connector.fhir.lines import Line, read_lines
+from connector.fhir.subject_keys import ID
+from connector.fhir.ndjson import Line, read_lines
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, table_name
 

@@ -19,7 +19,7 @@ import orjson
 from connector.fhir.engine import locked, quoted
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, table_name
-from connector.fhir.values import UCUM
+from connector.fhir.observation_values import UCUM
 from vht_federate.errors import InputError
 
 __all__ = ["keyed", "relation", "rendered", "resources", "slices", "stored_rows", "taken_in"]

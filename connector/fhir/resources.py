@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from connector.fhir.elements import (
+from connector.fhir.typed_elements import (
     Node,
     Quarantine,
     boolean,
@@ -26,7 +26,7 @@ from connector.fhir.elements import (
     subject,
     text,
 )
-from connector.fhir.values import Units, Value, Verdict, read_value
+from connector.fhir.observation_values import Units, Value, Verdict, read_value
 from vht_federate.domain.split import bucket_of
 
 __all__ = ["TABLES", "Reading", "Version", "read_resource", "read_version", "refuse_modifiers"]

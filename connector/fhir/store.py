@@ -24,7 +24,7 @@ from typing import Any
 
 import orjson
 
-from connector.fhir.disclosure import SMALLEST_CELL, told_count
+from connector.fhir.disclosure_control import SMALLEST_CELL, told_count
 from connector.fhir.resources import TABLES
 from vht_federate.errors import UnavailableError
 

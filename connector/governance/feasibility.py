@@ -26,21 +26,21 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select
 
-from connector.fhir.api.coverage import Coverage
+from connector.governance.permit_scope import Coverage
 from connector.fhir.engine import locked
 from connector.fhir.store import Generation, Store
-from connector.governance.actors import Actor
-from connector.governance.definitions import compile_definition, count_query, opened
-from connector.governance.judge import Judge, Questioned
-from connector.governance.optouts import excluded_subjects
-from connector.governance.queries import Queries
+from connector.governance.operator_accounts import Actor
+from connector.governance.cohort_definitions import compile_definition, count_query, opened
+from connector.governance.study_admission import Judge, Questioned
+from connector.governance.opt_outs import excluded_subjects
+from connector.governance.query_spends import Queries
 from connector.settings import NodeSettings
 from connector.store.database import Database
 from connector.store.models import FeasibilityRow
 from connector.views.sql.limits import TimeLimit
-from connector.views.sql.plan import Plan
+from connector.views.sql.compilation import Plan
 from vht_federate.errors import BudgetError, CohortError, RefusedError, UnavailableError, VhtError
-from vht_federate.evidence.canonical import digest_of
+from vht_federate.signing.canonical import digest_of
 from vht_federate.privacy.accounting import calibrate_gaussian
 from vht_federate.privacy.noise import NoiseSource, SecureNoise
 from vht_federate.privacy.release import Private

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from connector.governance.rows import ParticipationStore, dumped, loaded, runs_of
+from connector.governance.ledger_rows import ParticipationStore, dumped, loaded, runs_of
 from connector.store.models import Draw, QueryRow, Reservation, VisitRow
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit

@@ -5,9 +5,9 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from connector.governance.ledger import Ledger
-from connector.governance.rows import known_permits
+from connector.governance.ledger_rows import known_permits
 from connector.settings import NodeSettings
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.ledger_file import LEDGER_TYP, CapLine, GroupLine, LedgerFile, RunLine, group_cost
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.accounts import PatientAccounts

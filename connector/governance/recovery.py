@@ -13,10 +13,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from connector.fhir.api.clients import REVOKED
-from connector.governance.optouts import restore
-from connector.governance.queries import DRAWN
-from connector.governance.releases import ACKNOWLEDGED
+from connector.fhir_api.clients import REVOKED
+from connector.governance.opt_outs import restore
+from connector.governance.query_spends import DRAWN
+from connector.governance.release_receipts import ACKNOWLEDGED
 from connector.governance.visits import OPEN, Visits
 from connector.store.models import Acknowledgement, Draw, FhirClientRow, QueryRow, Reservation, VisitRow
 from vht_federate.evidence.entry import LogEntry

@@ -19,9 +19,9 @@ from typing import Any
 
 import orjson
 
-from connector.governance.actors import Actor
-from connector.pulls.installed import Source, Sources
-from connector.pulls.standing import COUNTS, Run, Standing
+from connector.governance.operator_accounts import Actor
+from connector.pulls.installed_sources import Source, Sources
+from connector.pulls.pull_history import COUNTS, Run, Standing
 from connector.settings import NodeFiles
 from vht_federate.errors import UnavailableError, VhtError
 from vht_federate.processes import stop_tree

@@ -15,8 +15,8 @@ import orjson
 
 from connector.fhir import ingest
 from connector.fhir.sources import Pulled, pull_from
-from connector.governance.secret import NodeSecret
-from connector.pulls.installed import Sources
+from connector.governance.node_secret import NodeSecret
+from connector.pulls.installed_sources import Sources
 from connector.settings import NodeFiles, NodeSettings
 from vht_federate.errors import UnavailableError, VhtError
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from connector.fhir.codes import Measure
-from connector.views.people import FINAL
-from connector.views.relations import Relations
+from connector.views.eligible_patients import FINAL
+from connector.views.store_tables import Relations
 from vht_federate.components.contract import Port, Profile
 from vht_federate.domain.units import Affine
 from vht_federate.errors import ViewError

@@ -17,7 +17,7 @@ from connector.fhir.rendering import relation
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation
 from connector.views.sql import Plan, compile_view
-from connector.views.sql.engine import query_error
+from connector.views.sql.execution import query_error
 from connector.views.sql.limits import TIME_LIMIT_S, TimeLimit
 from vht_federate.errors import ViewError
 

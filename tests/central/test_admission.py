@@ -13,8 +13,8 @@ from publishable import BOOK, ROWS, Platform, Publishable, write_cohort
 from safetensors.numpy import save
 
 from vht_federate.central.archive import Limits, unpack
-from vht_federate.central.cohort_rows import look_at_cohort
-from vht_federate.central.rows import look_for_rows
+from vht_federate.central.row_detection.cohorts import look_at_cohort
+from vht_federate.central.row_detection.files import look_for_rows
 from vht_federate.errors import PublicationError
 
 EXPORT = '{"resourceType":"Patient","id":"p%d","name":[{"family":"Muster"}],"birthDate":"1950-03-04"}'
@@ -251,7 +251,7 @@ def test_a_known_manifest_does_not_excuse_changed_files(platform: Platform, bund
 
 
 def test_keys_that_the_platform_does_not_trust_are_refused(platform: Platform, bundle: Path) -> None:
-    from vht_federate.evidence.keys import SigningKey
+    from vht_federate.signing.keys import SigningKey
 
     trust = json.loads(platform.trust.read_text())
     platform.trust.write_text(json.dumps({**trust, "coordinator": SigningKey.generate().public.jwk()}))

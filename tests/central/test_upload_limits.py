@@ -15,10 +15,10 @@ from publishable import Platform
 from safetensors.numpy import save
 
 from vht_federate.central.archive import Limits, unpack
-from vht_federate.central.rows import look_at_heads, look_for_rows
+from vht_federate.central.row_detection.files import look_at_heads, look_for_rows
 from vht_federate.errors import PublicationError, VerificationError
-from vht_federate.evidence.keys import SigningKey
-from vht_federate.packaging.sealed import seal, unseal
+from vht_federate.signing.keys import SigningKey
+from vht_federate.signing.signed_manifest import seal, unseal
 
 MIB = 1 << 20
 

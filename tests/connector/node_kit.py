@@ -27,7 +27,7 @@ from vht_federate.domain.permit import PERMIT_TYP, DataUser, Permit
 from vht_federate.domain.plan import EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.domain.study import STUDY_TYP, ComponentRef, StudyRequest
 from vht_federate.errors import VhtError
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.tcp_ports import LOOPBACK, free_port, free_ports
 
 DATASET = "urn:vht:hospital-1:ehr"
@@ -282,7 +282,7 @@ def ask(node: Node, hospital: Hospital, permit: str | None = None, study: str | 
 
 def approved(node: Node, visit_id: str, operator: str = "Dr Ada") -> str:
     """Approve a visit and wait until it is prepared. The state it came to."""
-    from connector.governance.actors import Actor
+    from connector.governance.operator_accounts import Actor
 
     node.visits.approve(visit_id, Actor(operator, "approver", "account"))
     await_that(lambda: node.visits.get(visit_id).state != "approved")

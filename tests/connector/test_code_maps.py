@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from connector.fhir.codes import LOINC, SNOMED, Feature, Measure, feature_of, features
 from connector.fhir.intake import installed_ports
-from connector.fhir.values import Units
+from connector.fhir.observation_values import Units
 from vht_federate.cli import app
 from vht_federate.components.contract import Port
 

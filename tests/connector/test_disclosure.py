@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from connector.catalogue import catalogue
 from connector.fhir import dataset_summary, ingest
-from connector.fhir.disclosure import told_count
+from connector.fhir.disclosure_control import told_count
 from connector.settings import DatasetSettings, NodeSettings
 from connector.views import build_cohort
 from vht_federate.components.contract import read_component

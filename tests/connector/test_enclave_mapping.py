@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save, save_file
 
 from connector.enclave.cohort import read_cohort
-from connector.enclave.mapping import mapped_tensors
-from connector.views.tensors import TensorFile
+from connector.enclave.mapped_tensors import mapped_tensors
+from connector.views.tensor_file import TensorFile
 from vht_federate.components.contract import Profile
 from vht_federate.errors import CohortError
-from vht_federate.evidence.canonical import sha256_hex
+from vht_federate.signing.canonical import sha256_hex
 
 SEQUENCE = SHIPPED.component.model_copy(
     update={

@@ -12,7 +12,7 @@ from node_kit import DATASET, Hospital
 from node_kit import ask as request_visit
 from test_node_console import Console
 
-from connector.app import outward_app
+from connector.listeners.outward import outward_app
 from connector.governance.feasibility import STANDS
 from connector.governance.ledger_export import export_ledger
 from connector.node import Node
@@ -31,8 +31,8 @@ from vht_federate.errors import (
     VerificationError,
     ViewError,
 )
-from vht_federate.evidence.canonical import canonical_bytes
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.canonical import canonical_bytes
+from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.ledger_check import check_ceiling
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.query_record import queried
@@ -569,7 +569,7 @@ def audited(node: Node, hospital: Hospital) -> Any:
 
 def test_an_auditor_recomputes_what_questions_cost_and_finds_no_answer_without_its_spend(stocked: Hospital) -> None:
     from vht_federate.domain.permit import Permit
-    from vht_federate.evidence.keys import unverified_claims
+    from vht_federate.signing.keys import unverified_claims
 
     token = stocked.permit()
     permit = Permit.from_claims(unverified_claims(token))

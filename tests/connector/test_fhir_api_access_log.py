@@ -12,9 +12,9 @@ import pytest
 from fhir_api_kit import Program, events, queries, serving
 from node_kit import Hospital
 
-from connector.app import internal_app
-from connector.fhir.api.audit import AuditLog, Event
-from connector.fhir.api.limits import Limits
+from connector.listeners.internal import internal_app
+from connector.fhir_api.access_log import AuditLog, Event
+from connector.fhir_api.limits import Limits
 from vht_federate.errors import UnavailableError
 
 DAY = 86_400
@@ -206,7 +206,7 @@ def test_one_stranger_locks_nobody_else_out_and_hides_nobody_else(
 
 
 def test_addresses_without_end_take_no_memory_without_end(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("connector.fhir.api.service.BUCKETS", 50)
+    monkeypatch.setattr("connector.fhir_api.service.BUCKETS", 50)
     monkeypatch.setattr(program.node.fhir_api, "limits", replace(Limits(), requests_per_s=1e9))
     for number in range(200):
         program.node.fhir_api.require_pace(f"token 10.0.0.{number}")

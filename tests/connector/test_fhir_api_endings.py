@@ -13,9 +13,9 @@ import pytest
 from fhir_api_kit import Program
 from node_kit import COLUMNS, Hospital, await_that
 
-from connector.app import internal_app
-from connector.fhir.api.exports import Job
-from connector.fhir.api.service import WORKING
+from connector.listeners.internal import internal_app
+from connector.fhir_api.export_jobs import Job
+from connector.fhir_api.service import WORKING
 from connector.node import Node
 from vht_federate.testing.asgi import AppClient
 
@@ -101,7 +101,7 @@ def halted(monkeypatch: pytest.MonkeyPatch) -> Halt:
     """Has the worker wait: before it begins to read (``face``), or in the middle (``everything``)."""
 
     def halt(where: str) -> tuple[threading.Event, threading.Event]:
-        import connector.fhir.api.face as module
+        import connector.fhir_api.permit_view as module
 
         reached, go = threading.Event(), threading.Event()
         owner: Any = module.Faces if where == "face" else module.Face

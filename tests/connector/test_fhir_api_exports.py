@@ -11,8 +11,8 @@ import pytest
 from fhir_api_kit import Program, events, serving
 from node_kit import Hospital, await_that
 
-from connector.fhir.api.limits import Limits
-from connector.fhir.api.service import WORKING, local_api
+from connector.fhir_api.limits import Limits
+from connector.fhir_api.service import WORKING, local_api
 
 KINDS = ("Patient", "Observation", "Condition")
 
@@ -159,7 +159,7 @@ def test_a_permit_revoked_in_the_middle_leaves_nothing(stocked: Hospital, monkey
                     assert held.wait(300)
                 yield one
 
-        monkeypatch.setattr("connector.fhir.api.face.Face.everything", slowly)
+        monkeypatch.setattr("connector.fhir_api.permit_view.Face.everything", slowly)
         token = program.token()
         status = urlsplit(program.export(token=token).headers["Content-Location"]).path
         assert reached.wait(300)
@@ -210,8 +210,8 @@ def test_files_expire_and_the_access_log_is_bounded(stocked: Hospital) -> None:
         small = local_api(node.settings, node.files, node.steps, node.visits.judge, limits=limits)
         access = node.fhir_api.tokens.access(program.token())
         small.exports.start()
-        from connector.fhir.api.audit import Event
-        from connector.fhir.api.kickoff import Kickoff
+        from connector.fhir_api.access_log import Event
+        from connector.fhir_api.export_request import Kickoff
 
         job = small.exports.begin(access, "request", Kickoff(("Patient",)))
         await_that(lambda: job.state in ("done", "failed"))

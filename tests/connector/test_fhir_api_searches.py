@@ -10,8 +10,8 @@ from fhir_api_kit import Program, serving
 from fhir_lines_kit import observation, patient, write
 from node_kit import COLUMNS, Hospital, write_fhir
 
-from connector.fhir.api.cursors import Cursor, read_cursor, written
-from connector.fhir.identity import subject_key
+from connector.fhir_api.page_cursors import Cursor, read_cursor, written
+from connector.fhir.subject_keys import subject_key
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import CohortError, InputError, NotFoundError
 

@@ -15,7 +15,7 @@ from fhir_api_kit import Program, events, serving
 from jwt.algorithms import ECAlgorithm
 from node_kit import Hospital, await_that
 
-from connector.app import internal_app
+from connector.listeners.internal import internal_app
 
 SMART_FETCH = Path(sys.executable).parent / "smart-fetch"
 KINDS = ("Condition", "Observation", "Patient")

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fhir_api_kit import RSA, Program, events, public_jwk, serving
 from node_kit import DATASET, Hospital
 
-from connector.app import internal_app
+from connector.listeners.internal import internal_app
 from vht_federate.domain.law import DataCategory, Purpose
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.tcp_ports import free_port
 from vht_federate.testing.asgi import AppClient
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from connector.fhir import IngestReport, ingest
 from connector.fhir.bundles import read_bundle
-from connector.fhir.lines import Line, read_lines
+from connector.fhir.ndjson import Line, read_lines
 from vht_federate.errors import InputError
 
 

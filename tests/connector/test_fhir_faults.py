@@ -147,7 +147,7 @@ def test_a_folder_that_grows_is_read_on_where_a_line_was_half_written(tmp_path: 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import connector.fhir.settling, duckdb, pandas, pyarrow.parquet  # what each of them would load late is loaded once
+import connector.fhir.merge, duckdb, pandas, pyarrow.parquet  # what each of them would load late is loaded once
 import fhir.resources.R4B.observation, fhir.resources.R4B.patient
 from connector.fhir import ingest
 source, base, work, points = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])

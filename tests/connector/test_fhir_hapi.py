@@ -17,7 +17,7 @@ from node_kit import await_that
 from connector.fhir import IngestReport, Store, ingest
 from connector.fhir.rendering import resources
 from connector.fhir.sources import Pulled, SourceSettings, download, settle_pull
-from connector.fhir.sources.pace import Pace
+from connector.fhir.sources.retry import Pace
 
 GENERATED, OF_SYNTHEA = 8, 500
 MANY_GENERATED, MANY_OF_SYNTHEA = 100, 4_000
@@ -150,7 +150,7 @@ import sys, time
 from pathlib import Path
 from connector.fhir.sources import SourceSettings, download
 from connector.fhir.sources import export, files, pull
-from connector.fhir.sources.pace import Pace
+from connector.fhir.sources.retry import Pace
 
 def stop(*_):
     Path(sys.argv[3]).touch()

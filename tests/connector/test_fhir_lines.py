@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.fhir import lines as module
-from connector.fhir.lines import Line, read_lines
+from connector.fhir import ndjson as lines as module
+from connector.fhir.ndjson import Line, read_lines
 
 
 def read(path: Path, content: bytes, **more: int) -> list[Line]:

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connector.fhir import Store, ingest
-from connector.fhir.explanation import explain
+from connector.fhir.quarantine_explanation import explain
 from connector.fhir.intake import installed_ports
-from connector.fhir.nesting import parsed, parsed_in_parts, written
+from connector.fhir.json_depth import parsed, parsed_in_parts, written
 from connector.fhir.sources import SourceSettings, download, pulling
-from connector.fhir.values import Units
-from connector.views.sql.plan import compile_view
-from connector.views.sql.sources import execute
+from connector.fhir.observation_values import Units
+from connector.views.sql.compilation import compile_view
+from connector.views.sql.ndjson_sources import execute
 
 WELL, DEEP = (1, 50, 200), (254, 260, 300, 500, 899, 900, 1000, 1020, 1022, 1023, 1024, 1030, 1100, 5000)
 JSON = st.recursive(

@@ -24,9 +24,9 @@ from node_kit import Hospital, await_that
 
 from connector.fhir import ingest
 from connector.fhir.sources import Pulled, SourceSettings, download, files, guard, pulling, settle_pull
-from connector.fhir.sources.export import fhir_instant
-from connector.fhir.sources.pace import Pace, retry_after_s
-from connector.fhir.sources.smart import BackendKey
+from connector.fhir.sources.bulk_export import fhir_instant
+from connector.fhir.sources.retry import Pace, retry_after_s
+from connector.fhir.sources.smart_auth import BackendKey
 from vht_federate.errors import InputError, RefusedError, UnavailableError
 
 OLD, NEW = "2020-01-01T00:00:00+00:00", "2040-01-01T00:00:00+00:00"
@@ -365,7 +365,7 @@ def endless(serve: Serve, tmp_path: Path, path: str, **behaviour: Any) -> tuple[
 def test_an_answer_larger_than_any_of_its_kind_is_not_read_to_its_end(
     serve: Serve, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("connector.fhir.sources.wire.ANSWER_LIMIT", 1 << 20)
+    monkeypatch.setattr("connector.fhir.sources.http_client.ANSWER_LIMIT", 1 << 20)
     server, settings = endless(serve, tmp_path, path)
     with pytest.raises(UnavailableError) as caught:
         pull(settings, tmp_path / "home", pace=quick(deadline_s=600.0))

@@ -14,11 +14,11 @@ from node_kit import Hospital
 from test_fhir_intake import BROKEN, VALUES
 
 from connector.fhir import Store, ingest, validation
-from connector.fhir.explanation import explain
+from connector.fhir.quarantine_explanation import explain
 from connector.fhir.intake import installed_ports
-from connector.fhir.reasons import REASONS
+from connector.fhir.quarantine_reasons import REASONS
 from connector.fhir.validation import FINDINGS, Finding, Sample, findings
-from connector.fhir.values import Units
+from connector.fhir.observation_values import Units
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "fhir.md"
 
@@ -122,7 +122,7 @@ def test_without_the_models_nothing_is_validated_and_all_else_is_the_same(
     assert (report.accepted, report.quarantined, report.sample) == (1, 1, None)
 
 
-@pytest.mark.parametrize("module", ["connector.app", "connector.cli"])
+@pytest.mark.parametrize("module", ["connector.listeners.serve", "connector.cli.node"])
 def test_the_models_are_loaded_when_they_are_asked_and_not_before(module: str) -> None:
     code = f"import {module}, sys; print('fhir.resources' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

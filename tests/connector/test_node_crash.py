@@ -55,7 +55,7 @@ def _requested(hospital: Hospital) -> str:
 
 _READY = """
 import time
-from connector.governance.actors import Actor
+from connector.governance.operator_accounts import Actor
 node.visits.approve({visit!r}, Actor("Ada", "approver", "account"))
 while node.visits.get({visit!r}).state != "ready":
     time.sleep(0.02)
@@ -147,7 +147,7 @@ def test_killed_right_after_approval_the_visit_fails_and_its_budget_is_free_agai
         dying,
         stocked,
         f"""
-from connector.governance.actors import Actor
+from connector.governance.operator_accounts import Actor
 node.visits.on_approved = die
 node.visits.approve({visit!r}, Actor("Ada", "approver", "account"))
 """,

@@ -10,7 +10,7 @@ from node_kit import COLUMNS, DATASET, Hospital, approved, ask, write_fhir
 from rich.console import Console
 from typer.testing import CliRunner
 
-from connector.tables import visit_tables
+from connector.cli.output_tables import visit_tables
 from vht_federate.cli import app
 from vht_federate.errors import UnavailableError, error_from_envelope
 from vht_federate.serving import await_ready

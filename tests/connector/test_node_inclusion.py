@@ -127,7 +127,7 @@ def test_why_the_data_stop_a_view_is_told_to_operators_and_nobody_outside(
         def fail(*_: Any, **__: Any) -> None:
             raise failure
 
-        monkeypatch.setattr("connector.views.people.make_included", fail)
+        monkeypatch.setattr("connector.views.eligible_patients.make_included", fail)
     with caplog.at_level("WARNING"):
         state, row, manifest = visit(site, ref)
     assert (state, row.code, manifest) == ("failed", "VHT-COHORT-UNREADABLE", {})

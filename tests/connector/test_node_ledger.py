@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from connector.governance.ledger import Ledger
-from connector.governance.rows import dumped
+from connector.governance.ledger_rows import dumped
 from connector.store import Database, migrate
 from connector.store.models import Base, Draw, QueryRow, Reservation, VisitRow
 from vht_federate.domain.budget import PrivacyEvent

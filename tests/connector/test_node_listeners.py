@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from node_kit import DATASET, PLAN, Hospital, approved, await_that
 
-from connector.app import internal_app, outward_app
+from connector.listeners.internal import internal_app
+from connector.listeners.outward import outward_app
 from connector.catalogue import VISIT_FORMAT
 from connector.catalogue.variables import VARIABLES
 from connector.fhir.resources import TABLES
-from connector.http import MAXIMUM_BODY
+from connector.listeners.http import MAXIMUM_BODY
 from connector.node import Node
 from vht_federate.evidence.entry import RECEIPT_TYP
-from vht_federate.evidence.keys import PublicKey
+from vht_federate.signing.keys import PublicKey
 from vht_federate.testing.asgi import AppClient
 
 DIGEST = "ab" * 32
@@ -56,7 +57,7 @@ def _bearer(token: str) -> dict[str, str]:
 
 
 def test_the_control_plane_loads_neither_torch_nor_sdv() -> None:
-    code = "import connector.app, connector.service, sys; print(sorted({'torch', 'sdv', 'flwr'} & set(sys.modules)))"
+    code = "import connector.listeners.serve, sys; print(sorted({'torch', 'sdv', 'flwr'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

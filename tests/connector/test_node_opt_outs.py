@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from node_kit import Hospital, approved, ask
 from safetensors.numpy import load
 
-from connector.console.told import log_lines
-from connector.governance.actors import Actor
-from connector.governance.optouts import excluded_subjects, opt_out, withdraw
+from connector.console.event_text import log_lines
+from connector.governance.operator_accounts import Actor
+from connector.governance.opt_outs import excluded_subjects, opt_out, withdraw
 from connector.governance.pseudonyms import erase, pseudonymiser
 from connector.node import Node
 from connector.store import Database, migrate
 from connector.store.models import OptOutRow
-from vht_federate.authority.check import read_permit
+from vht_federate.permits.check import read_permit
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError, PermitError
-from vht_federate.evidence.canonical import canonical_bytes
+from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.visit_record import visit_records
 

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from node_kit import Hospital, approved, ask, await_that
 
-from connector.console.told import log_lines
-from connector.governance.refusals import LOGGED
+from connector.console.event_text import log_lines
+from connector.governance.refusal_quota import LOGGED
 from connector.node import Node
 from connector.store.models import PseudonymKeyRow
 from vht_federate.errors import PermitError, RefusedError, VhtError
-from vht_federate.evidence.canonical import canonical_bytes
+from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.visit_record import visit_records
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from node_kit import COLUMNS, COMPONENT, DATASET, PLAN, PROFILE, Hospital, approved, ask, await_that
 
-from connector.governance.actors import Actor
+from connector.governance.operator_accounts import Actor
 from vht_federate.domain.law import ActorKind, DataCategory, Purpose
 from vht_federate.domain.permit import DataUser
 from vht_federate.domain.study import ComponentRef
 from vht_federate.errors import BudgetError, PermitError, RefusedError, RevokedError, VhtError
-from vht_federate.evidence.canonical import canonical_bytes
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.canonical import canonical_bytes
+from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.ledger_check import check_ledger
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.visit_record import visit_records

@@ -12,7 +12,7 @@ from test_node_service import Served, vht
 
 from connector.fhir import Store, ingest, subject_key
 from connector.quality import Survey, survey
-from connector.quality.figures import Shown
+from connector.quality.survey_figures import Shown
 from connector.views import build_cohort
 from vht_federate.components.registry import installed
 from vht_federate.errors import CohortError, InputError, VhtError

@@ -14,7 +14,7 @@ from viewed_store import viewed
 
 from connector.fhir import Store, ingest
 from connector.views import build_cohort, run
-from connector.views.derived import derived_views, view_hash
+from connector.views.profile_views import derived_views, view_hash
 from connector.views.sql import compile_view
 from vht_federate.components.contract import Component, Port, Profile, Source
 from vht_federate.components.registry import find_component, installed

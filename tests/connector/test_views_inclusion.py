@@ -17,7 +17,7 @@ from viewed_store import viewed
 
 from connector.fhir import ingest, subject_key
 from connector.views import CohortManifest, build_cohort
-from connector.views.derived import component_views, derived_views, view_hash
+from connector.views.profile_views import component_views, derived_views, view_hash
 from connector.views.inclusion import compile_inclusion, make_included
 from vht_federate.cli import app
 from vht_federate.components.contract import Component, Profile
@@ -188,7 +188,7 @@ def test_text_that_looks_like_a_statement_stays_text(store: Path, tmp_path: Path
 
 def test_a_view_that_multiplies_without_end_is_stopped(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hasty = partial(make_included, time_limit_s=0.3)
-    monkeypatch.setattr("connector.views.people.make_included", hasty)
+    monkeypatch.setattr("connector.views.eligible_patients.make_included", hasty)
     each = [{"forEach": "component", "column": [{"name": f"c{n}", "path": "value.ofType(boolean)"}]} for n in range(9)]
     with pytest.raises(VhtError) as caught:
         build(store, cohort_view=view(resource="Observation", where=[], select=[*view()["select"], *each]))

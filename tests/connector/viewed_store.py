@@ -12,7 +12,7 @@ import duckdb
 
 from connector.fhir.rendering import relation
 from connector.fhir.store import Generation
-from connector.views.relations import Relations, parts
+from connector.views.store_tables import Relations, parts
 from connector.views.sql import compile_view
 
 _TYPES = dict.fromkeys(("deceased_at", "effective", "onset", "authored", "started", "ended"), "{0}::TIMESTAMPTZ AS {0}")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vht_federate.errors import InputError, UnavailableError, VerificationError
 from vht_federate.evidence.entry import HEAD_TYP, RECEIPT_TYP
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.evidence.merkle import hash_leaf, root_of
 from vht_federate.testing import FixedClock
@@ -189,7 +189,7 @@ APPENDER = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
 folder = Path(sys.argv[1])
 log = EvidenceLog(folder / "log", SigningKey.read(folder / "node.key"), "h1", lambda: datetime.now(UTC))

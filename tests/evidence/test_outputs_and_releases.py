@@ -11,8 +11,8 @@ from safetensors.numpy import load, save
 from test_bundle_tampering import NODE, failure, resealed
 
 from synth.marginals import Table
-from synth.tables import sum_tables, total_of
-from vht_federate.evidence.canonical import canonical_bytes
+from synth.marginal_sums import sum_tables, total_of
+from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.evidence.verify import verify_bundle
 from vht_federate.framing import Reply
 from vht_federate.testing.outputs import MadeUpOutputs

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.commands import Commands
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
 
 pytestmark = pytest.mark.faults
@@ -60,7 +60,7 @@ def test_a_log_that_cannot_be_written_accepts_nothing_more_and_opens_again(tmp_p
     script = (
         "import resource, sys\n"
         "from datetime import UTC, datetime\nfrom pathlib import Path\n"
-        "from vht_federate.evidence.keys import SigningKey\nfrom vht_federate.evidence.log import EvidenceLog\n"
+        "from vht_federate.signing.keys import SigningKey\nfrom vht_federate.evidence.log import EvidenceLog\n"
         f"log = EvidenceLog(Path({str(tmp_path / 'log')!r}), SigningKey.read(Path({str(tmp_path / 'k.key')!r})), 'h',"
         " lambda: datetime.now(UTC))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\n"

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from family import Family, await_that, gone
 
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
 
 pytestmark = [

@@ -16,7 +16,7 @@ from faults.conftest import ROUND_DEADLINE_S, bring_back, processes_of
 from deploy.local import LocalFederation
 from vht_federate.client import Client
 from vht_federate.errors import CohortError, RevokedError
-from vht_federate.evidence.keys import unverified_claims
+from vht_federate.signing.keys import unverified_claims
 
 pytestmark = [
     pytest.mark.faults, pytest.mark.slow("four hospitals are built, and a study run in each"),

@@ -21,7 +21,7 @@ from connector.settings import NodeFiles
 from deploy.commands import Commands
 from deploy.local import Hospital, LocalFederation, StudyTerms
 from deploy.terms import terms_for
-from vht_federate.evidence.keys import unverified_claims
+from vht_federate.signing.keys import unverified_claims
 from vht_federate.processes import PidFile
 
 NAMES = ("hospital-1", "hospital-2")

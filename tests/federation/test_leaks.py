@@ -10,7 +10,7 @@ import pytest
 from federation.conftest import Ran
 from federation.wiretap import found_in
 
-from connector.console.frame import _NAV
+from connector.console.page_frame import _NAV
 
 pytestmark = pytest.mark.federation
 

@@ -12,7 +12,7 @@ from vht_federate.client import Client
 from vht_federate.domain.permit import PERMIT_TYP, Permit
 from vht_federate.domain.study import STUDY_TYP, StudyRequest
 from vht_federate.errors import VhtError
-from vht_federate.evidence.keys import SigningKey, unverified_claims
+from vht_federate.signing.keys import SigningKey, unverified_claims
 
 pytestmark = pytest.mark.federation
 

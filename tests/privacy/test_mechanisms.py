@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from connector.governance.rows import loaded
+from connector.governance.ledger_rows import loaded
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.errors import BudgetError
 from vht_federate.privacy.accounting import epsilon, epsilon_rdp

@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 from toy_enclave import ToyEnclave
 
 from strategies.courier import carry
-from strategies.wire import Answer, calls_of, output_sha256, pack_calls, pack_replies, replies_of
+from strategies.message_content import Answer, calls_of, output_sha256, pack_calls, pack_replies, replies_of
 from vht_federate.errors import BudgetError, InputError, RevokedError, UnavailableError, WireError
 from vht_federate.framing import Call, Reply
 

@@ -15,7 +15,7 @@ from flwr.proto.message_pb2 import Message, Metadata
 
 import strategies.gateway as gateway
 from deploy.pki import make_authority
-from strategies.doorbell import Doorbell
+from strategies.file_notification import Doorbell
 from strategies.gateway import FLEET_PATHS, make_gateway
 from vht_federate.testing.asgi import AppClient
 

@@ -8,7 +8,7 @@ import pytest
 import tomli_w
 
 from strategies.plan import PlannedStudy, check_locally, plan_study, resolve_plan
-from strategies.template import STUDY_TEMPLATE
+from strategies.study_template import STUDY_TEMPLATE
 from vht_federate.components.digest import component_digest
 from vht_federate.components.registry import find_component
 from vht_federate.domain.law import ActorKind, DataCategory, Purpose
@@ -16,7 +16,7 @@ from vht_federate.domain.permit import PERMIT_TYP, DataUser, Permit
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.domain.study import STUDY_TYP, StudyFile, StudyRequest
 from vht_federate.errors import BudgetError, CohortError, InputError, PermitError, VhtError
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.privacy.accounting import epsilon_by_population
 
 NOW = datetime(2030, 5, 1, tzinfo=UTC)

@@ -12,8 +12,8 @@ from test_run_state import TRAINING
 
 from strategies.rounds import Rounds
 from strategies.run_state import Dispatch, DispatchNode, NodeState, RunDirectory, RunState
-from strategies.strategy import next_weights, read_weights
-from strategies.wire import Answer, output_sha256
+from vht_federate.secagg.aggregate import next_weights, read_weights
+from strategies.message_content import Answer, output_sha256
 from vht_federate.domain.plan import CohortPlan, EvaluationPlan, StudyPlan
 from vht_federate.errors import InputError, RevokedError, UnavailableError, VhtError, WireError
 from vht_federate.framing import Call, Reply

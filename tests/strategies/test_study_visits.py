@@ -7,11 +7,11 @@ import pytest
 from test_plan import NOW, planned_study
 
 import strategies.study_run as study_run
-import strategies.visits as visits_module
+import strategies.node_visits as visits_module
 from strategies.coordinator import Enrolment
 from strategies.run_state import RunDirectory
 from strategies.study import StudySession
-from strategies.visits import Visits
+from strategies.node_visits import Visits
 from vht_federate.errors import CohortError, InputError, PermitError, RevokedError, UnavailableError, VhtError
 
 Hospital = dict[str, Any]

@@ -10,7 +10,7 @@ import pytest
 from strategies import release
 from strategies.run_state import RunState
 from vht_federate.errors import CohortError
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.packaging.cohort import CohortRequest
 
 

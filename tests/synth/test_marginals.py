@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from synth.choose import choose_pairs
+from synth.adaptive_selection import choose_pairs
 from synth.marginals import encode, marginals, one_way_tables, sketch_tables, tables_of, two_way_tables
-from synth.pairs import all_pairs, read_pairs, target_pairs
+from synth.two_way_tables import all_pairs, read_pairs, target_pairs
 from vht_federate.components.contract import read_component
 from vht_federate.components.job import CohortArrays, JobCall, VisitData
 from vht_federate.domain.plan import CohortPlan, StudyPlan, TrainingPlan

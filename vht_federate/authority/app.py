@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 
 from vht_federate.authority.store import Register, public_record
 from vht_federate.domain.permit import STATUS_TYP
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.serving import answer_typed_errors
 
 __all__ = ["build_app"]

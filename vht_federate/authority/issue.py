@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from vht_federate.authority.store import Register
 from vht_federate.domain.permit import PERMIT_TYP, Permit
 from vht_federate.errors import InputError
-from vht_federate.evidence.keys import PublicKey, SigningKey
+from vht_federate.signing.keys import PublicKey, SigningKey
 
 __all__ = ["issue_permit", "read_request"]
 

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 from vht_federate.central.archive import Limits, pack, unpack
 from vht_federate.central.claims import check_claims
-from vht_federate.central.cohort_rows import look_at_cohort
-from vht_federate.central.rows import look_at_heads, look_for_rows
+from vht_federate.central.row_detection.cohorts import look_at_cohort
+from vht_federate.central.row_detection.files import look_at_heads, look_for_rows
 from vht_federate.central.store import Catalogue, NewRelease, Publication
 from vht_federate.errors import InputError, PublicationError, VerificationError
 from vht_federate.evidence.bundle import open_bundle

@@ -12,7 +12,7 @@ from vht_federate.components.contract import Port, Profile
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.components.registry import find_component, installed
 from vht_federate.errors import ComponentError
-from vht_federate.evidence.canonical import digest_of
+from vht_federate.signing.canonical import digest_of
 
 __all__ = ["app"]
 

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from vht_federate.domain.law import DataCategory, Purpose
 from vht_federate.domain.permit import Identifier
 from vht_federate.errors import InputError
-from vht_federate.evidence.canonical import digest_of
+from vht_federate.signing.canonical import digest_of
 
 __all__ = ["FEASIBILITY_TYP", "FeasibilityQuestion"]
 

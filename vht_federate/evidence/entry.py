@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from vht_federate.evidence.canonical import canonical_bytes
+from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.evidence.merkle import hash_leaf
 
 __all__ = ["EXPORT_SCHEMA", "EXPORT_TYP", "HEAD_TYP", "RECEIPT_TYP", "LogEntry", "TreeHead"]

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
-from vht_federate.evidence.canonical import digest_of
+from vht_federate.signing.canonical import digest_of
 from vht_federate.evidence.finding import broken
 from vht_federate.evidence.visit_record import VisitRecord
 

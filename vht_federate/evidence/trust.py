@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vht_federate.errors import InputError
-from vht_federate.evidence.keys import PublicKey
+from vht_federate.signing.keys import PublicKey
 
 __all__ = ["TrustFile"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from vht_federate.components.contract import Component
 from vht_federate.domain.plan import StudyPlan
-from vht_federate.evidence.keys import PublicKey, SigningKey
-from vht_federate.packaging.sealed import Sealed, seal, unseal
+from vht_federate.signing.keys import PublicKey, SigningKey
+from vht_federate.signing.signed_manifest import Sealed, seal, unseal
 
 __all__ = [
     "ALLOWED",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vht_federate.components.loader import load_model
 from vht_federate.errors import VerificationError
-from vht_federate.evidence.keys import PublicKey
+from vht_federate.signing.keys import PublicKey
 from vht_federate.packaging.component import verify_package
 
 if TYPE_CHECKING:

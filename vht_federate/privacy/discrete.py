@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vht_federate.errors import InputError
-from vht_federate.privacy.coins import Rationals, coins, exp_coins, integers_below, successes_of_exp_one
+from vht_federate.privacy.exact_bernoulli import Rationals, coins, exp_coins, integers_below, successes_of_exp_one
 from vht_federate.privacy.noise import RandomWords
 from vht_federate.privacy.poisson import poisson
 

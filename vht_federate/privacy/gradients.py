@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from vht_federate.privacy.tally import Tally
+from vht_federate.privacy.clipped_count import Tally
 
 __all__ = ["clipped_sum", "contributions", "record_logits", "unflatten"]
 

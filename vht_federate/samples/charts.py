@@ -8,7 +8,7 @@ from typing import Any
 
 from vht_federate.domain.units import conversion
 from vht_federate.samples.hospitals import Habits
-from vht_federate.samples.people import Identity, Registrar
+from vht_federate.samples.identities import Identity, Registrar
 
 __all__ = ["Chart", "Resource", "coded", "quantity"]
 

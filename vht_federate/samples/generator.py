@@ -20,7 +20,7 @@ from vht_federate.samples.charts import Chart, Resource
 from vht_federate.samples.equation import truth
 from vht_federate.samples.hospitals import Habits, hospital_habits, hospital_sizes
 from vht_federate.samples.patients import NEVER, Population, draw_population
-from vht_federate.samples.people import Registrar
+from vht_federate.samples.identities import Registrar
 
 __all__ = ["RESOURCE_TYPES", "GeneratedHospital", "chart_of", "generate", "prepare_folder"]
 

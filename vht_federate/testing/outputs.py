@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from vht_federate.domain.plan import StudyPlan
-from vht_federate.evidence.canonical import canonical_bytes, sha256_hex
+from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 from vht_federate.evidence.output_check import cohort_tables
 from vht_federate.framing import Reply
 from vht_federate.packaging.evaluation import summarise

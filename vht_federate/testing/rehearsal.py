@@ -18,9 +18,9 @@ from vht_federate.domain.permit import PERMIT_TYP, STATUS_TYP, Permit, StatusLis
 from vht_federate.domain.plan import CohortPlan, EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.domain.study import STUDY_TYP, ComponentRef, StudyRequest
 from vht_federate.evidence.bundle import BundleParts, write_bundle
-from vht_federate.evidence.canonical import digest_of
+from vht_federate.signing.canonical import digest_of
 from vht_federate.evidence.entry import LogEntry
-from vht_federate.evidence.keys import SigningKey
+from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.packaging.card import CardFacts

@@ -17,16 +17,16 @@ from typing import TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from connector.fhir.deletions import Deletions, read_deletions
-from connector.fhir.room import on_this_disk
-from connector.fhir.sources.export import Expired, JobFailed, await_manifest, kick_off, release_job
-from connector.fhir.sources.files import Files
-from connector.fhir.sources.journal import Journal, Progress, write_whole
-from connector.fhir.sources.pace import Pace
+from connector.fhir.disk_full import on_this_disk
+from connector.fhir.sources.bulk_export import Expired, JobFailed, await_manifest, kick_off, release_job
+from connector.fhir.sources.download import Files
+from connector.fhir.sources.progress import Journal, Progress, write_whole
+from connector.fhir.sources.retry import Pace
 from connector.fhir.sources.search import Pages, first_pages, history_pages
 from connector.fhir.sources.settings import SourceSettings
-from connector.fhir.sources.wire import Wire
+from connector.fhir.sources.http_client import Wire
 from vht_federate.errors import UnavailableError
-from vht_federate.evidence.canonical import digest_of
+from vht_federate.signing.canonical import digest_of
 
 __all__ = ["Pulled", "download", "pull_from", "pulling", "settle_pull"]
 

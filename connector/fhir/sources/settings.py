@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from connector.fhir.resources import TABLES
-from connector.fhir.sources.guard import Guard, origin_of
+from connector.fhir.sources.allowed_origins import Guard, origin_of
 from vht_federate.errors import InputError
 
 __all__ = ["AuthorizationSettings", "SourceSettings"]

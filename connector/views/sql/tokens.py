@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from connector.views.sql.faults import Place, view_error
+from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["MAX_LENGTH", "MAX_TOKENS", "Token", "tokenize"]
 

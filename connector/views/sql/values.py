@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 
 from connector.views.sql.elements import EMPTY, Choice, Element, is_primitive, kind
-from connector.views.sql.faults import Place
+from connector.views.sql.view_errors import Place
 from connector.views.sql.schema import ReadNode, identifier, text_literal
 
 __all__ = ["NOTHING", "NOT_SINGLE", "Choosing", "Value", "as_list", "choose", "fail_sql", "macro_call", "member",

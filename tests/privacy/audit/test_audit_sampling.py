@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vht_federate.privacy.audit.plants import _Shuffled
+from vht_federate.privacy.audit.broken_engines import _Shuffled
 from vht_federate.privacy.audit.sampling import sampling_test
 from vht_federate.privacy.noise import SecureNoise
 from vht_federate.testing import SeededNoise

@@ -23,7 +23,7 @@ from vht_federate.privacy.engine.program import Program
 from vht_federate.privacy.engine.refusal import names_of
 from vht_federate.privacy.engine.slots import Slots, slots_for
 from vht_federate.privacy.release import Private
-from vht_federate.privacy.tally import Tally
+from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.training import TrainingTensors, train_round
 from vht_federate.testing import SeededNoise
 

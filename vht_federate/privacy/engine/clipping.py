@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vht_federate.privacy.engine.grouping import Group, Patients
-from vht_federate.privacy.engine.use import Use, norm
-from vht_federate.privacy.tally import Tally
+from vht_federate.privacy.engine.parameter_use import Use, norm
+from vht_federate.privacy.clipped_count import Tally
 
 __all__ = ["Clipped", "add", "clip_factors", "clip_one", "sum_clipped"]
 

@@ -26,10 +26,10 @@ from vht_federate.privacy.engine.options import EngineOptions
 from vht_federate.privacy.engine.probe import Profile, bind_gradients, forward, made_up, probe
 from vht_federate.privacy.engine.program import Program
 from vht_federate.privacy.engine.refusal import Unsupported, check_model, names_of, refusal, trained
-from vht_federate.privacy.engine.single import patient_gradient
+from vht_federate.privacy.engine.one_patient import patient_gradient
 from vht_federate.privacy.engine.slots import Laid, Slots, slots_for
 from vht_federate.privacy.engine.stack import Stack
-from vht_federate.privacy.tally import Tally
+from vht_federate.privacy.clipped_count import Tally
 
 __all__ = ["EngineChoice", "PerPatientEngine"]
 

@@ -14,7 +14,7 @@ from vht_federate.privacy.engine.clipping import Clipped, clip_factors, sum_clip
 from vht_federate.privacy.engine.grouping import Patients
 from vht_federate.privacy.engine.layers.linear import LinearUse
 from vht_federate.privacy.engine.loss import Loss, output_gradients
-from vht_federate.privacy.engine.use import norm, product_norm
+from vht_federate.privacy.engine.parameter_use import norm, product_norm
 
 __all__ = ["Stack"]
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from vht_federate.privacy.engine.refusal import Unsupported
-from vht_federate.privacy.engine.use import Use
+from vht_federate.privacy.engine.parameter_use import Use
 
 __all__ = ["Handler", "Tape"]
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from vht_federate.privacy.engine.grouping import Group
-from vht_federate.privacy.engine.use import Use, rounded_up
+from vht_federate.privacy.engine.parameter_use import Use, rounded_up
 
 __all__ = ["EmbeddingUse"]
 

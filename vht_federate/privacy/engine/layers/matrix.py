@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from vht_federate.privacy.engine.grouping import Group
-from vht_federate.privacy.engine.use import Use, norm, product_norm, rounded_up, unseen
+from vht_federate.privacy.engine.parameter_use import Use, norm, product_norm, rounded_up, unseen
 
 __all__ = ["MatrixUse"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from vht_federate.privacy.engine.grouping import Group
-from vht_federate.privacy.engine.use import Use
+from vht_federate.privacy.engine.parameter_use import Use
 
 __all__ = ["NormUse"]
 

@@ -1,0 +1,1 @@
+"""``vht node`` and ``vht view``: thin commands over the modules of this room."""

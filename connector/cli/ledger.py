@@ -1,0 +1,56 @@
+"""The part of ``vht node`` that is about the budget: what was spent, who remains, and the ledger for an auditor."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from connector.cli.node_access import State
+from connector.settings import NodeFiles, NodeSettings
+from connector.cli.output_tables import budget_table, patients_table
+from vht_federate import output
+
+__all__ = ["app"]
+
+app = typer.Typer(add_completion=False)
+ledger = typer.Typer(no_args_is_help=True, help="The ledger of privacy budgets.")
+app.add_typer(ledger, name="ledger")
+
+
+@app.command("budget")
+@output.command("node budget")
+def budget(state: State) -> None:
+    """Show what was spent and reserved, and how many patients remain under each cap."""
+    from connector.overview import Books
+    from connector.store.node_database import open_database
+
+    settings, files = NodeSettings.read(state), NodeFiles(state)
+    database = open_database(settings, files)
+    try:
+        data = Books(settings, files, database).budget()
+    finally:
+        database.close()
+    output.emit("node budget", data, patients_table(data["patients"]), budget_table(data))
+
+
+@ledger.command("export")
+@output.command("node ledger export")
+def export(state: State, out: Annotated[Path, typer.Option(help="File to write.")] = Path("ledger.json")) -> None:
+    """Write the ledger for an auditor: every event, groups of patients by size, no subject and no small cell."""
+    from connector.overview import Books
+    from connector.store.node_database import open_database
+    from connector.governance.ledger_export import export_ledger
+    from connector.node import utc_now
+    from vht_federate.signing.keys import SigningKey
+
+    settings, files = NodeSettings.read(state), NodeFiles(state)
+    key = SigningKey.read(files.evidence_key)
+    database = open_database(settings, files)
+    try:
+        with database.read() as session:
+            made = export_ledger(session, Books(settings, files, database).ledger, settings, key, utc_now())
+    finally:
+        database.close()
+    out.write_text(made.model_dump_json(indent=1) + "\n")
+    data = {"out": str(out), "runs": len(made.runs), "groups": len(made.groups), "kid": key.public.kid}
+    output.emit("node ledger export", data, f"{len(made.runs)} runs and {len(made.groups)} groups in {out}")

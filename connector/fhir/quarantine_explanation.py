@@ -1,0 +1,102 @@
+"""Why was this line set aside? The source is read again where it still is, and FHIR's own models are asked about it.
+
+Answers name elements and kinds of error, never a value: what an operator needs to mend a mapping, and no more.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from connector.fhir.typed_elements import Quarantine
+from connector.fhir.source_folder import read_file
+from connector.fhir.ndjson import Line
+from connector.fhir.json_depth import digestible
+from connector.fhir.quarantine_reasons import reason
+from connector.fhir.resources import read_resource, refuse_modifiers
+from connector.fhir.validation import Finding, available, findings, is_known
+from connector.fhir.observation_values import Units
+
+__all__ = ["Explanation", "explain"]
+
+FOUND, GONE, CHANGED = "found", "gone", "changed"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One entry of the quarantine (``file``, ``line``, ``kind``, ``reason``, ``path``), explained.
+
+    ``source``: the line was ``found``, is ``gone`` with its file, or no longer says this (``changed``). ``type``: of
+    the resource, where the line has one. ``at_character``: where JSON ends to be JSON. ``r4b``: what the models find;
+    None where they were not asked: no source, no resource, or ``fhir.resources`` is not installed.
+    """
+
+    file: str
+    line: int
+    kind: str
+    reason: str
+    path: str
+    source: str
+    type: str | None = None
+    at_character: int | None = None
+    r4b: tuple[Finding, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        told = reason(self.reason)
+        listed = None if self.r4b is None else [one.to_dict() for one in self.r4b]
+        place = {name: getattr(self, name) for name in ("file", "line", "kind", "reason", "path", "source", "type")}
+        return {**place, "what": told.what, "do": told.do, "at_character": self.at_character, "r4b": listed}
+
+
+def explain(entries: Iterable[Mapping[str, Any]], folders: Sequence[Path], units: Units) -> Iterator[Explanation]:
+    """Each entry of a quarantine, explained. Its file is the one in the first of ``folders`` that has it, read once."""
+    by_file: dict[str, dict[int, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for entry in entries:
+        by_file[entry["file"]][entry["line"]].append(entry)
+    for name, waiting in by_file.items():
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        for line in read_file(path) if path else ():
+            for entry in waiting.pop(line.number, ()):
+                yield _explained(entry, line, units)
+            if not waiting:
+                break
+        for listed in waiting.values():
+            for entry in listed:
+                yield _explained(entry, None, units)
+
+
+def _explained(entry: Mapping[str, Any], line: Line | None, units: Units) -> Explanation:
+    place = {name: entry[name] for name in ("file", "line", "kind", "reason", "path")}
+    if line is None:
+        return Explanation(**place, source=GONE)
+    if line.fault:
+        return Explanation(**place, source=FOUND if line.fault == entry["reason"] else CHANGED)
+    try:
+        resource = orjson.loads(line.content)
+    except orjson.JSONDecodeError as error:
+        return Explanation(**place, source=FOUND, at_character=error.pos)
+    kind = resource.get("resourceType") if isinstance(resource, dict) else None
+    known = kind if isinstance(kind, str) and is_known(kind) else None
+    return Explanation(
+        **place,
+        source=FOUND if _still(entry, resource, units) else CHANGED,
+        type=known,
+        r4b=findings(known, line.content) if known and available() else None,
+    )
+
+
+def _still(entry: Mapping[str, Any], resource: Any, units: Units) -> bool:
+    """Is the same still wrong? A contradiction shows in no line alone, so it stays one."""
+    if entry["reason"] == "conflicting-content":
+        return True
+    fault = (entry["reason"], entry["path"])
+    try:
+        refuse_modifiers(resource)
+        rejected = read_resource(resource, units).verdict.rejected
+        digestible(resource)
+        return fault in rejected
+    except Quarantine as verdict:
+        return fault == (verdict.reason, verdict.path)

@@ -1,0 +1,204 @@
+"""Typed reading of FHIR JSON: each element is what R4 says it is, or the line goes to quarantine.
+
+Paths in reasons are built from element names alone, so that no content of a line is ever repeated.
+"""
+
+import re
+from calendar import monthrange
+from datetime import UTC, date, datetime
+from functools import lru_cache
+from typing import Any
+
+from connector.fhir.subject_keys import ID
+from vht_federate.domain.references import encounter_id_of, patient_id_of
+
+__all__ = [
+    "Coding",
+    "Quarantine",
+    "boolean",
+    "code",
+    "codings",
+    "encounter",
+    "identifier",
+    "instant",
+    "member",
+    "members",
+    "moment",
+    "number",
+    "partial_date",
+    "subject",
+    "text",
+]
+
+Node = dict[str, Any]
+Coding = tuple[str | None, str]  # system, code
+
+_CODE = re.compile(r"\S(?:\S| (?=\S)){0,255}")  # FHIR code or uri, bounded
+_DATE = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
+
+
+class Quarantine(Exception):
+    """This line is not read further: ``reason`` is a stable code, ``path`` an element path without indices."""
+
+    def __init__(self, reason: str, path: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path = path
+
+
+def text(node: Node, key: str, where: str) -> str | None:
+    value = node.get(key)
+    if value is None or type(value) is str:
+        return value
+    raise Quarantine("type", f"{where}.{key}")
+
+
+def code(node: Node, key: str, where: str, *, required: bool = False) -> str | None:
+    """A FHIR code or uri: no free text, at most 256 characters."""
+    value = node.get(key)
+    if value is None:
+        if required:
+            raise Quarantine("missing", f"{where}.{key}")
+        return None
+    if type(value) is not str:
+        raise Quarantine("type", f"{where}.{key}")
+    if not _is_code(value):
+        raise Quarantine("format", f"{where}.{key}")
+    return value
+
+
+@lru_cache(maxsize=65_536)
+def _is_code(value: str) -> bool:
+    # few codes come very often
+    return _CODE.fullmatch(value) is not None
+
+
+def boolean(node: Node, key: str, where: str) -> bool | None:
+    value = node.get(key)
+    if value is None or type(value) is bool:
+        return value
+    raise Quarantine("type", f"{where}.{key}")
+
+
+def number(node: Node, key: str, where: str) -> float | None:
+    """A FHIR decimal or integer: a JSON number, never a string and never a boolean."""
+    value = node.get(key)
+    if value is None:
+        return None
+    if type(value) is int or type(value) is float:
+        return float(value)
+    raise Quarantine("type", f"{where}.{key}")
+
+
+def member(node: Node, key: str, where: str) -> Node | None:
+    value = node.get(key)
+    if value is None or type(value) is dict:
+        return value
+    raise Quarantine("type", f"{where}.{key}")
+
+
+def members(node: Node, key: str, where: str) -> list[Node]:
+    value = node.get(key)
+    if value is None:
+        return []
+    if type(value) is not list or any(type(item) is not dict for item in value):
+        raise Quarantine("type", f"{where}.{key}")
+    return value
+
+
+def identifier(node: Node, where: str) -> str:
+    value = text(node, "id", where)
+    if value is None:
+        raise Quarantine("missing", f"{where}.id")
+    if not ID.fullmatch(value):
+        raise Quarantine("format", f"{where}.id")
+    return value
+
+
+def subject(node: Node, where: str) -> str:
+    """The Patient.id that ``subject`` refers to."""
+    reference = member(node, "subject", where)
+    if reference is None:
+        raise Quarantine("missing", f"{where}.subject")
+    target = text(reference, "reference", f"{where}.subject")
+    patient = patient_id_of(target) if target else None
+    if patient is None:
+        raise Quarantine("reference", f"{where}.subject.reference")
+    return patient
+
+
+def encounter(node: Node, where: str) -> str | None:
+    """The Encounter.id that ``encounter`` refers to; None where it refers to nothing that has one."""
+    reference = member(node, "encounter", where)
+    target = text(reference, "reference", f"{where}.encounter") if reference else None
+    return encounter_id_of(target) if target else None
+
+
+def codings(node: Node | None, where: str) -> list[Coding]:
+    """Each coding of a CodeableConcept that has a code, in order, each once. Its text and displays are not read."""
+    if node is None:
+        return []
+    found: dict[Coding, None] = {}
+    for item in members(node, "coding", where):
+        spelled = code(item, "code", f"{where}.coding")
+        system = code(item, "system", f"{where}.coding")
+        if spelled is not None:
+            found[system, spelled] = None
+    return list(found)
+
+
+def partial_date(node: Node, key: str, where: str) -> date | None:
+    """A FHIR date; of a year or a month alone, the middle."""
+    value = text(node, key, where)
+    if value is None:
+        return None
+    year, month, day = _parts(value, f"{where}.{key}")
+    return _date(year, month or 7, day or (15 if month else 1), f"{where}.{key}")
+
+
+def moment(node: Node, key: str, where: str) -> datetime | None:
+    """A FHIR dateTime in UTC. A partial one is the last instant it may mean: nothing is dated too early."""
+    value = text(node, key, where)
+    if value is None:
+        return None
+    if len(value) > 10:
+        return _instant(value, f"{where}.{key}")
+    year, month, day = _parts(value, f"{where}.{key}")
+    month = month or 12
+    if day is None and 1 <= month <= 12 and year:
+        day = monthrange(year, month)[1]
+    made = _date(year, month, day or 1, f"{where}.{key}")
+    if len(value) == 10:
+        return datetime(made.year, made.month, made.day, tzinfo=UTC)
+    return datetime(made.year, made.month, made.day, 23, 59, 59, tzinfo=UTC)
+
+
+def instant(node: Node, key: str, where: str) -> datetime | None:
+    """A FHIR instant in UTC."""
+    value = text(node, key, where)
+    return None if value is None else _instant(value, f"{where}.{key}")
+
+
+def _instant(value: str, path: str) -> datetime:
+    if not _INSTANT.fullmatch(value):
+        raise Quarantine("format", path)
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise Quarantine("format", path) from None
+
+
+def _parts(value: str, path: str) -> tuple[int, int | None, int | None]:
+    found = _DATE.fullmatch(value)
+    if not found:
+        raise Quarantine("format", path)
+    year, month, day = found.groups()
+    return int(year), int(month) if month else None, int(day) if day else None
+
+
+def _date(year: int, month: int, day: int, path: str) -> date:
+    try:
+        return date(year, month, day)
+    except ValueError:
+        raise Quarantine("format", path) from None

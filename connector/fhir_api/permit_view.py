@@ -1,0 +1,230 @@
+"""One permit's face of the store: who and what it shows, under which names, on which days.
+
+A face belongs to one generation of the store, to the permit's content, and to the opt-outs in force for it; it is made
+when it is first needed and kept while all stay. Names and shifted days are the permit's own, so searches speak of
+those, too.
+"""
+
+# ruff: noqa: S608 - SQL is put together from our own conditions and keys.
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+import pyarrow as pa
+
+from connector.governance.permit_scope import Coverage, coverage
+from connector.fhir.engine import locked, quoted
+from connector.fhir.rendering import keyed, rendered, slices, stored_rows, taken_in
+from connector.fhir.resources import TABLES
+from connector.fhir.store import Generation, Store, table_name
+from connector.governance.deidentification import Deidentifier
+from connector.governance.study_admission import Installed
+from connector.governance.opt_outs import excluded_subjects
+from connector.governance.pseudonyms import permit_key
+from connector.store.database import Database
+from connector.views.sql.limits import TimeLimit, over_time
+from vht_federate.components.contract import Component, read_component
+from vht_federate.domain.permit import Permit
+from vht_federate.domain.study import ComponentRef
+from vht_federate.errors import CohortError, ComponentError, NotFoundError, UnavailableError, ViewError
+
+__all__ = ["Face", "Faces", "in_order", "interrupted_after"]
+
+KEPT = 4
+Resource = dict[str, Any]
+
+
+@contextmanager
+def interrupted_after(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
+    """Raises UnavailableError VHT-UNAVAILABLE-DEADLINE where what is done within takes longer."""
+    limit = TimeLimit(seconds)
+    try:
+        with limit.on(connection):
+            yield
+    except (duckdb.InterruptException, ViewError) as error:
+        if isinstance(error, ViewError) and error.code != over_time().code:
+            raise
+        raise UnavailableError(
+            "this took longer than one request may", code="VHT-UNAVAILABLE-DEADLINE", hint="ask for less at once"
+        ) from error
+
+
+def in_order(key: str) -> str:
+    """SQL of the permit's own order, by table ``person`` and the stored ``key``. The order of stored keys would be the
+    same under every permit, and so would tell whoever holds two which pseudonyms are one patient's (Article 66)."""
+    return f"name, md5(name || {key})"
+
+
+@dataclass(frozen=True)
+class Face:
+    """``people``: (subject, name, shift in microseconds) of everybody it shows. ``taken``: when the newest of its
+    data was taken in, so that what comes later is later than that."""
+
+    generation: Generation
+    coverage: Coverage
+    deidentifier: Deidentifier
+    people: pa.Table
+    taken: datetime
+
+    @contextmanager
+    def open(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A locked database that sees the generation, with table ``person``."""
+        with locked([self.generation.folder.resolve()]) as connection:
+            connection.register("people", self.people)
+            connection.execute("CREATE TEMP TABLE person AS FROM people")
+            connection.unregister("people")
+            yield connection
+
+    def shown(self, resource_type: str) -> str:
+        """SQL of the stored rows that may be read, with the patient's name and shift."""
+        rows = stored_rows(self.generation, resource_type)
+        return f"SELECT * FROM ({rows}) JOIN person USING (subject) WHERE {self.coverage.rows[resource_type]}"
+
+    def tell(self, text: bytes) -> Resource | None:
+        """A rendered resource as the permit may see it. When it was taken in is not told: it is a true date."""
+        told = self.deidentifier.resource(orjson.loads(text))
+        if told is None:
+            return None
+        for name in self._withheld(told["resourceType"]):
+            told.pop(name, None)
+        return told
+
+    def _withheld(self, resource_type: str) -> Iterator[str]:
+        if resource_type == "Patient":
+            yield from ("active", "deceasedBoolean", "deceasedDateTime")
+            if not self.coverage.birth_date:
+                yield from ("birthDate", "_birthDate")
+            if not self.coverage.gender:
+                yield "gender"
+        elif not self.coverage.encounters:
+            yield "encounter"
+
+    def everything(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        resource_type: str,
+        *,
+        names: frozenset[str] | None = None,
+    ) -> Iterator[Resource]:
+        """All that is shown of a type, in the permit's own order; of ``names`` alone, by the permit's names."""
+        named = f" AND name IN ({', '.join(map(quoted, sorted(names))) or 'NULL'})" if names is not None else ""
+        for low, high in slices(self.generation.counts().get(resource_type, 0)):
+            people = f"SELECT subject FROM person WHERE name >= '{low}' AND name < '{high}'{named}"
+            yield from self._told(connection, resource_type, f"subject IN ({people})")
+
+    def chosen(self, connection: duckdb.DuckDBPyConnection, resource_type: str) -> Iterator[Resource]:
+        """What table ``page`` (key) names, in the permit's own order."""
+        key = "subject" if resource_type == "Patient" else "resource"
+        yield from self._told(connection, resource_type, f"{key} IN (SELECT key FROM page)")
+
+    def _told(self, connection: duckdb.DuckDBPyConnection, resource_type: str, which: str) -> Iterator[Resource]:
+        rows = f"{self.coverage.rows[resource_type]} AND {which}"
+        stored = keyed(self.generation, resource_type, rows=rows)
+        sql = f"SELECT subject, resource FROM ({stored}) JOIN person USING (subject) ORDER BY {in_order('id')}"
+        for _, text in rendered(connection, sql):
+            if (told := self.tell(text)) is not None:
+                yield told
+
+
+@dataclass
+class Faces:
+    """Makes faces, and keeps the last few."""
+
+    store_dir: Path
+    database: Database
+    installed: Installed
+    clock: Callable[[], datetime]
+    _kept: dict[tuple[str, int, int, str], tuple[frozenset[str], Face]] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def face(self, permit: Permit, *, generation: int | None = None) -> Face:
+        """The face of ``permit`` over the store as it is, or as it was at ``generation`` while that lasts; whoever is
+        not there any more is not in an old one either.
+
+        Raises CohortError VHT-COHORT-EMPTY-STORE, VHT-COHORT-TOO-SMALL; ComponentError VHT-COMPONENT-NOT-INSTALLED;
+        PermitError VHT-PERMIT-ERASED; NotFoundError VHT-INPUT-GONE for a generation that is gone.
+        """
+        current = self._current()
+        held = self._generation(current, generation)
+        with self.database.write() as session:
+            key = permit_key(session, permit.permit_id, self.clock())
+            excluded = frozenset(excluded_subjects(session, permit))
+        today = self.clock().date()
+        name = _content(permit), held.number, current.number, today.isoformat()
+        with self._guard:
+            kept = self._kept.get(name)
+        if kept is not None and kept[0] == excluded:
+            return kept[1]
+        covered = coverage(permit.columns, self._components(permit))
+        subjects = sorted(set.intersection(*map(_subjects, {held, current})) - excluded)
+        face = _made(held, covered, Deidentifier(key, now=today, codes=covered.codes), subjects)
+        if face.people.num_rows < permit.minimum_cohort:
+            raise CohortError("this node has fewer patients than the permit's minimum", code="VHT-COHORT-TOO-SMALL")
+        with self._guard:
+            self._kept[name] = excluded, face
+            while len(self._kept) > KEPT:
+                del self._kept[next(iter(self._kept))]
+        return face
+
+    def _current(self) -> Generation:
+        current = Store(self.store_dir).current()
+        if current is None:
+            raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE")
+        return current
+
+    def _generation(self, current: Generation, number: int | None) -> Generation:
+        if number is None or number == current.number:
+            return current
+        folder = current.folder.with_name(f"{number:06d}")
+        if number > current.number or not folder.is_dir():
+            raise NotFoundError(
+                "this page is of a state of the store that is gone", code="VHT-INPUT-GONE", hint="search again"
+            )
+        return Generation(folder)
+
+    def _components(self, permit: Permit) -> list[Component]:
+        """Those that the permit allows and that lie here."""
+        found = []
+        for digest in permit.component_digests:
+            ref = ComponentRef(name="any", version="0", digest=digest, profile="any")
+            try:
+                found.append(read_component(self.installed.folder(ref)))
+            except ComponentError:
+                continue
+        if not found:
+            raise ComponentError(
+                "no component of the permit is installed here, so nobody can tell what its columns mean",
+                code="VHT-COMPONENT-NOT-INSTALLED",
+            )
+        return found
+
+
+def _content(permit: Permit) -> str:
+    """SHA-256 of all that a permit says: one of the same id may say something else."""
+    return hashlib.sha256(orjson.dumps(permit.claims(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _subjects(generation: Generation) -> set[str]:
+    """Keys of the patients who are active."""
+    with locked([generation.folder.resolve()]) as connection:
+        sql = f"SELECT DISTINCT subject FROM ({stored_rows(generation, 'Patient')}) WHERE active"
+        return {row[0] for row in connection.execute(sql).fetchall()}
+
+
+def _made(generation: Generation, covered: Coverage, deidentifier: Deidentifier, subjects: list[str]) -> Face:
+    moment = timedelta(microseconds=1)
+    columns = {
+        "subject": pa.array(subjects, pa.string()),
+        "name": pa.array([deidentifier.patient(one) for one in subjects], pa.string()),
+        "shift": pa.array([deidentifier.shift(one) // moment for one in subjects], pa.int64()),
+    }
+    times = [time for kind in TABLES for time in taken_in(generation, table_name(kind))]
+    return Face(generation, covered, deidentifier, pa.table(columns), max(times))

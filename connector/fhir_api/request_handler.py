@@ -1,0 +1,122 @@
+"""Reads, searches and view runs: the answer, and the event that tells of it."""
+
+from urllib.parse import parse_qsl, urlencode
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from connector.fhir_api.access_log import Event
+from connector.fhir_api.documents import bundle
+from connector.fhir_api.permit_view import Face, interrupted_after
+from connector.fhir_api.search import Page, Query, find, read_query
+from connector.fhir_api.service import LocalApi
+from connector.fhir_api.tokens import Access
+from connector.fhir_api.view_run import FORMATS, read_parameters, run_view
+from connector.fhir.resources import TABLES
+from vht_federate.errors import InputError, NotFoundError, RefusedError
+
+__all__ = ["Answers"]
+
+FHIR = "application/fhir+json; fhirVersion=4.0"
+_FIELDS = 100
+
+
+class Answers:
+    """Answers of one node's API to a client that showed its token."""
+
+    def __init__(self, api: LocalApi) -> None:
+        self._api = api
+
+    def read(self, request: Request, _: bytes, access: Access) -> tuple[Response, Event]:
+        kind = _covered(request.path_params["type"], access)
+        query = read_query(kind, [("_id", request.path_params["id"])], self._api.limits, self._api.clock())
+        face, page = self._found(access, query)
+        if not page.resources:
+            raise NotFoundError("this permit sees no such resource")
+        [one] = page.resources
+        patient = one["id"] if kind == "Patient" else one["subject"]["reference"].removeprefix("Patient/")
+        event = Event("read", _address(request), patient=patient, resource=f"{kind}/{one['id']}")
+        headers = {"ETag": f'W/"{face.generation.number}"'}
+        return Response(orjson.dumps(one), headers=headers, media_type=FHIR), event
+
+    def search(self, request: Request, body: bytes, access: Access) -> tuple[Response, Event]:
+        kind = _covered(request.path_params["type"], access)
+        asked = list(request.query_params.multi_items())
+        if request.method == "POST":
+            asked += _form(body)
+        if len(asked) > self._api.limits.search_parameters:
+            raise InputError("a search has too many parameters", code="VHT-INPUT-SEARCH")
+        query = read_query(kind, asked, self._api.limits, self._api.clock())
+        face, page = self._found(access, query)
+        understood, patient = _understood(query, face, page)
+        logged = f"{kind}?{understood}"
+        if len(logged) > self._api.limits.query_length:  # cut short, it would not say who was asked for
+            raise InputError(
+                "the search is longer than its entry in the access log may be",
+                code="VHT-INPUT-SEARCH",
+                hint="ask for fewer patients, ids or codes at once",
+            )
+        number, base = face.generation.number, self._api.base
+        following = query.link(base, number, page.following) if page.following is not None else None
+        own = query.link(base, number, query.offset)
+        told = bundle(base, page.resources, total=page.total, own=own, following=following, at=self._api.clock())
+        event = Event("search", _address(request), patient=patient, query=logged, count=len(page.resources))
+        return Response(told, media_type=FHIR), event
+
+    def view(self, request: Request, body: bytes, access: Access) -> tuple[Response, Event]:
+        asked = read_parameters(body, request.query_params, self._api.limits)
+        _covered(asked.plan.resource, access)
+        with self._api.working():
+            face = self._api.faces.face(access.permit)
+            rows, count = run_view(face, asked, self._api.limits, self._api.scratch)
+        query = f"{asked.plan.resource}: {', '.join(column.name for column in asked.plan.columns)}"
+        event = Event("view", _address(request), query=query[:2_000], count=count)
+        return Response(rows, media_type=FORMATS[asked.format]), event
+
+    def _found(self, access: Access, query: Query) -> tuple[Face, Page]:
+        with self._api.working():
+            face = self._api.faces.face(access.permit, generation=query.generation)
+            with face.open() as connection, interrupted_after(connection, self._api.limits.query_s):
+                return face, find(face, connection, query)
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else "unknown"
+
+
+def _covered(kind: str, access: Access) -> str:
+    if kind not in TABLES:
+        raise NotFoundError("this API has no resources of that type", hint=", ".join(TABLES))
+    if kind not in access.types:
+        raise RefusedError("the token does not cover that type", code="VHT-REFUSED-SCOPE")
+    return kind
+
+
+def _form(body: bytes) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=_FIELDS)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise InputError("the form cannot be read", code="VHT-INPUT-SEARCH") from error
+
+
+def _understood(query: Query, face: Face, page: Page) -> tuple[str, str | None]:
+    """The search for the access log: only patients, ids and codes that this permit knows are repeated."""
+    people = set(face.people.column("name").to_pylist()) if query.names is not None else set()
+    shown = {one["id"] for one in page.resources}
+    codes = {code for _, code in face.coverage.codes}
+    kept: list[tuple[str, str]] = []
+    for name, value in query.asked:
+        if name.startswith(("patient", "subject")):
+            values = [one if one in people else "unknown" for one in value.replace("Patient/", "").split(",")]
+        elif name == "_id":
+            values = [one if one in shown else "unknown" for one in value.split(",")]
+        elif name in ("code", "combo-code", "type", "class"):
+            values = [one if one.rpartition("|")[2] in codes else "other" for one in value.split(",")]
+        else:
+            values = [value]
+        kept.append((name, ",".join(dict.fromkeys(values))))
+    named = [one for one in query.names or () if one in people]
+    if query.type == "Patient" and query.ids:
+        named = [one for one in query.ids if one in shown]
+    return urlencode(kept), named[0] if len(named) == 1 else None

@@ -1,0 +1,139 @@
+"""``$viewdefinition-run`` of SQL on FHIR v2: a view over a permit's face, as rows.
+
+The view reads NDJSON of its type as the permit sees it, in a database that sees nothing else; rows, bytes and time are
+bounded.
+"""
+
+import csv
+import io
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from connector.fhir_api.permit_view import Face, interrupted_after
+from connector.fhir_api.export_request import since_refused
+from connector.fhir_api.limits import Limits
+from connector.fhir.resources import TABLES
+from connector.views.sql import compile_view
+from connector.views.sql.execution import locked, run_plan
+from connector.views.sql.limits import TimeLimit
+from connector.views.sql.compilation import Plan
+from vht_federate.errors import InputError
+
+__all__ = ["FORMATS", "Asked", "read_parameters", "run_view"]
+
+FORMATS = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
+_SPELLED = {"application/json": "json", "application/x-ndjson": "ndjson", "application/ndjson": "ndjson",
+            "text/csv": "csv"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run that was understood. ``names``: the permit's names of the patients that it is about."""
+
+    plan: Plan
+    format: str
+    header: bool
+    limit: int
+    names: frozenset[str] | None
+
+
+def read_parameters(body: bytes, query: Mapping[str, str], limits: Limits) -> Asked:
+    """A Parameters resource (and ``_format`` in the address). Raises InputError VHT-INPUT-VIEW-RUN,
+    VHT-INPUT-SINCE; ViewError."""
+    view, given, patients = _parts(body)
+    given = {"_format": query["_format"]} | given if "_format" in query else given
+    if view is None:
+        raise _refused("the parameters lack viewResource")
+    plan = compile_view(view)
+    if plan.resource not in TABLES:
+        raise _refused("resources of the view's type are not kept")
+    format_ = str(given.get("_format", given.get("format", "json")))
+    format_ = _SPELLED.get(format_, format_)
+    limit = given.get("_limit", limits.view_rows)
+    header = given.get("header", True)
+    if format_ not in FORMATS or type(limit) is not int or limit < 0 or type(header) is not bool:
+        raise _refused("_format is json, ndjson or csv; _limit a number; header true or false")
+    if "_since" in given:
+        raise since_refused()
+    names = frozenset(one.removeprefix("Patient/") for one in patients) if patients else None
+    return Asked(plan, format_, header, min(limit, limits.view_rows), names)
+
+
+def _parts(body: bytes) -> tuple[Any, dict[str, Any], list[str]]:
+    view, given, patients = None, {}, []
+    try:
+        sent = orjson.loads(body)
+        if sent["resourceType"] != "Parameters":
+            raise _refused("a view is sent in a Parameters resource")
+        for one in sent.get("parameter", []):
+            name = one["name"]
+            if name == "viewResource":
+                view = one["resource"]
+            elif name in ("patient", "subject"):
+                patients.append(str(one["valueReference"]["reference"]))
+            elif name in ("_format", "format", "header", "_limit", "_since"):
+                [given[name]] = [value for key, value in one.items() if key.startswith("value")]
+            else:
+                raise _refused("a parameter is not one that this operation has")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _refused("the parameters are no Parameters resource") from error
+    return view, given, patients
+
+
+def run_view(face: Face, asked: Asked, limits: Limits, scratch: Path) -> tuple[bytes, int]:
+    """The rows in the asked format, and how many they are.
+
+    Raises: what the view's engine raises, UnavailableError VHT-UNAVAILABLE-DEADLINE.
+    """
+    scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        path = Path(folder).resolve() / "resources.ndjson"
+        _spool(face, asked, limits, path)
+        with locked([str(path)], limit=TimeLimit(limits.query_s)) as connection:
+            most = {"max_rows": limits.view_rows, "max_bytes": limits.view_answer}
+            rows = run_plan(asked.plan, connection, [str(path)], **most)[: asked.limit]
+    return _written(rows, asked), len(rows)
+
+
+def _spool(face: Face, asked: Asked, limits: Limits, path: Path) -> None:
+    size = 0
+    with (
+        face.open() as connection,
+        interrupted_after(connection, limits.query_s),
+        path.open("wb") as file,
+    ):
+        for one in face.everything(connection, asked.plan.resource, names=asked.names):
+            size += file.write(orjson.dumps(one) + b"\n")
+            if size > limits.view_bytes:
+                raise InputError("the view reads more than one request may", code="VHT-INPUT-SIZE")
+
+
+def _written(rows: list[dict[str, Any]], asked: Asked) -> bytes:
+    if asked.format == "json":
+        return orjson.dumps(rows)
+    if asked.format == "ndjson":
+        return b"".join(orjson.dumps(row) + b"\n" for row in rows)
+    sheet = io.StringIO()
+    writer = csv.writer(sheet, lineterminator="\r\n")  # RFC 4180
+    if asked.header:
+        writer.writerow(column.name for column in asked.plan.columns)
+    for row in rows:
+        writer.writerow(_cells(row))
+    return sheet.getvalue().encode()
+
+
+def _cells(row: dict[str, Any]) -> Iterator[Any]:
+    for value in row.values():
+        if isinstance(value, bool):
+            yield "true" if value else "false"
+        else:
+            yield orjson.dumps(value).decode() if isinstance(value, (list, dict)) else value
+
+
+def _refused(message: str) -> InputError:
+    return InputError(message, code="VHT-INPUT-VIEW-RUN")

@@ -1,0 +1,289 @@
+"""What of each element may be told: rules by resource type, and what each does to a value.
+
+A value is made anew from parts that were checked, and never copied whole: what is not on the list is not there.
+"""
+
+import math
+import re
+from calendar import monthrange
+from collections.abc import Callable, Collection, Mapping
+from datetime import date, timedelta
+from typing import Any, Protocol
+
+from connector.fhir.disclosure_control import OLDEST_AGE
+from connector.fhir.resources import ENCOUNTER_STATUS, GENDERS, OBSERVATION_STATUS, REQUEST_INTENT, REQUEST_STATUS
+from connector.governance.public_codes import is_public, public_unit
+from vht_federate.domain.references import encounter_id_of, patient_id_of
+from vht_federate.domain.units import conversion
+
+__all__ = ["RULES", "Telling", "masked", "patient_of"]
+
+Node = dict[str, Any]
+_DATE = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
+_TIME = re.compile(
+    r"(T(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60))(?:\.[0-9]+)?(Z|[+-](?:0[0-9]|1[0-4]):[0-5][0-9])"
+)
+_LAST_INSTANT = ("T23:59:59Z", "T23:59:59+00:00", "T23:59:59-00:00")
+_FULL = len("2020-12-31")
+_UCUM = "http://unitsofmeasure.org"
+_AGES = frozenset({("http://loinc.org", "30525-0")})
+_ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
+
+
+class Face(Protocol):
+    """What stands for patients and resources under one permit."""
+
+    @property
+    def codes(self) -> Collection[tuple[str, str]]: ...
+    @property
+    def now(self) -> date: ...
+    def patient(self, subject: str) -> str: ...
+    def identifier(self, resource_type: str, key: str) -> str: ...
+    def shift(self, subject: str) -> timedelta: ...
+
+
+def patient_of(reference: Any) -> str | None:
+    """The key of the patient that a Reference names; None for any other reference."""
+    target = reference.get("reference") if type(reference) is dict else None
+    return patient_id_of(target) if type(target) is str else None
+
+
+def masked() -> Node:
+    """What stands where something was withheld (FHIR's data-absent-reason)."""
+    return {"extension": [{"url": _ABSENT, "valueCode": "masked"}]}
+
+
+def _years(since: date, now: date) -> int:
+    """Whole years, as of an age."""
+    return now.year - since.year - ((now.month, now.day) < (since.month, since.day))
+
+
+def _read(value: Any) -> tuple[date, date, int, str] | None:
+    """The first and the middle day that a date or dateTime may mean, its characters, and its time, without a fraction
+    of a second."""
+    if type(value) is not str or not (found := _DATE.match(value)):
+        return None
+    rest = value[found.end() :]
+    time = _TIME.fullmatch(rest) if rest and found[3] else None
+    if rest and time is None:
+        return None
+    try:
+        first = date(int(found[1]), int(found[2] or 1), int(found[3] or 1))
+        middle = date(int(found[1]), int(found[2] or 7), int(found[3] or (15 if found[2] else 1)))
+    except ValueError:
+        return None
+    return first, middle, found.end(), time[1] + time[2] if time else ""
+
+
+def _meant(last: date) -> tuple[date, date]:
+    """The first and the middle day of what may have been a year or a month that the store keeps by its last instant."""
+    if (last.month, last.day) == (12, 31):
+        return date(last.year, 1, 1), date(last.year, 7, 1)
+    if last.day == monthrange(last.year, last.month)[1]:
+        return last.replace(day=1), last.replace(day=15)
+    return last, last
+
+
+def _number(value: Any) -> float | None:
+    usable = type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e12
+    return value if usable else None
+
+
+class Telling:
+    """One resource, element by element. Every rule gives the value to tell, or None."""
+
+    def __init__(self, face: Face, subject: str) -> None:
+        self._face, self._shift, self._subject = face, face.shift(subject), subject
+
+    def members(self, node: Mapping[str, Any], rules: "Rules") -> Node:
+        told: Node = {}
+        for name, rule in rules.items():
+            value = node.get(name)
+            if value is not None and (kept := rule(self, value)) is not None:
+                told[name] = kept
+        return told
+
+    def observed(self, node: Mapping[str, Any], rules: "Rules") -> Node:
+        """An Observation or a component; an age is told in a unit of time, or not at all."""
+        told = self.members(node, rules)
+        meant = (self.concept(node.get("code")) or {}).get("coding", [])
+        if any((one["system"], one["code"]) in _AGES for one in meant):
+            told.pop("valueInteger", None)
+            unit = told.get("valueQuantity", {}).get("code")
+            if unit is None or conversion(unit, "a") is None:
+                told.pop("valueQuantity", None)
+        return told
+
+    def truth(self, value: Any) -> bool | None:
+        return value if type(value) is bool else None
+
+    def count(self, value: Any) -> int | None:
+        return value if type(value) is int and abs(value) < 2**31 else None
+
+    def moment(self, value: Any) -> str | None:
+        """A date or dateTime, moved; a partial one by its middle, to the same precision; no fraction.
+
+        At 23:59:59Z the store keeps a partial date, too (``elements.moment``): to the second it would give the shift
+        away, so the year alone is told. None for one that may lie 90 years back or more: it would tell of a great age.
+        """
+        if (read := _read(value)) is None:
+            return None
+        first, middle, length, time = read
+        if time in _LAST_INSTANT:
+            return self._moved(*_meant(first), 4, "")
+        return self._moved(first, middle, length, time)
+
+    def instant(self, value: Any) -> str | None:
+        """An instant, which is never partial, moved; no fraction."""
+        return self._moved(*read) if (read := _read(value)) and read[3] else None
+
+    def day(self, value: Any) -> str | None:
+        """A date without a time. The year alone of one that may be the middle that the store keeps of a partial date
+        (``elements.partial_date``)."""
+        if (read := _read(value)) is None or read[3]:
+            return None
+        first, middle, length, _ = read
+        if length == _FULL and (first.day == 15 or (first.month, first.day) == (7, 1)):
+            earliest = first.replace(day=1) if first.day == 15 else first.replace(month=1)
+            return self._moved(earliest, middle, 4, "")
+        return self._moved(first, middle, length, "")
+
+    def _moved(self, first: date, middle: date, length: int, time: str) -> str | None:
+        """``middle``, moved, to ``length`` characters; ``first`` is the earliest day that is meant."""
+        if _years(first, self._face.now) >= OLDEST_AGE:
+            return None
+        try:
+            return (middle - self._shift).isoformat()[:length] + time
+        except OverflowError:
+            return None
+
+    def period(self, value: Any) -> Node | None:
+        return self.members(value, _PERIOD) or None if type(value) is dict else None
+
+    def subject(self, value: Any) -> Node | None:
+        return {"reference": f"Patient/{self._face.patient(self._subject)}"} if patient_of(value) else None
+
+    def encounter(self, value: Any) -> Node | None:
+        target = value.get("reference") if type(value) is dict else None
+        own = encounter_id_of(target) if type(target) is str else None
+        return {"reference": f"Encounter/{self._face.identifier('Encounter', own)}"} if own else None
+
+    def coding(self, value: Any) -> Node | None:
+        system, code = (value.get("system"), value.get("code")) if type(value) is dict else (None, None)
+        if type(system) is not str or type(code) is not str or not is_public(system, code, self._face.codes):
+            return None
+        return {"system": system, "code": code}
+
+    def coding_or_masked(self, value: Any) -> Node:
+        """For elements that FHIR requires."""
+        return self.coding(value) or masked()
+
+    def concept(self, value: Any) -> Node | None:
+        listed = value.get("coding") if type(value) is dict else None
+        told = [kept for one in listed if (kept := self.coding(one))] if type(listed) is list else []
+        return {"coding": told} if told else None
+
+    def concept_or_masked(self, value: Any) -> Node:
+        """For elements that FHIR requires."""
+        return self.concept(value) or masked()
+
+    def concepts(self, value: Any) -> list[Node] | None:
+        return ([kept for one in value if (kept := self.concept(one))] or None) if type(value) is list else None
+
+    def quantity(self, value: Any) -> Node | None:
+        if type(value) is not dict or (amount := _number(value.get("value"))) is None:
+            return None
+        told: Node = {"value": amount}
+        if (comparator := value.get("comparator")) is not None:
+            if comparator not in ("<", "<=", ">=", ">"):
+                return None
+            told["comparator"] = comparator
+        if (code := value.get("code")) is None:
+            return told if value.get("unit") is None else None
+        unit = public_unit(code) if type(code) is str and value.get("system") == _UCUM else None
+        if unit is None:
+            return None
+        years = conversion(unit, "a")
+        if years is not None and abs(years(amount)) >= OLDEST_AGE:
+            told, unit = {"value": OLDEST_AGE}, "a"
+        return told | {"unit": unit, "system": _UCUM, "code": unit}
+
+    def components(self, value: Any) -> list[Node] | None:
+        if type(value) is not list:
+            return None
+        told = [self.observed(one, _COMPONENT) for one in value if type(one) is dict]
+        return [one for one in told if one] or None
+
+
+Rule = Callable[[Telling, Any], Any]
+Rules = Mapping[str, Rule]
+
+
+def _one_of(allowed: frozenset[str]) -> Rule:
+    return lambda _, value: value if type(value) is str and value in allowed else None
+
+
+_T = Telling
+_PERIOD: Rules = {"start": _T.moment, "end": _T.moment}
+_ABOUT: Rules = {"subject": _T.subject, "encounter": _T.encounter}
+_VALUE: Rules = {
+    "valueQuantity": _T.quantity,
+    "valueCodeableConcept": _T.concept,
+    "valueBoolean": _T.truth,
+    "valueInteger": _T.count,
+    "valueDateTime": _T.moment,
+    "valuePeriod": _T.period,
+    "dataAbsentReason": _T.concept,
+    "interpretation": _T.concepts,
+}
+_COMPONENT: Rules = {"code": _T.concept_or_masked, **_VALUE}
+RULES: Mapping[str, Rules] = {
+    "Patient": {
+        "active": _T.truth,
+        "gender": _one_of(GENDERS),
+        "birthDate": _T.day,
+        "deceasedBoolean": _T.truth,
+        "deceasedDateTime": _T.moment,
+    },
+    "Observation": {
+        "status": _one_of(OBSERVATION_STATUS),
+        "category": _T.concepts,
+        "code": _T.concept_or_masked,
+        **_ABOUT,
+        "effectiveDateTime": _T.moment,
+        "effectiveInstant": _T.instant,
+        "effectivePeriod": _T.period,
+        "issued": _T.instant,
+        **_VALUE,
+        "component": _T.components,
+    },
+    "Condition": {
+        "clinicalStatus": _T.concept,
+        "verificationStatus": _T.concept,
+        "category": _T.concepts,
+        "code": _T.concept_or_masked,
+        **_ABOUT,
+        "onsetDateTime": _T.moment,
+        "onsetPeriod": _T.period,
+        "abatementDateTime": _T.moment,
+        "abatementPeriod": _T.period,
+        "recordedDate": _T.moment,
+    },
+    "MedicationRequest": {
+        "status": _one_of(REQUEST_STATUS),
+        "intent": _one_of(REQUEST_INTENT),
+        "category": _T.concepts,
+        "doNotPerform": _T.truth,
+        "medicationCodeableConcept": _T.concept_or_masked,
+        **_ABOUT,
+        "authoredOn": _T.moment,
+    },
+    "Encounter": {
+        "status": _one_of(ENCOUNTER_STATUS),
+        "class": _T.coding_or_masked,
+        "type": _T.concepts,
+        "subject": _T.subject,
+        "period": _T.period,
+        "reasonCode": _T.concepts,
+    },
+}

@@ -1,0 +1,71 @@
+"""What was taken in goes into the books and the evidence log: by folder, or from a FHIR server."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from connector.fhir import ingest
+from connector.fhir.deletions import Deletions
+from connector.fhir.validation import SAMPLE_SIZE
+from connector.governance.operator_accounts import Actor, system_user
+from connector.store import Database
+from connector.store.models import IngestRow
+from vht_federate.evidence.log import EvidenceLog
+
+__all__ = ["INGESTED", "Intakes"]
+
+log = logging.getLogger("vht.node.intakes")
+INGESTED = "dataset.ingested"
+SHOWN = ("values", "reasons", "value_reasons", "sample", "ignored", "folder")
+COUNTED = ("files", "lines", "accepted", "quarantined", "duplicate", "deleted")
+
+
+@dataclass(frozen=True)
+class Intakes:
+    """The door of one dataset. ``store`` is the folder of its FHIR store."""
+
+    dataset: str
+    store: Path
+    key: bytes
+    database: Database
+    evidence: EvidenceLog
+    clock: Callable[[], datetime]
+    sample_size: int = SAMPLE_SIZE
+
+    def take(
+        self,
+        folder: Path,
+        *,
+        replace: bool = False,
+        deletions: Deletions | None = None,
+        source: str | None = None,
+        actor: Actor | None = None,
+    ) -> dict[str, Any]:
+        """Take in ``folder``, or ``replace`` what is held by it; what ``deletions`` list goes. The report's numbers."""
+        report = ingest(
+            folder,
+            self.store,
+            node_key=self.key,
+            dataset=self.dataset,
+            replace=replace,
+            deletions=deletions,
+            sample_size=self.sample_size,
+        ).to_dict()
+        self.record({**report, "folder": str(folder.resolve())}, replace=replace, source=source, actor=actor)
+        return report
+
+    def record(
+        self, report: dict[str, Any], *, replace: bool = False, source: str | None = None, actor: Actor | None = None
+    ) -> None:
+        """An intake that has happened; ``source`` names the FHIR server that it came from."""
+        totals = {name: report[name] for name in COUNTED} | ({"source": source} if source else {})
+        kept = totals | {name: report[name] for name in SHOWN if name in report}
+        with self.database.write() as session:
+            session.add(IngestRow(dataset_id=self.dataset, at=self.clock(), report=kept))
+            session.flush()
+            body = {"dataset": self.dataset, "replaces": replace, **totals, **(actor or system_user()).facts()}
+            self.evidence.append(INGESTED, body)
+        log.info("ingested", extra={"facts": totals})

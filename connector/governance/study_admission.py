@@ -1,0 +1,250 @@
+"""What a node asks before it lets a study in: one verdict, one code, in the log before anybody hears of it.
+
+No step reads patients' data. The order is: the permit itself, its time and status, who signed the study, whether the
+permit covers what it asks, whether it concerns this node, whether its component is installed here, and the budget.
+"""
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import jwt
+from sqlalchemy.orm import Session
+
+from connector.governance.ledger import Ledger
+from connector.governance.refusal_quota import StrangersRefused
+from connector.governance.permit_status import PermitStatus
+from vht_federate.permits.check import check_question, check_request, read_permit, read_question, read_study
+from vht_federate.components.contract import read_component
+from vht_federate.domain.feasibility import FeasibilityQuestion
+from vht_federate.domain.law import DataCategory, purpose_open_to
+from vht_federate.domain.permit import Permit
+from vht_federate.domain.study import ComponentRef, StudyRequest
+from vht_federate.errors import ComponentError, PermitError, RefusedError, VhtError
+from vht_federate.signing.canonical import digest_of, sha256_hex
+from vht_federate.signing.keys import PublicKey
+from vht_federate.evidence.log import EvidenceLog
+
+__all__ = ["Installed", "Judge", "Judgement", "Questioned"]
+
+log = logging.getLogger("vht.node.judge")
+OLDEST_REQUEST = timedelta(hours=24)
+CLOCKS_DIFFER = timedelta(minutes=5)
+Asked = TypeVar("Asked", StudyRequest, FeasibilityQuestion)
+
+
+class Installed(Protocol):
+    """The components that this node's operator installed."""
+
+    def folder(self, ref: ComponentRef) -> Path:
+        """Where ``ref`` lies. Raises ComponentError VHT-COMPONENT-NOT-INSTALLED or VHT-COMPONENT-DIGEST."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A study that may visit, once an operator approves."""
+
+    permit: Permit
+    request: StudyRequest
+    request_digest: str
+    dataset_id: str
+    status_serial: int
+
+
+@dataclass(frozen=True)
+class Questioned:
+    """A feasibility question that may be answered, as far as the budget goes."""
+
+    permit: Permit
+    question: FeasibilityQuestion
+    digest: str
+    status_serial: int
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The rules of one node that holds the dataset ``dataset_id``."""
+
+    dataset_id: str
+    issuer: PublicKey
+    status: PermitStatus
+    installed: Installed
+    ledger: Ledger
+    evidence: EvidenceLog
+    clock: Callable[[], datetime]
+    strangers: StrangersRefused = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strangers", StrangersRefused(self.evidence, self.clock))
+
+    def judge(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> Judgement:
+        """Everything but age and budget. A refusal is logged as ``permit.checked`` and raised with its own code."""
+        permit, request, digest, serial = self._judged(
+            permit_token, study_token, user_key, read_study, self._check_study
+        )
+        return Judgement(permit, request, digest, self.dataset_id, serial)
+
+    def require_permit(self, permit_token: str, categories: Collection[DataCategory]) -> Permit:
+        """A permit that is good at this moment for the use of this node's dataset, apart from any study.
+
+        Its signature, time and status hold, it names the dataset, all of the dataset's ``categories`` (rows carry
+        none of their own) and a purpose that is open to one of its users. Raises PermitError or RevokedError.
+        """
+        permit = self._permit(permit_token)
+        self.status.require_good(permit)
+        if self.dataset_id not in permit.dataset_ids:
+            raise PermitError(f"the permit does not name dataset {self.dataset_id}", code="VHT-PERMIT-DATASET")
+        outside = sorted(set(categories) - set(permit.categories))
+        if outside:
+            raise PermitError(f"data category {', '.join(outside)} is not in the permit", code="VHT-PERMIT-CATEGORY")
+        if not any(purpose_open_to(purpose, user.kind) for purpose in permit.purposes for user in permit.data_users):
+            raise PermitError(
+                "no purpose of the permit is open to any of its users (Article 53(2))", code="VHT-PERMIT-PURPOSE"
+            )
+        return permit
+
+    def judge_question(self, permit_token: str, question_token: str, user_key: dict[str, Any]) -> Questioned:
+        """A feasibility question, as ``judge`` judges a study: permit, signature, what is asked, and its age."""
+        permit, question, digest, serial = self._judged(
+            permit_token, question_token, user_key, read_question, self._check_question
+        )
+        return Questioned(permit, question, digest, serial)
+
+    def _judged(
+        self,
+        permit_token: str,
+        token: str,
+        user_key: dict[str, Any],
+        read: Callable[[str, Permit, PublicKey], Asked],
+        check: Callable[[Permit, Asked], None],
+    ) -> tuple[Permit, Asked, str, int]:
+        """The permit, what is asked under it, that one's digest, and the serial of the status list."""
+        about: dict[str, Any] = {"permit_sha256": sha256_hex(permit_token.encode())}
+        asked: Asked | None = None
+        try:
+            permit = self._permit(permit_token)
+            about["permit_id"] = permit.permit_id
+            serial = self.status.require_good(permit).serial
+            about["status_serial"] = serial
+            asked = read(token, permit, PublicKey.from_jwk(user_key))
+            digest = digest_of(asked.claims())
+            about["request_digest"] = digest
+            check(permit, asked)
+        except VhtError as error:
+            self.refused(error, stranger=asked is None or not self._fresh(asked), **about)
+            raise
+        return permit, asked, digest, serial
+
+    def _check_study(self, permit: Permit, request: StudyRequest) -> None:
+        check_request(permit, request)
+        self._concerns_this_node(request)
+        self.require_component(request)
+
+    def _check_question(self, permit: Permit, question: FeasibilityQuestion) -> None:
+        check_question(permit, question)
+        self._concerns_this_node(question)
+        if not self._fresh(question):
+            raise _stale()
+
+    def require_fresh(self, judged: Judgement) -> None:
+        """The request was signed a moment ago, so nobody else can have it. A refusal is logged and raised."""
+        if self._fresh(judged.request):
+            return
+        error = _stale()
+        self.refused(error, stranger=True, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
+        raise error
+
+    def afford(self, session: Session, visit_id: str, judged: Judgement) -> None:
+        """The budget, against what was spent and reserved before. A refusal is logged and raised."""
+        try:
+            self.ledger.afford(session, visit_id, judged.permit, judged.request, judged.dataset_id)
+        except VhtError as error:
+            self.refused(
+                error,
+                permit_id=judged.permit.permit_id,
+                request_digest=judged.request_digest,
+                status_serial=judged.status_serial,
+            )
+            raise
+
+    def accepted(self, judged: Judgement, visit_id: str) -> None:
+        body = {
+            "permit_id": judged.permit.permit_id,
+            "outcome": "accepted",
+            "code": None,
+            "request_digest": judged.request_digest,
+            "status_serial": judged.status_serial,
+        }
+        self.evidence.append("permit.checked", body, permit_id=judged.permit.permit_id, visit=visit_id)
+
+    def refused(
+        self,
+        error: VhtError,
+        *,
+        permit_id: str | None = None,
+        visit_id: str | None = None,
+        stranger: bool = False,
+        **about: Any,
+    ) -> None:
+        """Log a refusal. Those of a ``stranger`` are logged up to a limit and counted beyond it."""
+        body = {"permit_id": permit_id, "outcome": "refused", "code": error.code, **about}
+        if stranger and not self.strangers.log(body, permit_id):
+            return
+        if not stranger:
+            self.evidence.append("permit.checked", body, permit_id=permit_id, visit=visit_id)
+        log.info("refused", extra={"facts": {"code": error.code, "permit": permit_id}})
+
+    def require_component(self, request: StudyRequest) -> Path:
+        """Folder of the component, whose files hash to what the permit and the study name."""
+        folder = self.installed.folder(request.component)
+        component = read_component(folder)
+        if component.name != request.component.name:
+            raise ComponentError(
+                f"the files with this digest are component {component.name}, not {request.component.name}",
+                code="VHT-COMPONENT-NAME",
+            )
+        if request.component.profile not in component.profiles:
+            raise ComponentError(
+                f"component {component.name} has no profile {request.component.profile}", code="VHT-COMPONENT-PROFILE"
+            )
+        missing = sorted(set(component.columns(request.component.profile)) - set(request.columns))
+        if missing:
+            raise PermitError(
+                f"the study's component reads columns that the study does not ask for: {', '.join(missing)}",
+                code="VHT-PERMIT-COLUMN",
+            )
+        return folder
+
+    def _fresh(self, request: StudyRequest | FeasibilityQuestion) -> bool:
+        age = self.clock() - request.created_at
+        return -CLOCKS_DIFFER <= age <= OLDEST_REQUEST
+
+    def _permit(self, token: str) -> Permit:
+        try:
+            kid = jwt.get_unverified_header(token).get("kid")
+        except jwt.PyJWTError as error:
+            raise PermitError("this is not a signed permit", code="VHT-PERMIT-MALFORMED") from error
+        if kid is not None and kid != self.issuer.kid:
+            raise PermitError(
+                "this permit comes from an issuer that this node does not trust",
+                code="VHT-PERMIT-ISSUER",
+                hint="the node's operator trusts one issuer: issuer.pub.json in the state directory",
+            )
+        return read_permit(token, self.issuer)
+
+    def _concerns_this_node(self, request: StudyRequest | FeasibilityQuestion) -> None:
+        if self.dataset_id not in request.dataset_ids:
+            raise PermitError(
+                f"neither study nor permit names this node's dataset {self.dataset_id}", code="VHT-PERMIT-DATASET"
+            )
+
+
+def _stale() -> RefusedError:
+    return RefusedError(
+        "this request was signed more than 24 hours ago, or its time lies ahead of this node's clock",
+        code="VHT-REFUSED-STALE",
+        hint="sign a new request; if it is new, compare the clocks of both machines",
+    )

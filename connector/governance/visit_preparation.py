@@ -1,0 +1,238 @@
+"""From approval to a ready visit, beside the request that approved it: read the cohort, start the enclave.
+
+Nothing of a patient is read before the budget is reserved, for everybody. Once it is known whom the cohort includes,
+the reservation is narrowed to them, before any of their values is written; a patient who could not afford it, or a
+cohort below the permit's minimum, ends the visit and its files, and nobody learns who or how many. What stops the
+reading of the data is for the node's operators, in its log: the coordinator sees a visit's code and reason, and to it
+all causes are one (VHT-COHORT-UNREADABLE), because a component's view could be written to stop at one patient.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from connector.enclave.visit import EnclaveInfo, Gate, VisitSpec
+from connector.governance.opt_outs import excluded_subjects
+from connector.governance.pseudonyms import pseudonymiser
+from connector.governance.visits import Visits, request_of
+from connector.settings import NodeFiles
+from connector.store.models import VisitRow
+from connector.views.inclusion import compile_inclusion
+from vht_federate.components.contract import Component
+from vht_federate.components.digest import ComponentFiles
+from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.permit import Permit
+from vht_federate.domain.split import is_test
+from vht_federate.errors import CohortError, RefusedError, VhtError
+from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.privacy.participation import Included
+
+__all__ = ["CohortBuilder", "Enclaves", "Preparation"]
+
+log = logging.getLogger("vht.node.preparation")
+
+
+class Enclaves(Protocol):
+    """The host of all enclaves of a node (``connector.enclave.host.EnclaveHost``)."""
+
+    def start(self, visit: VisitSpec, component_dir: Path, gate: Gate) -> EnclaveInfo: ...
+
+    def stop(self, visit_id: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class CohortBuilder(Protocol):
+    """Reads the permitted columns of the store (``connector.views.build_cohort``)."""
+
+    def __call__(
+        self,
+        store_dir: Path,
+        component: Component,
+        profile: str,
+        *,
+        columns: tuple[str, ...],
+        excluded_subjects: set[str],
+        destination: Path,
+        pseudonym: Callable[[str], str],
+        included: Callable[[list[str], list[int]], None],
+        cohort_view: dict[str, Any] | None,
+    ) -> Any: ...
+
+
+class Preparation:
+    """Prepares approved visits one after the other, and clears up behind visits that ended."""
+
+    def __init__(
+        self,
+        visits: Visits,
+        files: NodeFiles,
+        enclaves: Enclaves,
+        gate: Gate,
+        build_cohort: CohortBuilder,
+    ) -> None:
+        self._visits, self._files, self._enclaves, self._gate = visits, files, enclaves, gate
+        self._build_cohort = build_cohort
+        self._prepare = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vht-prepare")
+        self._clear = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vht-clear")
+        visits.on_approved = lambda visit_id: self._submit(self._prepare, self.prepare, visit_id)
+        visits.on_ended = lambda visit_id, grace_s: self._submit(self._clear, self.clear, visit_id, grace_s)
+
+    def prepare(self, visit_id: str) -> None:
+        """Bring an approved visit to ready, or end it as failed with the code of what went wrong."""
+        visit = self._visits.get(visit_id)
+        if visit.state != "approved":
+            return
+        try:
+            self._build(visit)
+            if self._visits.get(visit_id).state != "approved":
+                self.clear(visit_id)
+                return
+            info = self._start(visit)
+            if self._visits.ready(visit_id, info.isolation):
+                _foresee(visit)
+            else:
+                self.clear(visit_id)
+        except VhtError as error:
+            log.warning("preparation refused", extra={"facts": {"visit": visit_id, "code": error.code}})
+            self._visits.end(visit_id, "failed", code=error.code, reason=error.message)
+        except Exception as error:
+            log.exception("preparation failed", extra={"facts": {"visit": visit_id}})
+            reason = f"the visit could not be prepared ({type(error).__name__})"
+            self._visits.end(visit_id, "failed", code="VHT-INTERNAL", reason=reason)
+
+    def clear(self, visit_id: str) -> None:
+        """Stop the visit's enclave and delete everything the visit left at this node. Doing it twice is fine."""
+        try:
+            self._enclaves.stop(visit_id)
+        finally:
+            shutil.rmtree(self._files.visit(visit_id), ignore_errors=True)
+
+    def lost(self, visit_id: str, error: VhtError) -> None:
+        """The enclave of a ready visit ended by itself: so does the visit."""
+        self._visits.end(visit_id, "failed", code=error.code, reason=error.message)
+
+    def clear_leftovers(self) -> None:
+        """Delete folders of visits that have none running: what a crash left behind."""
+        for folder in self._files.visits.glob("*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Finish the step in progress and take no more."""
+        self._prepare.shutdown(wait=True, cancel_futures=True)
+        self._clear.shutdown(wait=True)
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    def _build(self, visit: VisitRow) -> None:
+        permit, request = self._visits.permit_of(visit), request_of(visit)
+        files = ComponentFiles.read(self._visits.judge.require_component(request))
+        files.expect(request.component.digest)
+        with self._visits.steps.step() as step:
+            excluded = excluded_subjects(step.session, permit)
+            pseudonym = pseudonymiser(step.session, permit.permit_id, visit.created_at)
+        destination = self._files.cohort(visit.id)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        permitted = tuple(column for column in request.columns if column in permit.columns)
+        told: list[int] = []
+
+        def include(subjects: list[str], buckets: list[int]) -> None:
+            told.append(len(subjects))
+            self._include(visit, permit, Included.of(subjects, [is_test(bucket) for bucket in buckets]))
+
+        component, cohort_view = files.component(), files.cohort_view(request.component.profile)
+        if cohort_view is not None:
+            compile_inclusion(cohort_view)  # what is wrong with the view itself is no secret
+        with _one_cause(visit):
+            self._build_cohort(
+                self._files.fhir,
+                component,
+                request.component.profile,
+                columns=permitted,
+                excluded_subjects=excluded,
+                destination=destination,
+                pseudonym=pseudonym,
+                included=include,
+                cohort_view=cohort_view,
+            )
+        if not told:
+            raise CohortError("the cohort was built without a word of whom it includes", code="VHT-COHORT-PATIENTS")
+        body = {
+            "columns": sorted(permitted),
+            "minimum_cohort_met": True,
+            "opt_outs_as_of": permit.issued_at.isoformat(),
+        }
+        self._visits.evidence.append("cohort.built", body, permit_id=visit.permit_id, visit=visit.id)
+
+    def _include(self, visit: VisitRow, permit: Permit, included: Included) -> None:
+        if len(included) < permit.minimum_cohort:
+            raise CohortError(
+                f"the cohort at this node is below the permit's minimum of {permit.minimum_cohort} patients",
+                code="VHT-COHORT-SMALL",
+            )
+        with self._visits.steps.step() as step:
+            self._visits.ledger.include(step.session, visit, permit, included)
+
+    def _start(self, visit: VisitRow) -> EnclaveInfo:
+        request = request_of(visit)
+        spec = VisitSpec(
+            visit=visit.id,
+            study_id=request.study_id,
+            component=request.component,
+            plan=request.plan,
+            codebook=request.codebook,
+            cohort=self._files.cohort(visit.id).resolve(),
+            folder=self._files.visit(visit.id).resolve(),
+            closed=self._files.state,
+        )
+        folder = self._visits.judge.require_component(request)
+        info = self._enclaves.start(spec, folder, self._gate)
+        body = {"component_digest": info.component_digest, "isolation": info.isolation, "device": info.device}
+        self._visits.evidence.append("enclave.started", body, permit_id=visit.permit_id, visit=visit.id)
+        return info
+
+    @staticmethod
+    def _submit(pool: ThreadPoolExecutor, step: Callable[[str], None], visit_id: str, delay_s: float = 0.0) -> None:
+        def run() -> None:
+            try:
+                time.sleep(delay_s)
+                step(visit_id)
+            except Exception:
+                log.exception("a step beside the requests failed", extra={"facts": {"visit": visit_id}})
+
+        try:
+            pool.submit(run)
+        except RuntimeError:  # the node is stopping: it clears up by itself
+            log.info("not started, the node is stopping", extra={"facts": {"visit": visit_id}})
+
+
+@contextmanager
+def _one_cause(visit: VisitRow) -> Iterator[None]:
+    """What the data stop becomes CohortError VHT-COHORT-UNREADABLE, its cause logged; refusals stay as they are."""
+    try:
+        yield
+    except RefusedError:
+        raise
+    except Exception as error:
+        code, message = (error.code, error.message) if isinstance(error, VhtError) else ("VHT-INTERNAL", "")
+        facts = {"visit": visit.id, "code": code, "cause": message}
+        log.exception("the cohort cannot be read", extra={"facts": facts})
+        raise CohortError(
+            "the cohort cannot be read from this node's data",
+            code="VHT-COHORT-UNREADABLE",
+            hint="the node's operators find the cause in its log",
+        ) from None
+
+
+def _foresee(visit: VisitRow) -> None:
+    """Account for the plan's rounds ahead of time, so that no answer waits for the accountant (it remembers)."""
+    plan = request_of(visit).plan
+    spent: tuple[PrivacyEvent, ...] = ()
+    for job, round_ in plan.calls():
+        spent = (*spent, *plan.events_of(job, round_))
+        epsilon_by_population(spent, plan.delta)

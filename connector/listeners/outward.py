@@ -1,0 +1,121 @@
+"""The outward listener: the catalogue, the node's identity, and visits, each behind its own token.
+
+Whoever holds no token of a visit is told that there is no such visit. Nothing here approves anything.
+"""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header
+from pydantic import BaseModel, ConfigDict, Field
+
+from connector.catalogue import catalogue
+from connector.listeners.http import Guarded, bearer, plain_app
+from connector.node import Node
+from connector.store.models import VisitRow
+from vht_federate.domain.permit import Sha256
+from vht_federate.serving import answer_typed_errors
+
+__all__ = ["outward_app"]
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+Token = Annotated[str, Depends(bearer)]
+
+
+class VisitRequest(BaseModel):
+    """A permit (JWT), a study request (JWS), and the public key that signed the latter."""
+
+    model_config = _STRICT
+    permit: str = Field(max_length=100_000)
+    study: str = Field(max_length=2_000_000)
+    user_key: dict[str, str]
+
+
+class QuestionRequest(BaseModel):
+    """A permit (JWT), a feasibility question (JWS), and the public key that signed the latter."""
+
+    model_config = _STRICT
+    permit: str = Field(max_length=100_000)
+    question: str = Field(max_length=2_000_000)
+    user_key: dict[str, str]
+
+
+class ReleaseNotice(BaseModel):
+    model_config = _STRICT
+    kind: str = Field(pattern=r"^[a-z]{1,32}$")
+    sha256: Sha256
+
+
+class CloseRequest(BaseModel):
+    model_config = _STRICT
+    reason: str = Field(default="done", max_length=200)
+
+
+def outward_app(node: Node) -> FastAPI:
+    """The application behind ``node``'s outward listener."""
+    app = answer_typed_errors(plain_app("Node"))
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok", "service": "node"}
+
+    @app.get("/catalogue")
+    def catalogue_of_node() -> dict[str, Any]:
+        newest = node.books.newest_ingest()
+        return catalogue(node.settings, node.summary(), modified=newest)
+
+    @app.get("/identity")
+    def identity() -> dict[str, Any]:
+        return node.identity
+
+    @app.post("/feasibility")
+    def feasibility(asked: QuestionRequest) -> dict[str, Any]:
+        told = node.feasibility.answer(asked.permit.strip(), asked.question.strip(), asked.user_key)
+        return {"node": node.settings.name, "dataset": node.settings.dataset.id, **told}
+
+    _add_visits(app, node)
+    app.add_middleware(Guarded, service="outward")
+    return app
+
+
+def _add_visits(app: FastAPI, node: Node) -> None:
+    @app.post("/visits", status_code=201)
+    def request_visit(
+        asked: VisitRequest, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+    ) -> dict[str, Any]:
+        visit = node.visits.request(asked.permit.strip(), asked.study.strip(), asked.user_key, idempotency_key)
+        return {
+            "visit": visit.id,
+            "state": visit.state,
+            "token": node.visits.token(visit.id),
+            "node": node.settings.name,
+            "dataset": visit.dataset_id,
+        }
+
+    @app.get("/visits/{visit_id}")
+    def show_visit(visit_id: str, token: Token) -> dict[str, Any]:
+        return _shown(node, node.visits.of_token(visit_id, token))
+
+    @app.post("/visits/{visit_id}/releases")
+    def acknowledge_release(visit_id: str, token: Token, notice: ReleaseNotice) -> dict[str, Any]:
+        visit = node.visits.of_token(visit_id, token)
+        return {"receipt": node.releases.acknowledge(visit, notice.kind, notice.sha256)}
+
+    @app.post("/visits/{visit_id}/close")
+    def close_visit(visit_id: str, token: Token, asked: CloseRequest) -> dict[str, Any]:
+        node.visits.of_token(visit_id, token)
+        visit = node.visits.end(visit_id, "closed", code=None, reason=f"closed by the coordinator: {asked.reason}")
+        return {"state": visit.state, "code": visit.code, "receipt": visit.receipt}
+
+    @app.get("/visits/{visit_id}/evidence")
+    def evidence(visit_id: str, token: Token) -> dict[str, Any]:
+        return node.evidence.export(node.visits.of_token(visit_id, token).permit_id)
+
+
+def _shown(node: Node, visit: VisitRow) -> dict[str, Any]:
+    return {
+        "visit": visit.id,
+        "state": visit.state,
+        "reason": visit.reason,
+        "code": visit.code,
+        "node": node.settings.name,
+    }

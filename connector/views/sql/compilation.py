@@ -1,0 +1,209 @@
+"""A view as one DuckDB query: one scan of the resource type, then a chain of stages that only ever unnest.
+
+Every ``forEach`` is a stage that unnests its list; siblings multiply because stages follow each other. A ``unionAll``
+is a stage that unnests the numbers of its branches; a stage inside a branch leaves the rows of the others alone by
+unnesting ``[NULL]`` for them, and a column of the union is a CASE over the branch. So nothing is scanned or joined
+twice, and rows stream. ``repeat`` is a correlated recursive query over JSON, in depth-first order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from connector.views.sql.definition import Iteration, Select, View, read_view
+from connector.views.sql.elements import EMPTY
+from connector.views.sql.view_errors import Place, view_error
+from connector.views.sql.macros import USE, prelude
+from connector.views.sql.output_columns import OutputColumn, output_column, union_columns
+from connector.views.sql.paths import PathCompiler
+from connector.views.sql.repeat import repeat_list
+from connector.views.sql.schema import ReadNode, identifier, text_literal
+from connector.views.sql.values import NOTHING, Value, as_list
+
+__all__ = ["LINE_FAULT", "Plan", "compile_view"]
+
+LINE_FAULT = "VHT-INPUT-FHIR-LINE"
+MAX_SQL = 4_000_000
+MACRO = 2_000  # characters, about what a comparison of dates unfolds to
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where paths start: ``focus`` is ``$this``; ``guard`` is the branch of a union, or always."""
+
+    focus: Value
+    row_index: str = "0"
+    index_key: str = ""
+    guard: str = ""
+
+    def guarded(self, sql: str) -> str:
+        return f"CASE WHEN {self.guard} THEN {sql} ELSE [NULL] END" if self.guard else sql
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled view. ``macros`` run once on a connection; ``query(files)`` is the one statement of the view.
+
+    ``query_over(relation)`` is the same over rows that are resources already: a SELECT with a column ``resource`` of
+    JSON, each a resource of the view's type that fits FHIR.
+    """
+
+    resource: str
+    columns: tuple[OutputColumn, ...]
+    macros: tuple[str, ...]
+    _elements: tuple[tuple[str, ReadNode], ...]
+    _kept: str
+    _rest: str
+
+    def query(self, files: Sequence[str]) -> str:
+        names = ", ".join(text_literal(name) for name in files)
+        members = {"resourceType": "VARCHAR"} | {name: node.duck_type() for name, node in self._elements}
+        columns = ", ".join(f"{identifier(name)}: {text_literal(type_)}" for name, type_ in members.items())
+        return (
+            f"WITH _s0 AS (SELECT * FROM read_json([{names}], format = 'newline_delimited', "  # noqa: S608
+            f"columns = {{{columns}}})\n  WHERE CASE WHEN \"resourceType\" IS NULL THEN error('{LINE_FAULT}') "
+            f'WHEN "resourceType" = {text_literal(self.resource)} THEN {self._kept} ELSE false END){self._rest}'
+        )
+
+    def query_over(self, relation: str) -> str:
+        root = ReadNode(self.resource, fields={"resourceType": ReadNode("code"), **dict(self._elements)})
+        opened = f"SELECT UNNEST(from_json(resource, {text_literal(root.structure())})) FROM ({relation})"  # noqa: S608
+        return f"WITH _s0 AS (SELECT * FROM ({opened})\n  WHERE {self._kept}){self._rest}"  # noqa: S608
+
+    def weight(self) -> int:
+        """Characters of SQL, each call of a macro as ``MACRO``: what planning and one row of the query grow with."""
+        sql = self._kept + self._rest
+        return len(sql) + MACRO * len(USE.findall(sql))
+
+    def script(self, files: Sequence[str]) -> str:
+        """All that runs, as text."""
+        return "\n".join([*self.macros, self.query(files) + ";"])
+
+
+def compile_view(view: Mapping[str, Any], *, tolerant: bool = False) -> Plan:
+    """Compile a ViewDefinition. Raises: ViewError with a code and the place in the view.
+
+    ``tolerant``: what cannot be computed of one resource (a number that leaves its range) is empty for that resource
+    and stops nothing; and no text is put together (VHT-VIEW-LIMIT). ``repeat`` is not tolerant.
+    """
+    read = read_view(view)
+    try:
+        first = _Planner(read, tolerant=tolerant)
+        first.plan()  # grows the read schema; the second planner writes SQL against its final form
+        return _Planner(read, first.root, first.nodes, first.indexed, tolerant=tolerant).plan()
+    except RecursionError as error:
+        raise view_error("LIMIT", Place(), "an expression nests too deep") from error
+
+
+@dataclass
+class _Planner:
+    view: View
+    root: ReadNode = field(default_factory=lambda: ReadNode(""))
+    nodes: dict[str, ReadNode] = field(default_factory=dict)
+    indexed: set[str] = field(default_factory=set)
+    stages: list[str] = field(default_factory=list)
+    count: int = 0
+    tolerant: bool = False
+
+    def plan(self) -> Plan:
+        self.root.type = self.view.resource
+        self.compiler = PathCompiler({one.name: one for one in self.view.constants}, tolerant=self.tolerant)
+        scope = Scope(Value("", self.view.resource, node=self.root, root=True))
+        conditions = [self._condition(scope, where.path, where.place) for where in self.view.where]
+        columns = [column for select in self.view.selects for column in self._select(select, scope)]
+        self._names_differ(columns)
+        kept = " AND ".join(f"({self._tried(one)})" for one in conditions) or "true"
+        shown = ",\n  ".join(f"{self._tried(column.sql)} AS {identifier(column.name)}" for column in columns)
+        rest = "".join(self.stages) + f"\nSELECT\n  {shown}\nFROM {self._last()}"
+        if len(rest) > MAX_SQL:
+            raise view_error("LIMIT", Place(), "the view unfolds to too much SQL")
+        elements = tuple(sorted(self.root.fields.items()))
+        return Plan(self.view.resource, tuple(columns), prelude([kept, rest]), elements, kept, rest)
+
+    def _tried(self, sql: str) -> str:
+        return f"TRY({sql})" if self.tolerant else sql
+
+    def _last(self) -> str:
+        return f"_s{len(self.stages)}"
+
+    def _stage(self, added: str) -> None:
+        name = f"_s{len(self.stages) + 1}"
+        self.stages.append(f",\n{name} AS (SELECT *, {added} FROM {self._last()})")  # noqa: S608
+
+    def _new(self, letter: str) -> str:
+        self.count += 1
+        return f'"_{letter}{self.count}"'
+
+    def _condition(self, scope: Scope, path: str, place: Place) -> str:
+        value = self.compiler.path(path, scope.focus, place, scope.row_index)
+        if value.type != EMPTY and (value.kind != "boolean" or value.root):
+            raise view_error("TYPE", place, f"expected a boolean, found {value.type}")
+        return "false" if value.type == EMPTY else self.compiler.single(value, 0).sql
+
+    def _names_differ(self, columns: list[OutputColumn]) -> None:
+        seen: set[str] = set()
+        for column in columns:
+            if column.name.lower() in seen:
+                raise view_error("COLUMN", column.place, f"the name '{column.name}' is taken")
+            seen.add(column.name.lower())
+
+    def _select(self, select: Select, scope: Scope) -> list[OutputColumn]:
+        if select.iteration is not None:
+            scope = self._iterate(select.iteration, scope)
+        columns = []
+        for column in select.columns:
+            value = self.compiler.path(column.path, scope.focus, column.place.member("path"), scope.row_index)
+            self._mark(scope)
+            columns.append(output_column(column, value, self.compiler))
+        for inner in select.selects:
+            columns += self._select(inner, scope)
+        if select.union:
+            columns += self._union(select, scope)
+        return columns
+
+    def _mark(self, scope: Scope) -> None:
+        if self.compiler.row_index_used and scope.index_key:
+            self.indexed.add(scope.index_key)
+
+    def _union(self, select: Select, scope: Scope) -> list[OutputColumn]:
+        branch = self._new("b")
+        numbers = list(range(len(select.union)))
+        self._stage(f"UNNEST({scope.guarded(str(numbers))}) AS {branch}")
+        branches = [
+            self._select(inner, replace(scope, guard=f"{branch} = {number}"))
+            for number, inner in enumerate(select.union)
+        ]
+        return union_columns(branches, branch, select.place.member("unionAll"))
+
+    def _iterate(self, iteration: Iteration, scope: Scope) -> Scope:
+        if iteration.kind == "repeat":
+            item, listed = repeat_list(self.compiler, iteration, scope.focus, scope.row_index, self.nodes)
+        else:
+            item = self.compiler.path(iteration.paths[0], scope.focus, iteration.place, scope.row_index)
+            if item.root:
+                raise view_error("TYPE", iteration.place, "the resource itself is no collection")
+            listed = self._tried(as_list(item, self.compiler.fresh()))
+        self._mark(scope)
+        key = str(iteration.place)
+        if iteration.kind == "forEachOrNull":
+            listed = self._held(listed)
+            listed = f"CASE WHEN len({listed}) > 0 THEN {listed} ELSE [NULL] END"
+        listed = scope.guarded(listed)
+        element, index = self._new("e"), self._new("i")
+        if key in self.indexed:
+            listed = self._held(listed)
+            self._stage(f"UNNEST({listed}) AS {element}, UNNEST(range(len({listed}))) AS {index}")
+        else:
+            self._stage(f"UNNEST({listed}) AS {element}")
+        if iteration.kind == "repeat" and item.node is not None:
+            opened = self._new("o")
+            self._stage(f"from_json({element}, {text_literal(item.node.structure())}) AS {opened}")
+            element = opened
+        focus = NOTHING if item.type == EMPTY else item.one(element)
+        return Scope(focus, index, key, scope.guard)
+
+    def _held(self, listed: str) -> str:
+        """A list computed once and used twice."""
+        name = self._new("l")
+        self._stage(f"{listed} AS {name}")
+        return name

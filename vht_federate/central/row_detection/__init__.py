@@ -1,0 +1,1 @@
+"""Does a publication hold rows of patients? Asked of every file of it."""
