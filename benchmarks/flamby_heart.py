@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks.table import Row
 from benchmarks.uci_accuracy import uci_folder
-from deploy.ranking import auc
+from deploy.demo.metrics import auc
 from strategies.plan import resolve_plan
 from vht_federate.components.registry import find_component
 from vht_federate.domain.budget import PrivacyEvent

@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks.table import Row
 from benchmarks.uci_selection import cross_validated, plan_of, selection
-from deploy.learning import Learner, cohorts_of
-from deploy.terms import EXPORT, export_terms
+from deploy.demo.pooled_training import Learner, cohorts_of
+from deploy.demo.studies import EXPORT, export_terms
 from vht_federate.components.job import CohortArrays
 from vht_federate.samples.split import split_export
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from benchmarks.federated_accuracy import demo_plan
 from benchmarks.table import Row
-from deploy.learning import Learner, cohorts_of, patient_labels
-from deploy.ranking import accuracy, auc, mean_over_nodes
-from deploy.terms import terms_for
+from deploy.demo.pooled_training import Learner, cohorts_of, patient_labels
+from deploy.demo.metrics import accuracy, auc, mean_over_nodes
+from deploy.demo.studies import terms_for
 from vht_federate.components.job import CohortArrays
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.noise import SecureNoise

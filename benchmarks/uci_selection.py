@@ -15,9 +15,9 @@ import numpy as np
 from benchmarks.federated_accuracy import demo_plan
 from benchmarks.table import Row
 from benchmarks.uci_accuracy import accuracies, uci_cohorts
-from deploy.learning import Learner
-from deploy.local import StudyTerms
-from deploy.terms import UCI, terms_for
+from deploy.demo.pooled_training import Learner
+from deploy.local_federation import StudyTerms
+from deploy.demo.studies import UCI, terms_for
 from strategies.plan import resolve_plan
 from vht_federate.components.job import CohortArrays
 from vht_federate.domain.plan import StudyPlan

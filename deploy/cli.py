@@ -57,6 +57,6 @@ def demo(
     """Four hospitals, end to end, on this machine."""
     if uci and fhir:
         raise InputError("--uci and --fhir are two demos", code="VHT-INPUT-DEMO", hint="run one after the other")
-    from deploy.demo import DemoOptions, run_demo
+    from deploy.demo.run import DemoOptions, run_demo
 
     run_demo(DemoOptions(out, uci, fhir, hospitals, patients, seed, keep))

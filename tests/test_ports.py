@@ -21,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from connector.cli.node import app as node_commands
-from deploy.local import Hospital, LocalFederation
+from deploy.local_federation import Hospital, LocalFederation
 from strategies.coordinator import Coordinator
 from vht_federate import tcp_ports
 from vht_federate.errors import UnavailableError

@@ -7,9 +7,9 @@ import pytest
 from federation.summary_contract import check_report
 from markupsafe import escape
 
-from deploy.harness import ABOUT
-from deploy.plots import budgets, curve, marginal
-from deploy.report import report_html
+from deploy.demo.baselines import ABOUT
+from deploy.demo.plots import budgets, curve, marginal
+from deploy.demo.report import report_html
 
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
 NODE = {

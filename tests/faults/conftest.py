@@ -11,7 +11,7 @@ from family import await_that
 from federation.conftest import small_terms
 
 from deploy.commands import Commands
-from deploy.local import Hospital, LocalFederation
+from deploy.local_federation import Hospital, LocalFederation
 from vht_federate.processes import alive
 
 ONLINE = "SuperNode ID:"  # what a SuperNode logs once the coordinator let it in

@@ -13,7 +13,7 @@ import pytest
 from family import await_that, gone
 from faults.conftest import ROUND_DEADLINE_S, bring_back, processes_of
 
-from deploy.local import LocalFederation
+from deploy.local_federation import LocalFederation
 from vht_federate.client import Client
 from vht_federate.errors import CohortError, RevokedError
 from vht_federate.signing.keys import unverified_claims

@@ -19,8 +19,8 @@ from federation.wiretap import Wiretap
 
 from connector.settings import NodeFiles
 from deploy.commands import Commands
-from deploy.local import Hospital, LocalFederation, StudyTerms
-from deploy.terms import terms_for
+from deploy.local_federation import Hospital, LocalFederation, StudyTerms
+from deploy.demo.studies import terms_for
 from vht_federate.signing.keys import unverified_claims
 from vht_federate.processes import PidFile
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.ranking import Scored, auc, mean_over_nodes
+from deploy.demo.metrics import Scored, auc, mean_over_nodes
 from vht_federate.components.contract import Port
 from vht_federate.components.job import CohortArrays
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deploy.local import StudyTerms
+from deploy.local_federation import StudyTerms
 
 __all__ = ["EXPORT", "GENERATED", "UCI", "export_terms", "terms_for"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.local import LocalFederation
+from deploy.local_federation import LocalFederation
 from vht_federate.output import table
 
 __all__ = ["ABOUT", "Outcome", "released_auc", "shown", "summary_of"]

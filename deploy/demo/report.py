@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from deploy.plots import budgets, curve, marginal
+from deploy.demo.plots import budgets, curve, marginal
 from vht_federate.web.pages import stylesheet, templates
 
 __all__ = ["report_html"]

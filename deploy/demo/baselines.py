@@ -5,8 +5,8 @@ and federation cost. These figures are exact: they are not private, are never pu
 into a study, a package or a cohort. Every AUC and accuracy is the mean over the hospitals' test sets, each hospital
 with the same weight. Runs as its own process (it imports torch):
 
-    python -m deploy.harness baselines ROOT   pooled without privacy; each hospital alone under the same plan
-    python -m deploy.harness release ROOT     what ROOT/run released: the component, round by round, and the cohort
+    python -m deploy.demo.baselines baselines ROOT   pooled without privacy; each hospital alone under the same plan
+    python -m deploy.demo.baselines release ROOT     what ROOT/run released: the component, round by round, and the cohort
 """
 
 import json
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from deploy.ranking import Scored, accuracy, auc, mean_of, mean_over_nodes
+from deploy.demo.metrics import Scored, accuracy, auc, mean_of, mean_over_nodes
 from vht_federate.domain.plan import StudyPlan
 
 if TYPE_CHECKING:
-    from deploy.learning import Learner
+    from deploy.demo.pooled_training import Learner
     from vht_federate.components.job import CohortArrays
 
 __all__ = ["HarnessRequest", "measure_baselines", "measure_release"]
@@ -58,9 +58,9 @@ def measure_baselines(root: Path) -> dict[str, Any]:
 
     A figure is None where the test patients do not define it.
     """
-    from deploy.giveaways import giveaways
-    from deploy.learning import patient_labels
-    from deploy.likeness import auc_when_trained_on
+    from deploy.demo.trivial_baselines import giveaways
+    from deploy.demo.pooled_training import patient_labels
+    from deploy.demo.fidelity import auc_when_trained_on
     from vht_federate.privacy.noise import SecureNoise
 
     learner, cohorts, plan = _opened(root)
@@ -113,7 +113,7 @@ def measure_release(root: Path) -> dict[str, Any]:
 
 
 def _opened(root: Path) -> "tuple[Learner, dict[str, CohortArrays], StudyPlan]":
-    from deploy.learning import Learner, cohorts_of
+    from deploy.demo.pooled_training import Learner, cohorts_of
 
     request = HarnessRequest.read(root)
     learner = Learner(request.component, request.profile)
@@ -137,7 +137,7 @@ def _likeness(
     learner: "Learner", folder: Path, cohorts: "Sequence[CohortArrays]", tests: "Sequence[CohortArrays]"
 ) -> dict[str, Any]:
     """The cohort in ``folder`` against the training patients; all None where none was released."""
-    from deploy.likeness import auc_when_trained_on, distances, marginals_of, read_synthetic
+    from deploy.demo.fidelity import auc_when_trained_on, distances, marginals_of, read_synthetic
 
     if not (folder / "data.parquet").exists():
         return dict.fromkeys(UNKNOWN)
@@ -169,7 +169,7 @@ def _judged(what: str, scored: Scored) -> dict[str, float | None]:
 
 def _majority(cohort: "CohortArrays") -> float | None:
     """Accuracy on a hospital's test patients of always saying what most of its training patients have."""
-    from deploy.learning import patient_labels
+    from deploy.demo.pooled_training import patient_labels
 
     train, test = patient_labels(cohort.of("train")), patient_labels(cohort.of("test"))
     if not len(train) or not len(test):

@@ -1,7 +1,7 @@
 """``vht demo``: permit -> FHIR at four hospitals -> private federated training -> release -> cohort -> evidence.
 
-Everything goes through the public commands and HTTP APIs (``deploy/local.py``); what is added here is the story, the
-harness that knows all data because it made them (``deploy/harness.py``), the summary and the report.
+Everything goes through the public commands and HTTP APIs (``deploy/local_federation.py``); what is added here is the story, the
+harness that knows all data because it made them (``deploy/demo/baselines.py``), the summary and the report.
 """
 
 import json
@@ -17,11 +17,11 @@ from types import FrameType
 from typing import Any
 
 from deploy.commands import Commands
-from deploy.harness import HarnessRequest
-from deploy.local import Hospital, LocalFederation
-from deploy.report import report_html
-from deploy.summary import Outcome, shown, summary_of
-from deploy.terms import export_terms, terms_for
+from deploy.demo.baselines import HarnessRequest
+from deploy.local_federation import Hospital, LocalFederation
+from deploy.demo.report import report_html
+from deploy.demo.summary import Outcome, shown, summary_of
+from deploy.demo.studies import export_terms, terms_for
 from vht_federate.errors import InputError
 from vht_federate.output import emit, people, progress
 from vht_federate.processes import PidFile
@@ -153,7 +153,7 @@ def _run(federation: LocalFederation, started: float) -> dict[str, Any]:
     study = federation.write_study()
     prepare_harness(federation, study)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        baselines: Future[Any] = beside.submit(commands.python, "deploy.harness", "baselines", str(root))
+        baselines: Future[Any] = beside.submit(commands.python, "deploy.demo.baselines", "baselines", str(root))
         try:
             run = federation.run_study(study, root / "run")
             progress("verifying all evidence offline, with keys from outside the bundle")
@@ -165,7 +165,7 @@ def _run(federation: LocalFederation, started: float) -> dict[str, Any]:
             raise
     if run["lost"]:
         prepare_harness(federation, study, run["participants"])
-        commands.python("deploy.harness", "baselines", str(root))
+        commands.python("deploy.demo.baselines", "baselines", str(root))
     outcome = Outcome(permit, run, verified, measure(federation))
     summary = summary_of(federation, outcome, root / REPORT, time.monotonic() - started)
     (root / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -191,7 +191,7 @@ def prepare_harness(federation: LocalFederation, study: Path, names: Sequence[st
 
 def measure(federation: LocalFederation) -> dict[str, Any]:
     """Exact figures of what was released, beside the baselines."""
-    figures: dict[str, Any] = federation.commands.python("deploy.harness", "release", str(federation.root))
+    figures: dict[str, Any] = federation.commands.python("deploy.demo.baselines", "release", str(federation.root))
     return figures
 
 
