@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.table import Row
-from deploy.demo.pooled_training import Learner, cohorts_of
 from deploy.demo.metrics import Scored, auc, mean_over_nodes
+from deploy.demo.pooled_training import Learner, cohorts_of
 from deploy.demo.studies import terms_for
 from strategies.plan import resolve_plan
 from vht_federate.domain.plan import StudyPlan

@@ -20,8 +20,8 @@ import orjson
 import pyarrow as pa
 
 from benchmarks.table import Row
-from connector.views.sql.execution import locked
 from connector.views.sql.compilation import compile_view
+from connector.views.sql.execution import locked
 from connector.views.sql.shipped import shipped
 
 __all__ = ["measure"]

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.federated_accuracy import demo_plan
 from benchmarks.table import Row
-from deploy.demo.pooled_training import Learner, cohorts_of, patient_labels
 from deploy.demo.metrics import accuracy, auc, mean_over_nodes
+from deploy.demo.pooled_training import Learner, cohorts_of, patient_labels
 from deploy.demo.studies import terms_for
 from vht_federate.components.job import CohortArrays
 from vht_federate.privacy.accounting import epsilon_by_population

@@ -16,8 +16,8 @@ from benchmarks.federated_accuracy import demo_plan
 from benchmarks.table import Row
 from benchmarks.uci_accuracy import accuracies, uci_cohorts
 from deploy.demo.pooled_training import Learner
-from deploy.local_federation import StudyTerms
 from deploy.demo.studies import UCI, terms_for
+from deploy.local_federation import StudyTerms
 from strategies.plan import resolve_plan
 from vht_federate.components.job import CohortArrays
 from vht_federate.domain.plan import StudyPlan

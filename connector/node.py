@@ -15,56 +15,45 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from connector.overview import Books
-from connector.store.node_database import open_database
 from connector.fhir import dataset_summary, subject_key
 from connector.fhir.deletions import Deletions
-from connector.governance.operator_accounts import Accounts, Actor, system_user
+from connector.governance.expiry import EVERY_S, Regularly, Upkeep
 from connector.governance.feasibility import Feasibility
-from connector.governance.round_gate import VisitGate
+from connector.governance.installed_components import InstalledComponents
 from connector.governance.intake_records import Intakes
-from connector.governance.study_admission import Judge
+from connector.governance.logged_transactions import Step, Steps
+from connector.governance.node_secret import NodeSecret
+from connector.governance.operator_accounts import Accounts, Actor, system_user
 from connector.governance.opt_outs import RECORDED, WITHDRAWN, opt_out, withdraw
-from connector.governance.visit_preparation import CohortBuilder, Enclaves, Preparation
+from connector.governance.permit_status import IssuerService, PermitStatus, StatusSource
 from connector.governance.query_spends import Queries
 from connector.governance.recovery import abandon_open_visits, follow_the_log
 from connector.governance.release_receipts import Releases
-from connector.governance.node_secret import NodeSecret
-from connector.governance.permit_status import IssuerService, PermitStatus, StatusSource
-from connector.governance.logged_transactions import Step, Steps
-from connector.governance.expiry import EVERY_S, Regularly, Upkeep
+from connector.governance.round_gate import VisitGate
+from connector.governance.study_admission import Judge
+from connector.governance.visit_preparation import CohortBuilder, Enclaves, Preparation
 from connector.governance.visits import Visits
+from connector.overview import Books
 from connector.quality.surveys import Surveys
 from connector.settings import NodeFiles, NodeSettings
+from connector.store.node_database import open_database
 from connector.supernode import SuperNode
-from vht_federate.components.registry import find_digest
-from vht_federate.domain.study import ComponentRef
 from vht_federate.errors import VhtError
-from vht_federate.signing.keys import PublicKey, SigningKey
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.serving import require_free
+from vht_federate.signing.keys import PublicKey, SigningKey
 
 if TYPE_CHECKING:
     from connector.fhir_api.service import LocalApi
     from connector.pulls.schedule import Schedule
 
-__all__ = ["InstalledComponents", "Node", "utc_now"]
+__all__ = ["Node", "utc_now"]
 
 log = logging.getLogger("vht.node")
 
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
-
-
-class InstalledComponents:
-    """Components that ship with this installation, and those in ``component_paths`` of node.toml."""
-
-    def __init__(self, paths: tuple[Path, ...]) -> None:
-        self._paths = paths
-
-    def folder(self, ref: ComponentRef) -> Path:
-        return find_digest(ref.digest, self._paths).folder
 
 
 class Node:

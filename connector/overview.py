@@ -18,10 +18,10 @@ from connector.store.database import Database
 from connector.store.models import Draw, IngestRow, QueryRow, Reservation, VisitRow
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import NotFoundError
-from vht_federate.signing.keys import unverified_claims
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.accounts import Run
 from vht_federate.privacy.ledger import Account
+from vht_federate.signing.keys import unverified_claims
 
 __all__ = ["Books"]
 

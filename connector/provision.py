@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from connector.store.node_database import open_database
 from connector.governance.node_secret import NodeSecret, private_files, write_private
 from connector.settings import NodeFiles, NodeSettings
+from connector.store.node_database import open_database
 from connector.supernode import create_key
 from vht_federate.errors import InputError
 from vht_federate.signing.keys import PublicKey, SigningKey

@@ -22,9 +22,9 @@ from strategies.file_notification import Doorbell
 from strategies.superlink import Control, SuperLinkPaths, flower_environment, superexec_command, superlink_command
 from strategies.supervised_processes import Child, supervise
 from vht_federate.errors import InputError, UnavailableError
-from vht_federate.signing.keys import SigningKey
 from vht_federate.processes import PidFile, stop_process
 from vht_federate.serving import Listener, require_free, serve
+from vht_federate.signing.keys import SigningKey
 from vht_federate.tcp_ports import LOOPBACK, free_ports
 
 __all__ = ["Coordinator", "CoordinatorConfig", "Enrolment"]

@@ -13,8 +13,8 @@ from typing import Any
 from flwr.app import ConfigRecord, RecordDict
 
 from vht_federate.errors import VhtError, WireError, error_from_envelope
-from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 from vht_federate.framing import Call, Reply
+from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 
 __all__ = ["Answer", "calls_of", "output_sha256", "pack_calls", "pack_replies", "replies_of"]
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from vht_federate.permits.check import check_request, check_time
 from vht_federate.components.contract import Component, read_component
 from vht_federate.components.digest import ComponentFiles, component_digest
 from vht_federate.components.registry import find_component
@@ -19,10 +18,11 @@ from vht_federate.domain.study import (
     TrainingChoices,
 )
 from vht_federate.errors import BudgetError, CohortError, InputError
-from vht_federate.signing.keys import SigningKey, unverified_claims
 from vht_federate.packaging.codebook import codebook_for
+from vht_federate.permits.check import check_request, check_time
 from vht_federate.privacy.accounting import calibrate_gaussian, calibrate_training, epsilon_by_population
 from vht_federate.privacy.truncation import TruncatedPoisson, overflow_chance
+from vht_federate.signing.keys import SigningKey, unverified_claims
 
 __all__ = ["PlannedStudy", "check_locally", "initial_weights", "plan_study", "resolve_plan"]
 

@@ -11,19 +11,19 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
+from strategies.node_visits import Visits
 from strategies.run_figures import events_of_log, events_of_run, figures_of
 from strategies.run_state import RunState
 from strategies.study_run import StudyRun
-from strategies.node_visits import Visits
 from vht_federate.client import Client
 from vht_federate.errors import CohortError, InputError, UnavailableError, VhtError
 from vht_federate.evidence.bundle import BundleParts, write_bundle
-from vht_federate.signing.keys import PublicKey, SigningKey
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.cohort import CohortRequest, CohortResult
 from vht_federate.packaging.component import write_package
 from vht_federate.packaging.statement import gradients_told
 from vht_federate.privacy.statement import privacy_statement
+from vht_federate.signing.keys import PublicKey, SigningKey
 
 __all__ = ["Release", "Released"]
 

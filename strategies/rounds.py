@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from safetensors.numpy import load
 
-from vht_federate.packaging.evaluation import summarise
-from strategies.run_state import Dispatch, RoundState, RunDirectory, RunState
-from vht_federate.secagg.aggregate import Weights, next_weights, read_weights
 from strategies.message_content import Answer
+from strategies.run_state import Dispatch, RoundState, RunDirectory, RunState
 from vht_federate.errors import CohortError, InputError, RevokedError, VhtError, WireError
 from vht_federate.framing import Call, Reply
+from vht_federate.packaging.evaluation import summarise
+from vht_federate.secagg.aggregate import Weights, next_weights, read_weights
 
 __all__ = ["Asker", "PairChooser", "Rounds", "Stopped", "pair_chooser"]
 

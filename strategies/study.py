@@ -7,11 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from strategies.node_visits import Visits
 from strategies.plan import PlannedStudy, plan_study
 from strategies.release import Release, Released
 from strategies.run_state import RunState
 from strategies.study_run import StudyRun
-from strategies.node_visits import Visits
 from vht_federate.domain.study import StudyFile, StudyRequest
 from vht_federate.errors import InputError, RevokedError, VhtError
 from vht_federate.signing.keys import unverified_claims

@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 from strategies.coordinator import Coordinator
+from strategies.node_visits import Visits
 from strategies.plan import PlannedStudy, check_locally, initial_weights
 from strategies.run_state import PID_FILE, Dispatch, DispatchNode, NodeState, RunDirectory, RunState
-from strategies.node_visits import Visits
 from vht_federate.client import Client
 from vht_federate.errors import CohortError, InputError, UnavailableError, VhtError
 from vht_federate.processes import PidFile

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from synth.marginal_sums import sum_tables
 from synth.marginals import coarse_cells, one_way_tables, sketch_tables
 from synth.two_way_tables import Pair, all_pairs, target_pairs
-from synth.marginal_sums import sum_tables
 from vht_federate.packaging.codebook import Codebook, Column
 
 Counts = NDArray[np.float64]

@@ -15,18 +15,18 @@ from safetensors.numpy import save
 from synth.data_card import render_data_card
 from synth.decode import decode
 from synth.fhir import validate_sample, write_ndjson
+from synth.marginal_sums import NoisyTable, read_reply, sum_tables, total_of
 from synth.marginals import one_way_tables, two_way_tables
-from synth.two_way_tables import Pair, all_pairs, read_pairs
 from synth.quality import gate, report
 from synth.synthesizer import fit, sample
-from synth.marginal_sums import NoisyTable, read_reply, sum_tables, total_of
+from synth.two_way_tables import Pair, all_pairs, read_pairs
 from vht_federate.domain.plan import CohortPlan
 from vht_federate.errors import CohortError
 from vht_federate.packaging.codebook import Codebook
 from vht_federate.packaging.cohort import CohortRequest, CohortResult, seal_cohort
-from vht_federate.signing.signed_manifest import empty_folder, write_json
 from vht_federate.packaging.statement import Share, read_statement
 from vht_federate.privacy.accounting import epsilon
+from vht_federate.signing.signed_manifest import empty_folder, write_json
 
 __all__ = ["make_cohort", "metadata_of"]
 

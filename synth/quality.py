@@ -15,8 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from synth.decode import decode_column, extremes
-from synth.marginals import tables_of
 from synth.marginal_sums import NoisyTable
+from synth.marginals import tables_of
 from vht_federate.errors import CohortError
 from vht_federate.packaging.codebook import Codebook
 

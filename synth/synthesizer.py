@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from synth.two_way_tables import Pair
 from synth.marginal_sums import NoisyTable
+from synth.two_way_tables import Pair
 from vht_federate.packaging.codebook import Codebook
 
 __all__ = ["Model", "fit", "loss_of", "rooted", "sample"]

@@ -90,7 +90,10 @@ START_WITH: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "a database": ({"sqlalchemy"}, ("connector.provision", "vht_federate.authority.issue")),
     "a store": (STORE | {"numpy"}, ("connector.cli.view",)),
     "an open node": (STORE | {"sqlalchemy", "numpy"}, ("connector.node",)),
-    "a serving node": (SERVER | STORE | {"sqlalchemy", "numpy", "httpx", "rich"}, ("connector.listeners.internal", "connector.listeners.outward")),
+    "a serving node": (
+        SERVER | STORE | {"sqlalchemy", "numpy", "httpx", "rich"},
+        ("connector.listeners.internal", "connector.listeners.outward"),
+    ),
     "a pull": (STORE | {"numpy", "httpx", "rich"}, ("connector.pulls.worker",)),
     "issuer and platform": (
         SERVER | {"sqlalchemy", "numpy"},

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from connector.cli.node_access import State, alone, reach, running
-from connector.settings import NodeFiles, NodeSettings
 from connector.cli.output_tables import explanation_table, intake_table, quarantine_table
+from connector.settings import NodeFiles, NodeSettings
 from vht_federate import output
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def quarantine(
     if not explain:
         output.emit("node quarantine", {"entries": entries}, quarantine_table(entries))
         return
-    from connector.fhir.quarantine_explanation import explain as explained
     from connector.fhir.intake import installed_ports
     from connector.fhir.observation_values import Units
+    from connector.fhir.quarantine_explanation import explain as explained
 
     places = [path.resolve() for path in folders or ()] + [Path(one) for one in _taken_in_from(state)]
     found = [one.to_dict() for one in explained(entries, places, Units(installed_ports()))]

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from connector.cli.node_access import State
-from connector.settings import NodeFiles, NodeSettings
 from connector.cli.output_tables import budget_table, patients_table
+from connector.settings import NodeFiles, NodeSettings
 from vht_federate import output
 
 __all__ = ["app"]
@@ -37,10 +37,10 @@ def budget(state: State) -> None:
 @output.command("node ledger export")
 def export(state: State, out: Annotated[Path, typer.Option(help="File to write.")] = Path("ledger.json")) -> None:
     """Write the ledger for an auditor: every event, groups of patients by size, no subject and no small cell."""
-    from connector.overview import Books
-    from connector.store.node_database import open_database
     from connector.governance.ledger_export import export_ledger
     from connector.node import utc_now
+    from connector.overview import Books
+    from connector.store.node_database import open_database
     from vht_federate.signing.keys import SigningKey
 
     settings, files = NodeSettings.read(state), NodeFiles(state)

@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from connector.cli.fhir_api import app as api
 from connector.cli.codes import app as codes
+from connector.cli.fhir_api import app as api
 from connector.cli.intake import app as intake
 from connector.cli.ledger import app as ledger
-from connector.cli.quality import app as quality
 from connector.cli.node_access import State, reach, running
-from connector.settings import CoordinatorSettings, DatasetSettings, NodeFiles, NodeSettings
-from connector.cli.sources import app as sources
 from connector.cli.output_tables import budget_table, sources_table, visit_tables, visits_table
+from connector.cli.quality import app as quality
+from connector.cli.sources import app as sources
+from connector.settings import CoordinatorSettings, DatasetSettings, NodeFiles, NodeSettings
 from vht_federate import output
 from vht_federate.domain.law import DataCategory
 from vht_federate.errors import InputError
@@ -151,8 +151,8 @@ def status(
 
 def _offline_status(state: Path) -> dict[str, Any]:
     from connector.overview import Books
-    from connector.store.node_database import open_database
     from connector.pulls.installed_sources import Sources
+    from connector.store.node_database import open_database
 
     settings, files = NodeSettings.read(state), NodeFiles(state)
     database = open_database(settings, files)
@@ -240,9 +240,9 @@ def operator(
     password_file: Annotated[Path | None, typer.Option(help="File with the password; asked for by default.")] = None,
 ) -> None:
     """Make a console account, or give one a new role and password."""
-    from connector.store.node_database import open_database
     from connector.governance.operator_accounts import Accounts
     from connector.node import utc_now
+    from connector.store.node_database import open_database
 
     if role not in ("viewer", "approver"):
         raise InputError("a role is viewer or approver", code="VHT-INPUT-OPERATOR")

@@ -8,8 +8,8 @@ import typer
 
 from connector.cli.intake import take_in
 from connector.cli.node_access import State, alone, reach, running
-from connector.settings import NodeFiles, NodeSettings
 from connector.cli.output_tables import intake_table, pull_table, source_tables, sources_table
+from connector.settings import NodeFiles, NodeSettings
 from vht_federate import output
 from vht_federate.client import Client
 from vht_federate.errors import UnavailableError

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from connector.views.sql.compilation import Plan, compile_view
 from connector.views.sql.definition import MAX_BYTES
 from connector.views.sql.execution import arrow_schema
 from connector.views.sql.limits import TIME_LIMIT_S
-from connector.views.sql.compilation import Plan, compile_view
-from connector.views.sql.shipped import shipped
 from connector.views.sql.ndjson_sources import Account, execute, find_files
+from connector.views.sql.shipped import shipped
 from connector.views.sql.writers import write_rows
 from vht_federate import output
 from vht_federate.errors import ViewError

@@ -23,9 +23,9 @@ from connector.enclave.reply_store import Replies
 from connector.enclave.visit import VisitSpec
 from vht_federate.components.job import Job, JobCall, JobReply, VisitData
 from vht_federate.errors import EgressError, InputError, RefusedError, VhtError, WireError
-from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 from vht_federate.framing import Reply, receive_frame, send_frame
 from vht_federate.privacy.noise import Float32Noise, NoiseSource
+from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 
 __all__ = ["Breach", "Desk", "RoundNoise"]
 

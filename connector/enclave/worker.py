@@ -75,8 +75,8 @@ def _prepare(order: dict[str, Any], control: Control) -> "tuple[VisitSpec, Fence
     import torch
 
     from connector.enclave.cohort import read_cohort
-    from connector.enclave.request_handler import Desk
     from connector.enclave.reply_store import Replies
+    from connector.enclave.request_handler import Desk
     from vht_federate.components.job import VisitData
     from vht_federate.components.loader import build_model
     from vht_federate.privacy.noise import SecureNoise

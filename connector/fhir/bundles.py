@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from connector.fhir.typed_elements import Quarantine
-from connector.fhir.ndjson import Line, chunks
 from connector.fhir.json_depth import parsed_in_parts, written
+from connector.fhir.ndjson import Line, chunks
+from connector.fhir.typed_elements import Quarantine
 
 __all__ = ["BUNDLE_LIMIT", "is_fhir", "read_bundle"]
 

@@ -17,10 +17,10 @@ from typing import Any
 import orjson
 
 from connector.fhir.engine import quoted
-from connector.fhir.subject_keys import ID
 from connector.fhir.ndjson import Line, read_lines
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, table_name
+from connector.fhir.subject_keys import ID
 
 __all__ = ["TABLE", "UNREADABLE", "Deletions", "Gone", "Listed", "bury", "read_deletions", "write_tombstones"]
 

@@ -6,19 +6,19 @@ from importlib.resources import files
 from pathlib import Path
 
 from connector.fhir.deletions import UNREADABLE, Deletions, read_deletions
-from connector.fhir.typed_elements import Quarantine
-from connector.fhir.source_folder import Folder, look_into, read_file
-from connector.fhir.subject_keys import content_key, resource_key, subject_key
-from connector.fhir.ndjson import Line
-from connector.fhir.json_depth import digestible, parsed
-from connector.fhir.ingest_report import IngestReport
-from connector.fhir.resources import TABLES, read_resource, read_version, refuse_modifiers
 from connector.fhir.disk_full import on_this_disk
+from connector.fhir.ingest_report import IngestReport
+from connector.fhir.json_depth import digestible, parsed
 from connector.fhir.merge import settle
+from connector.fhir.ndjson import Line
+from connector.fhir.observation_values import Units
+from connector.fhir.resources import TABLES, read_resource, read_version, refuse_modifiers
+from connector.fhir.source_folder import Folder, look_into, read_file
 from connector.fhir.staging import Staging
 from connector.fhir.store import Store, table_name
+from connector.fhir.subject_keys import content_key, resource_key, subject_key
+from connector.fhir.typed_elements import Quarantine
 from connector.fhir.validation import SAMPLE_SIZE, Sample
-from connector.fhir.observation_values import Units
 from vht_federate.components.contract import Port, read_component
 from vht_federate.errors import InputError
 

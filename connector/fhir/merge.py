@@ -18,10 +18,10 @@ import orjson
 from connector.fhir.deletions import TABLE, bury, write_tombstones
 from connector.fhir.engine import locked, quoted
 from connector.fhir.ingest_report import FileReport, IngestReport, sorted_counts
+from connector.fhir.merge_rules import FAULTS, FILES, GONE, LATE, NOTHING_SEEN, SEEN, VERDICTS
 from connector.fhir.resources import TABLES
 from connector.fhir.staging import Staging
 from connector.fhir.store import Generation, Store, table_name
-from connector.fhir.merge_rules import FAULTS, FILES, GONE, LATE, NOTHING_SEEN, SEEN, VERDICTS
 
 __all__ = ["settle"]
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import orjson
 
-from connector.fhir.typed_elements import Quarantine
-from connector.fhir.source_folder import read_file
-from connector.fhir.ndjson import Line
 from connector.fhir.json_depth import digestible
+from connector.fhir.ndjson import Line
+from connector.fhir.observation_values import Units
 from connector.fhir.quarantine_reasons import reason
 from connector.fhir.resources import read_resource, refuse_modifiers
+from connector.fhir.source_folder import read_file
+from connector.fhir.typed_elements import Quarantine
 from connector.fhir.validation import Finding, available, findings, is_known
-from connector.fhir.observation_values import Units
 
 __all__ = ["Explanation", "explain"]
 

@@ -17,9 +17,9 @@ import duckdb
 import orjson
 
 from connector.fhir.engine import locked, quoted
+from connector.fhir.observation_values import UCUM
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, table_name
-from connector.fhir.observation_values import UCUM
 from vht_federate.errors import InputError
 
 __all__ = ["keyed", "relation", "rendered", "resources", "slices", "stored_rows", "taken_in"]

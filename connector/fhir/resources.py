@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from connector.fhir.observation_values import Units, Value, Verdict, read_value
 from connector.fhir.typed_elements import (
     Node,
     Quarantine,
@@ -26,7 +27,6 @@ from connector.fhir.typed_elements import (
     subject,
     text,
 )
-from connector.fhir.observation_values import Units, Value, Verdict, read_value
 from vht_federate.domain.split import bucket_of
 
 __all__ = ["TABLES", "Reading", "Version", "read_resource", "read_version", "refuse_modifiers"]

@@ -8,8 +8,8 @@ import orjson
 from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from connector.fhir_api.app import fhir_app
 from connector.fhir_api.access_log import told
+from connector.fhir_api.app import fhir_app
 from connector.fhir_api.client_keys import read_keys
 from connector.fhir_api.service import LocalApi
 from connector.governance.operator_accounts import Accounts, Actor

@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from connector.fhir_api.request_handler import Answers
 from connector.fhir_api.access_log import Event
 from connector.fhir_api.documents import capability_statement, operation_outcome, smart_configuration
 from connector.fhir_api.export_jobs import Output, manifest
 from connector.fhir_api.export_request import posted, read_kickoff
+from connector.fhir_api.request_handler import Answers
 from connector.fhir_api.service import LocalApi
 from connector.fhir_api.tokens import Access, oauth_error
 from connector.listeners.http import bearer

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import select
 
 from connector.fhir_api.scopes import read_scope
+from connector.governance.logged_transactions import Steps
 from connector.governance.operator_accounts import Actor
 from connector.governance.study_admission import Judge
-from connector.governance.logged_transactions import Steps
 from connector.store.database import Database
 from connector.store.models import FhirClientRow
 from vht_federate.domain.law import DataCategory

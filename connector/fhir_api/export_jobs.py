@@ -22,12 +22,12 @@ from typing import Any
 
 import orjson
 
+from connector.fhir.disk_full import on_this_disk
 from connector.fhir_api.clients import Clients
-from connector.fhir_api.permit_view import Faces, Resource
 from connector.fhir_api.export_request import Kickoff
 from connector.fhir_api.limits import Limits
+from connector.fhir_api.permit_view import Faces, Resource
 from connector.fhir_api.tokens import Access
-from connector.fhir.disk_full import on_this_disk
 from vht_federate.errors import InputError, NotFoundError, PermitError, RefusedError, RevokedError, VhtError
 from vht_federate.evidence.log import EvidenceLog
 

@@ -20,21 +20,19 @@ import duckdb
 import orjson
 import pyarrow as pa
 
-from connector.governance.permit_scope import Coverage, coverage
 from connector.fhir.engine import locked, quoted
 from connector.fhir.rendering import keyed, rendered, slices, stored_rows, taken_in
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, Store, table_name
 from connector.governance.deidentification import Deidentifier
-from connector.governance.study_admission import Installed
+from connector.governance.installed_components import InstalledComponents
 from connector.governance.opt_outs import excluded_subjects
+from connector.governance.permit_scope import PermitScope, permit_scope
 from connector.governance.pseudonyms import permit_key
 from connector.store.database import Database
 from connector.views.sql.limits import TimeLimit, over_time
-from vht_federate.components.contract import Component, read_component
 from vht_federate.domain.permit import Permit
-from vht_federate.domain.study import ComponentRef
-from vht_federate.errors import CohortError, ComponentError, NotFoundError, UnavailableError, ViewError
+from vht_federate.errors import CohortError, NotFoundError, UnavailableError, ViewError
 
 __all__ = ["Face", "Faces", "in_order", "interrupted_after"]
 
@@ -69,7 +67,7 @@ class Face:
     data was taken in, so that what comes later is later than that."""
 
     generation: Generation
-    coverage: Coverage
+    scope: PermitScope
     deidentifier: Deidentifier
     people: pa.Table
     taken: datetime
@@ -86,26 +84,16 @@ class Face:
     def shown(self, resource_type: str) -> str:
         """SQL of the stored rows that may be read, with the patient's name and shift."""
         rows = stored_rows(self.generation, resource_type)
-        return f"SELECT * FROM ({rows}) JOIN person USING (subject) WHERE {self.coverage.rows[resource_type]}"
+        return f"SELECT * FROM ({rows}) JOIN person USING (subject) WHERE {self.scope.rows[resource_type]}"
 
     def tell(self, text: bytes) -> Resource | None:
         """A rendered resource as the permit may see it. When it was taken in is not told: it is a true date."""
         told = self.deidentifier.resource(orjson.loads(text))
         if told is None:
             return None
-        for name in self._withheld(told["resourceType"]):
+        for name in self.scope.withheld(told["resourceType"]):
             told.pop(name, None)
         return told
-
-    def _withheld(self, resource_type: str) -> Iterator[str]:
-        if resource_type == "Patient":
-            yield from ("active", "deceasedBoolean", "deceasedDateTime")
-            if not self.coverage.birth_date:
-                yield from ("birthDate", "_birthDate")
-            if not self.coverage.gender:
-                yield "gender"
-        elif not self.coverage.encounters:
-            yield "encounter"
 
     def everything(
         self,
@@ -126,7 +114,7 @@ class Face:
         yield from self._told(connection, resource_type, f"{key} IN (SELECT key FROM page)")
 
     def _told(self, connection: duckdb.DuckDBPyConnection, resource_type: str, which: str) -> Iterator[Resource]:
-        rows = f"{self.coverage.rows[resource_type]} AND {which}"
+        rows = f"{self.scope.rows[resource_type]} AND {which}"
         stored = keyed(self.generation, resource_type, rows=rows)
         sql = f"SELECT subject, resource FROM ({stored}) JOIN person USING (subject) ORDER BY {in_order('id')}"
         for _, text in rendered(connection, sql):
@@ -140,7 +128,7 @@ class Faces:
 
     store_dir: Path
     database: Database
-    installed: Installed
+    installed: InstalledComponents
     clock: Callable[[], datetime]
     _kept: dict[tuple[str, int, int, str], tuple[frozenset[str], Face]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
@@ -163,9 +151,9 @@ class Faces:
             kept = self._kept.get(name)
         if kept is not None and kept[0] == excluded:
             return kept[1]
-        covered = coverage(permit.columns, self._components(permit))
+        scope = permit_scope(permit, self.installed)
         subjects = sorted(set.intersection(*map(_subjects, {held, current})) - excluded)
-        face = _made(held, covered, Deidentifier(key, now=today, codes=covered.codes), subjects)
+        face = _made(held, scope, Deidentifier(key, now=today, codes=scope.codes), subjects)
         if face.people.num_rows < permit.minimum_cohort:
             raise CohortError("this node has fewer patients than the permit's minimum", code="VHT-COHORT-TOO-SMALL")
         with self._guard:
@@ -190,22 +178,6 @@ class Faces:
             )
         return Generation(folder)
 
-    def _components(self, permit: Permit) -> list[Component]:
-        """Those that the permit allows and that lie here."""
-        found = []
-        for digest in permit.component_digests:
-            ref = ComponentRef(name="any", version="0", digest=digest, profile="any")
-            try:
-                found.append(read_component(self.installed.folder(ref)))
-            except ComponentError:
-                continue
-        if not found:
-            raise ComponentError(
-                "no component of the permit is installed here, so nobody can tell what its columns mean",
-                code="VHT-COMPONENT-NOT-INSTALLED",
-            )
-        return found
-
 
 def _content(permit: Permit) -> str:
     """SHA-256 of all that a permit says: one of the same id may say something else."""
@@ -219,7 +191,7 @@ def _subjects(generation: Generation) -> set[str]:
         return {row[0] for row in connection.execute(sql).fetchall()}
 
 
-def _made(generation: Generation, covered: Coverage, deidentifier: Deidentifier, subjects: list[str]) -> Face:
+def _made(generation: Generation, scope: PermitScope, deidentifier: Deidentifier, subjects: list[str]) -> Face:
     moment = timedelta(microseconds=1)
     columns = {
         "subject": pa.array(subjects, pa.string()),
@@ -227,4 +199,4 @@ def _made(generation: Generation, covered: Coverage, deidentifier: Deidentifier,
         "shift": pa.array([deidentifier.shift(one) // moment for one in subjects], pa.int64()),
     }
     times = [time for kind in TABLES for time in taken_in(generation, table_name(kind))]
-    return Face(generation, covered, deidentifier, pa.table(columns), max(times))
+    return Face(generation, scope, deidentifier, pa.table(columns), max(times))

@@ -6,6 +6,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from connector.fhir.resources import TABLES
 from connector.fhir_api.access_log import Event
 from connector.fhir_api.documents import bundle
 from connector.fhir_api.permit_view import Face, interrupted_after
@@ -13,7 +14,6 @@ from connector.fhir_api.search import Page, Query, find, read_query
 from connector.fhir_api.service import LocalApi
 from connector.fhir_api.tokens import Access
 from connector.fhir_api.view_run import FORMATS, read_parameters, run_view
-from connector.fhir.resources import TABLES
 from vht_federate.errors import InputError, NotFoundError, RefusedError
 
 __all__ = ["Answers"]
@@ -104,7 +104,7 @@ def _understood(query: Query, face: Face, page: Page) -> tuple[str, str | None]:
     """The search for the access log: only patients, ids and codes that this permit knows are repeated."""
     people = set(face.people.column("name").to_pylist()) if query.names is not None else set()
     shown = {one["id"] for one in page.resources}
-    codes = {code for _, code in face.coverage.codes}
+    codes = {code for _, code in face.scope.codes}
     kept: list[tuple[str, str]] = []
     for name, value in query.asked:
         if name.startswith(("patient", "subject")):

@@ -17,11 +17,11 @@ from urllib.parse import urlencode
 import duckdb
 import pyarrow as pa
 
-from connector.fhir_api.page_cursors import LASTS, Cursor, read_cursor, written
-from connector.fhir_api.documents import SEARCHES
-from connector.fhir_api.permit_view import Face, Resource, in_order
-from connector.fhir_api.limits import Limits
 from connector.fhir.engine import quoted
+from connector.fhir_api.documents import SEARCHES
+from connector.fhir_api.limits import Limits
+from connector.fhir_api.page_cursors import LASTS, Cursor, read_cursor, written
+from connector.fhir_api.permit_view import Face, Resource, in_order
 from connector.governance.public_codes import is_public
 from vht_federate.errors import InputError
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from connector.fhir_api.access_log import AuditLog, Event
 from connector.fhir_api.clients import Clients
 from connector.fhir_api.export_jobs import Exports
-from connector.fhir_api.permit_view import Faces
 from connector.fhir_api.limits import Limits
+from connector.fhir_api.permit_view import Faces
 from connector.fhir_api.tokens import Access, Tokens
-from connector.governance.study_admission import Judge
 from connector.governance.logged_transactions import Steps
+from connector.governance.study_admission import Judge
 from connector.quality.survey_figures import Shown
 from connector.settings import NodeFiles, NodeSettings
 from connector.store.models import FhirClientRow

@@ -18,8 +18,8 @@ import jwt
 from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 
-from connector.fhir_api.clients import Clients
 from connector.fhir_api.client_keys import ALGORITHMS, fetch_keys, verifying_key
+from connector.fhir_api.clients import Clients
 from connector.fhir_api.limits import Limits
 from connector.fhir_api.scopes import granted
 from connector.store.models import FhirAssertionRow, FhirClientRow

@@ -14,14 +14,14 @@ from typing import Any
 
 import orjson
 
-from connector.fhir_api.permit_view import Face, interrupted_after
+from connector.fhir.resources import TABLES
 from connector.fhir_api.export_request import since_refused
 from connector.fhir_api.limits import Limits
-from connector.fhir.resources import TABLES
+from connector.fhir_api.permit_view import Face, interrupted_after
 from connector.views.sql import compile_view
+from connector.views.sql.compilation import Plan
 from connector.views.sql.execution import locked, run_plan
 from connector.views.sql.limits import TimeLimit
-from connector.views.sql.compilation import Plan
 from vht_federate.errors import InputError
 
 __all__ = ["FORMATS", "Asked", "read_parameters", "run_view"]

@@ -11,17 +11,15 @@ its bounded part.
 
 from typing import Any
 
-from connector.governance.permit_scope import Coverage, coverage
 from connector.fhir.rendering import relation
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation
-from connector.governance.study_admission import Installed
+from connector.governance.installed_components import InstalledComponents
+from connector.governance.permit_scope import PermitScope, permit_scope
 from connector.views.eligible_patients import parts
 from connector.views.sql.compilation import Plan, compile_view
-from vht_federate.components.contract import Component, read_component
 from vht_federate.domain.permit import Permit
-from vht_federate.domain.study import ComponentRef
-from vht_federate.errors import ComponentError, InputError, PermitError, ViewError
+from vht_federate.errors import InputError, PermitError, ViewError
 
 __all__ = ["compile_definition", "count_query", "opened"]
 
@@ -66,7 +64,7 @@ def compile_definition(view: dict[str, Any]) -> Plan:
     return plan
 
 
-def opened(permit: Permit, installed: Installed, resource_type: str) -> Coverage:
+def opened(permit: Permit, installed: InstalledComponents, resource_type: str) -> PermitScope:
     """What the permit's columns open, by its components that are installed here.
 
     Raises ComponentError VHT-COMPONENT-NOT-INSTALLED where none is, PermitError VHT-PERMIT-COLUMN where no column
@@ -74,42 +72,21 @@ def opened(permit: Permit, installed: Installed, resource_type: str) -> Coverage
     """
     if resource_type not in TABLES:
         raise InputError("resources of this type are not kept", code="VHT-INPUT-FHIR-TYPE")
-    components = [one for digest in permit.component_digests if (one := _component(installed, digest))]
-    if not components:
-        raise ComponentError(
-            "no component of the permit is installed here, so nobody can tell what its columns mean",
-            code="VHT-COMPONENT-NOT-INSTALLED",
-        )
-    covered = coverage(permit.columns, components)
-    if covered.rows[resource_type] == "false":
+    scope = permit_scope(permit, installed)
+    if scope.rows[resource_type] == "false":
         raise PermitError(f"no column of the permit opens anything of {resource_type}", code="VHT-PERMIT-COLUMN")
-    return covered
+    return scope
 
 
-def count_query(plan: Plan, generation: Generation, covered: Coverage) -> str:
+def count_query(plan: Plan, generation: Generation, scope: PermitScope) -> str:
     """SQL of how many patients meet the definition, by resources of ``MOST_BYTES`` at most; parameter ``excluded``:
     subjects who are not counted."""
-    resources = relation(generation, plan.resource, rows=covered.rows[plan.resource])
-    if withheld := _withheld(plan.resource, covered):
+    resources = relation(generation, plan.resource, rows=scope.rows[plan.resource])
+    if withheld := scope.withheld(plan.resource):
         removed = ",".join(f'"{name}":null' for name in withheld)
         resources = f"SELECT subject, json_merge_patch(resource, '{{{removed}}}') AS resource FROM ({resources})"
     resources = f"SELECT subject, resource FROM ({resources}) WHERE strlen(CAST(resource AS VARCHAR)) <= {MOST_BYTES}"
     return _COUNT.format(rows=plan.query_over(resources), patient=parts(generation, "patient"))
-
-
-def _withheld(resource_type: str, covered: Coverage) -> list[str]:
-    """Elements that no column of the permit opens."""
-    if resource_type != "Patient":
-        return [] if covered.encounters else ["encounter"]
-    made = ["deceasedBoolean", "deceasedDateTime"]
-    return made + ["birthDate"] * (not covered.birth_date) + ["gender"] * (not covered.gender)
-
-
-def _component(installed: Installed, digest: str) -> Component | None:
-    try:
-        return read_component(installed.folder(ComponentRef(name="any", version="0", digest=digest, profile="any")))
-    except ComponentError:
-        return None
 
 
 def _paths(selects: Any, name: str) -> list[str]:

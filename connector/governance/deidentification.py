@@ -13,9 +13,9 @@ from collections.abc import Collection, Mapping
 from datetime import date, timedelta
 from typing import Any
 
-from connector.fhir.typed_elements import Quarantine
-from connector.fhir.subject_keys import ID
 from connector.fhir.resources import refuse_modifiers
+from connector.fhir.subject_keys import ID
+from connector.fhir.typed_elements import Quarantine
 from connector.governance.element_rules import RULES, Telling, masked, patient_of
 from vht_federate.errors import InputError
 

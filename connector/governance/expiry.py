@@ -15,13 +15,13 @@ from functools import partial
 from sqlalchemy import func, select, union
 from sqlalchemy.orm import Session
 
-from connector.governance.round_gate import GRACE_S
 from connector.governance.pseudonyms import erase
+from connector.governance.round_gate import GRACE_S
 from connector.governance.visits import OPEN, Visits
 from connector.store.models import Acknowledgement, Draw, FhirClientRow, PseudonymKeyRow, VisitRow
-from vht_federate.permits.check import check_time, read_permit
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import RevokedError, VhtError
+from vht_federate.permits.check import check_time, read_permit
 
 __all__ = ["ERASED", "EVERY_S", "IDLE", "Regularly", "Upkeep"]
 

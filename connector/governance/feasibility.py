@@ -26,25 +26,25 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select
 
-from connector.governance.permit_scope import Coverage
 from connector.fhir.engine import locked
 from connector.fhir.store import Generation, Store
-from connector.governance.operator_accounts import Actor
 from connector.governance.cohort_definitions import compile_definition, count_query, opened
-from connector.governance.study_admission import Judge, Questioned
+from connector.governance.operator_accounts import Actor
 from connector.governance.opt_outs import excluded_subjects
+from connector.governance.permit_scope import PermitScope
 from connector.governance.query_spends import Queries
+from connector.governance.study_admission import Judge, Questioned
 from connector.settings import NodeSettings
 from connector.store.database import Database
 from connector.store.models import FeasibilityRow
-from connector.views.sql.limits import TimeLimit
 from connector.views.sql.compilation import Plan
+from connector.views.sql.limits import TimeLimit
 from vht_federate.errors import BudgetError, CohortError, RefusedError, UnavailableError, VhtError
-from vht_federate.signing.canonical import digest_of
 from vht_federate.privacy.accounting import calibrate_gaussian
 from vht_federate.privacy.noise import NoiseSource, SecureNoise
 from vht_federate.privacy.release import Private
 from vht_federate.privacy.statistics import Count, PatientValues
+from vht_federate.signing.canonical import digest_of
 
 __all__ = ["ANSWERED", "STANDS", "Feasibility"]
 
@@ -129,8 +129,8 @@ class Feasibility:
             raise RefusedError("this node answers no feasibility questions", code="VHT-REFUSED-FEASIBILITY")
         plan = compile_definition(judged.question.view)
         self.queries.steps.catch_up()
-        covered = opened(judged.permit, self.judge.installed, plan.resource)
-        asked = digest_of({"asks": judged.question.asks(self.judge.dataset_id), "opened": _facts(covered)})
+        scope = opened(judged.permit, self.judge.installed, plan.resource)
+        asked = digest_of({"asks": judged.question.asks(self.judge.dataset_id), "opened": _facts(scope)})
         with self.database.read() as session:
             same = session.scalars(
                 select(FeasibilityRow).where(FeasibilityRow.asked == asked).order_by(FeasibilityRow.id.desc())
@@ -147,7 +147,7 @@ class Feasibility:
         generation = Store(self.store).current()
         if generation is None:
             raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE")
-        sql = count_query(plan, generation, covered)
+        sql = count_query(plan, generation, scope)
         return {
             **self._told(self._draw(judged, asked, lambda: self._count(plan, sql, generation, excluded))),
             "repeated": False,
@@ -235,6 +235,6 @@ class Feasibility:
         return row
 
 
-def _facts(covered: Coverage) -> dict[str, Any]:
+def _facts(scope: PermitScope) -> dict[str, Any]:
     """What distinguishes two permits' answers to one question."""
-    return {"rows": covered.rows, "birth_date": covered.birth_date, "gender": covered.gender}
+    return {"rows": scope.rows, "birth_date": scope.birth_date, "gender": scope.gender}

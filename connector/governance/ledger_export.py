@@ -7,11 +7,11 @@ from sqlalchemy.orm import Session
 from connector.governance.ledger import Ledger
 from connector.governance.ledger_rows import known_permits
 from connector.settings import NodeSettings
-from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.ledger_file import LEDGER_TYP, CapLine, GroupLine, LedgerFile, RunLine, group_cost
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.accounts import PatientAccounts
 from vht_federate.privacy.filters import RdpFilter
+from vht_federate.signing.keys import SigningKey
 
 __all__ = ["export_ledger"]
 

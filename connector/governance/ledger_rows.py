@@ -15,9 +15,9 @@ from connector.store.models import Draw, FhirClientRow, ParticipationRow, QueryR
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import BudgetError
-from vht_federate.signing.keys import unverified_claims
 from vht_federate.privacy.accounts import Run
 from vht_federate.privacy.participation import Group, Participation
+from vht_federate.signing.keys import unverified_claims
 
 __all__ = ["ParticipationStore", "dumped", "known_permits", "loaded", "runs_of"]
 

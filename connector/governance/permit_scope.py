@@ -19,9 +19,11 @@ from dataclasses import dataclass
 
 from connector.fhir.engine import quoted
 from connector.fhir.resources import TABLES
+from connector.governance.installed_components import InstalledComponents
 from vht_federate.components.contract import Component, Source
+from vht_federate.domain.permit import Permit
 
-__all__ = ["ENCOUNTERS", "Coverage", "coverage"]
+__all__ = ["ENCOUNTERS", "PermitScope", "permit_scope"]
 
 ENCOUNTERS = "fhir:Encounter"
 _VALUES = {
@@ -33,10 +35,10 @@ _KINDS = {"condition": "Condition", "medication": "MedicationRequest"}
 
 
 @dataclass(frozen=True)
-class Coverage:
+class PermitScope:
     """``rows``: for every stored type the condition, in SQL without parameters, on what may be read.
 
-    ``codes``: the (system, code) pairs that the covered ports name.
+    ``codes``: the (system, code) pairs that the ports in scope name.
     """
 
     rows: dict[str, str]
@@ -48,9 +50,23 @@ class Coverage:
     def encounters(self) -> bool:
         return self.rows["Encounter"] == "true"
 
+    def withheld(self, resource_type: str) -> list[str]:
+        """Elements of a rendered resource that no column of the permit opens."""
+        if resource_type != "Patient":
+            return [] if self.encounters else ["encounter"]
+        always = ["active", "deceasedBoolean", "deceasedDateTime"]
+        return always + ["birthDate", "_birthDate"] * (not self.birth_date) + ["gender"] * (not self.gender)
 
-def coverage(columns: Iterable[str], components: Iterable[Component]) -> Coverage:
-    """What ``columns`` open, read by the ports of ``components``."""
+
+def permit_scope(permit: Permit, installed: InstalledComponents) -> PermitScope:
+    """What the permit's columns open, by its components that are installed here.
+
+    Raises ComponentError VHT-COMPONENT-NOT-INSTALLED where none is.
+    """
+    return _scope_of(permit.columns, installed.allowed_by(permit))
+
+
+def _scope_of(columns: Iterable[str], components: Iterable[Component]) -> PermitScope:
     wanted = frozenset(columns)
     sources = [port.source for one in components for port in one.ports if port.name in wanted]
     conditions: dict[str, list[str]] = {kind: [] for kind in TABLES}
@@ -63,7 +79,7 @@ def coverage(columns: Iterable[str], components: Iterable[Component]) -> Coverag
     rows["Patient"] = "active"
     rows["Encounter"] = "true" if ENCOUNTERS in wanted else "false"
     types = {source.type for source in sources}
-    return Coverage(rows, "age" in types, "sex" in types, frozenset(_codes(sources)))
+    return PermitScope(rows, "age" in types, "sex" in types, frozenset(_codes(sources)))
 
 
 def _observed(source: Source) -> str:

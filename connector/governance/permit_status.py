@@ -9,10 +9,10 @@ from typing import Protocol
 
 from connector.store.database import Database
 from connector.store.models import IssuerState
-from vht_federate.permits.check import check_status, check_time
 from vht_federate.client import Client
 from vht_federate.domain.permit import Permit, StatusList
 from vht_federate.errors import PermitError, UnavailableError, VhtError
+from vht_federate.permits.check import check_status, check_time
 from vht_federate.signing.keys import PublicKey
 
 __all__ = ["IssuerService", "PermitStatus", "StatusSource"]

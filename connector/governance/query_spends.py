@@ -17,9 +17,9 @@ from datetime import datetime
 
 from sqlalchemy import select
 
-from connector.governance.operator_accounts import Actor
 from connector.governance.ledger import Ledger
 from connector.governance.logged_transactions import Steps
+from connector.governance.operator_accounts import Actor
 from connector.store.models import QueryRow
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit

@@ -9,38 +9,32 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jwt
 from sqlalchemy.orm import Session
 
+from connector.governance.installed_components import InstalledComponents
 from connector.governance.ledger import Ledger
-from connector.governance.refusal_quota import StrangersRefused
 from connector.governance.permit_status import PermitStatus
-from vht_federate.permits.check import check_question, check_request, read_permit, read_question, read_study
+from connector.governance.refusal_quota import StrangersRefused
 from vht_federate.components.contract import read_component
 from vht_federate.domain.feasibility import FeasibilityQuestion
 from vht_federate.domain.law import DataCategory, purpose_open_to
 from vht_federate.domain.permit import Permit
-from vht_federate.domain.study import ComponentRef, StudyRequest
+from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import ComponentError, PermitError, RefusedError, VhtError
+from vht_federate.evidence.log import EvidenceLog
+from vht_federate.permits.check import check_question, check_request, read_permit, read_question, read_study
 from vht_federate.signing.canonical import digest_of, sha256_hex
 from vht_federate.signing.keys import PublicKey
-from vht_federate.evidence.log import EvidenceLog
 
-__all__ = ["Installed", "Judge", "Judgement", "Questioned"]
+__all__ = ["Judge", "Judgement", "Questioned"]
 
 log = logging.getLogger("vht.node.judge")
 OLDEST_REQUEST = timedelta(hours=24)
 CLOCKS_DIFFER = timedelta(minutes=5)
 Asked = TypeVar("Asked", StudyRequest, FeasibilityQuestion)
-
-
-class Installed(Protocol):
-    """The components that this node's operator installed."""
-
-    def folder(self, ref: ComponentRef) -> Path:
-        """Where ``ref`` lies. Raises ComponentError VHT-COMPONENT-NOT-INSTALLED or VHT-COMPONENT-DIGEST."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Judge:
     dataset_id: str
     issuer: PublicKey
     status: PermitStatus
-    installed: Installed
+    installed: InstalledComponents
     ledger: Ledger
     evidence: EvidenceLog
     clock: Callable[[], datetime]
@@ -199,7 +193,7 @@ class Judge:
 
     def require_component(self, request: StudyRequest) -> Path:
         """Folder of the component, whose files hash to what the permit and the study name."""
-        folder = self.installed.folder(request.component)
+        folder = self.installed.folder(request.component.digest)
         component = read_component(folder)
         if component.name != request.component.name:
             raise ComponentError(

@@ -19,20 +19,20 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from connector.governance.ledger import Ledger, dumped
+from connector.governance.logged_transactions import Step, Steps
+from connector.governance.node_secret import NodeSecret
 from connector.governance.operator_accounts import Actor
 from connector.governance.study_admission import Judge, Judgement
-from connector.governance.ledger import Ledger, dumped
-from connector.governance.node_secret import NodeSecret
-from connector.governance.logged_transactions import Step, Steps
 from connector.store.models import VisitRow
-from vht_federate.permits.check import read_permit
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import NotFoundError, RefusedError, RevokedError, UnavailableError, VhtError
-from vht_federate.signing.canonical import sha256_hex
 from vht_federate.evidence.entry import LogEntry
-from vht_federate.signing.keys import unverified_claims
+from vht_federate.permits.check import read_permit
 from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.signing.canonical import sha256_hex
+from vht_federate.signing.keys import unverified_claims
 
 __all__ = ["OPEN", "STOPPED", "Visits", "request_of"]
 

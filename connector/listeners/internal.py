@@ -12,12 +12,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from connector.console.routes import add_pages
 from connector.console.sessions import Sessions
-from connector.fhir_api.administration import add_fhir_api
 from connector.fhir.deletions import Deletions
+from connector.fhir_api.administration import add_fhir_api
 from connector.governance.operator_accounts import INVITATION_MINUTES, Actor
 from connector.listeners.http import Guarded, plain_app
-from connector.node import Node
 from connector.listeners.quality_api import add_quality
+from connector.node import Node
 from vht_federate.errors import RefusedError
 from vht_federate.serving import answer_typed_errors
 from vht_federate.web import install

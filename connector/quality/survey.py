@@ -15,8 +15,8 @@ from connector.fhir.quarantine_reasons import reason
 from connector.fhir.store import Generation, Store
 from connector.quality.port_coverage import EVER, read_features
 from connector.quality.survey_figures import Course, Feature, Holding, Loss, Shown
-from connector.views.inclusion import compile_inclusion
 from connector.views.eligible_patients import ADULT_YEARS, make_records, parts
+from connector.views.inclusion import compile_inclusion
 from vht_federate.components.contract import Component, Port, Profile
 from vht_federate.errors import CohortError
 

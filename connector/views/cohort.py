@@ -22,9 +22,9 @@ import orjson
 from connector.fhir.engine import locked
 from connector.fhir.store import Generation, Store
 from connector.views.columns import Cells, Column, read_column
-from connector.views.profile_views import View, derived_views, view_hash
-from connector.views.inclusion import compile_inclusion
 from connector.views.eligible_patients import make_records
+from connector.views.inclusion import compile_inclusion
+from connector.views.profile_views import View, derived_views, view_hash
 from connector.views.store_tables import Relations, stored
 from connector.views.tensor_file import Kind, Sealed, TensorFile
 from vht_federate.components.contract import Component, Profile

@@ -13,8 +13,8 @@ import duckdb
 from connector.fhir.disclosure_control import OLDEST_AGE
 from connector.fhir.store import Generation
 from connector.views.inclusion import make_included
-from connector.views.store_tables import Relations, parts, stored
 from connector.views.sql import Plan
+from connector.views.store_tables import Relations, parts, stored
 from vht_federate.components.contract import Component, Profile
 from vht_federate.errors import ViewError
 

@@ -58,9 +58,9 @@ def measure_baselines(root: Path) -> dict[str, Any]:
 
     A figure is None where the test patients do not define it.
     """
-    from deploy.demo.trivial_baselines import giveaways
-    from deploy.demo.pooled_training import patient_labels
     from deploy.demo.fidelity import auc_when_trained_on
+    from deploy.demo.pooled_training import patient_labels
+    from deploy.demo.trivial_baselines import giveaways
     from vht_federate.privacy.noise import SecureNoise
 
     learner, cohorts, plan = _opened(root)

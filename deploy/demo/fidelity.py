@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from deploy.demo.pooled_training import Learner, patient_labels
 from deploy.demo.metrics import auc, mean_over_nodes
+from deploy.demo.pooled_training import Learner, patient_labels
 from synth.marginals import encode
 from vht_federate.components.job import CohortArrays
 from vht_federate.packaging.codebook import Codebook, Column, codebook_for

@@ -18,10 +18,10 @@ from typing import Any
 
 from deploy.commands import Commands
 from deploy.demo.baselines import HarnessRequest
-from deploy.local_federation import Hospital, LocalFederation
 from deploy.demo.report import report_html
-from deploy.demo.summary import Outcome, shown, summary_of
 from deploy.demo.studies import export_terms, terms_for
+from deploy.demo.summary import Outcome, shown, summary_of
+from deploy.local_federation import Hospital, LocalFederation
 from vht_federate.errors import InputError
 from vht_federate.output import emit, people, progress
 from vht_federate.processes import PidFile

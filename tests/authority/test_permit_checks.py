@@ -6,10 +6,10 @@ from typing import Any
 import jwt
 import pytest
 
-from vht_federate.permits.check import check_request, check_status, check_time, read_permit, read_study
 from vht_federate.domain.permit import PERMIT_TYP, STATUS_TYP, Permit, StatusList
 from vht_federate.domain.study import STUDY_TYP, StudyRequest
 from vht_federate.errors import VhtError
+from vht_federate.permits.check import check_request, check_status, check_time, read_permit, read_study
 from vht_federate.signing.keys import SigningKey
 from vht_federate.testing import FixedClock
 

@@ -18,12 +18,12 @@ import tomli_w
 from typer.testing import CliRunner
 
 from deploy.pki import issue_certificate, make_authority
-from vht_federate.permits.check import check_status, read_permit
 from vht_federate.authority.store import Register
 from vht_federate.cli import app
 from vht_federate.client import Client
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import PermitError, RevokedError, UnavailableError
+from vht_federate.permits.check import check_status, read_permit
 from vht_federate.signing.keys import PublicKey
 
 VHT = [sys.executable, "-m", "vht_federate"]

@@ -16,9 +16,9 @@ from vht_federate.central.store import Catalogue
 from vht_federate.components.contract import read_component
 from vht_federate.packaging.codebook import Codebook, codebook_for
 from vht_federate.packaging.cohort import seal_cohort
-from vht_federate.signing.signed_manifest import write_json
 from vht_federate.packaging.statement import Share
 from vht_federate.privacy.accounting import epsilon
+from vht_federate.signing.signed_manifest import write_json
 from vht_federate.testing.clock import FixedClock
 from vht_federate.testing.rehearsal import COMPONENT, PROFILE, Rehearsal
 

@@ -15,8 +15,8 @@ from vht_federate.components.registry import find_component
 from vht_federate.domain.plan import EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.domain.study import ComponentRef
 from vht_federate.errors import VhtError
-from vht_federate.signing.canonical import sha256_hex
 from vht_federate.framing import Call, Reply, call_enclave
+from vht_federate.signing.canonical import sha256_hex
 
 SHIPPED = find_component("cardio-risk")
 PROFILE = "cardiometabolic"

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from node_kit import COLUMNS, Hospital
 
-from connector.listeners.internal import internal_app
 from connector.fhir_api.tokens import ASSERTION_TYPE
+from connector.listeners.internal import internal_app
 from connector.node import Node
 from vht_federate.testing.asgi import AppClient
 

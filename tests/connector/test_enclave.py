@@ -26,8 +26,8 @@ from vht_federate.errors import (
     VhtError,
     WireError,
 )
-from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 from vht_federate.processes import alive
+from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 
 PATIENCE_S = 120.0  # for what takes a moment on a machine that does nothing else
 WEIGHTS = {

@@ -12,12 +12,12 @@ from enclave_visits import PROFILE, SHIPPED, write_cohort
 from safetensors.numpy import load, save
 
 from connector.enclave.cohort import read_cohort
-from connector.enclave.request_handler import RoundNoise, _plain
 from connector.enclave.reply_store import Replies
+from connector.enclave.request_handler import RoundNoise, _plain
 from vht_federate.errors import CohortError, EgressError, RefusedError
-from vht_federate.signing.canonical import sha256_hex
 from vht_federate.framing import Reply
 from vht_federate.privacy.noise import SecureNoise
+from vht_federate.signing.canonical import sha256_hex
 from vht_federate.testing import SeededNoise
 
 

@@ -12,9 +12,9 @@ from node_kit import DATASET, Hospital
 from node_kit import ask as request_visit
 from test_node_console import Console
 
-from connector.listeners.outward import outward_app
 from connector.governance.feasibility import STANDS
 from connector.governance.ledger_export import export_ledger
+from connector.listeners.outward import outward_app
 from connector.node import Node
 from connector.settings import NodeSettings
 from connector.store.models import FhirClientRow
@@ -31,14 +31,14 @@ from vht_federate.errors import (
     VerificationError,
     ViewError,
 )
-from vht_federate.signing.canonical import canonical_bytes
-from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.ledger_check import check_ceiling
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.query_record import queried
 from vht_federate.evidence.trace import describe
 from vht_federate.evidence.visit_record import visit_records
 from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.signing.canonical import canonical_bytes
+from vht_federate.signing.keys import SigningKey
 from vht_federate.testing.asgi import AppClient
 from vht_federate.testing.noise import SeededNoise
 

@@ -16,9 +16,9 @@ from fhir_api_kit import Program, events, queries, serving
 from fhir_lines_kit import SNOMED, condition, observation, patient, write
 from node_kit import CANARY, COLUMNS, make_hospital, write_fhir
 
+from connector.fhir.subject_keys import subject_key
 from connector.listeners.internal import internal_app
 from connector.listeners.outward import outward_app
-from connector.fhir.subject_keys import subject_key
 from connector.views.sql import run
 from connector.views.sql.shipped import shipped
 from vht_federate.testing.asgi import AppClient

@@ -12,9 +12,9 @@ import pytest
 from fhir_api_kit import Program, events, queries, serving
 from node_kit import Hospital
 
-from connector.listeners.internal import internal_app
 from connector.fhir_api.access_log import AuditLog, Event
 from connector.fhir_api.limits import Limits
+from connector.listeners.internal import internal_app
 from vht_federate.errors import UnavailableError
 
 DAY = 86_400

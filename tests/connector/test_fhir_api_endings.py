@@ -13,9 +13,9 @@ import pytest
 from fhir_api_kit import Program
 from node_kit import COLUMNS, Hospital, await_that
 
-from connector.listeners.internal import internal_app
 from connector.fhir_api.export_jobs import Job
 from connector.fhir_api.service import WORKING
+from connector.listeners.internal import internal_app
 from connector.node import Node
 from vht_federate.testing.asgi import AppClient
 

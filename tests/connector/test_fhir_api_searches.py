@@ -10,8 +10,8 @@ from fhir_api_kit import Program, serving
 from fhir_lines_kit import observation, patient, write
 from node_kit import COLUMNS, Hospital, write_fhir
 
-from connector.fhir_api.page_cursors import Cursor, read_cursor, written
 from connector.fhir.subject_keys import subject_key
+from connector.fhir_api.page_cursors import Cursor, read_cursor, written
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import CohortError, InputError, NotFoundError
 
@@ -35,7 +35,7 @@ def test_a_permit_of_the_same_id_and_other_content_has_another_face(stocked: Hos
         faces, permit = program.node.fhir_api.faces, permit_of(program)
         wide = faces.face(permit)
         narrow = faces.face(permit.model_copy(update={"columns": ("male",)}))
-        assert (wide.coverage.birth_date, narrow.coverage.birth_date) == (True, False)
+        assert (wide.scope.birth_date, narrow.scope.birth_date) == (True, False)
         assert faces.face(permit) is wide
         with pytest.raises(CohortError):
             faces.face(permit.model_copy(update={"minimum_cohort": 41}))

@@ -17,9 +17,9 @@ from node_kit import Hospital
 from rich.console import Console
 from test_node_sources import vht
 
-from connector.listeners.internal import internal_app
-from connector.fhir import Store
 from connector.cli.output_tables import source_tables
+from connector.fhir import Store
+from connector.listeners.internal import internal_app
 from vht_federate.testing.asgi import AppClient
 
 OLD, NEW = "2020-01-01T00:00:00+00:00", "2040-01-01T00:00:00+00:00"

@@ -14,16 +14,16 @@ from node_kit import Hospital
 from rich.console import Console
 from test_node_service import vht
 
-from connector.listeners.internal import internal_app
+from connector.cli.output_tables import MOST_IGNORED, intake_table
 from connector.fhir import IngestReport, Store, ingest
 from connector.fhir.bundles import is_fhir
-from connector.fhir.quarantine_explanation import explain
-from connector.fhir.source_folder import LINES, Ignored, look_into
 from connector.fhir.intake import installed_ports
-from connector.fhir.quarantine_reasons import REASONS
 from connector.fhir.observation_values import Units
+from connector.fhir.quarantine_explanation import explain
+from connector.fhir.quarantine_reasons import REASONS
+from connector.fhir.source_folder import LINES, Ignored, look_into
+from connector.listeners.internal import internal_app
 from connector.node import Node
-from connector.cli.output_tables import MOST_IGNORED, intake_table
 from vht_federate.errors import InputError
 from vht_federate.testing.asgi import AppClient
 

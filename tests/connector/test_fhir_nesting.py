@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connector.fhir import Store, ingest
-from connector.fhir.quarantine_explanation import explain
 from connector.fhir.intake import installed_ports
 from connector.fhir.json_depth import parsed, parsed_in_parts, written
-from connector.fhir.sources import SourceSettings, download, pulling
 from connector.fhir.observation_values import Units
+from connector.fhir.quarantine_explanation import explain
+from connector.fhir.sources import SourceSettings, download, pulling
 from connector.views.sql.compilation import compile_view
 from connector.views.sql.ndjson_sources import execute
 

@@ -18,9 +18,9 @@ from thoroughness import examples
 
 from connector.fhir import Store, ingest
 from connector.fhir.engine import locked
-from connector.fhir.subject_keys import resource_key, subject_key
 from connector.fhir.rendering import keyed, relation, resources
 from connector.fhir.store import Generation
+from connector.fhir.subject_keys import resource_key, subject_key
 from connector.views.sql import compile_view, run
 from connector.views.sql.execution import run_over
 from connector.views.sql.shipped import shipped

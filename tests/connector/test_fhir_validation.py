@@ -14,11 +14,11 @@ from node_kit import Hospital
 from test_fhir_intake import BROKEN, VALUES
 
 from connector.fhir import Store, ingest, validation
-from connector.fhir.quarantine_explanation import explain
 from connector.fhir.intake import installed_ports
+from connector.fhir.observation_values import Units
+from connector.fhir.quarantine_explanation import explain
 from connector.fhir.quarantine_reasons import REASONS
 from connector.fhir.validation import FINDINGS, Finding, Sample, findings
-from connector.fhir.observation_values import Units
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "fhir.md"
 

@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 from thoroughness import examples
 
 from connector.governance.ledger import Ledger, dumped
-from connector.governance.recovery import follow_the_log
 from connector.governance.ledger_rows import runs_of
+from connector.governance.recovery import follow_the_log
 from connector.store import Database
 from connector.store.database import _prepare_sqlite
 from connector.store.models import Base, Draw, QueryRow, Reservation, VisitRow

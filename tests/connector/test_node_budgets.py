@@ -9,18 +9,18 @@ import pytest
 from node_kit import DATASET, PLAN, Hospital, approved, ask
 from typer.testing import CliRunner
 
-from connector.listeners.internal import internal_app
 from connector.fhir import subject_key
 from connector.governance.operator_accounts import Actor
+from connector.listeners.internal import internal_app
 from connector.node import Node
 from vht_federate.cli import app
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.split import bucket_of, is_test
 from vht_federate.errors import BudgetError
-from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.ledger_file import LedgerFile
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.participation import Included
+from vht_federate.signing.keys import SigningKey
 from vht_federate.testing.asgi import AppClient
 
 DIGEST = "ab" * 32

@@ -7,9 +7,9 @@ import httpx
 import pytest
 from node_kit import CANARY, PLAN, Hospital, approved, ask, await_that
 
-from connector.listeners.internal import internal_app
 from connector.console.page_frame import _NAV
 from connector.governance.operator_accounts import INVITATION_MINUTES, INVITATIONS, Accounts, Actor
+from connector.listeners.internal import internal_app
 from connector.node import Node
 from vht_federate.errors import RefusedError
 from vht_federate.testing.asgi import AppClient

@@ -14,11 +14,11 @@ from connector.governance.operator_accounts import Actor
 from connector.node import Node
 from connector.store.models import Acknowledgement, OptOutRow
 from vht_federate.errors import UnavailableError, VhtError
-from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.evidence.ledger_check import check_ledger
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.visit_record import VisitRecord, visit_records
 from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.signing.canonical import canonical_bytes
 
 DIGEST = "ab" * 32
 ADA = Actor("Dr Ada", "approver", "account")

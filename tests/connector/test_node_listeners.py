@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from node_kit import DATASET, PLAN, Hospital, approved, await_that
 
-from connector.listeners.internal import internal_app
-from connector.listeners.outward import outward_app
 from connector.catalogue import VISIT_FORMAT
 from connector.catalogue.variables import VARIABLES
 from connector.fhir.resources import TABLES
 from connector.listeners.http import MAXIMUM_BODY
+from connector.listeners.internal import internal_app
+from connector.listeners.outward import outward_app
 from connector.node import Node
 from vht_federate.evidence.entry import RECEIPT_TYP
 from vht_federate.signing.keys import PublicKey

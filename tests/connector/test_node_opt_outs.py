@@ -18,12 +18,12 @@ from connector.governance.pseudonyms import erase, pseudonymiser
 from connector.node import Node
 from connector.store import Database, migrate
 from connector.store.models import OptOutRow
-from vht_federate.permits.check import read_permit
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError, PermitError
-from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.visit_record import visit_records
+from vht_federate.permits.check import read_permit
+from vht_federate.signing.canonical import canonical_bytes
 
 ISSUED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

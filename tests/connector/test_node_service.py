@@ -21,9 +21,9 @@ from connector.supernode import QUIET_FLOWER, SuperNode, commands
 from vht_federate.cli import app
 from vht_federate.client import Client
 from vht_federate.errors import UnavailableError, VhtError, error_from_envelope
-from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.processes import alive
+from vht_federate.signing.keys import SigningKey
 
 VHT = [sys.executable, "-m", "vht_federate", "--json", "node"]
 

@@ -22,14 +22,14 @@ from fhir_lines_kit import observation, patient
 from node_kit import Hospital, await_that
 from typer.testing import CliRunner
 
-from connector.listeners.internal import internal_app
 from connector.fhir import Store
 from connector.fhir.sources import pulling
 from connector.governance.operator_accounts import Actor
+from connector.listeners.internal import internal_app
 from connector.node import Node
 from connector.pulls.installed_sources import Source, Sources
-from connector.pulls.schedule import Schedule
 from connector.pulls.pull_history import Run, Standing
+from connector.pulls.schedule import Schedule
 from vht_federate.cli import app
 from vht_federate.errors import InputError, NotFoundError, UnavailableError, VhtError, error_from_envelope
 from vht_federate.testing.asgi import AppClient

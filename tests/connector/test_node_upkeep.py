@@ -13,9 +13,9 @@ from connector.governance.refusal_quota import LOGGED
 from connector.node import Node
 from connector.store.models import PseudonymKeyRow
 from vht_federate.errors import PermitError, RefusedError, VhtError
-from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.visit_record import visit_records
+from vht_federate.signing.canonical import canonical_bytes
 
 DIGEST = "ab" * 32
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -11,12 +11,12 @@ from vht_federate.domain.law import ActorKind, DataCategory, Purpose
 from vht_federate.domain.permit import DataUser
 from vht_federate.domain.study import ComponentRef
 from vht_federate.errors import BudgetError, PermitError, RefusedError, RevokedError, VhtError
-from vht_federate.signing.canonical import canonical_bytes
-from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.ledger_check import check_ledger
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.visit_record import visit_records
 from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.signing.canonical import canonical_bytes
+from vht_federate.signing.keys import SigningKey
 
 DIGEST = "ab" * 32
 ADA = Actor("Dr Ada", "approver", "account")

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from connector.views.sql.compilation import compile_view
-from connector.views.sql.shipped import names, shipped
 from connector.views.sql.ndjson_sources import execute, find_files
+from connector.views.sql.shipped import names, shipped
 from vht_federate.cli import app
 from vht_federate.errors import InputError, ViewError
 

@@ -14,8 +14,8 @@ from thoroughness import examples
 
 from connector.views import run
 from connector.views.sql.compilation import compile_view
-from connector.views.sql.shipped import names, shipped
 from connector.views.sql.ndjson_sources import execute, find_files
+from connector.views.sql.shipped import names, shipped
 from vht_federate.errors import ViewError
 
 EXPORT = Path(__file__).parents[3] / "shared" / "data" / "gsd_r4_ndjson.tgz"

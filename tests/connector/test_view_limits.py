@@ -10,9 +10,9 @@ import pytest
 from test_view_cli import vht
 
 from connector.views import run
+from connector.views.sql.compilation import compile_view
 from connector.views.sql.execution import locked, run_plan, spooled
 from connector.views.sql.limits import TimeLimit
-from connector.views.sql.compilation import compile_view
 from connector.views.sql.ndjson_sources import execute
 from vht_federate.errors import ViewError
 

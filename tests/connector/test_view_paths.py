@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from connector.views import explain, run
-from connector.views.sql.execution import locked, run_plan, spooled
 from connector.views.sql.compilation import compile_view
+from connector.views.sql.execution import locked, run_plan, spooled
 
 PATIENT = {
     "resourceType": "Patient",

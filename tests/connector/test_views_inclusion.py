@@ -17,8 +17,8 @@ from viewed_store import viewed
 
 from connector.fhir import ingest, subject_key
 from connector.views import CohortManifest, build_cohort
-from connector.views.profile_views import component_views, derived_views, view_hash
 from connector.views.inclusion import compile_inclusion, make_included
+from connector.views.profile_views import component_views, derived_views, view_hash
 from vht_federate.cli import app
 from vht_federate.components.contract import Component, Profile
 from vht_federate.components.digest import ComponentFiles

@@ -12,8 +12,8 @@ import duckdb
 
 from connector.fhir.rendering import relation
 from connector.fhir.store import Generation
-from connector.views.store_tables import Relations, parts
 from connector.views.sql import compile_view
+from connector.views.store_tables import Relations, parts
 
 _TYPES = dict.fromkeys(("deceased_at", "effective", "onset", "authored", "started", "ended"), "{0}::TIMESTAMPTZ AS {0}")
 _TYPES |= {"birth_date": "{0}::DATE AS {0}", "prohibited": "coalesce({0}, false) AS {0}"}

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from deploy.demo.run import prepare_harness
-from deploy.demo.trivial_baselines import giveaways
 from deploy.demo.baselines import HarnessRequest, measure_baselines
-from deploy.local_federation import Hospital
 from deploy.demo.metrics import accuracy, auc, mean_over_nodes
-from deploy.demo.summary import released_auc
+from deploy.demo.run import prepare_harness
 from deploy.demo.studies import export_terms
+from deploy.demo.summary import released_auc
+from deploy.demo.trivial_baselines import giveaways
+from deploy.local_federation import Hospital
 from vht_federate.cli import app
 from vht_federate.components.contract import Port
 from vht_federate.components.job import CohortArrays

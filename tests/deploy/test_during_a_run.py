@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from deploy.local_federation import LocalFederation
 from deploy.demo.studies import terms_for
+from deploy.local_federation import LocalFederation
 from vht_federate.errors import CohortError, UnavailableError
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deploy.demo.pooled_training import Learner
 from deploy.demo.fidelity import auc_when_trained_on, distances, last_records, marginals_of, read_synthetic
+from deploy.demo.pooled_training import Learner
 from synth.decode import decode
 from synth.marginals import encode
 from vht_federate.components.job import CohortArrays

@@ -11,8 +11,8 @@ import pytest
 from family import await_that
 
 from deploy.commands import Commands
-from deploy.local_federation import Hospital, LocalFederation
 from deploy.demo.studies import terms_for
+from deploy.local_federation import Hospital, LocalFederation
 from vht_federate.errors import InputError
 
 

@@ -17,12 +17,12 @@ import pytest
 
 from vht_federate.errors import VerificationError
 from vht_federate.evidence.bundle import ALLOWED, BUNDLE_TYP
-from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.evidence.entry import LogEntry
-from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.evidence.verify import verify_bundle
 from vht_federate.packaging import component
+from vht_federate.signing.canonical import canonical_bytes
+from vht_federate.signing.keys import SigningKey
 from vht_federate.signing.signed_manifest import seal
 from vht_federate.testing.rehearsal import Rehearsal
 

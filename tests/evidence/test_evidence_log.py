@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from vht_federate.errors import InputError, UnavailableError, VerificationError
 from vht_federate.evidence.entry import HEAD_TYP, RECEIPT_TYP
-from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.evidence.merkle import hash_leaf, root_of
+from vht_federate.signing.keys import SigningKey
 from vht_federate.testing import FixedClock
 
 KEY = SigningKey.generate()

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load, save
 from test_bundle_tampering import NODE, failure, resealed
 
-from synth.marginals import Table
 from synth.marginal_sums import sum_tables, total_of
-from vht_federate.signing.canonical import canonical_bytes
+from synth.marginals import Table
 from vht_federate.evidence.verify import verify_bundle
 from vht_federate.framing import Reply
+from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.testing.outputs import MadeUpOutputs
 from vht_federate.testing.rehearsal import Rehearsal
 

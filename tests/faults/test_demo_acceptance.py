@@ -12,8 +12,8 @@ import pytest
 from federation.summary_contract import check_report, read_summary
 
 from deploy.demo.baselines import HarnessRequest
-from deploy.demo.pooled_training import Learner, cohorts_of
 from deploy.demo.metrics import accuracy, mean_of, mean_over_nodes
+from deploy.demo.pooled_training import Learner, cohorts_of
 from vht_federate.evidence.verify import TrustFile, verify_bundle
 from vht_federate.privacy.noise import SecureNoise
 

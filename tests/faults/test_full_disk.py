@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from deploy.commands import Commands
-from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
+from vht_federate.signing.keys import SigningKey
 
 pytestmark = pytest.mark.faults
 

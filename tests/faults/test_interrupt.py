@@ -19,8 +19,8 @@ import psutil
 import pytest
 from family import Family, await_that, gone
 
-from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
+from vht_federate.signing.keys import SigningKey
 
 pytestmark = [
     pytest.mark.faults, pytest.mark.slow("a demo, up to the moment of its interrupt"),

@@ -19,10 +19,10 @@ from federation.wiretap import Wiretap
 
 from connector.settings import NodeFiles
 from deploy.commands import Commands
-from deploy.local_federation import Hospital, LocalFederation, StudyTerms
 from deploy.demo.studies import terms_for
-from vht_federate.signing.keys import unverified_claims
+from deploy.local_federation import Hospital, LocalFederation, StudyTerms
 from vht_federate.processes import PidFile
+from vht_federate.signing.keys import unverified_claims
 
 NAMES = ("hospital-1", "hospital-2")
 

@@ -13,14 +13,14 @@ from safetensors.numpy import save
 from vht_federate.components.contract import Profile, read_component
 from vht_federate.components.digest import component_digest
 from vht_federate.errors import InputError, VerificationError
-from vht_federate.signing.keys import SigningKey
 from vht_federate.framing import Reply
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.codebook import Codebook, codebook_for
 from vht_federate.packaging.component import verify_package, write_package
-from vht_federate.signing.signed_manifest import Sealed
 from vht_federate.packaging.statement import gradients_told, plain_words, read_statement, statement_schema
 from vht_federate.privacy.statement import privacy_statement
+from vht_federate.signing.keys import SigningKey
+from vht_federate.signing.signed_manifest import Sealed
 from vht_federate.testing.rehearsal import COMPONENT, PROFILE, REHEARSED_PLAN
 
 CONTRACT = read_component(COMPONENT)

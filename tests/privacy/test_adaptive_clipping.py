@@ -16,10 +16,10 @@ from vht_federate.components.loader import load_model
 from vht_federate.components.registry import find_component
 from vht_federate.domain.plan import AdaptiveClipping, StudyPlan, TrainingPlan
 from vht_federate.domain.study import TrainingChoices
+from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.engine import Batch, EngineOptions, PerPatientEngine, noised_sum_and_count
 from vht_federate.privacy.gradients import clipped_sum
 from vht_federate.privacy.release import Private
-from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.training import FARTHEST, TrainingTensors, train_round
 from vht_federate.testing import SeededNoise
 

@@ -3,10 +3,10 @@ import json
 import pytest
 
 from vht_federate.domain.plan import CohortPlan, EvaluationPlan, StudyPlan, TrainingPlan
-from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.packaging.statement import Gradients, read_statement
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.statement import privacy_statement
+from vht_federate.signing.canonical import canonical_bytes
 
 PLAN = StudyPlan(
     delta=1e-5,

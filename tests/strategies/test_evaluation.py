@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vht_federate.packaging.evaluation import area_under_curve, metrics_of, summarise
 from vht_federate.central.row_detection.json_documents import look_at_json
+from vht_federate.packaging.evaluation import area_under_curve, metrics_of, summarise
 
 bins = st.lists(st.floats(-5, 500), min_size=4, max_size=4)
 

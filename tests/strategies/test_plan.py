@@ -16,8 +16,8 @@ from vht_federate.domain.permit import PERMIT_TYP, DataUser, Permit
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.domain.study import STUDY_TYP, StudyFile, StudyRequest
 from vht_federate.errors import BudgetError, CohortError, InputError, PermitError, VhtError
-from vht_federate.signing.keys import SigningKey
 from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.signing.keys import SigningKey
 
 NOW = datetime(2030, 5, 1, tzinfo=UTC)
 COMPONENT = find_component("cardio-risk")

@@ -10,13 +10,13 @@ import pytest
 from safetensors.numpy import load, save
 from test_run_state import TRAINING
 
+from strategies.message_content import Answer, output_sha256
 from strategies.rounds import Rounds
 from strategies.run_state import Dispatch, DispatchNode, NodeState, RunDirectory, RunState
-from vht_federate.secagg.aggregate import next_weights, read_weights
-from strategies.message_content import Answer, output_sha256
 from vht_federate.domain.plan import CohortPlan, EvaluationPlan, StudyPlan
 from vht_federate.errors import InputError, RevokedError, UnavailableError, VhtError, WireError
 from vht_federate.framing import Call, Reply
+from vht_federate.secagg.aggregate import next_weights, read_weights
 
 NAMES = ("a", "b", "c")
 INITIAL = save({"w": np.zeros(2, dtype=np.float32)})

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from test_plan import NOW, planned_study
 
-import strategies.study_run as study_run
 import strategies.node_visits as visits_module
+import strategies.study_run as study_run
 from strategies.coordinator import Enrolment
+from strategies.node_visits import Visits
 from strategies.run_state import RunDirectory
 from strategies.study import StudySession
-from strategies.node_visits import Visits
 from vht_federate.errors import CohortError, InputError, PermitError, RevokedError, UnavailableError, VhtError
 
 Hospital = dict[str, Any]

@@ -10,8 +10,8 @@ import pytest
 from strategies import release
 from strategies.run_state import RunState
 from vht_federate.errors import CohortError
-from vht_federate.signing.keys import SigningKey
 from vht_federate.packaging.cohort import CohortRequest
+from vht_federate.signing.keys import SigningKey
 
 
 def _release(out: Path, said: list[str]) -> "release.Release":

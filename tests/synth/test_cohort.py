@@ -15,20 +15,20 @@ from test_marginals import BOOK, CONTRACT, PROFILE, RAW, random_cohort, visit
 from synth.adaptive_selection import choose_pairs
 from synth.cohort import make_cohort
 from synth.decode import decode
+from synth.marginal_sums import NoisyTable
 from synth.marginals import encode, marginals, one_way_tables, tables_of, two_way_tables
-from synth.two_way_tables import target_pairs
 from synth.quality import Score, gate, simplex
 from synth.synthesizer import Model, fit, loss_of, rooted, sample
-from synth.marginal_sums import NoisyTable
+from synth.two_way_tables import target_pairs
 from vht_federate.central.row_detection.cohorts import look_at_cohort
 from vht_federate.components.job import CohortArrays, JobCall
 from vht_federate.errors import CohortError, InputError, VerificationError
-from vht_federate.signing.keys import SigningKey
 from vht_federate.packaging.codebook import Codebook, Column
 from vht_federate.packaging.cohort import CohortRequest, CohortResult, verify_cohort
 from vht_federate.packaging.statement import read_statement
 from vht_federate.privacy.accounting import epsilon
 from vht_federate.privacy.statement import privacy_statement
+from vht_federate.signing.keys import SigningKey
 
 KEY = SigningKey.generate()
 PATIENTS = 3000

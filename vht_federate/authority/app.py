@@ -9,8 +9,8 @@ from fastapi.responses import PlainTextResponse
 
 from vht_federate.authority.store import Register, public_record
 from vht_federate.domain.permit import STATUS_TYP
-from vht_federate.signing.keys import SigningKey
 from vht_federate.serving import answer_typed_errors
+from vht_federate.signing.keys import SigningKey
 
 __all__ = ["build_app"]
 

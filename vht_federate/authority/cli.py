@@ -10,9 +10,9 @@ import typer
 from vht_federate import output
 from vht_federate.authority.settings import AuthoritySettings, key_path, store_path
 from vht_federate.errors import InputError
-from vht_federate.signing.keys import PublicKey, SigningKey, unverified_claims
 from vht_federate.processes import PidFile, stop_process
 from vht_federate.serving import Listener, await_ready, serve
+from vht_federate.signing.keys import PublicKey, SigningKey, unverified_claims
 from vht_federate.tcp_ports import free_port
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ def show(
     issuer: Annotated[Path | None, typer.Option(help="The issuer's public key, to verify the signature.")] = None,
 ) -> None:
     """Show a permit; with --issuer, verify its signature first."""
-    from vht_federate.permits.check import read_permit
     from vht_federate.domain.permit import Permit
+    from vht_federate.permits.check import read_permit
 
     try:
         token = file.read_text().strip()

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from vht_federate.errors import VerificationError
-from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.evidence.finding import broken
-from vht_federate.signing.keys import PublicKey, SigningKey
 from vht_federate.framing import Reply
+from vht_federate.signing.canonical import canonical_bytes
+from vht_federate.signing.keys import PublicKey, SigningKey
 from vht_federate.signing.signed_manifest import Sealed, empty_folder, seal, unseal
 
 __all__ = ["BUNDLE_TYP", "BundleParts", "open_bundle", "read_statement_file", "write_bundle"]

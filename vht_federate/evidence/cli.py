@@ -9,8 +9,8 @@ import typer
 
 from vht_federate import output
 from vht_federate.errors import InputError
-from vht_federate.signing.keys import PublicKey, unverified_claims
 from vht_federate.evidence.trust import TrustFile
+from vht_federate.signing.keys import PublicKey, unverified_claims
 
 __all__ = ["app"]
 

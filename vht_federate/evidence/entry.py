@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.evidence.merkle import hash_leaf
+from vht_federate.signing.canonical import canonical_bytes
 
 __all__ = ["EXPORT_SCHEMA", "EXPORT_TYP", "HEAD_TYP", "RECEIPT_TYP", "LogEntry", "TreeHead"]
 

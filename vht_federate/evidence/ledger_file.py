@@ -14,13 +14,13 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from vht_federate.domain.budget import POPULATIONS, PrivacyEvent, touching
 from vht_federate.errors import InputError, VerificationError
-from vht_federate.signing.canonical import digest_of
 from vht_federate.evidence.finding import TOLERANCE, broken
-from vht_federate.signing.keys import PublicKey
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.accounts import Cap, Run
 from vht_federate.privacy.filters import SLACK, RdpFilter
 from vht_federate.privacy.renyi import renyi_curve
+from vht_federate.signing.canonical import digest_of
+from vht_federate.signing.keys import PublicKey
 
 __all__ = ["LEDGER_TYP", "GroupLine", "LedgerAudit", "LedgerFile", "RunLine", "audit_ledger", "group_cost"]
 

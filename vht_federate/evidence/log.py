@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vht_federate.errors import InputError, UnavailableError, VerificationError
-from vht_federate.signing.canonical import canonical_bytes, digest_of
 from vht_federate.evidence.entry import EXPORT_SCHEMA, EXPORT_TYP, HEAD_TYP, RECEIPT_TYP, LogEntry, TreeHead
-from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.merkle import Frontier, hash_leaf
+from vht_federate.signing.canonical import canonical_bytes, digest_of
+from vht_federate.signing.keys import SigningKey
 
 __all__ = ["EXPORT_SCHEMA", "HEAD_TYP", "RECEIPT_TYP", "EvidenceLog", "LogEntry", "TreeHead"]
 

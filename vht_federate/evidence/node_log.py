@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vht_federate.errors import InputError, VerificationError
-from vht_federate.signing.canonical import canonical_bytes, digest_of
 from vht_federate.evidence.entry import EXPORT_SCHEMA, EXPORT_TYP, HEAD_TYP, RECEIPT_TYP, LogEntry
 from vht_federate.evidence.finding import broken, entry_place
-from vht_federate.signing.keys import PublicKey
 from vht_federate.evidence.merkle import Frontier
+from vht_federate.signing.canonical import canonical_bytes, digest_of
+from vht_federate.signing.keys import PublicKey
 
 __all__ = ["NodeLog", "read_node_log"]
 

@@ -17,15 +17,15 @@ from safetensors.numpy import load
 
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import InputError, VhtError
-from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 from vht_federate.evidence.finding import TOLERANCE, broken
 from vht_federate.evidence.run_check import Call, RunClaims
 from vht_federate.evidence.visit_record import VisitRecord
 from vht_federate.framing import Reply
 from vht_federate.packaging.evaluation import summarise
-from vht_federate.signing.signed_manifest import Sealed
 from vht_federate.packaging.statement import gradients_told
 from vht_federate.secagg.aggregate import Weights, next_weights, read_weights
+from vht_federate.signing.canonical import canonical_bytes, sha256_hex
+from vht_federate.signing.signed_manifest import Sealed
 
 __all__ = ["Outputs", "check_derived", "cohort_tables", "output_name", "read_outputs"]
 

@@ -9,11 +9,11 @@ from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import VerificationError
 from vht_federate.evidence.finding import TOLERANCE, broken
-from vht_federate.signing.keys import PublicKey
 from vht_federate.evidence.run_check import RunClaims
 from vht_federate.evidence.visit_record import VisitRecord
 from vht_federate.packaging.cohort import verify_cohort
 from vht_federate.packaging.component import verify_package
+from vht_federate.signing.keys import PublicKey
 from vht_federate.signing.signed_manifest import Sealed
 
 __all__ = ["Spent", "check_releases", "release_folders"]

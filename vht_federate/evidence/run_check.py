@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
-from vht_federate.signing.canonical import digest_of
 from vht_federate.evidence.finding import broken
 from vht_federate.evidence.visit_record import VisitRecord
+from vht_federate.signing.canonical import digest_of
 
 __all__ = ["Call", "RunClaims", "check_run", "read_run"]
 

@@ -5,13 +5,13 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
-from vht_federate.permits.check import check_time, read_status
 from vht_federate.domain.permit import Permit, StatusList
 from vht_federate.errors import VhtError
 from vht_federate.evidence.bundle import read_statement_file
 from vht_federate.evidence.finding import broken
-from vht_federate.signing.keys import PublicKey
 from vht_federate.evidence.visit_record import VisitRecord
+from vht_federate.permits.check import check_time, read_status
+from vht_federate.signing.keys import PublicKey
 
 __all__ = ["SeenStatus", "check_covered", "check_rounds", "read_statuses"]
 

@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vht_federate.permits.check import check_request, read_permit, read_study
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import VerificationError, VhtError
 from vht_federate.evidence.bundle import open_bundle, read_statement_file
 from vht_federate.evidence.finding import Check, broken
-from vht_federate.signing.keys import PublicKey
 from vht_federate.evidence.ledger_check import Compose, check_ceiling, check_ledger
 from vht_federate.evidence.node_log import NodeLog, read_node_log
 from vht_federate.evidence.output_check import check_derived, read_outputs
@@ -30,7 +28,9 @@ from vht_federate.evidence.status_check import SeenStatus, check_covered, check_
 from vht_federate.evidence.trace import TraceLine, trace_of
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.evidence.visit_record import VisitRecord, spent_under_permit, visit_records
+from vht_federate.permits.check import check_request, read_permit, read_study
 from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.signing.keys import PublicKey
 
 __all__ = ["TrustFile", "Verification", "verify_bundle"]
 

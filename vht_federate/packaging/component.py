@@ -19,10 +19,10 @@ from safetensors.numpy import load
 from vht_federate.components.contract import Component, Port, read_component
 from vht_federate.components.digest import ComponentFiles, component_digest
 from vht_federate.errors import InputError, VerificationError
-from vht_federate.signing.keys import PublicKey, SigningKey
 from vht_federate.packaging.card import CardFacts, render_card
-from vht_federate.signing.signed_manifest import Sealed, empty_folder, seal, unseal, write_json
 from vht_federate.packaging.statement import read_statement
+from vht_federate.signing.keys import PublicKey, SigningKey
+from vht_federate.signing.signed_manifest import Sealed, empty_folder, seal, unseal, write_json
 
 __all__ = ["ALLOWED", "TYP", "component_json", "verify_package", "write_package"]
 

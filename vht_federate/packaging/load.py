@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from vht_federate.components.loader import load_model
 from vht_federate.errors import VerificationError
-from vht_federate.signing.keys import PublicKey
 from vht_federate.packaging.component import verify_package
+from vht_federate.signing.keys import PublicKey
 
 if TYPE_CHECKING:
     from torch import nn

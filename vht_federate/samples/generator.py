@@ -19,8 +19,8 @@ from vht_federate.errors import InputError
 from vht_federate.samples.charts import Chart, Resource
 from vht_federate.samples.equation import truth
 from vht_federate.samples.hospitals import Habits, hospital_habits, hospital_sizes
-from vht_federate.samples.patients import NEVER, Population, draw_population
 from vht_federate.samples.identities import Registrar
+from vht_federate.samples.patients import NEVER, Population, draw_population
 
 __all__ = ["RESOURCE_TYPES", "GeneratedHospital", "chart_of", "generate", "prepare_folder"]
 

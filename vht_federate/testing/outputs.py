@@ -8,11 +8,11 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from vht_federate.domain.plan import StudyPlan
-from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 from vht_federate.evidence.output_check import cohort_tables
 from vht_federate.framing import Reply
 from vht_federate.packaging.evaluation import summarise
 from vht_federate.secagg.aggregate import next_weights, read_weights
+from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 
 __all__ = ["MadeUpOutputs"]
 

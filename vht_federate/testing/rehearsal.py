@@ -18,9 +18,7 @@ from vht_federate.domain.permit import PERMIT_TYP, STATUS_TYP, Permit, StatusLis
 from vht_federate.domain.plan import CohortPlan, EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.domain.study import STUDY_TYP, ComponentRef, StudyRequest
 from vht_federate.evidence.bundle import BundleParts, write_bundle
-from vht_federate.signing.canonical import digest_of
 from vht_federate.evidence.entry import LogEntry
-from vht_federate.signing.keys import SigningKey
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.packaging.card import CardFacts
@@ -29,6 +27,8 @@ from vht_federate.packaging.component import write_package
 from vht_federate.packaging.statement import gradients_told
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.statement import privacy_statement
+from vht_federate.signing.canonical import digest_of
+from vht_federate.signing.keys import SigningKey
 from vht_federate.testing.clock import FixedClock
 from vht_federate.testing.outputs import MadeUpOutputs
 

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from connector.fhir.sources.response_body import malformed
+from connector.fhir.sources.http_client import FHIR_JSON, Wire, refused
 from connector.fhir.sources.progress import Piece
+from connector.fhir.sources.response_body import malformed
 from connector.fhir.sources.retry import retry_after_s
 from connector.fhir.sources.settings import SourceSettings
-from connector.fhir.sources.http_client import FHIR_JSON, Wire, refused
 from vht_federate.errors import UnavailableError
 
 __all__ = ["Expired", "JobFailed", "Manifest", "await_manifest", "fhir_instant", "kick_off", "release_job"]

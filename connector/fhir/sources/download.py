@@ -10,11 +10,11 @@ from typing import IO
 
 import httpx
 
-from connector.fhir.sources.response_body import malformed
 from connector.fhir.sources.bulk_export import Expired
-from connector.fhir.sources.progress import Journal, Piece, sync
-from connector.fhir.sources.retry import Patience
 from connector.fhir.sources.http_client import Wire, refused, too_much
+from connector.fhir.sources.progress import Journal, Piece, sync
+from connector.fhir.sources.response_body import malformed
+from connector.fhir.sources.retry import Patience
 
 __all__ = ["Files", "Weight", "finish", "weigh"]
 

@@ -20,11 +20,11 @@ from connector.fhir.deletions import Deletions, read_deletions
 from connector.fhir.disk_full import on_this_disk
 from connector.fhir.sources.bulk_export import Expired, JobFailed, await_manifest, kick_off, release_job
 from connector.fhir.sources.download import Files
+from connector.fhir.sources.http_client import Wire
 from connector.fhir.sources.progress import Journal, Progress, write_whole
 from connector.fhir.sources.retry import Pace
 from connector.fhir.sources.search import Pages, first_pages, history_pages
 from connector.fhir.sources.settings import SourceSettings
-from connector.fhir.sources.http_client import Wire
 from vht_federate.errors import UnavailableError
 from vht_federate.signing.canonical import digest_of
 

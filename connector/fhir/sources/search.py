@@ -13,14 +13,14 @@ from typing import Any
 
 import httpx
 
-from connector.fhir.typed_elements import Quarantine
 from connector.fhir.json_depth import parsed_in_parts, written
-from connector.fhir.sources.response_body import malformed
 from connector.fhir.sources.bulk_export import fhir_instant
 from connector.fhir.sources.download import finish, weigh
-from connector.fhir.sources.progress import Journal, Piece
-from connector.fhir.sources.settings import SourceSettings
 from connector.fhir.sources.http_client import FHIR_JSON, Wire, refused, too_much
+from connector.fhir.sources.progress import Journal, Piece
+from connector.fhir.sources.response_body import malformed
+from connector.fhir.sources.settings import SourceSettings
+from connector.fhir.typed_elements import Quarantine
 
 __all__ = ["Pages", "first_pages", "history_pages"]
 

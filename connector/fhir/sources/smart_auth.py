@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from connector.fhir.sources.response_body import body_of
 from connector.fhir.sources.allowed_origins import Guard
+from connector.fhir.sources.response_body import body_of
 from connector.fhir.sources.retry import Pace, Patience, retry_after_s
 from connector.fhir.sources.settings import AuthorizationSettings
 from vht_federate.errors import InputError, UnavailableError

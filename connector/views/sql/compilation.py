@@ -12,13 +12,13 @@ from typing import Any
 
 from connector.views.sql.definition import Iteration, Select, View, read_view
 from connector.views.sql.elements import EMPTY
-from connector.views.sql.view_errors import Place, view_error
 from connector.views.sql.macros import USE, prelude
 from connector.views.sql.output_columns import OutputColumn, output_column, union_columns
 from connector.views.sql.paths import PathCompiler
 from connector.views.sql.repeat import repeat_list
 from connector.views.sql.schema import ReadNode, identifier, text_literal
 from connector.views.sql.values import NOTHING, Value, as_list
+from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["LINE_FAULT", "Plan", "compile_view"]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import orjson
 
+from connector.views.sql.datetime_text import is_stamp
 from connector.views.sql.elements import is_resource
 from connector.views.sql.view_errors import Place, view_error
-from connector.views.sql.datetime_text import is_stamp
 
 __all__ = ["MAX_BYTES", "Column", "Constant", "Iteration", "Select", "View", "Where", "read_view"]
 

@@ -15,9 +15,9 @@ import duckdb
 import orjson
 import pyarrow as pa
 
+from connector.views.sql.compilation import LINE_FAULT, Plan, compile_view
 from connector.views.sql.elements import kind
 from connector.views.sql.limits import TIME_LIMIT_S, TimeLimit, over_time
-from connector.views.sql.compilation import LINE_FAULT, Plan, compile_view
 from connector.views.sql.schema import text_literal
 from vht_federate.errors import InputError, ViewError
 

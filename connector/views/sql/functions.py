@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from connector.views.sql.elements import EMPTY, Element, is_resource, is_type
-from connector.views.sql.view_errors import view_error
 from connector.views.sql.grammar import Call, Member, Node
 from connector.views.sql.schema import text_literal
 from connector.views.sql.values import NOTHING, Choosing, Value, choose, macro_call, member, plain, rewrite
+from connector.views.sql.view_errors import view_error
 
 if TYPE_CHECKING:
     from connector.views.sql.paths import PathCompiler

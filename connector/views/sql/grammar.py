@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from connector.views.sql.view_errors import Place, view_error
 from connector.views.sql.tokens import Token, tokenize
+from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["Binary", "Call", "Index", "Literal", "Member", "Name", "Negative", "Node", "This", "parse"]
 

@@ -13,9 +13,9 @@ import duckdb
 import orjson
 import pyarrow as pa
 
+from connector.views.sql.compilation import LINE_FAULT, Plan
 from connector.views.sql.execution import batches, locked, query_error, spooled
 from connector.views.sql.limits import TIME_LIMIT_S, TimeLimit
-from connector.views.sql.compilation import LINE_FAULT, Plan
 from connector.views.sql.schema import text_literal
 from vht_federate.errors import InputError
 

@@ -7,8 +7,8 @@ is refused, not answered with empty.
 from collections.abc import Callable
 
 from connector.views.sql.elements import EMPTY
-from connector.views.sql.view_errors import Place, view_error
 from connector.views.sql.values import NOTHING, Value, as_list, macro_call, plain, single
+from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["apply", "boolean", "conjunction", "negate"]
 

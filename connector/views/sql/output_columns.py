@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from connector.views.sql.definition import Column
 from connector.views.sql.elements import EMPTY, is_type, kind
-from connector.views.sql.view_errors import Place, view_error
 from connector.views.sql.paths import PathCompiler
 from connector.views.sql.values import Value, plain
+from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["OutputColumn", "output_column", "union_columns"]
 

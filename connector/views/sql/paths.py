@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from connector.views.sql import functions, operators
+from connector.views.sql.datetime_text import is_stamp
 from connector.views.sql.definition import Constant
 from connector.views.sql.elements import EMPTY, Choice, element
-from connector.views.sql.view_errors import Place, view_error
 from connector.views.sql.grammar import Binary, Call, Index, Literal, Member, Name, Negative, Node, This, parse
 from connector.views.sql.schema import text_literal
-from connector.views.sql.datetime_text import is_stamp
 from connector.views.sql.values import NOTHING, Choosing, Value, as_list, member, single
+from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["PathCompiler", "literal"]
 

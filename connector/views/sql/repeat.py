@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from connector.views.sql.definition import Iteration
 from connector.views.sql.elements import EMPTY
-from connector.views.sql.view_errors import Place, view_error
 from connector.views.sql.grammar import Call, Index, Member, Node, parse
 from connector.views.sql.paths import PathCompiler
 from connector.views.sql.schema import ReadNode, text_literal
 from connector.views.sql.values import NOTHING, Value, as_list, fail_sql
+from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["MAX_DEPTH", "repeat_list"]
 

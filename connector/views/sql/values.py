@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass, replace
 
 from connector.views.sql.elements import EMPTY, Choice, Element, is_primitive, kind
-from connector.views.sql.view_errors import Place
 from connector.views.sql.schema import ReadNode, identifier, text_literal
+from connector.views.sql.view_errors import Place
 
 __all__ = ["NOTHING", "NOT_SINGLE", "Choosing", "Value", "as_list", "choose", "fail_sql", "macro_call", "member",
            "plain", "rewrite", "single"]  # fmt: skip

@@ -7,17 +7,17 @@ import torch.nn.functional as F  # noqa: N812
 from privacy.engine.one_at_a_time import largest_difference
 from torch import Tensor, nn
 
-from connector.enclave.request_handler import RoundNoise
 from connector.enclave.jobs import evaluate
+from connector.enclave.request_handler import RoundNoise
 from vht_federate.components.job import CohortArrays, JobCall, VisitData
 from vht_federate.components.registry import find_component
 from vht_federate.domain.plan import EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.errors import ComponentError
+from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.engine import EngineOptions, PerPatientEngine, trained
 from vht_federate.privacy.engine.slots import Slots
 from vht_federate.privacy.gradients import record_logits
 from vht_federate.privacy.release import Private
-from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.training import TrainingTensors
 from vht_federate.testing import SeededNoise
 

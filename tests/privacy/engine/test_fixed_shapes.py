@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vht_federate.domain.plan import AdaptiveClipping, BatchLimit, TrainingPlan
+from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.engine import EngineOptions, FixedBatch, PerPatientEngine, trained
 from vht_federate.privacy.engine.program import Program
 from vht_federate.privacy.engine.refusal import names_of
 from vht_federate.privacy.engine.slots import Slots, slots_for
 from vht_federate.privacy.release import Private
-from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.training import TrainingTensors, train_round
 from vht_federate.testing import SeededNoise
 

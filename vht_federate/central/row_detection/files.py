@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vht_federate.central.row_detection.json_documents import look_at_json, parsed
-from vht_federate.central.row_detection.texts import holds_table
 from vht_federate.central.row_detection.tensors import look_at_tensors
+from vht_federate.central.row_detection.texts import holds_table
 from vht_federate.errors import PublicationError
 
 __all__ = ["look_at_heads", "look_for_rows"]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vht_federate.privacy.audit.broken_engines import Engine, planted
 from vht_federate.privacy.audit.canaries import canary_loss, canary_model, canary_tensors
 from vht_federate.privacy.audit.claim import AuditedClaim, Plant
 from vht_federate.privacy.audit.guessing import Guesses, lower_bound, refutes
-from vht_federate.privacy.audit.broken_engines import Engine, planted
 from vht_federate.privacy.audit.sampling import SamplingTest, sampling_test
 from vht_federate.privacy.engine import EngineOptions, PerPatientEngine
 from vht_federate.privacy.noise import NoiseSource

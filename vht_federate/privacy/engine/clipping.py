@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.engine.grouping import Group, Patients
 from vht_federate.privacy.engine.parameter_use import Use, norm
-from vht_federate.privacy.clipped_count import Tally
 
 __all__ = ["Clipped", "add", "clip_factors", "clip_one", "sum_clipped"]
 

@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vht_federate.errors import ComponentError, InputError
+from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.engine.clipping import Clipped, add, clip_one, sum_clipped
 from vht_federate.privacy.engine.general import check_general, general_sum
 from vht_federate.privacy.engine.grouping import Order, Patients, micro_batches, ordered_patients
 from vht_federate.privacy.engine.loss import Loss, output_gradients
+from vht_federate.privacy.engine.one_patient import patient_gradient
 from vht_federate.privacy.engine.options import EngineOptions
 from vht_federate.privacy.engine.probe import Profile, bind_gradients, forward, made_up, probe
 from vht_federate.privacy.engine.program import Program
 from vht_federate.privacy.engine.refusal import Unsupported, check_model, names_of, refusal, trained
-from vht_federate.privacy.engine.one_patient import patient_gradient
 from vht_federate.privacy.engine.slots import Laid, Slots, slots_for
 from vht_federate.privacy.engine.stack import Stack
-from vht_federate.privacy.clipped_count import Tally
 
 __all__ = ["EngineChoice", "PerPatientEngine"]
 

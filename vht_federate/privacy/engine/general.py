@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from vht_federate.errors import ComponentError
+from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.engine.loss import Loss
 from vht_federate.privacy.engine.refusal import refusal
 from vht_federate.privacy.gradients import clipped_sum
-from vht_federate.privacy.clipped_count import Tally
 
 __all__ = ["check_general", "general_sum"]
 

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vht_federate.privacy.engine.record_mixing import check_apart
 from vht_federate.privacy.engine.clipping import add
 from vht_federate.privacy.engine.grouping import single_group
 from vht_federate.privacy.engine.handlers import HANDLERS
 from vht_federate.privacy.engine.layers.recurrent import GatesUse
-from vht_federate.privacy.engine.refusal import Unsupported, check_buffers_kept, names_of, refusal, trained
 from vht_federate.privacy.engine.model_copies import Replica, moderate
-from vht_federate.privacy.engine.tape import Tape
 from vht_federate.privacy.engine.parameter_use import Use
+from vht_federate.privacy.engine.record_mixing import check_apart
+from vht_federate.privacy.engine.refusal import Unsupported, check_buffers_kept, names_of, refusal, trained
+from vht_federate.privacy.engine.tape import Tape
 
 __all__ = ["Profile", "bind_gradients", "forward", "made_up", "probe"]
 

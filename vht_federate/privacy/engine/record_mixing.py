@@ -9,8 +9,8 @@ last place explains. At moderate weights a nudge explains next to nothing, or th
 import torch
 from torch import Tensor
 
-from vht_federate.privacy.engine.refusal import Unsupported
 from vht_federate.privacy.engine.model_copies import Replica, large, nudged, nudged_inputs, without_dropout
+from vht_federate.privacy.engine.refusal import Unsupported
 
 __all__ = ["check_apart"]
 

@@ -9,12 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from vht_federate.domain.plan import Precision
+from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.engine.engine import PerPatientEngine
 from vht_federate.privacy.engine.refusal import trained
 from vht_federate.privacy.engine.slots import Laid, Slots
 from vht_federate.privacy.noise import NoiseSource
 from vht_federate.privacy.release import Private, release_gaussian, release_gaussian_float32
-from vht_federate.privacy.clipped_count import Tally
 
 __all__ = ["Batch", "FixedBatch", "noised_sum", "noised_sum_and_count"]
 

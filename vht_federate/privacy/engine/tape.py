@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from vht_federate.privacy.engine.refusal import Unsupported
 from vht_federate.privacy.engine.parameter_use import Use
+from vht_federate.privacy.engine.refusal import Unsupported
 
 __all__ = ["Handler", "Tape"]
 
