@@ -6,7 +6,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from connector.governance.operator_accounts import SESSION_HOURS, Accounts, Actor, SignedIn
-from connector.listeners.http import bearer
+from connector.http_guards import bearer
 from vht_federate.errors import RefusedError
 
 __all__ = ["Sessions"]

@@ -21,7 +21,7 @@ from connector.fhir_api.export_request import posted, read_kickoff
 from connector.fhir_api.request_handler import Answers
 from connector.fhir_api.service import LocalApi
 from connector.fhir_api.tokens import Access, oauth_error
-from connector.listeners.http import bearer
+from connector.http_guards import bearer
 from vht_federate.errors import InputError, NotFoundError, VhtError
 
 __all__ = ["fhir_app"]

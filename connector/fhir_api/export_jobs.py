@@ -23,11 +23,11 @@ from typing import Any
 import orjson
 
 from connector.fhir.disk_full import on_this_disk
-from connector.fhir_api.clients import Clients
 from connector.fhir_api.export_request import Kickoff
 from connector.fhir_api.limits import Limits
 from connector.fhir_api.permit_view import Faces, Resource
 from connector.fhir_api.tokens import Access
+from connector.governance.fhir_clients import Clients
 from vht_federate.errors import InputError, NotFoundError, PermitError, RefusedError, RevokedError, VhtError
 from vht_federate.evidence.log import EvidenceLog
 

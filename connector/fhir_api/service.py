@@ -10,11 +10,11 @@ from datetime import datetime
 from pathlib import Path
 
 from connector.fhir_api.access_log import AuditLog, Event
-from connector.fhir_api.clients import Clients
 from connector.fhir_api.export_jobs import Exports
 from connector.fhir_api.limits import Limits
 from connector.fhir_api.permit_view import Faces
 from connector.fhir_api.tokens import Access, Tokens
+from connector.governance.fhir_clients import Clients
 from connector.governance.logged_transactions import Steps
 from connector.governance.study_admission import Judge
 from connector.quality.survey_figures import Shown

@@ -19,9 +19,9 @@ from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 
 from connector.fhir_api.client_keys import ALGORITHMS, fetch_keys, verifying_key
-from connector.fhir_api.clients import Clients
 from connector.fhir_api.limits import Limits
-from connector.fhir_api.scopes import granted
+from connector.governance.fhir_clients import Clients
+from connector.governance.smart_scopes import granted
 from connector.store.models import FhirAssertionRow, FhirClientRow
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError, RefusedError, VhtError
@@ -106,7 +106,7 @@ class Tokens:
         return Access(client, held.types, self.clients.permit_of(client))
 
     def _issue(self, client: FhirClientRow, types: frozenset[str]) -> dict[str, Any]:
-        from connector.fhir_api.scopes import spelled
+        from connector.governance.smart_scopes import spelled
 
         token, now = secrets.token_urlsafe(32), self.clock()
         with self.clients.database.write() as session:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from connector.fhir_api.clients import REVOKED
+from connector.governance.fhir_clients import REVOKED
 from connector.governance.opt_outs import restore
 from connector.governance.query_spends import DRAWN
 from connector.governance.release_receipts import ACKNOWLEDGED

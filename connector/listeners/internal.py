@@ -15,7 +15,7 @@ from connector.console.sessions import Sessions
 from connector.fhir.deletions import Deletions
 from connector.fhir_api.administration import add_fhir_api
 from connector.governance.operator_accounts import INVITATION_MINUTES, Actor
-from connector.listeners.http import Guarded, plain_app
+from connector.http_guards import Guarded, plain_app
 from connector.listeners.quality_api import add_quality
 from connector.node import Node
 from vht_federate.errors import RefusedError

@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI, Header
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.catalogue import catalogue
-from connector.listeners.http import Guarded, bearer, plain_app
+from connector.http_guards import Guarded, bearer, plain_app
 from connector.node import Node
 from connector.store.models import VisitRow
 from vht_federate.domain.permit import Sha256

@@ -6,7 +6,7 @@ into a study, a package or a cohort. Every AUC and accuracy is the mean over the
 with the same weight. Runs as its own process (it imports torch):
 
     python -m deploy.demo.baselines baselines ROOT   pooled without privacy; each hospital alone under the same plan
-    python -m deploy.demo.baselines release ROOT     what ROOT/run released: the component, round by round, and the cohort
+    python -m deploy.demo.baselines release ROOT     what ROOT/run released: component by round, and cohort
 """
 
 import json

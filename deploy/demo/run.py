@@ -1,7 +1,8 @@
 """``vht demo``: permit -> FHIR at four hospitals -> private federated training -> release -> cohort -> evidence.
 
-Everything goes through the public commands and HTTP APIs (``deploy/local_federation.py``); what is added here is the story, the
-harness that knows all data because it made them (``deploy/demo/baselines.py``), the summary and the report.
+Everything goes through the public commands and HTTP APIs (``deploy/local_federation.py``); what is added here is the
+story, the baselines of someone who knows all data because it made them (``deploy/demo/baselines.py``), the summary and
+the report.
 """
 
 import json

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.fhir import ndjson as lines as module
+from connector.fhir import ndjson as module
 from connector.fhir.ndjson import Line, read_lines
 
 

@@ -11,7 +11,7 @@ from node_kit import DATASET, PLAN, Hospital, approved, await_that
 from connector.catalogue import VISIT_FORMAT
 from connector.catalogue.variables import VARIABLES
 from connector.fhir.resources import TABLES
-from connector.listeners.http import MAXIMUM_BODY
+from connector.http_guards import MAXIMUM_BODY
 from connector.listeners.internal import internal_app
 from connector.listeners.outward import outward_app
 from connector.node import Node

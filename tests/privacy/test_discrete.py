@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from vht_federate.errors import InputError
-from vht_federate.privacy import exact_bernoulli as coins as coins_module
+from vht_federate.privacy import exact_bernoulli as coins_module
 from vht_federate.privacy import poisson as poisson_module
-from vht_federate.privacy.exact_bernoulli import Rationals, coins, exp_coins, integers_below
 from vht_federate.privacy.discrete import discrete_gaussian, discrete_laplace, skellam
+from vht_federate.privacy.exact_bernoulli import Rationals, coins, exp_coins, integers_below
 from vht_federate.privacy.noise import RandomWords, SecureNoise
 from vht_federate.privacy.poisson import poisson
 from vht_federate.testing import SeededNoise

@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import select
 
-from connector.fhir_api.scopes import read_scope
 from connector.governance.logged_transactions import Steps
 from connector.governance.operator_accounts import Actor
+from connector.governance.smart_scopes import read_scope
 from connector.governance.study_admission import Judge
 from connector.store.database import Database
 from connector.store.models import FhirClientRow
