@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from connector.governance.node_secret import NodeSecret, private_files, write_private
+from connector.governance.node_secret import NodeSecret
 from connector.settings import NodeFiles, NodeSettings
 from connector.store.node_database import open_database
 from connector.supernode import create_key
 from vht_federate.errors import InputError
+from vht_federate.files import create_private, private_files
 from vht_federate.signing.keys import PublicKey, SigningKey
 
 __all__ = ["provision"]
@@ -31,7 +32,7 @@ def _provision(state: Path, settings: NodeSettings, issuer_key: Path) -> dict[st
     evidence = SigningKey.create(files.evidence_key)
     create_key(files.supernode_key)
     if not files.operator_token.exists():
-        write_private(files.operator_token, secrets.token_urlsafe(32).encode() + b"\n")
+        create_private(files.operator_token, secrets.token_urlsafe(32).encode() + b"\n")
     if issuer_key.resolve() != files.issuer_key:
         shutil.copyfile(issuer_key, files.issuer_key)
     files.visits.mkdir(exist_ok=True, mode=0o700)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vht_federate.domain.law import DataCategory
 from vht_federate.domain.permit import Identifier
 from vht_federate.errors import InputError
+from vht_federate.files import replace_file
 
 __all__ = ["CoordinatorSettings", "DatasetSettings", "NodeFiles", "NodeSettings"]
 
@@ -105,9 +106,8 @@ class NodeSettings(BaseModel):
 
     def write(self, state: Path) -> None:
         """Write ``node.toml`` atomically."""
-        draft = state / "node.toml.new"
-        draft.write_text(tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)))
-        draft.replace(state / "node.toml")
+        content = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        replace_file(state / "node.toml", content.encode())
 
 
 @dataclass(frozen=True)

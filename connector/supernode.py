@@ -17,8 +17,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from connector.governance.node_secret import write_private
 from connector.settings import CoordinatorSettings, NodeFiles
+from vht_federate.child_processes import tied_to_us
+from vht_federate.files import create_private
 from vht_federate.processes import stop_tree
 
 __all__ = ["QUIET_FLOWER", "SuperNode", "commands", "create_key"]
@@ -43,7 +44,7 @@ def create_key(path: Path) -> str:
     public_path = path.with_suffix(".pub")
     if not path.exists():
         key = ec.generate_private_key(ec.SECP384R1())
-        write_private(
+        create_private(
             path,
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -94,7 +95,7 @@ class SuperNode:
     ) -> None:
         self._files, self._delay_s = files, restart_delay_s
         secret = run_dir / "executor.secret"
-        write_private(secret, secrets.token_hex(32).encode())
+        create_private(secret, secrets.token_hex(32).encode())
         self._children = [
             _Child(name, command) for name, command in commands(coordinator, files, run_dir, secret).items()
         ]
@@ -150,14 +151,13 @@ class SuperNode:
             self._stop.wait(self._delay_s)
 
     def _spawn(self, child: _Child) -> "subprocess.Popen[bytes] | None":
-        tethered = [sys.executable, "-m", "connector.tether", str(os.getpid()), *child.command]
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         environment = {**os.environ, **QUIET_FLOWER, "FLWR_HOME": str(self._files.flower_home), "PATH": path}
         with self._lock, self._files.supernode_log.open("ab") as output:
             if self._stop.is_set():
                 return None
             child.process = subprocess.Popen(
-                tethered,
+                tied_to_us(child.command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

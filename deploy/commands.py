@@ -1,7 +1,6 @@
 """Run the public ``vht`` command as a person would, and keep a transcript of what was run."""
 
 import contextlib
-import ctypes
 import json
 import os
 import shlex
@@ -14,14 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vht_federate.child_processes import end_with_parent
 from vht_federate.errors import UnavailableError, VhtError, error_from_envelope
 from vht_federate.processes import alive, stop_process, stop_tree
 
 __all__ = ["Commands", "Service"]
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
 
 
 def _program() -> list[str]:
@@ -42,8 +40,7 @@ def _signals_held() -> Iterator[None]:
 def _in_child() -> None:
     """Die with the parent, and take signals again (the mask is inherited through exec)."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    with contextlib.suppress(OSError):
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
 
 
 class Service:

@@ -5,7 +5,6 @@ are PKCS#8 PEM with mode 0600 and never leave the folder they were made in.
 """
 
 import ipaddress
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from vht_federate.errors import InputError
+from vht_federate.files import create_private
 
 __all__ = ["Issued", "issue_certificate", "make_authority"]
 
@@ -141,6 +141,4 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
+    create_private(path, pem)

@@ -22,6 +22,7 @@ from strategies.file_notification import Doorbell
 from strategies.superlink import Control, SuperLinkPaths, flower_environment, superexec_command, superlink_command
 from strategies.supervised_processes import Child, supervise
 from vht_federate.errors import InputError, UnavailableError
+from vht_federate.files import create_private, replace_file
 from vht_federate.processes import PidFile, stop_process
 from vht_federate.serving import Listener, require_free, serve
 from vht_federate.signing.keys import SigningKey
@@ -86,7 +87,7 @@ class Coordinator:
             ca=ca.resolve(),
         )
         SigningKey.create(state / "coordinator.key")
-        _write_private(home / "superexec.secret", secrets.token_hex(32))
+        create_private(home / "superexec.secret", secrets.token_hex(32).encode())
         (state / "coordinator.toml").write_text(tomli_w.dumps(config.model_dump(mode="json")))
         return cls(state, config)
 
@@ -148,9 +149,8 @@ class Coordinator:
             raise InputError(f"{name} is enrolled with another key", code="VHT-INPUT-ENROLLED")
         made = Enrolment(node_id=self.control.register(key), supernode_key=key)
         known[name] = made
-        partial = self.state / "nodes.json.partial"
-        partial.write_text(json.dumps({each: one.model_dump() for each, one in known.items()}, indent=2))
-        partial.replace(self.state / "nodes.json")
+        content = json.dumps({each: one.model_dump() for each, one in known.items()}, indent=2)
+        replace_file(self.state / "nodes.json", content.encode())
         return made
 
     def children(self) -> list[Child]:
@@ -209,9 +209,3 @@ class Coordinator:
                 code="VHT-UNAVAILABLE-COORDINATOR",
                 hint=f"start it: vht coordinator serve {self.state}",
             )
-
-
-def _write_private(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)

@@ -1,7 +1,6 @@
 """A coordinator's side of the visits: ask each hospital, wait for its operator, close, collect receipts and logs."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from vht_federate.errors import (
     WireError,
     error_from_envelope,
 )
+from vht_federate.files import replace_file
 
 __all__ = ["Visit", "Visits"]
 
@@ -83,11 +83,8 @@ class Visits:
             raise InputError(f"{folder} holds no visits to go on with", code="VHT-INPUT-RUN") from error
 
     def write(self, folder: Path) -> None:
-        partial = folder / "visits.json.partial"
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({name: visit.model_dump() for name, visit in self.by_node.items()}, file, indent=2)
-        partial.replace(folder / "visits.json")
+        content = json.dumps({name: visit.model_dump() for name, visit in self.by_node.items()}, indent=2)
+        replace_file(folder / "visits.json", content.encode())
 
     def _client(self, node: str) -> Client:
         visit = self.by_node[node]

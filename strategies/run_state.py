@@ -8,7 +8,6 @@ server.pid                       of the ServerApp while it plays the rounds
 """
 
 import json
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import InputError, RefusedError, RevokedError, VhtError, error_from_envelope
+from vht_federate.files import replace_file
 from vht_federate.framing import Reply
 
 __all__ = ["PID_FILE", "Dispatch", "DispatchNode", "NodeState", "RoundState", "RunDirectory", "RunState"]
@@ -180,12 +180,7 @@ class RunDirectory:
     def _replace(self, name: str, data: bytes) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        replace_file(path, data)
 
 
 def _no_run(path: Path) -> InputError:

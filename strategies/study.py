@@ -14,6 +14,7 @@ from strategies.run_state import RunState
 from strategies.study_run import StudyRun
 from vht_federate.domain.study import StudyFile, StudyRequest
 from vht_federate.errors import InputError, RevokedError, VhtError
+from vht_federate.files import replace_file
 from vht_federate.signing.keys import unverified_claims
 
 __all__ = ["StudySession"]
@@ -139,6 +140,4 @@ class StudySession:
         }
 
     def _write_result(self, result: dict[str, Any]) -> None:
-        partial = self.out / f"{RESULT}.partial"
-        partial.write_text(json.dumps(result, indent=2) + "\n")
-        partial.replace(self.out / RESULT)
+        replace_file(self.out / RESULT, (json.dumps(result, indent=2) + "\n").encode())

@@ -2,28 +2,16 @@
 
 import asyncio
 import contextlib
-import ctypes
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vht_federate.child_processes import end_with_parent
 from vht_federate.processes import stop_tree
 
 __all__ = ["Child", "supervise"]
-
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _end_with_parent() -> None:
-    """Linux: SIGTERM for the child when the process that started it is killed (prctl(2))."""
-    if sys.platform == "linux":
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass
@@ -55,7 +43,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         self._not_before = now + min(30.0, 2.0 ** max(0, self.starts - 1) if self.starts else 0.0)
         self.starts += 1

@@ -38,8 +38,8 @@ def reach(state: Path) -> Client:
 
 def alone(state: Path, act: Callable[[Any], Any]) -> Any:
     """Open the directory of a node that does not run, and keep it from starting meanwhile."""
-    from connector.governance.node_secret import private_files
     from connector.node import Node
+    from vht_federate.files import private_files
 
     with private_files(state), PidFile(NodeFiles(state).pid), Node(state) as node:
         return act(node)

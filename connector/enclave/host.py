@@ -27,6 +27,7 @@ from vht_federate.errors import (
     WireError,
     error_from_envelope,
 )
+from vht_federate.files import replace_file
 from vht_federate.framing import receive_frame, send_frame
 
 __all__ = ["EnclaveHost"]
@@ -98,9 +99,7 @@ class EnclaveHost:
             self.stop(visit.visit)
             late = "it was not ready in time" if not in_time else "it ended before it was ready"
             raise one.failure or UnavailableError(f"the enclave did not start: {late}", code="VHT-UNAVAILABLE-ENCLAVE")
-        descriptor = os.open(self._path(visit.visit, "token"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(token)
+        replace_file(self._path(visit.visit, "token"), token.encode())
         log.info("enclave ready", extra={"facts": {"visit": visit.visit, "isolation": one.info.isolation}})
         return one.info
 

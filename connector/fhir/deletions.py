@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from connector.fhir.engine import quoted
+from connector.duckdb_lockdown import quoted
 from connector.fhir.ndjson import Line, read_lines
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, table_name

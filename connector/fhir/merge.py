@@ -15,8 +15,8 @@ from typing import Any
 import duckdb
 import orjson
 
+from connector.duckdb_lockdown import locked, quoted
 from connector.fhir.deletions import TABLE, bury, write_tombstones
-from connector.fhir.engine import locked, quoted
 from connector.fhir.ingest_report import FileReport, IngestReport, sorted_counts
 from connector.fhir.merge_rules import FAULTS, FILES, GONE, LATE, NOTHING_SEEN, SEEN, VERDICTS
 from connector.fhir.resources import TABLES

@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 import orjson
 
-from connector.fhir.engine import locked, quoted
+from connector.duckdb_lockdown import locked, quoted
 from connector.fhir.observation_values import UCUM
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, table_name

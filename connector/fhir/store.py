@@ -27,6 +27,7 @@ import orjson
 from connector.fhir.disclosure_control import SMALLEST_CELL, told_count
 from connector.fhir.resources import TABLES
 from vht_federate.errors import UnavailableError
+from vht_federate.files import replace_file, sync
 
 __all__ = ["Generation", "Store", "dataset_summary", "table_name"]
 
@@ -100,18 +101,14 @@ class Store:
                 if not (fresh / part.name).exists():
                     os.link(part, fresh / part.name)
         for path in fresh.iterdir():
-            _sync(path)
-        _sync(fresh)
+            sync(path)
+        sync(fresh)
         self._generations.mkdir(exist_ok=True, mode=0o700)
         target = self._generations / f"{number:06d}"
         shutil.rmtree(target, ignore_errors=True)  # left by a crash between here and the pointer
         fresh.rename(target)
-        _sync(self._generations)
-        waiting = self.folder / "CURRENT.next"
-        waiting.write_text(target.name)
-        _sync(waiting)
-        waiting.replace(self._pointer)
-        _sync(self.folder)
+        sync(self._generations)
+        replace_file(self._pointer, target.name.encode())
         self._forget(keep={number, number - 1})
         return Generation(target)
 
@@ -128,11 +125,3 @@ def dataset_summary(store_dir: Path, *, smallest_cell: int = SMALLEST_CELL) -> d
     counts = generation.counts() if generation else {}
     resources = {kind: told_count(counts.get(kind, 0), smallest_cell) for kind in TABLES}
     return {"patients_rounded": resources["Patient"], "resources_rounded": resources}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,7 +20,7 @@ import duckdb
 import orjson
 import pyarrow as pa
 
-from connector.fhir.engine import locked, quoted
+from connector.duckdb_lockdown import locked, quoted
 from connector.fhir.rendering import keyed, rendered, slices, stored_rows, taken_in
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, Store, table_name

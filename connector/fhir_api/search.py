@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import duckdb
 import pyarrow as pa
 
-from connector.fhir.engine import quoted
+from connector.duckdb_lockdown import quoted
 from connector.fhir_api.documents import SEARCHES
 from connector.fhir_api.limits import Limits
 from connector.fhir_api.page_cursors import LASTS, Cursor, read_cursor, written

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select
 
-from connector.fhir.engine import locked
+from connector.duckdb_lockdown import locked
 from connector.fhir.store import Generation, Store
 from connector.governance.cohort_definitions import compile_definition, count_query, opened
 from connector.governance.operator_accounts import Actor

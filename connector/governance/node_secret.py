@@ -2,36 +2,14 @@
 
 import hashlib
 import hmac
-import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vht_federate.errors import InputError
+from vht_federate.files import create_private
 
-__all__ = ["NodeSecret", "private_files", "write_private"]
-
-
-@contextmanager
-def private_files(state: Path) -> Iterator[None]:
-    """Inside, whatever this process makes is its user's alone; ``state`` is, too, however it was made before."""
-    before = os.umask(0o077)
-    try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with suppress(PermissionError):  # a volume that belongs to the container's host: its files are private still
-            state.chmod(0o700)
-        yield
-    finally:
-        os.umask(before)
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a new file with mode 0600. Raises FileExistsError for one that is there."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+__all__ = ["NodeSecret"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +22,7 @@ class NodeSecret:
     def create(cls, path: Path) -> "NodeSecret":
         """Make one at ``path`` (mode 0600); keep one that exists."""
         if not path.exists():
-            write_private(path, secrets.token_bytes(32))
+            create_private(path, secrets.token_bytes(32))
         return cls.read(path)
 
     @classmethod

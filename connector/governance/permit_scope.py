@@ -17,7 +17,7 @@ beside the permitted ones, in the same concept or panel, are not there.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from connector.fhir.engine import quoted
+from connector.duckdb_lockdown import quoted
 from connector.fhir.resources import TABLES
 from connector.governance.installed_components import InstalledComponents
 from vht_federate.components.contract import Component, Source

@@ -7,12 +7,12 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from connector.governance.node_secret import private_files
 from connector.listeners.internal import internal_app
 from connector.listeners.outward import outward_app
 from connector.node import Node
 from connector.process_log import open_log
 from connector.settings import NodeFiles
+from vht_federate.files import private_files
 from vht_federate.processes import PidFile
 from vht_federate.serving import Listener, serve
 

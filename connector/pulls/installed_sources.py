@@ -14,10 +14,10 @@ from typing import Any
 import tomli_w
 
 from connector.fhir.sources import SourceSettings, pulling
-from connector.fhir.sources.progress import write_whole
 from connector.fhir.sources.smart_auth import BackendKey
 from connector.pulls.pull_history import Standing
 from vht_federate.errors import InputError, NotFoundError
+from vht_federate.files import replace_file
 
 __all__ = ["Source", "Sources"]
 
@@ -42,7 +42,7 @@ class Source:
         return Standing.read(self.home / "standing.json")
 
     def note(self, standing: Standing) -> None:
-        write_whole(self.home / "standing.json", standing.model_dump_json().encode())
+        replace_file(self.home / "standing.json", standing.model_dump_json().encode())
 
     def described(self, phase: str | None = None) -> dict[str, Any]:
         """For people and their programs. ``phase``: of the pull that runs, if one does."""
@@ -103,8 +103,8 @@ class Sources:
         source = Source(self._root / settings.name)
         with pulling(source.home):
             for name, content in kept.items():
-                write_whole(source.home / name, content)
-            write_whole(source.home / "source.toml", tomli_w.dumps(told).encode())
+                replace_file(source.home / name, content)
+            replace_file(source.home / "source.toml", tomli_w.dumps(told).encode())
             source.note(source.standing.model_copy(update={"next_at": None}))  # the interval may be another
         return source
 

@@ -6,7 +6,6 @@ is noted, and tried again after a while; a pull that was cut off goes on when th
 
 import contextlib
 import logging
-import os
 import random
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from connector.governance.operator_accounts import Actor
 from connector.pulls.installed_sources import Source, Sources
 from connector.pulls.pull_history import COUNTS, Run, Standing
 from connector.settings import NodeFiles
+from vht_federate.child_processes import tied_to_us
 from vht_federate.errors import UnavailableError, VhtError
 from vht_federate.processes import stop_tree
 
@@ -166,12 +166,11 @@ class Schedule:
 
     def _follow(self, pull: _Pull) -> None:
         command = [sys.executable, "-m", "connector.pulls.worker", str(self._state), pull.source.name]
-        tethered = [sys.executable, "-m", "connector.tether", str(os.getpid()), *command]
         with self._lock:
             if self._over.is_set():
                 return
             pull.process = subprocess.Popen(
-                tethered + ["--whole"] * pull.whole,
+                tied_to_us([*command, *["--whole"] * pull.whole]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from connector.fhir.engine import locked, quoted
+from connector.duckdb_lockdown import locked, quoted
 from connector.fhir.quarantine_reasons import reason
 from connector.fhir.store import Generation, Store
 from connector.quality.port_coverage import EVER, read_features

@@ -8,7 +8,6 @@ float32, days before the record's day, both of that shape. All: ``outcome`` floa
 ``manifest.json`` stays in the node: its counts are not public.
 """
 
-import os
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from connector.fhir.engine import locked
+from connector.duckdb_lockdown import locked
 from connector.fhir.store import Generation, Store
 from connector.views.columns import Cells, Column, read_column
 from connector.views.eligible_patients import make_records
@@ -29,6 +28,7 @@ from connector.views.store_tables import Relations, stored
 from connector.views.tensor_file import Kind, Sealed, TensorFile
 from vht_federate.components.contract import Component, Profile
 from vht_federate.errors import CohortError, ViewError
+from vht_federate.files import replace_file
 
 __all__ = ["CohortManifest", "build_cohort"]
 
@@ -161,7 +161,7 @@ def _write(
             read[port.name] = read_column(connection, relations, port, chosen, len(person))
             _fill(file.arrays, place, read[port.name].cells, chosen)
     manifest = _manifest(component, profile, permitted, views, destination, kinds, file.seal(), read)
-    _replace(destination / "manifest.json", orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
+    replace_file(destination / "manifest.json", orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
     return manifest
 
 
@@ -227,13 +227,3 @@ def _manifest(
         quarantined_values={name: column.unusable for name, column in read.items() if column.unusable},
         reread_values={name: column.reread for name, column in read.items() if column.reread},
     )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    waiting = path.with_name(f".{path.name}.next")
-    handle = os.open(waiting, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    waiting.replace(path)

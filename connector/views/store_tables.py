@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from connector.fhir.engine import quoted
+from connector.duckdb_lockdown import quoted
 from connector.fhir.store import Generation
 
 __all__ = ["Relations", "parts", "stored"]

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from thoroughness import examples
 
+from connector.duckdb_lockdown import locked
 from connector.fhir import Store, ingest
-from connector.fhir.engine import locked
 from connector.fhir.rendering import keyed, relation, resources
 from connector.fhir.store import Generation
 from connector.fhir.subject_keys import resource_key, subject_key

@@ -10,8 +10,8 @@ from fhir_lines_kit import KEY, condition, observation, patient, prescription, q
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from connector.duckdb_lockdown import locked
 from connector.fhir import IngestReport, Store, ingest
-from connector.fhir.engine import locked
 
 
 def take(tmp_path: Path, items: list[Any], **more: Any) -> IngestReport:

@@ -15,9 +15,9 @@ import pytest
 from fhir_lines_kit import KEY, LOINC, SNOMED, condition, observation, patient, prescription, quantity, write
 from safetensors.numpy import load_file
 
+from connector.duckdb_lockdown import locked
 from connector.fhir import Store, ingest, subject_key
 from connector.fhir.codes import Measure
-from connector.fhir.engine import locked
 from connector.views import CohortManifest, build_cohort
 from vht_federate.components.contract import Component, Port, read_component
 from vht_federate.domain.split import bucket_of

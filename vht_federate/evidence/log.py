@@ -14,7 +14,6 @@ be guessed back to its content.
 
 import fcntl
 import json
-import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from typing import Any, BinaryIO
 from vht_federate.errors import InputError, UnavailableError, VerificationError
 from vht_federate.evidence.entry import EXPORT_SCHEMA, EXPORT_TYP, HEAD_TYP, RECEIPT_TYP, LogEntry, TreeHead
 from vht_federate.evidence.merkle import Frontier, hash_leaf
+from vht_federate.files import flush_to_disk, sync
 from vht_federate.signing.canonical import canonical_bytes, digest_of
 from vht_federate.signing.keys import SigningKey
 
@@ -66,7 +66,7 @@ class EvidenceLog:
             self._load()
             self._log_file = (folder / "log.jsonl").open("ab")
             self._heads_file = (folder / "heads.jsonl").open("ab")
-            _sync_folder(folder)
+            sync(folder)
         except BaseException:
             self._lock.close()
             raise
@@ -208,8 +208,7 @@ class EvidenceLog:
 
     def _write(self, file: BinaryIO, line: bytes) -> None:
         file.write(line + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file)
 
     def _sign_head(self, time: str) -> TreeHead:
         head = TreeHead(self.name, self._tree.size, self._tree.root().hex(), time, token="")
@@ -271,14 +270,4 @@ def _whole_lines(path: Path) -> list[bytes]:
 def _cut_last_line(path: Path, length: int) -> None:
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - length)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the names of new files, too, survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_to_disk(file)

@@ -7,7 +7,6 @@ its own trust file and never by what the statement says of itself.
 
 import base64
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from vht_federate.errors import InputError, VerificationError
+from vht_federate.files import create_private
 from vht_federate.signing.canonical import digest_of
 
 __all__ = ["PublicKey", "SigningKey", "unverified_claims"]
@@ -132,9 +132,7 @@ class SigningKey:
         pem = made.private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
+        create_private(path, pem)
         made.public.write(path.with_suffix(".pub.json"))
         return made
 

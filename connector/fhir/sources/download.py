@@ -4,7 +4,6 @@ Of each file the journal knows how many bytes are safely on disk; at the end its
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import IO
 
@@ -12,9 +11,10 @@ import httpx
 
 from connector.fhir.sources.bulk_export import Expired
 from connector.fhir.sources.http_client import Wire, refused, too_much
-from connector.fhir.sources.progress import Journal, Piece, sync
+from connector.fhir.sources.progress import Journal, Piece
 from connector.fhir.sources.response_body import malformed
 from connector.fhir.sources.retry import Patience
+from vht_federate.files import flush_to_disk, sync
 
 __all__ = ["Files", "Weight", "finish", "weigh"]
 
@@ -135,8 +135,7 @@ class Files:
                     self._safe(number, file, position)
 
     def _safe(self, number: int, file: IO[bytes], position: int) -> int:
-        file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file)
         self._note(number, position)
         return position
 

@@ -1,12 +1,13 @@
 """How far a pull has come, in one file that is replaced whole: after a crash it says what is on disk."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-__all__ = ["Journal", "Piece", "Progress", "sync", "write_whole"]
+from vht_federate.files import replace_file
+
+__all__ = ["Journal", "Piece", "Progress"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,7 +67,7 @@ class Journal:
 
     def update(self, **changes: object) -> Progress:
         self.progress = self.progress.model_copy(update=changes)
-        write_whole(self._path, self.progress.model_dump_json().encode())
+        replace_file(self._path, self.progress.model_dump_json().encode())
         return self.progress
 
     def replace(self, number: int, piece: Piece) -> Piece:
@@ -75,23 +76,3 @@ class Journal:
         pieces[number] = piece
         self.update(pieces=tuple(pieces))
         return piece
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace ``path``, so that a crash leaves the old content or the new; readable by its owner alone."""
-    draft = path.with_name(f"{path.name}.new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    draft.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

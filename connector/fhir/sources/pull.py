@@ -21,11 +21,12 @@ from connector.fhir.disk_full import on_this_disk
 from connector.fhir.sources.bulk_export import Expired, JobFailed, await_manifest, kick_off, release_job
 from connector.fhir.sources.download import Files
 from connector.fhir.sources.http_client import Wire
-from connector.fhir.sources.progress import Journal, Progress, write_whole
+from connector.fhir.sources.progress import Journal, Progress
 from connector.fhir.sources.retry import Pace
 from connector.fhir.sources.search import Pages, first_pages, history_pages
 from connector.fhir.sources.settings import SourceSettings
 from vht_federate.errors import UnavailableError
+from vht_federate.files import replace_file
 from vht_federate.signing.canonical import digest_of
 
 __all__ = ["Pulled", "download", "pull_from", "pulling", "settle_pull"]
@@ -108,7 +109,7 @@ def settle_pull(settings: SourceSettings, home: Path, pulled: Pulled, *, replace
     """
     if replaced or (not pulled.unreadable and _deletions_asked(settings, home, pulled)):
         last = _Last(transaction_time=pulled.transaction_time)
-        write_whole(home / "last.json", last.model_dump_json().encode())
+        replace_file(home / "last.json", last.model_dump_json().encode())
     journal = Journal.resume(home / "run" / "progress.json")
     status_url = journal.progress.status_url if journal else None
     shutil.rmtree(home / "run", ignore_errors=True)

@@ -4,7 +4,6 @@ page by page, for the deletions that a server's exports and searches are silent 
 ``next`` is followed as it is given (FHIR R4, 3.1.1.4). A page that is no longer there (410) starts its type again.
 """
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,6 +20,7 @@ from connector.fhir.sources.progress import Journal, Piece
 from connector.fhir.sources.response_body import malformed
 from connector.fhir.sources.settings import SourceSettings
 from connector.fhir.typed_elements import Quarantine
+from vht_federate.files import flush_to_disk
 
 __all__ = ["Pages", "first_pages", "history_pages"]
 
@@ -112,8 +112,7 @@ class Pages:
             file.truncate(piece.bytes)
             file.seek(piece.bytes)
             file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file)
         following = self._next(page, piece.url)
         changes = {"url": following or piece.url, "pages": piece.pages + 1, "bytes": piece.bytes + len(lines)}
         if following is not None:

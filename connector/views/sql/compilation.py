@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from connector.duckdb_lockdown import quoted
 from connector.views.sql.definition import Iteration, Select, View, read_view
 from connector.views.sql.elements import EMPTY
 from connector.views.sql.macros import USE, prelude
 from connector.views.sql.output_columns import OutputColumn, output_column, union_columns
 from connector.views.sql.paths import PathCompiler
 from connector.views.sql.repeat import repeat_list
-from connector.views.sql.schema import ReadNode, identifier, text_literal
+from connector.views.sql.schema import ReadNode, identifier
 from connector.views.sql.values import NOTHING, Value, as_list
 from connector.views.sql.view_errors import Place, view_error
 
@@ -56,18 +57,18 @@ class Plan:
     _rest: str
 
     def query(self, files: Sequence[str]) -> str:
-        names = ", ".join(text_literal(name) for name in files)
+        names = ", ".join(quoted(name) for name in files)
         members = {"resourceType": "VARCHAR"} | {name: node.duck_type() for name, node in self._elements}
-        columns = ", ".join(f"{identifier(name)}: {text_literal(type_)}" for name, type_ in members.items())
+        columns = ", ".join(f"{identifier(name)}: {quoted(type_)}" for name, type_ in members.items())
         return (
             f"WITH _s0 AS (SELECT * FROM read_json([{names}], format = 'newline_delimited', "  # noqa: S608
             f"columns = {{{columns}}})\n  WHERE CASE WHEN \"resourceType\" IS NULL THEN error('{LINE_FAULT}') "
-            f'WHEN "resourceType" = {text_literal(self.resource)} THEN {self._kept} ELSE false END){self._rest}'
+            f'WHEN "resourceType" = {quoted(self.resource)} THEN {self._kept} ELSE false END){self._rest}'
         )
 
     def query_over(self, relation: str) -> str:
         root = ReadNode(self.resource, fields={"resourceType": ReadNode("code"), **dict(self._elements)})
-        opened = f"SELECT UNNEST(from_json(resource, {text_literal(root.structure())})) FROM ({relation})"  # noqa: S608
+        opened = f"SELECT UNNEST(from_json(resource, {quoted(root.structure())})) FROM ({relation})"  # noqa: S608
         return f"WITH _s0 AS (SELECT * FROM ({opened})\n  WHERE {self._kept}){self._rest}"  # noqa: S608
 
     def weight(self) -> int:
@@ -197,7 +198,7 @@ class _Planner:
             self._stage(f"UNNEST({listed}) AS {element}")
         if iteration.kind == "repeat" and item.node is not None:
             opened = self._new("o")
-            self._stage(f"from_json({element}, {text_literal(item.node.structure())}) AS {opened}")
+            self._stage(f"from_json({element}, {quoted(item.node.structure())}) AS {opened}")
             element = opened
         focus = NOTHING if item.type == EMPTY else item.one(element)
         return Scope(focus, index, key, scope.guard)

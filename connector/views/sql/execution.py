@@ -15,10 +15,10 @@ import duckdb
 import orjson
 import pyarrow as pa
 
+from connector import duckdb_lockdown
 from connector.views.sql.compilation import LINE_FAULT, Plan, compile_view
 from connector.views.sql.elements import kind
 from connector.views.sql.limits import TIME_LIMIT_S, TimeLimit, over_time
-from connector.views.sql.schema import text_literal
 from vht_federate.errors import InputError, ViewError
 
 __all__ = [
@@ -49,23 +49,11 @@ def locked(
     files: Sequence[str], *, threads: int = 1, memory: str = DEFAULT_MEMORY, limit: TimeLimit | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB that can open ``files`` alone, and is interrupted at ``limit``."""
-    config = {
-        "threads": threads,
-        "memory_limit": memory,
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-        "temp_directory": "",
-    }
-    connection = duckdb.connect(":memory:", config=config)
-    try:
-        connection.execute("SET enable_progress_bar = false")  # it would stand on stdout, amid what a command says
-        connection.execute(f"SET allowed_paths = [{', '.join(text_literal(name) for name in files)}]")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-        with (limit or TimeLimit(None)).on(connection):
-            yield connection
-    finally:
-        connection.close()
+    with (
+        duckdb_lockdown.locked(files=files, threads=threads, memory=memory) as connection,
+        (limit or TimeLimit(None)).on(connection),
+    ):
+        yield connection
 
 
 @contextmanager

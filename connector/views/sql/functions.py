@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from connector.duckdb_lockdown import quoted
 from connector.views.sql.elements import EMPTY, Element, is_resource, is_type
 from connector.views.sql.grammar import Call, Member, Node
-from connector.views.sql.schema import text_literal
 from connector.views.sql.values import NOTHING, Choosing, Value, choose, macro_call, member, plain, rewrite
 from connector.views.sql.view_errors import view_error
 
@@ -220,8 +220,8 @@ def _reference_key(compiler: "PathCompiler", source: Value, node: Call) -> Value
     reference, named = (plain(compiler.value(Member(None, one, node.at), item)) for one in ("reference", "type"))
     urn = "true" if not wanted else "false"
     if wanted and (not source.targets or wanted in source.targets):
-        urn = f"({named} IS NULL OR regexp_extract({named}, '[^/]*$') = {text_literal(wanted)})"
-    key = f"vht_reference_key({reference}, {text_literal(wanted or '[A-Z][A-Za-z]+')}, {urn})"
+        urn = f"({named} IS NULL OR regexp_extract({named}, '[^/]*$') = {quoted(wanted)})"
+    key = f"vht_reference_key({reference}, {quoted(wanted or '[A-Z][A-Za-z]+')}, {urn})"
     return Value(rewrite(source, variable, key), "string", source.many, not source.many)
 
 

@@ -13,10 +13,10 @@ import duckdb
 import orjson
 import pyarrow as pa
 
+from connector.duckdb_lockdown import quoted
 from connector.views.sql.compilation import LINE_FAULT, Plan
 from connector.views.sql.execution import batches, locked, query_error, spooled
 from connector.views.sql.limits import TIME_LIMIT_S, TimeLimit
-from connector.views.sql.schema import text_literal
 from vht_federate.errors import InputError
 
 __all__ = ["Account", "Fault", "execute", "find_files"]
@@ -115,7 +115,7 @@ def _readable(path: Path) -> str:
 
 
 def _counted(connection: duckdb.DuckDBPyConnection, names: Sequence[str], plan: Plan, rows: int) -> Account:
-    listed = ", ".join(text_literal(name) for name in names)
+    listed = ", ".join(quoted(name) for name in names)
     query = (
         'SELECT count(*), count(*) FILTER ("resourceType" = $1) FROM '  # noqa: S608
         f"read_json([{listed}], format = 'newline_delimited', columns = {{\"resourceType\": 'VARCHAR'}})"

@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from connector.duckdb_lockdown import quoted
 from connector.views.sql import functions, operators
 from connector.views.sql.datetime_text import is_stamp
 from connector.views.sql.definition import Constant
 from connector.views.sql.elements import EMPTY, Choice, element
 from connector.views.sql.grammar import Binary, Call, Index, Literal, Member, Name, Negative, Node, This, parse
-from connector.views.sql.schema import text_literal
 from connector.views.sql.values import NOTHING, Choosing, Value, as_list, member, single
 from connector.views.sql.view_errors import Place, view_error
 
@@ -35,10 +35,10 @@ def literal(text: str, type_name: str, place: Place, at: int | None = None) -> V
             raise view_error("LIMIT", place, "an integer has at most 64 bits", at=at)
         return Value(f"CAST({text} AS BIGINT)", type_name)
     if kind == "decimal":
-        return Value(f"CAST({text_literal(text)} AS DOUBLE)", type_name)
+        return Value(f"CAST({quoted(text)} AS DOUBLE)", type_name)
     if kind in {"date", "time"} and not is_stamp(text, type_name):
         raise view_error("SYNTAX", place, f"no such {type_name}", at=at)
-    return Value(text_literal(text), type_name)
+    return Value(quoted(text), type_name)
 
 
 @dataclass

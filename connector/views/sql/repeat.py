@@ -6,11 +6,12 @@ them. A path must name an element first, so each step goes deeper into a finite 
 
 from collections.abc import Callable
 
+from connector.duckdb_lockdown import quoted
 from connector.views.sql.definition import Iteration
 from connector.views.sql.elements import EMPTY
 from connector.views.sql.grammar import Call, Index, Member, Node, parse
 from connector.views.sql.paths import PathCompiler
-from connector.views.sql.schema import ReadNode, text_literal
+from connector.views.sql.schema import ReadNode
 from connector.views.sql.values import NOTHING, Value, as_list, fail_sql
 from connector.views.sql.view_errors import Place, view_error
 
@@ -66,7 +67,7 @@ def _walk(
     further = f"list_transform(range(len(inside)), lambda {position}: list_append(trail, {position}))"
     too_deep = f"len(trail) >= {MAX_DEPTH} AND len({deeper}) > 0"
     inside = f"CASE WHEN {too_deep} THEN {fail_sql(TOO_DEEP, place, 0)} ELSE {deeper} END AS inside"
-    opened = f"SELECT from_json(node, {text_literal(node.structure())}) AS item, trail FROM {walk}"  # noqa: S608
+    opened = f"SELECT from_json(node, {quoted(node.structure())}) AS item, trail FROM {walk}"  # noqa: S608
     return (
         f"(WITH RECURSIVE {walk}(node, trail) AS (SELECT UNNEST({first}), UNNEST({trails}) UNION ALL "  # noqa: S608
         f"SELECT UNNEST(inside), UNNEST({further}) FROM (SELECT {inside}, trail FROM ({opened}) AS {walk})) "

@@ -8,17 +8,13 @@ from dataclasses import dataclass, field
 
 from connector.views.sql.elements import Element, is_primitive, kind
 
-__all__ = ["ReadNode", "identifier", "text_literal"]
+__all__ = ["ReadNode", "identifier"]
 
 _PLAIN = {"boolean": "BOOLEAN", "integer": "BIGINT", "decimal": "DOUBLE"}
 
 
 def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def text_literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 @dataclass

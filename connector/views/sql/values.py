@@ -7,8 +7,9 @@ both empty. Boolean logic is three-valued in both languages, so ``and``, ``or`` 
 import re
 from dataclasses import dataclass, replace
 
+from connector.duckdb_lockdown import quoted
 from connector.views.sql.elements import EMPTY, Choice, Element, is_primitive, kind
-from connector.views.sql.schema import ReadNode, identifier, text_literal
+from connector.views.sql.schema import ReadNode, identifier
 from connector.views.sql.view_errors import Place
 
 __all__ = ["NOTHING", "NOT_SINGLE", "Choosing", "Value", "as_list", "choose", "fail_sql", "macro_call", "member",
@@ -58,7 +59,7 @@ NOTHING = Value("NULL", EMPTY)
 
 def fail_sql(code: str, place: Place, at: int) -> str:
     """SQL that stops the query with ``code`` and the place; never with a value."""
-    return f"error({text_literal(f'{code} {place.at(at)}')})"
+    return f"error({quoted(f'{code} {place.at(at)}')})"
 
 
 def _dot(sql: str, name: str) -> str:
@@ -66,7 +67,7 @@ def _dot(sql: str, name: str) -> str:
 
 
 def _opened(sql: str, node: ReadNode) -> str:
-    return f"from_json({sql}, {text_literal(node.structure())})" if node.whole else sql
+    return f"from_json({sql}, {quoted(node.structure())})" if node.whole else sql
 
 
 def rewrite(value: Value, variable: str, inner: str) -> str:

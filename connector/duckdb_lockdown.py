@@ -1,10 +1,10 @@
-"""DuckDB as we run it: in memory, two threads, shut in one folder, its configuration locked.
+"""DuckDB as we run it: in memory, shut in the folders and files that a caller names, its configuration locked.
 
-The order matters: folders first, then external access off, then the lock; after that no statement can read another
-file, fetch an extension or open the network.
+The order matters: what may be read first, then external access off, then the lock; after that no statement can read
+another file, fetch an extension or open the network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,21 +13,26 @@ import duckdb
 __all__ = ["locked", "quoted"]
 
 
-def quoted(path: Path | str) -> str:
+def quoted(text: Path | str) -> str:
     """A SQL string literal."""
-    return "'" + str(path).replace("'", "''") + "'"
+    return "'" + str(text).replace("'", "''") + "'"
 
 
 @contextmanager
 def locked(
-    folders: list[Path], *, spill: Path | None = None, memory: str = "512MB"
+    folders: Sequence[Path] = (),
+    *,
+    files: Sequence[str] = (),
+    spill: Path | None = None,
+    memory: str = "512MB",
+    threads: int = 2,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that sees ``folders`` and, where a query outgrows ``memory``, spills into ``spill``."""
+    """A connection that sees ``folders`` and ``files``; a query that outgrows ``memory`` spills into ``spill``."""
     connection = duckdb.connect(
         ":memory:",
         config={
             "memory_limit": memory,
-            "threads": 2,
+            "threads": threads,
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "temp_directory": str(spill) if spill else "",
@@ -37,6 +42,7 @@ def locked(
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET enable_progress_bar = false")  # it would stand on stdout, amid what a command says
         connection.execute(f"SET allowed_directories = [{', '.join(quoted(f'{folder}/') for folder in folders)}]")
+        connection.execute(f"SET allowed_paths = [{', '.join(map(quoted, files))}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         yield connection
