@@ -6,11 +6,10 @@ from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from synth.marginals import Table
 from vht_federate.errors import WireError
+from vht_federate.tensors import read_tensors
 
 __all__ = ["NoisyTable", "read_reply", "sum_tables", "total_of"]
 
@@ -26,10 +25,8 @@ class NoisyTable:
 
 def read_reply(node: str, reply: bytes) -> dict[str, NDArray[np.float64]]:
     """A node's tensors. Raises WireError VHT-WIRE-TABLES naming the node."""
-    try:
-        tensors = {name: np.asarray(values, dtype=np.float64) for name, values in load(reply).items()}
-    except (SafetensorError, ValueError) as error:
-        raise WireError(f"the tables of {node} are not safetensors", code="VHT-WIRE-TABLES") from error
+    refusal = WireError(f"the tables of {node} are not safetensors", code="VHT-WIRE-TABLES")
+    tensors = {name: np.asarray(values, dtype=np.float64) for name, values in read_tensors(reply, refusal).items()}
     if not all(np.isfinite(values).all() for values in tensors.values()):
         raise WireError(f"the tables of {node} are not finite", code="VHT-WIRE-TABLES")
     return tensors

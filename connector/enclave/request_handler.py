@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from connector.enclave.control_channel import Control
 from connector.enclave.isolation import Fence
@@ -26,6 +24,7 @@ from vht_federate.errors import EgressError, InputError, RefusedError, VhtError,
 from vht_federate.framing import Reply, receive_frame, send_frame
 from vht_federate.privacy.noise import Float32Noise, NoiseSource
 from vht_federate.signing.canonical import canonical_bytes, sha256_hex
+from vht_federate.tensors import read_tensors, write_tensors
 
 __all__ = ["Breach", "Desk", "RoundNoise"]
 
@@ -185,7 +184,7 @@ class Desk:
             raise EgressError("code in this enclave tried to get out", code=self._fence.breach)
         if not noise.begun:
             raise EgressError("an answer without noise does not leave", code="VHT-EGRESS-NOISE")
-        arrays = {name: np.asarray(value, order="C") for name, value in sorted(reply.tensors.items())}
+        arrays = {name: np.asarray(value) for name, value in reply.tensors.items()}
         finite = all(value.dtype.kind in "fiub" and np.isfinite(value).all() for value in arrays.values())
         try:
             result = _plain(reply.result)
@@ -194,7 +193,7 @@ class Desk:
             raise EgressError("an answer is JSON without NaN", code="VHT-EGRESS-NONFINITE") from error
         if not finite or not isinstance(result, dict):
             raise EgressError("an answer's tensors are finite numbers", code="VHT-EGRESS-NONFINITE")
-        return Reply(result, save(arrays) if arrays else b"")
+        return Reply(result, write_tensors(arrays) if arrays else b"")
 
 
 def _integer(value: Any) -> int | None:
@@ -208,10 +207,7 @@ def _raw(text: str) -> bytes:
 def _tensors(body: bytes) -> dict[str, NDArray[Any]]:
     if not body:
         return {}
-    try:
-        return load(body)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise WireError("a call's tensors are not safetensors", code="VHT-WIRE-TENSORS") from error
+    return read_tensors(body, WireError("a call's tensors are not safetensors", code="VHT-WIRE-TENSORS"))
 
 
 def _plain(value: Any) -> Any:

@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from vht_federate.domain.plan import StudyPlan
-from vht_federate.errors import InputError, VhtError
+from vht_federate.errors import InputError, VerificationError, VhtError
 from vht_federate.evidence.finding import TOLERANCE, broken
 from vht_federate.evidence.run_check import Call, RunClaims
 from vht_federate.evidence.visit_record import VisitRecord
@@ -26,6 +24,7 @@ from vht_federate.packaging.statement import gradients_told
 from vht_federate.secagg.aggregate import Weights, next_weights, read_weights
 from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 from vht_federate.signing.signed_manifest import Sealed
+from vht_federate.tensors import read_tensors
 
 __all__ = ["Outputs", "check_derived", "cohort_tables", "output_name", "read_outputs"]
 
@@ -115,17 +114,14 @@ class _Training:
     outputs: Outputs
 
     def check(self, package: Path) -> None:
-        try:
-            released = load((package / "weights.safetensors").read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise broken(self.file, "is not safetensors", "OUTPUT") from error
+        released = _tensors(package / "weights.safetensors", self.file)
         counts: dict[str, float] = {}
         weights, last = b"", self.plan.training.rounds
         for number in range(1, last + 1):
             if number > 1:
                 self._check_asked(("train", number), weights)
             weights = self._mean(number, released, counts)
-        if not _same_arrays(load(weights), released):
+        if not _same_arrays(read_tensors(weights, _not_readable(self.file)), released):
             raise broken(self.file, "is not the weighted mean of the nodes' last outputs", "OUTPUT")
         if counts != self.run.patients_noised:
             raise broken("run.json", "names other noised counts of patients than the outputs", "OUTPUT")
@@ -194,14 +190,14 @@ def _check_cohort(cohort: Sealed, outputs: Outputs) -> None:
     }
     if cohort.manifest.get("tables_sha256") != digests:
         raise broken("cohort/manifest.json", "names other tables than the outputs", "OUTPUT")
+    said = _tensors(cohort.folder / "marginals.safetensors", file)
     try:
         expected = cohort_tables(*rounds)
-        said = load((cohort.folder / "marginals.safetensors").read_bytes())
         same = said.keys() == expected.keys() and all(
             said[name].shape == table.shape and np.allclose(said[name], table, rtol=1e-9, atol=TOLERANCE)
             for name, table in expected.items()
         )
-    except (OSError, SafetensorError, ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise broken(file, "or an output that it is made of cannot be read", "OUTPUT") from error
     if not same:
         raise broken(file, "holds other sums than the outputs give", "OUTPUT")
@@ -217,7 +213,7 @@ def cohort_tables(one_way: Mapping[str, Reply], two_way: Mapping[str, Reply]) ->
 def _sums(replies: Mapping[str, Reply], prefix: str) -> Tables:
     sums: Tables = {}
     for _, reply in sorted(replies.items()):
-        for name, table in load(reply.tensors).items():
+        for name, table in read_tensors(reply.tensors, _not_readable("outputs")).items():
             if name.startswith(prefix):
                 sums[name] = sums.get(name, np.zeros(table.shape)) + table.astype(np.float64)
     return sums
@@ -227,6 +223,17 @@ def _total(tables: Tables) -> float:
     """Patients, by inverse variance: the noise of a table's sum grows with its number of cells."""
     shares = np.array([1.0 / table.size for table in tables.values()])
     return max(1.0, float((shares * [table.sum() for table in tables.values()]).sum() / shares.sum()))
+
+
+def _tensors(path: Path, name: str) -> dict[str, NDArray[Any]]:
+    try:
+        return read_tensors(path.read_bytes(), _not_readable(name))
+    except OSError as error:
+        raise _not_readable(name) from error
+
+
+def _not_readable(name: str) -> VerificationError:
+    return broken(name, "is not safetensors", "OUTPUT")
 
 
 def _same_arrays(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from vht_federate.components.contract import Component, Port, read_component
 from vht_federate.components.digest import ComponentFiles, component_digest
@@ -23,6 +21,7 @@ from vht_federate.packaging.card import CardFacts, render_card
 from vht_federate.packaging.statement import read_statement
 from vht_federate.signing.keys import PublicKey, SigningKey
 from vht_federate.signing.signed_manifest import Sealed, empty_folder, seal, unseal, write_json
+from vht_federate.tensors import read_tensors
 
 __all__ = ["ALLOWED", "TYP", "component_json", "verify_package", "write_package"]
 
@@ -131,9 +130,6 @@ def _port_json(port: Port) -> dict[str, Any]:
 
 
 def _check_weights(weights: bytes) -> None:
-    try:
-        tensors = load(weights)
-    except SafetensorError as error:
-        raise InputError("the weights are not safetensors", code="VHT-INPUT-WEIGHTS") from error
+    tensors = read_tensors(weights, InputError("the weights are not safetensors", code="VHT-INPUT-WEIGHTS"))
     if not tensors or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise InputError("the weights are empty or not finite", code="VHT-INPUT-WEIGHTS")

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from vht_federate.errors import WireError
 from vht_federate.secagg.protocol import protocol_of
+from vht_federate.tensors import read_tensors, write_tensors
 
 __all__ = ["Weights", "next_weights", "read_weights"]
 
@@ -23,10 +22,7 @@ LEAST_COUNT = 1.0  # a noised count may fall to zero or below: such a node weigh
 
 def read_weights(data: bytes, like: Mapping[str, NDArray[np.float32]]) -> Weights:
     """A node's update. Raises WireError VHT-WIRE-WEIGHTS unless names, shapes, types and finiteness match ``like``."""
-    try:
-        weights = load(data)
-    except SafetensorError as error:
-        raise WireError("a node's update is not safetensors", code="VHT-WIRE-WEIGHTS") from error
+    weights = read_tensors(data, WireError("a node's update is not safetensors", code="VHT-WIRE-WEIGHTS"))
     if weights.keys() != like.keys():
         raise WireError("a node's update has other names than the component's weights", code="VHT-WIRE-WEIGHTS")
     for name, tensor in weights.items():
@@ -42,4 +38,4 @@ def next_weights(trust_model: str, updates: Mapping[str, Weights], patients_nois
     """
     counts = {name: max(patients_noised[name], LEAST_COUNT) for name in updates}
     combined = protocol_of(trust_model).combine(updates, counts)
-    return save({name: np.asarray(value, order="C") for name, value in sorted(combined.items())})
+    return write_tensors(combined)
