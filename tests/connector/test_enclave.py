@@ -358,6 +358,7 @@ def test_planted_code_gets_nothing_out_by_nan_by_its_errors_or_by_the_network(fr
 # --- ends ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_killed_enclave_is_reported_its_files_go_and_what_was_released_stays(fresh) -> None:
     info, courier, gate, lost, host = fresh()
     released = courier.call("train", 1)
@@ -384,6 +385,7 @@ def test_a_killed_enclave_is_reported_its_files_go_and_what_was_released_stays(f
     assert list(courier.run_dir.iterdir()) == []
 
 
+@pytest.mark.faults
 def test_an_enclave_ends_with_its_connector(place: Path) -> None:
     root = Path(tempfile.mkdtemp(dir=place))
     code = textwrap.dedent(

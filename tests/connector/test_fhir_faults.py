@@ -19,6 +19,8 @@ from connector.fhir import IngestReport, Store, ingest
 from connector.fhir.sources import SourceSettings, download, pulling
 from vht_federate.errors import UnavailableError
 
+pytestmark = pytest.mark.faults
+
 TABLES = ("patient", "observation", "condition", "medication_request", "encounter", "resource")
 # A row of any table says at least this much; an Observation one value besides, or which code it had without one.
 NEVER_NULL = {

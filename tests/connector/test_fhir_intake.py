@@ -333,6 +333,7 @@ ingest(Path(sys.argv[1]), Path(sys.argv[2]), node_key=b"n" * 32, dataset="d")
 """
 
 
+@pytest.mark.faults
 def test_a_kill_in_the_middle_leaves_the_last_complete_state(tmp_path: Path) -> None:
     generate(tmp_path / "in", hospitals=1, patients=150, seed=2)
     folder, store = tmp_path / "in" / "hospital-1", tmp_path / "store"
@@ -387,6 +388,7 @@ for stop in range(1, 1000):
 """
 
 
+@pytest.mark.faults
 def test_a_kill_before_any_operation_of_publishing_leaves_the_old_state_or_the_new(tmp_path: Path) -> None:
     take(tmp_path, [patient(1), observation("o1")])
     (tmp_path / "work").mkdir()

@@ -432,6 +432,7 @@ def killed(server: BulkServer, toml: Path, home: Path) -> None:
     server.stall = None
 
 
+@pytest.mark.faults
 def test_a_client_killed_in_mid_download_goes_on_where_it_was(serve: Serve, tmp_path: Path) -> None:
     server = serve(held(5, 2000), stall=("Observation", 400_000))
     toml = write_source(tmp_path / "source.toml", server)

@@ -69,6 +69,7 @@ def _spent(hospital: Hospital) -> tuple[dict[str, float], dict[str, float], str]
         return account["spent"], account["if_spent"], visit.state
 
 
+@pytest.mark.faults
 def test_killed_between_the_log_and_the_commit_the_round_is_spent(stocked: Hospital, dying: Scripts) -> None:
     visit = _requested(stocked)
     _die(
@@ -92,6 +93,7 @@ node.gate.begin({visit!r}, "train", 1, {DIGEST!r})
     assert state == "failed"
 
 
+@pytest.mark.faults
 def test_killed_between_reservation_and_draw_nothing_is_spent_and_the_rest_is_given_back(
     stocked: Hospital, dying: Scripts
 ) -> None:
@@ -103,6 +105,7 @@ def test_killed_between_reservation_and_draw_nothing_is_spent_and_the_rest_is_gi
     assert not stocked.cohort_folders()
 
 
+@pytest.mark.faults
 def test_killed_before_the_log_entry_nothing_happened(stocked: Hospital, dying: Scripts) -> None:
     visit = _requested(stocked)
     _die(
@@ -119,6 +122,7 @@ node.gate.begin({visit!r}, "train", 1, {DIGEST!r})
     assert "round.begun" not in stocked.kinds()
 
 
+@pytest.mark.faults
 def test_killed_between_the_last_entry_and_its_commit_a_visit_is_not_closed_twice(
     stocked: Hospital, dying: Scripts
 ) -> None:
@@ -139,6 +143,7 @@ node.visits.end({visit!r}, "closed", code=None, reason="done")
     assert stocked.kinds().count("visit.closed") == 1
 
 
+@pytest.mark.faults
 def test_killed_right_after_approval_the_visit_fails_and_its_budget_is_free_again(
     stocked: Hospital, dying: Scripts
 ) -> None:

@@ -251,6 +251,7 @@ for at in range(1, 100):
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("hook", ["before_cursor_execute", "commit"])
 def test_killed_between_any_two_writes_nothing_is_half_done(hook: str, tmp_path: Path) -> None:
     """What was told to the outside before the kill is in the database after it, and every value is whole."""

@@ -94,6 +94,7 @@ def _request(served: Served) -> dict[str, Any]:
         return dict(client.post("/visits", json=body))
 
 
+@pytest.mark.faults
 def test_an_approved_visit_runs_in_a_real_enclave_and_ctrl_c_leaves_nothing_behind(served: Served) -> None:
     state = served.hospital.state
     with pytest.raises(UnavailableError) as taken:
@@ -128,6 +129,7 @@ def _never() -> Any:
     raise AssertionError
 
 
+@pytest.mark.faults
 def test_a_killed_node_takes_its_enclave_along_and_opens_again(served: Served) -> None:
     state = served.hospital.state
     asked = _request(served)
@@ -166,6 +168,7 @@ def test_commands_work_beside_a_running_node_and_on_one_that_rests(served: Serve
     assert vht("stop", state)["stopped"] is False
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("moment_s", [0.3, 1.5])
 def test_a_signal_at_any_moment_of_the_start_leaves_a_directory_that_opens(hospital: Hospital, moment_s: float) -> None:
     one = Served(hospital)

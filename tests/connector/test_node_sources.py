@@ -236,6 +236,7 @@ def test_a_pull_never_holds_up_the_console_and_another_of_the_same_source_is_ref
         assert ended(source, 1).counts["accepted"] == 2005
 
 
+@pytest.mark.faults
 def test_a_node_stopped_in_mid_pull_leaves_no_process_and_goes_on_at_its_next_start(
     hospital: Hospital, serve: Serve
 ) -> None:
@@ -256,6 +257,7 @@ def test_a_node_stopped_in_mid_pull_leaves_no_process_and_goes_on_at_its_next_st
     assert len(server.downloads("Patient")) == 1
 
 
+@pytest.mark.faults
 def test_a_worker_that_is_killed_is_noted_and_the_next_pull_goes_on(hospital: Hospital, serve: Serve) -> None:
     server = serve(observations=2000, stall=("Observation", 400_000))
     source = install(hospital, server)

@@ -199,6 +199,7 @@ while True:
 """
 
 
+@pytest.mark.faults
 def test_entries_that_were_reported_survive_sigkill(tmp_path: Path) -> None:
     key = SigningKey.create(tmp_path / "node.key")
     reported = -1
