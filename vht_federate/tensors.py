@@ -1,4 +1,4 @@
-"""Tensors as safetensors bytes: read with the caller's own refusal, written so that the same values give the same bytes."""
+"""Tensors as safetensors bytes: read with the caller's own refusal; the same values are written as the same bytes."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,0 +1,292 @@
+"""What a node's evidence log tells of: one type for each kind of entry, for whoever writes, verifies or shows it.
+
+A verifier reads the fields that it knows and takes a node's word for no others (``extra="ignore"``); a node may say more
+in a later version. Bodies hold public values only. ``EVENTS`` lists every kind; one that is not there is an error to a
+verifier, which guesses nothing.
+"""
+
+from typing import Any, ClassVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.permit import Sha256
+from vht_federate.domain.plan import StudyPlan
+from vht_federate.domain.study import ComponentRef
+
+__all__ = [
+    "EVENTS",
+    "BudgetReserved",
+    "CohortBuilt",
+    "DatasetIngested",
+    "EnclaveStarted",
+    "Event",
+    "FeasibilityAnswered",
+    "FhirClientRegistered",
+    "FhirClientRevoked",
+    "FhirExported",
+    "NodeStarted",
+    "OptOutRecorded",
+    "OptOutWithdrawn",
+    "PermitAccepted",
+    "PermitChecked",
+    "PermitRevokedSeen",
+    "PseudonymsErased",
+    "QueryDrawn",
+    "RefusalsCounted",
+    "ReleaseAcknowledged",
+    "RoundBegun",
+    "RoundRefused",
+    "RoundReleased",
+    "VisitApproved",
+    "VisitClosed",
+    "VisitRejected",
+    "VisitRequested",
+]
+
+Epsilon = dict[str, float]  # by population
+
+
+class Event(BaseModel):
+    """The body of one entry. ``entry_kind`` is the entry's."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    entry_kind: ClassVar[str]
+
+    def body(self) -> dict[str, Any]:
+        """As it stands in the log: what was given, and nothing by default."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Decision(Event):
+    """An act of somebody who may: ``operator`` by name, and how they came in (``via``)."""
+
+    operator: str | None = None
+    via: str | None = None
+
+
+# --- the node and its data ------------------------------------------------------------------------------------------
+
+
+class NodeStarted(Event):
+    entry_kind = "node.started"
+    version: str
+
+
+class DatasetIngested(Decision):
+    entry_kind = "dataset.ingested"
+    dataset: str
+    replaces: bool = False
+    files: int = 0
+    lines: int
+    accepted: int = 0
+    quarantined: int
+    duplicate: int = 0
+    deleted: int = 0
+    source: str | None = None
+
+
+class OptOutRecorded(Decision):
+    entry_kind = "optout.recorded"
+    subject: str
+    since: str
+
+
+class OptOutWithdrawn(Decision):
+    entry_kind = "optout.withdrawn"
+    subject: str
+    until: str
+
+
+class PseudonymsErased(Event):
+    entry_kind = "pseudonyms.erased"
+    permit_id: str
+    retained_until: str
+
+
+# --- permits and visits ---------------------------------------------------------------------------------------------
+
+
+class PermitChecked(Event):
+    """``outcome``: accepted or refused; a refusal names its ``code``."""
+
+    entry_kind = "permit.checked"
+    outcome: str
+    permit_id: str | None = None
+    code: str | None = None
+    request_digest: str | None = None
+    status_serial: int | None = None
+
+
+class PermitAccepted(PermitChecked):
+    permit_id: str
+    code: None
+    request_digest: Sha256
+    status_serial: int
+
+
+class RefusalsCounted(Event):
+    """Refusals of strangers beyond those that were logged one by one."""
+
+    entry_kind = "refusals.counted"
+    since: str
+    until: str
+    refused: int
+    codes: dict[str, int]
+
+
+class VisitRequested(Event):
+    entry_kind = "visit.requested"
+    study_id: str
+    request_digest: Sha256
+    user_kid: str
+    component: ComponentRef
+    plan: StudyPlan
+
+
+class VisitApproved(Decision):
+    entry_kind = "visit.approved"
+    digest: str  # of the component
+
+
+class VisitRejected(Decision):
+    entry_kind = "visit.rejected"
+    reason: str
+    state: str = "rejected"
+    code: str | None = None
+
+
+class BudgetReserved(Event):
+    entry_kind = "budget.reserved"
+    events: tuple[PrivacyEvent, ...]
+    epsilon_if_spent: Epsilon
+    dataset: str
+    delta: float
+
+
+class CohortBuilt(Event):
+    entry_kind = "cohort.built"
+    columns: tuple[str, ...]
+    minimum_cohort_met: bool
+    opt_outs_as_of: AwareDatetime
+
+
+class EnclaveStarted(Event):
+    entry_kind = "enclave.started"
+    component_digest: Sha256
+    isolation: str | None = None
+    device: str | None = None
+
+
+class RoundBegun(Event):
+    entry_kind = "round.begun"
+    job: str
+    round: int
+    request_sha256: Sha256
+    status_serial: int
+    dataset: str
+    events: tuple[PrivacyEvent, ...]
+
+
+class RoundReleased(Event):
+    entry_kind = "round.released"
+    job: str
+    round: int
+    output_sha256: Sha256
+    status_serial: int
+    epsilon: Epsilon
+    delta: float
+    output_bytes: int | None = None
+
+
+class RoundRefused(Event):
+    entry_kind = "round.refused"
+    job: str | None = None
+    round: int | None = None
+    code: str
+    last_logged: bool = False
+
+
+class ReleaseAcknowledged(Event):
+    """``kind``: component, cohort or metrics."""
+
+    entry_kind = "release.acknowledged"
+    kind: str
+    artifact_sha256: Sha256
+
+
+class VisitClosed(Decision):
+    entry_kind = "visit.closed"
+    spent: tuple[PrivacyEvent, ...]
+    epsilon: Epsilon
+    delta: float
+    state: str
+    reason: str
+    code: str | None = None
+
+
+class PermitRevokedSeen(Event):
+    entry_kind = "permit.revoked-seen"
+    code: str | None = None
+
+
+# --- what is told outside of visits ---------------------------------------------------------------------------------
+
+
+class QueryDrawn(Decision):
+    """A spend outside of visits."""
+
+    entry_kind = "query.drawn"
+    query: str
+    label: str
+    dataset: str
+    events: tuple[PrivacyEvent, ...]
+    delta: float | None = None
+
+
+class FeasibilityAnswered(Event):
+    """``count`` is null below the smallest cell."""
+
+    entry_kind = "feasibility.answered"
+    query: str
+    epsilon: float
+    count: int | None
+    code: str | None = None
+    dataset: str | None = None
+    question_digest: str | None = None
+    view_sha256: str | None = None
+    user_kid: str | None = None
+    status_serial: int | None = None
+    noise_multiplier: float | None = None
+    smallest_cell: int | None = None
+
+
+class FhirClientRegistered(Decision):
+    entry_kind = "fhir.client-registered"
+    client: str
+    name: str
+    scope: str
+
+
+class FhirClientRevoked(Decision):
+    entry_kind = "fhir.client-revoked"
+    client: str
+
+
+class FhirExported(Event):
+    entry_kind = "fhir.exported"
+    client: str
+    resources_rounded: dict[str, int | None]
+    digest: str
+
+
+EVENTS: dict[str, type[Event]] = {
+    event.entry_kind: event
+    for event in (
+        *(NodeStarted, DatasetIngested, OptOutRecorded, OptOutWithdrawn, PseudonymsErased),
+        *(PermitChecked, RefusalsCounted, VisitRequested, VisitApproved, VisitRejected, BudgetReserved, CohortBuilt),
+        *(EnclaveStarted, RoundBegun, RoundReleased, RoundRefused, ReleaseAcknowledged, VisitClosed, PermitRevokedSeen),
+        *(QueryDrawn, FeasibilityAnswered, FhirClientRegistered, FhirClientRevoked, FhirExported),
+    )
+}
