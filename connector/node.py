@@ -21,10 +21,10 @@ from connector.governance.expiry import EVERY_S, Regularly, Upkeep
 from connector.governance.feasibility import Feasibility
 from connector.governance.installed_components import InstalledComponents
 from connector.governance.intake_records import Intakes
-from connector.governance.logged_transactions import Step, Steps
+from connector.governance.logged_transactions import Steps
 from connector.governance.node_secret import NodeSecret
 from connector.governance.operator_accounts import Accounts, Actor, system_user
-from connector.governance.opt_outs import RECORDED, WITHDRAWN, opt_out, withdraw
+from connector.governance.opt_outs import opt_out, withdraw
 from connector.governance.permit_status import IssuerService, PermitStatus, StatusSource
 from connector.governance.query_spends import Queries
 from connector.governance.recovery import abandon_open_visits, follow_the_log
@@ -39,6 +39,7 @@ from connector.settings import NodeFiles, NodeSettings
 from connector.store.node_database import open_database
 from connector.supernode import SuperNode
 from vht_federate.errors import VhtError
+from vht_federate.evidence.events import NodeStarted, OptOutRecorded, OptOutWithdrawn
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.serving import require_free
 from vht_federate.signing.keys import PublicKey, SigningKey
@@ -151,7 +152,7 @@ class Node:
         self.preparation = Preparation(self.visits, self.files, self.enclaves, self.gate, builder)
         abandon_open_visits(self.visits, reason="the node was restarted")
         self.preparation.clear_leftovers()
-        self.evidence.append("node.started", {"version": version("vht-federate")})
+        self.evidence.record(NodeStarted(version=version("vht-federate")))
         self._regularly = Regularly(self.upkeep.sweep, upkeep_every_s)
         pulls.start()
         fhir_api.start()
@@ -248,7 +249,8 @@ class Node:
         since = since or now
         with self.steps.step() as step:
             if opt_out(step.session, subject, since, now):
-                self._log_opt_out(step, RECORDED, subject, actor, since=since.isoformat())
+                facts = (actor or system_user()).facts()
+                step.record(OptOutRecorded(subject=subject, since=since.isoformat(), **facts))
 
     def withdraw_opt_out(self, patient_id: str, *, at: datetime | None = None, actor: Actor | None = None) -> bool:
         """Record that a patient withdrew the opt-out, from now at the earliest. False where none was in force."""
@@ -257,13 +259,9 @@ class Node:
         with self.steps.step() as step:
             if not withdraw(step.session, subject, at, now):
                 return False
-            self._log_opt_out(step, WITHDRAWN, subject, actor, until=at.isoformat())
+            facts = (actor or system_user()).facts()
+            step.record(OptOutWithdrawn(subject=subject, until=at.isoformat(), **facts))
         return True
-
-    @staticmethod
-    def _log_opt_out(step: Step, kind: str, subject: str, actor: Actor | None, **moment: str) -> None:
-        """Without a permit: an auditor sees a salted hash, and only this node can tell whose entry it is."""
-        step.append(kind, {"subject": subject, **moment, **(actor or system_user()).facts()})
 
     def summary(self) -> dict[str, Any]:
         """Rounded counts for the catalogue."""

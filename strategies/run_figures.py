@@ -7,6 +7,7 @@ from typing import Any
 from strategies.run_state import RunDirectory, RunState
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.plan import StudyPlan
+from vht_federate.evidence.events import RoundBegun
 from vht_federate.signing.canonical import canonical_bytes
 
 __all__ = ["bytes_out", "events_of_log", "events_of_run", "figures_of"]
@@ -17,7 +18,7 @@ def events_of_log(export: Mapping[str, Any], visit: str) -> list[PrivacyEvent]:
     return [
         PrivacyEvent.model_validate(event)
         for entry in export["entries"]
-        if entry.get("kind") == "round.begun" and entry.get("visit") == visit
+        if entry.get("kind") == RoundBegun.entry_kind and entry.get("visit") == visit
         for event in entry["body"]["events"]
     ]
 

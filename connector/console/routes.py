@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
 
-from connector.console.event_text import chain_of_custody, log_lines, refusals
 from connector.console.fhir_api_page import add_access_page
+from connector.console.log_lines import chain_of_custody, log_lines, refusals
 from connector.console.page_frame import Pages
 from connector.console.quality_page import add_quality_page
 from connector.console.sessions import Sessions

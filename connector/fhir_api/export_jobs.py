@@ -29,11 +29,11 @@ from connector.fhir_api.permit_view import Faces, Resource
 from connector.fhir_api.tokens import Access
 from connector.governance.fhir_clients import Clients
 from vht_federate.errors import InputError, NotFoundError, PermitError, RefusedError, RevokedError, VhtError
+from vht_federate.evidence.events import FhirExported
 from vht_federate.evidence.log import EvidenceLog
 
 __all__ = ["Exports", "Job", "Output", "manifest"]
 
-EXPORTED = "fhir.exported"
 log = logging.getLogger("vht.node.exports")
 
 
@@ -241,14 +241,14 @@ class Exports:
         """In the evidence before anybody hears of it."""
         made = sorted((output.type, output.count, output.sha256) for output in job.outputs)
         counts = {kind: sum(count for one, count, _ in made if one == kind) for kind in job.kickoff.types}
-        body = {
-            "client": job.access.client.id,
-            "resources_rounded": {kind: self.rounded(count) for kind, count in counts.items()},
-            "digest": hashlib.sha256(orjson.dumps([sha256 for _, _, sha256 in made])).hexdigest(),
-        }
+        exported = FhirExported(
+            client=job.access.client.id,
+            resources_rounded={kind: self.rounded(count) for kind, count in counts.items()},
+            digest=hashlib.sha256(orjson.dumps([sha256 for _, _, sha256 in made])).hexdigest(),
+        )
         with self._guard:
             self._require_wanted(job)
-            self.evidence.append(EXPORTED, body, permit_id=job.access.permit.permit_id)
+            self.evidence.record(exported, permit_id=job.access.permit.permit_id)
             job.ends = self.clock() + timedelta(seconds=self.limits.keep_s)
             job.state, job.progress = "done", "done"
 

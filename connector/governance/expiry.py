@@ -21,12 +21,12 @@ from connector.governance.visits import OPEN, Visits
 from connector.store.models import Acknowledgement, Draw, FhirClientRow, PseudonymKeyRow, VisitRow
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import RevokedError, VhtError
+from vht_federate.evidence.events import PseudonymsErased
 from vht_federate.permits.check import check_time, read_permit
 
-__all__ = ["ERASED", "EVERY_S", "IDLE", "Regularly", "Upkeep"]
+__all__ = ["EVERY_S", "IDLE", "Regularly", "Upkeep"]
 
 log = logging.getLogger("vht.node.upkeep")
-ERASED = "pseudonyms.erased"
 EVERY_S = 60.0
 IDLE = timedelta(hours=24)  # without a round, an answer or a receipt
 UNANSWERED = timedelta(days=30)  # requested, and no operator decided
@@ -117,7 +117,7 @@ class Upkeep:
                     continue
                 erase(session, permit_id, self._clock())
                 session.flush()
-                step.append(ERASED, {"permit_id": permit_id, "retained_until": until.isoformat()})
+                step.record(PseudonymsErased(permit_id=permit_id, retained_until=until.isoformat()))
                 log.info("pseudonyms erased", extra={"facts": {"permit": permit_id}})
 
     def _retained_until(self, session: Session, permit_id: str) -> datetime | None:

@@ -40,16 +40,16 @@ from connector.store.models import FeasibilityRow
 from connector.views.sql.compilation import Plan
 from connector.views.sql.limits import TimeLimit
 from vht_federate.errors import BudgetError, CohortError, RefusedError, UnavailableError, VhtError
+from vht_federate.evidence.events import FeasibilityAnswered
 from vht_federate.privacy.accounting import calibrate_gaussian
 from vht_federate.privacy.noise import NoiseSource, SecureNoise
 from vht_federate.privacy.release import Private
 from vht_federate.privacy.statistics import Count, PatientValues
 from vht_federate.signing.canonical import digest_of
 
-__all__ = ["ANSWERED", "STANDS", "Feasibility"]
+__all__ = ["STANDS", "Feasibility"]
 
 log = logging.getLogger("vht.node.feasibility")
-ANSWERED = "feasibility.answered"
 LABEL = "feasibility"
 STANDS = timedelta(days=30)
 VIEW_SHARE = 0.8  # of the time until the answer, for the view
@@ -213,23 +213,23 @@ class Feasibility:
             count=count,
             answered_at=self.clock(),
         )
-        body = {
-            "query": query,
-            "dataset": self.judge.dataset_id,
-            "question_digest": judged.digest,
-            "view_sha256": digest_of(question.view),
-            "user_kid": question.user_kid,
-            "status_serial": judged.status_serial,
-            "epsilon": question.epsilon,
-            "noise_multiplier": noise_multiplier,
-            "smallest_cell": self.settings.smallest_cell,
-            "count": count,
-            "code": None,
-        }
+        answered = FeasibilityAnswered(
+            query=query,
+            dataset=self.judge.dataset_id,
+            question_digest=judged.digest,
+            view_sha256=digest_of(question.view),
+            user_kid=question.user_kid,
+            status_serial=judged.status_serial,
+            epsilon=question.epsilon,
+            noise_multiplier=noise_multiplier,
+            smallest_cell=self.settings.smallest_cell,
+            count=count,
+            code=None,
+        )
         with self.queries.steps.step() as step:
             step.session.add(row)
             step.session.flush()
-            entry = step.append(ANSWERED, body, permit_id=permit.permit_id)
+            entry = step.record(answered, permit_id=permit.permit_id)
             row.receipt = self.judge.evidence.receipt(entry)
         log.info("feasibility answered", extra={"facts": {"query": query, "permit": permit.permit_id}})
         return row

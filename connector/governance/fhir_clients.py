@@ -18,11 +18,11 @@ from connector.store.models import FhirClientRow
 from vht_federate.domain.law import DataCategory
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError, NotFoundError
+from vht_federate.evidence.events import FhirClientRegistered, FhirClientRevoked
 from vht_federate.signing.keys import unverified_claims
 
-__all__ = ["REVOKED", "Clients"]
+__all__ = ["Clients"]
 
-REGISTERED, REVOKED = "fhir.client-registered", "fhir.client-revoked"
 _ADDRESS = re.compile(r"https://[^\s#@]{1,1990}")
 
 
@@ -64,8 +64,8 @@ class Clients:
         with self.steps.step() as step:
             step.session.add(row)
             step.session.flush()
-            body = {"client": row.id, "name": name, "scope": row.scope, **actor.facts()}
-            step.append(REGISTERED, body, permit_id=held.permit_id)
+            registered = FhirClientRegistered(client=row.id, name=name, scope=row.scope, **actor.facts())
+            step.record(registered, permit_id=held.permit_id)
         return _told(row)
 
     def revoke(self, client_id: str, actor: Actor) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Clients:
             if row.revoked_at is None:
                 row.revoked_at = self.clock()
                 step.session.flush()
-                step.append(REVOKED, {"client": row.id, **actor.facts()}, permit_id=row.permit_id)
+                step.record(FhirClientRevoked(client=row.id, **actor.facts()), permit_id=row.permit_id)
         return _told(row)
 
     def all(self) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ from connector.fhir.validation import SAMPLE_SIZE
 from connector.governance.operator_accounts import Actor, system_user
 from connector.store import Database
 from connector.store.models import IngestRow
+from vht_federate.evidence.events import DatasetIngested
 from vht_federate.evidence.log import EvidenceLog
 
-__all__ = ["INGESTED", "Intakes"]
+__all__ = ["Intakes"]
 
 log = logging.getLogger("vht.node.intakes")
-INGESTED = "dataset.ingested"
 SHOWN = ("values", "reasons", "value_reasons", "sample", "ignored", "folder")
 COUNTED = ("files", "lines", "accepted", "quarantined", "duplicate", "deleted")
 
@@ -66,6 +66,6 @@ class Intakes:
         with self.database.write() as session:
             session.add(IngestRow(dataset_id=self.dataset, at=self.clock(), report=kept))
             session.flush()
-            body = {"dataset": self.dataset, "replaces": replace, **totals, **(actor or system_user()).facts()}
-            self.evidence.append(INGESTED, body)
+            actor = actor or system_user()
+            self.evidence.record(DatasetIngested(dataset=self.dataset, replaces=replace, **totals, **actor.facts()))
         log.info("ingested", extra={"facts": totals})

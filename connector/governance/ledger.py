@@ -14,7 +14,6 @@ reservation is open, less its draws, and each reserved query. Callers hold a wri
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -25,6 +24,7 @@ from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import BudgetError
+from vht_federate.evidence.events import BudgetReserved
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.accounts import Cap, PatientAccounts, Remaining, Run
 from vht_federate.privacy.ledger import Account
@@ -102,8 +102,8 @@ class Ledger:
 
     def reserve(
         self, session: Session, visit: VisitRow, permit: Permit, request: StudyRequest, now: datetime
-    ) -> dict[str, Any]:
-        """Set the whole plan aside for ``visit``, from everybody. The body of the log entry ``budget.reserved``."""
+    ) -> BudgetReserved:
+        """Set the whole plan aside for ``visit``, from everybody. What the evidence log says of it."""
         self.afford(session, visit.id, permit, request, visit.dataset_id)
         events = request.plan.events()
         session.add(
@@ -117,15 +117,15 @@ class Ledger:
             )
         )
         session.flush()
-        return {
-            "dataset": visit.dataset_id,
-            "events": dumped(events),
-            "delta": request.plan.delta,
-            "epsilon_if_spent": epsilon_by_population(events, request.plan.delta),
-            "caps": {
+        return BudgetReserved(
+            dataset=visit.dataset_id,
+            events=events,
+            delta=request.plan.delta,
+            epsilon_if_spent=epsilon_by_population(events, request.plan.delta),
+            caps={
                 cap.name: {"epsilon": cap.epsilon, "delta": cap.delta} for cap in self.caps(permit, visit.dataset_id)
             },
-        }
+        )
 
     def include(self, session: Session, visit: VisitRow, permit: Permit, included: Included) -> None:
         """Narrow what ``visit`` reserved to the patients of its cohort.

@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy.orm import Session
 
 from connector.store.database import Database
+from vht_federate.evidence.events import Event
 from vht_federate.evidence.log import EvidenceLog, LogEntry
 
 __all__ = ["Step", "Steps"]
@@ -24,16 +24,14 @@ log = logging.getLogger("vht.node.steps")
 
 @dataclass
 class Step:
-    """One transaction. What is logged with ``append`` holds, whether or not the commit comes through."""
+    """One transaction. What is logged with ``record`` holds, whether or not the commit comes through."""
 
     session: Session
     evidence: EvidenceLog
     logged: bool = False
 
-    def append(
-        self, kind: str, body: dict[str, Any], *, permit_id: str | None = None, visit: str | None = None
-    ) -> LogEntry:
-        entry = self.evidence.append(kind, body, permit_id=permit_id, visit=visit)
+    def record(self, event: Event, *, permit_id: str | None = None, visit: str | None = None) -> LogEntry:
+        entry = self.evidence.record(event, permit_id=permit_id, visit=visit)
         self.logged = True
         return entry
 

@@ -17,10 +17,9 @@ from connector.store.models import OptOutRow
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError
 from vht_federate.evidence.entry import LogEntry
+from vht_federate.evidence.events import OptOutRecorded, OptOutWithdrawn
 
-__all__ = ["RECORDED", "WITHDRAWN", "excluded_subjects", "opt_out", "opted_out", "restore", "withdraw"]
-
-RECORDED, WITHDRAWN = "optout.recorded", "optout.withdrawn"
+__all__ = ["excluded_subjects", "opt_out", "opted_out", "restore", "withdraw"]
 
 
 def opt_out(session: Session, subject: str, since: datetime, now: datetime) -> bool:
@@ -58,13 +57,13 @@ def restore(session: Session, entries: Iterable[LogEntry]) -> None:
     """Enter what the evidence log says and the database lacks, never less than the database protects."""
     told: dict[str, list[LogEntry]] = {}
     for entry in entries:
-        if entry.kind in (RECORDED, WITHDRAWN):
+        if entry.kind in (OptOutRecorded.entry_kind, OptOutWithdrawn.entry_kind):
             told.setdefault(entry.body["subject"], []).append(entry)
     for subject, history in told.items():
         unknown = session.scalars(select(OptOutRow.id).where(OptOutRow.subject == subject)).first() is None
         for entry in history if unknown else history[-1:]:
             recorded = datetime.fromisoformat(entry.time)
-            if entry.kind == RECORDED:
+            if entry.kind == OptOutRecorded.entry_kind:
                 opt_out(session, subject, datetime.fromisoformat(entry.body["since"]), recorded)
             elif unknown:
                 moment = datetime.fromisoformat(entry.body["until"])

@@ -24,12 +24,12 @@ from connector.store.models import QueryRow
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError
+from vht_federate.evidence.events import QueryDrawn
 from vht_federate.privacy.accounts import Run
 from vht_federate.privacy.participation import Included
 
-__all__ = ["DRAWN", "Queries", "Query"]
+__all__ = ["Queries", "Query"]
 
-DRAWN = "query.drawn"
 log = logging.getLogger("vht.node.queries")
 
 
@@ -98,13 +98,13 @@ class Queries:
     def _draw(self, name: str, actor: Actor) -> None:
         with self.steps.step() as step:
             row = self._ledger.draw_query(step.session, name, self._clock())
-            body = {
-                "query": name,
-                "label": row.label,
-                "dataset": row.dataset_id,
-                "events": row.events,
-                "delta": self._ledger.delta,
+            drawn = QueryDrawn(
+                query=name,
+                label=row.label,
+                dataset=row.dataset_id,
+                events=row.events,
+                delta=self._ledger.delta,
                 **actor.facts(),
-            }
-            step.append(DRAWN, body, permit_id=row.permit_id)
+            )
+            step.record(drawn, permit_id=row.permit_id)
         log.info("query drawn", extra={"facts": {"query": name, "label": row.label}})

@@ -13,13 +13,22 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from connector.governance.fhir_clients import REVOKED
 from connector.governance.opt_outs import restore
-from connector.governance.query_spends import DRAWN
-from connector.governance.release_receipts import ACKNOWLEDGED
 from connector.governance.visits import OPEN, Visits
 from connector.store.models import Acknowledgement, Draw, FhirClientRow, QueryRow, Reservation, VisitRow
 from vht_federate.evidence.entry import LogEntry
+from vht_federate.evidence.events import (
+    BudgetReserved,
+    FhirClientRevoked,
+    PermitRevokedSeen,
+    QueryDrawn,
+    ReleaseAcknowledged,
+    RoundBegun,
+    RoundReleased,
+    VisitApproved,
+    VisitClosed,
+    VisitRejected,
+)
 
 __all__ = ["RESTARTED", "abandon_open_visits", "follow_the_log"]
 
@@ -38,21 +47,21 @@ def follow_the_log(visits: Visits, *, dataset_id: str) -> int:
     ended: list[str] = []
     with visits.guard, visits.database.write() as session:
         for entry in visits.evidence.entries():
-            if entry.kind == "round.begun":
+            if entry.kind == RoundBegun.entry_kind:
                 entered += _enter_draw(session, entry, dataset_id)
-            elif entry.kind == DRAWN:
+            elif entry.kind == QueryDrawn.entry_kind:
                 entered += _enter_query(session, entry)
-            elif entry.kind == "round.released":
+            elif entry.kind == RoundReleased.entry_kind:
                 _enter_release(session, entry)
-            elif entry.kind == "visit.approved":
+            elif entry.kind == VisitApproved.entry_kind:
                 approvals[entry.visit] = entry
-            elif entry.kind == "budget.reserved":
+            elif entry.kind == BudgetReserved.entry_kind:
                 approved += _enter_approval(session, entry, approvals[entry.visit])
-            elif entry.kind in ("visit.closed", "visit.rejected"):
+            elif entry.kind in (VisitClosed.entry_kind, VisitRejected.entry_kind):
                 ended += _enter_end(visits, session, entry)
-            elif entry.kind == ACKNOWLEDGED:
+            elif entry.kind == ReleaseAcknowledged.entry_kind:
                 _enter_acknowledgement(visits, session, entry)
-            elif entry.kind == REVOKED:
+            elif entry.kind == FhirClientRevoked.entry_kind:
                 _enter_client_revoked(session, entry)
         restore(session, visits.evidence.entries())
     if entered:
@@ -67,8 +76,8 @@ def follow_the_log(visits: Visits, *, dataset_id: str) -> int:
 
 def abandon_open_visits(visits: Visits, *, reason: str) -> list[str]:
     """End visits that were approved or ready: their enclaves are gone. Requested ones wait on for an operator."""
-    seen_revoked = {e.visit for e in visits.evidence.entries() if e.kind == "permit.revoked-seen"}
-    approved = {e.visit for e in visits.evidence.entries() if e.kind == "visit.approved"}
+    seen_revoked = {e.visit for e in visits.evidence.entries() if e.kind == PermitRevokedSeen.entry_kind}
+    approved = {e.visit for e in visits.evidence.entries() if e.kind == VisitApproved.entry_kind}
     ended = []
     for visit in visits.all():
         if visit.state not in OPEN or (visit.state == "requested" and visit.id not in approved | seen_revoked):

@@ -9,13 +9,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
 
+from vht_federate.evidence.events import PermitChecked, RefusalsCounted
 from vht_federate.evidence.log import EvidenceLog
 
-__all__ = ["COUNTED", "StrangersRefused"]
+__all__ = ["StrangersRefused"]
 
-COUNTED = "refusals.counted"
 LOGGED = 60
 WINDOW = timedelta(hours=1)
 
@@ -30,18 +29,18 @@ class StrangersRefused:
         self._logged = 0
         self._counted: Counter[str] = Counter()
 
-    def log(self, body: dict[str, Any], permit_id: str | None) -> bool:
-        """Log one as ``permit.checked``, or only count it: False."""
+    def log(self, refused: PermitChecked) -> bool:
+        """Log one, or only count it: False."""
         with self._guard:
             now = self._clock()
             if self._since is None or not self._since <= now < self._since + WINDOW:
                 self._tell(now)
                 self._since, self._logged = now, 0
             if self._logged >= LOGGED:
-                self._counted[body["code"]] += 1
+                self._counted[str(refused.code)] += 1
                 return False
             self._logged += 1
-        self._evidence.append("permit.checked", body, permit_id=permit_id)
+        self._evidence.record(refused, permit_id=refused.permit_id)
         return True
 
     def settle(self, *, closing: bool = False) -> None:
@@ -54,11 +53,11 @@ class StrangersRefused:
     def _tell(self, now: datetime) -> None:
         if self._since is None or not self._counted:
             return
-        body = {
-            "since": self._since.isoformat(),
-            "until": now.isoformat(),
-            "refused": self._counted.total(),
-            "codes": dict(sorted(self._counted.items())),
-        }
-        self._evidence.append(COUNTED, body)
+        counted = RefusalsCounted(
+            since=self._since.isoformat(),
+            until=now.isoformat(),
+            refused=self._counted.total(),
+            codes=dict(sorted(self._counted.items())),
+        )
+        self._evidence.record(counted)
         self._counted.clear()

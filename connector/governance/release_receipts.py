@@ -8,10 +8,10 @@ from sqlalchemy import select
 from connector.governance.visits import Visits
 from connector.store.models import Acknowledgement, VisitRow
 from vht_federate.errors import EgressError, RefusedError, RevokedError
+from vht_federate.evidence.events import ReleaseAcknowledged
 
-__all__ = ["ACKNOWLEDGED", "Releases"]
+__all__ = ["Releases"]
 
-ACKNOWLEDGED = "release.acknowledged"
 _MAY_ACKNOWLEDGE = ("ready", "closed", "failed")  # a node that lost its enclave still contributed before
 
 
@@ -48,8 +48,8 @@ class Releases:
             ).one_or_none()
             if held is not None:
                 return held.receipt
-            body = {"kind": kind, "artifact_sha256": sha256}
-            entry = step.append(ACKNOWLEDGED, body, permit_id=visit.permit_id, visit=visit.id)
+            acknowledged = ReleaseAcknowledged(kind=kind, artifact_sha256=sha256)
+            entry = step.record(acknowledged, permit_id=visit.permit_id, visit=visit.id)
             receipt = self._visits.evidence.receipt(entry)
             session.add(Acknowledgement(visit_id=visit.id, kind=kind, sha256=sha256, receipt=receipt, at=self._clock()))
             return receipt

@@ -11,7 +11,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -30,6 +29,7 @@ from vht_federate.errors import (
     VhtError,
     error_from_envelope,
 )
+from vht_federate.evidence.events import RoundBegun, RoundRefused, RoundReleased
 from vht_federate.privacy.accounting import epsilon_by_population
 
 __all__ = ["GRACE_S", "VisitGate"]
@@ -91,13 +91,13 @@ class VisitGate:
             row = self._visits.get(visit)
         except VhtError:
             return
-        body = {
-            "job": job if _JOB.fullmatch(job) else None,
-            "round": round if 0 <= round <= _MAXIMUM_ROUND else None,
-            "code": code,
-            "last_logged": number == LOGGED_REFUSALS,
-        }
-        self._visits.evidence.append("round.refused", body, permit_id=row.permit_id, visit=visit)
+        refused = RoundRefused(
+            job=job if _JOB.fullmatch(job) else None,
+            round=round if 0 <= round <= _MAXIMUM_ROUND else None,
+            code=code,
+            last_logged=number == LOGGED_REFUSALS,
+        )
+        self._visits.evidence.record(refused, permit_id=row.permit_id, visit=visit)
 
     # --- parts --------------------------------------------------------------------------------------------------
 
@@ -147,15 +147,15 @@ class VisitGate:
             ),
         )
         self._begun.add(call)
-        body = {
-            "job": job,
-            "round": round_,
-            "request_sha256": request_sha256,
-            "status_serial": status.serial,
-            "dataset": row.dataset_id,
-            "events": dumped(events),
-        }
-        step.append("round.begun", body, permit_id=row.permit_id, visit=row.id)
+        begun = RoundBegun(
+            job=job,
+            round=round_,
+            request_sha256=request_sha256,
+            status_serial=status.serial,
+            dataset=row.dataset_id,
+            events=events,
+        )
+        step.record(begun, permit_id=row.permit_id, visit=row.id)
 
     def _release(
         self,
@@ -178,17 +178,16 @@ class VisitGate:
         draw.output_sha256, draw.output_bytes, draw.released_at = output_sha256, output_bytes, self._clock()
         session.flush()
         delta = request_of(row).plan.delta
-        body: dict[str, Any] = {
-            "job": job,
-            "round": round_,
-            "output_sha256": output_sha256,
-            "status_serial": status.serial,
-            "epsilon": epsilon_by_population(self._visits.ledger.spent_by(session, row.id), delta),
-            "delta": delta,
-        }
-        if output_bytes is not None:
-            body["output_bytes"] = output_bytes
-        step.append("round.released", body, permit_id=row.permit_id, visit=row.id)
+        released = RoundReleased(
+            job=job,
+            round=round_,
+            output_sha256=output_sha256,
+            status_serial=status.serial,
+            epsilon=epsilon_by_population(self._visits.ledger.spent_by(session, row.id), delta),
+            delta=delta,
+            **({} if output_bytes is None else {"output_bytes": output_bytes}),
+        )
+        step.record(released, permit_id=row.permit_id, visit=row.id)
 
 
 def _planned(row: VisitRow, job: str, round_: int) -> tuple[PrivacyEvent, ...]:

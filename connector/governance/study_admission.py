@@ -24,6 +24,7 @@ from vht_federate.domain.law import DataCategory, purpose_open_to
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import ComponentError, PermitError, RefusedError, VhtError
+from vht_federate.evidence.events import PermitAccepted, PermitChecked
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.permits.check import check_question, check_request, read_permit, read_question, read_study
 from vht_federate.signing.canonical import digest_of, sha256_hex
@@ -165,14 +166,14 @@ class Judge:
             raise
 
     def accepted(self, judged: Judgement, visit_id: str) -> None:
-        body = {
-            "permit_id": judged.permit.permit_id,
-            "outcome": "accepted",
-            "code": None,
-            "request_digest": judged.request_digest,
-            "status_serial": judged.status_serial,
-        }
-        self.evidence.append("permit.checked", body, permit_id=judged.permit.permit_id, visit=visit_id)
+        accepted = PermitAccepted(
+            permit_id=judged.permit.permit_id,
+            outcome="accepted",
+            code=None,
+            request_digest=judged.request_digest,
+            status_serial=judged.status_serial,
+        )
+        self.evidence.record(accepted, permit_id=judged.permit.permit_id, visit=visit_id)
 
     def refused(
         self,
@@ -184,11 +185,11 @@ class Judge:
         **about: Any,
     ) -> None:
         """Log a refusal. Those of a ``stranger`` are logged up to a limit and counted beyond it."""
-        body = {"permit_id": permit_id, "outcome": "refused", "code": error.code, **about}
-        if stranger and not self.strangers.log(body, permit_id):
+        checked = PermitChecked(permit_id=permit_id, outcome="refused", code=error.code, **about)
+        if stranger and not self.strangers.log(checked):
             return
         if not stranger:
-            self.evidence.append("permit.checked", body, permit_id=permit_id, visit=visit_id)
+            self.evidence.record(checked, permit_id=permit_id, visit=visit_id)
         log.info("refused", extra={"facts": {"code": error.code, "permit": permit_id}})
 
     def require_component(self, request: StudyRequest) -> Path:

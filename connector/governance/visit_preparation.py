@@ -29,6 +29,7 @@ from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.split import is_test
 from vht_federate.errors import CohortError, RefusedError, VhtError
+from vht_federate.evidence.events import CohortBuilt, EnclaveStarted
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.participation import Included
 
@@ -162,12 +163,10 @@ class Preparation:
             )
         if not told:
             raise CohortError("the cohort was built without a word of whom it includes", code="VHT-COHORT-PATIENTS")
-        body = {
-            "columns": sorted(permitted),
-            "minimum_cohort_met": True,
-            "opt_outs_as_of": permit.issued_at.isoformat(),
-        }
-        self._visits.evidence.append("cohort.built", body, permit_id=visit.permit_id, visit=visit.id)
+        built = CohortBuilt(
+            columns=tuple(sorted(permitted)), minimum_cohort_met=True, opt_outs_as_of=permit.issued_at.isoformat()
+        )
+        self._visits.evidence.record(built, permit_id=visit.permit_id, visit=visit.id)
 
     def _include(self, visit: VisitRow, permit: Permit, included: Included) -> None:
         if len(included) < permit.minimum_cohort:
@@ -192,8 +191,8 @@ class Preparation:
         )
         folder = self._visits.judge.require_component(request)
         info = self._enclaves.start(spec, folder, self._gate)
-        body = {"component_digest": info.component_digest, "isolation": info.isolation, "device": info.device}
-        self._visits.evidence.append("enclave.started", body, permit_id=visit.permit_id, visit=visit.id)
+        started = EnclaveStarted(component_digest=info.component_digest, isolation=info.isolation, device=info.device)
+        self._visits.evidence.record(started, permit_id=visit.permit_id, visit=visit.id)
         return info
 
     @staticmethod

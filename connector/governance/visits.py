@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from connector.governance.ledger import Ledger, dumped
+from connector.governance.ledger import Ledger
 from connector.governance.logged_transactions import Step, Steps
 from connector.governance.node_secret import NodeSecret
 from connector.governance.operator_accounts import Actor
@@ -29,6 +29,14 @@ from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import NotFoundError, RefusedError, RevokedError, UnavailableError, VhtError
 from vht_federate.evidence.entry import LogEntry
+from vht_federate.evidence.events import (
+    Event,
+    PermitRevokedSeen,
+    VisitApproved,
+    VisitClosed,
+    VisitRejected,
+    VisitRequested,
+)
 from vht_federate.permits.check import read_permit
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.signing.canonical import sha256_hex
@@ -107,7 +115,7 @@ class Visits:
             visit_id = f"v-{secrets.token_hex(8)}"
             self.judge.afford(session, visit_id, judged)
             visit = self._entered(session, visit_id, judged, permit, study, key)
-            step.append("visit.requested", _asked(judged), permit_id=judged.permit.permit_id, visit=visit_id)
+            step.record(_requested(judged), permit_id=judged.permit.permit_id, visit=visit_id)
             self.judge.accepted(judged, visit_id)
         log.info("visit requested", extra={"facts": {"visit": visit_id, "study": judged.request.study_id}})
         return visit
@@ -130,9 +138,8 @@ class Visits:
                 reserved = self.ledger.reserve(session, visit, permit, request, self._clock())
                 visit.state, visit.decided_by, visit.decided_at = "approved", actor.name, self._clock()
                 session.flush()
-                approved = {**actor.facts(), "digest": request.component.digest}
-                _log(step, visit, "visit.approved", approved)
-                _log(step, visit, "budget.reserved", reserved)
+                _record(step, visit, VisitApproved(**actor.facts(), digest=request.component.digest))
+                _record(step, visit, reserved)
         except UnavailableError:
             raise
         except RevokedError as error:
@@ -175,8 +182,8 @@ class Visits:
             self.steps.catch_up()
             visit = self.get(visit_id)
             if visit.state in OPEN:
-                seen = {"code": error.code}
-                self.evidence.append("permit.revoked-seen", seen, permit_id=visit.permit_id, visit=visit.id)
+                seen = PermitRevokedSeen(code=error.code)
+                self.evidence.record(seen, permit_id=visit.permit_id, visit=visit.id)
             reason = "the permit was revoked"
             return self.end(visit_id, "revoked", code=error.code, reason=reason, grace_s=grace_s)
 
@@ -204,10 +211,9 @@ class Visits:
             visit.decided_by = actor.name if actor else visit.decided_by
             self.ledger.close(session, visit_id, self._clock())
             session.flush()
-            body = {"reason": reason, "state": state, "code": code, **(actor.facts() if actor else {})}
-            if not unapproved:
-                body |= self._cost(session, visit)
-            entry = _log(step, visit, "visit.rejected" if unapproved else "visit.closed", body)
+            said = {"reason": reason, "state": state, "code": code, **(actor.facts() if actor else {})}
+            ended = VisitRejected(**said) if unapproved else VisitClosed(**said, **self._cost(session, visit))
+            entry = _record(step, visit, ended)
             visit.receipt = self.evidence.receipt(entry)
         log.info("visit ended", extra={"facts": {"visit": visit_id, "state": state, "code": code}})
         self.on_ended(visit_id, grace_s)
@@ -218,7 +224,7 @@ class Visits:
     def _cost(self, session: Session, visit: VisitRow) -> dict[str, Any]:
         spent = self.ledger.spent_by(session, visit.id)
         delta = request_of(visit).plan.delta
-        return {"spent": dumped(spent), "epsilon": epsilon_by_population(spent, delta), "delta": delta}
+        return {"spent": spent, "epsilon": epsilon_by_population(spent, delta), "delta": delta}
 
     def _repeated(self, same: VisitRow, judged: Judgement, retry_key: str | None) -> VisitRow:
         if same.state in OPEN and retry_key is not None and same.retry_key == retry_key:
@@ -255,19 +261,19 @@ class Visits:
         return visit
 
 
-def _asked(judged: Judgement) -> dict[str, Any]:
+def _requested(judged: Judgement) -> VisitRequested:
     request = judged.request
-    return {
-        "study_id": request.study_id,
-        "request_digest": judged.request_digest,
-        "user_kid": request.user_kid,
-        "component": request.component.model_dump(mode="json"),
-        "plan": request.plan.model_dump(mode="json"),
-    }
+    return VisitRequested(
+        study_id=request.study_id,
+        request_digest=judged.request_digest,
+        user_kid=request.user_kid,
+        component=request.component,
+        plan=request.plan,
+    )
 
 
-def _log(step: Step, visit: VisitRow, kind: str, body: dict[str, Any]) -> LogEntry:
-    return step.append(kind, body, permit_id=visit.permit_id, visit=visit.id)
+def _record(step: Step, visit: VisitRow, event: Event) -> LogEntry:
+    return step.record(event, permit_id=visit.permit_id, visit=visit.id)
 
 
 def _row(session: Session, visit_id: str) -> VisitRow:

@@ -31,10 +31,10 @@ from vht_federate.errors import (
     VerificationError,
     ViewError,
 )
+from vht_federate.evidence.event_text import describe
 from vht_federate.evidence.ledger_check import check_ceiling
 from vht_federate.evidence.node_log import read_node_log
-from vht_federate.evidence.query_record import queried
-from vht_federate.evidence.trace import describe
+from vht_federate.evidence.query_record import queries_drawn
 from vht_federate.evidence.visit_record import visit_records
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.signing.canonical import canonical_bytes
@@ -578,14 +578,14 @@ def test_an_auditor_recomputes_what_questions_cost_and_finds_no_answer_without_i
             ask(node, stocked, token, view=view(where=where))
         log = audited(node, stocked)
         assert visit_records(log) == {}
-        asked = queried(log)
+        asked = queries_drawn(log)
         assert [one.label for one in asked] == ["feasibility", "feasibility"]
         total = check_ceiling("nodes/h.json", permit, [], epsilon_by_population, asked)
         assert 0.3 < total["train"] < 0.6
         assert "feasibility question" in describe(log.entries[-1])
         node.evidence.append("feasibility.answered", {"query": "q-unpaid"}, permit_id="permit-1")
         with pytest.raises(VerificationError, match=r"follows no query\.drawn"):
-            queried(audited(node, stocked))
+            queries_drawn(audited(node, stocked))
 
 
 def test_a_crash_between_spend_and_answer_has_spent(stocked: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from node_kit import Hospital, approved, ask
 from safetensors.numpy import load
 
-from connector.console.event_text import log_lines
+from connector.console.log_lines import log_lines
 from connector.governance.operator_accounts import Actor
 from connector.governance.opt_outs import excluded_subjects, opt_out, withdraw
 from connector.governance.pseudonyms import erase, pseudonymiser

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from node_kit import Hospital, approved, ask, await_that
 
-from connector.console.event_text import log_lines
+from connector.console.log_lines import log_lines
 from connector.governance.refusal_quota import LOGGED
 from connector.node import Node
 from connector.store.models import PseudonymKeyRow

@@ -76,7 +76,7 @@ def test_the_report_is_one_page_that_shows_the_verdict_the_trace_and_the_keys(
     page = out.read_text()
     for words in (
         "The evidence holds", played.permit.permit_id, "nodes/hospital-2.json entry", "Signature",
-        played.coordinator.public.kid, "acknowledges the cohort",
+        played.coordinator.public.kid, "Release of a cohort acknowledged",
     ):  # fmt: skip
         assert words in page, words
     assert "<script" not in page

@@ -1,8 +1,7 @@
 """What a node's evidence log tells of: one type for each kind of entry, for whoever writes, verifies or shows it.
 
-A verifier reads the fields that it knows and takes a node's word for no others (``extra="ignore"``); a node may say more
-in a later version. Bodies hold public values only. ``EVENTS`` lists every kind; one that is not there is an error to a
-verifier, which guesses nothing.
+A verifier reads the fields that it knows (``extra="ignore"``); a node may say more in a later version. Bodies hold
+public values only. ``EVENTS`` lists every kind; one that is not there is an error to a verifier, which guesses nothing.
 """
 
 from typing import Any, ClassVar
@@ -88,6 +87,8 @@ class DatasetIngested(Decision):
 
 
 class OptOutRecorded(Decision):
+    """Logged without a permit: an auditor sees a salted hash, and only the node can tell whose entry it is."""
+
     entry_kind = "optout.recorded"
     subject: str
     since: str
@@ -163,6 +164,7 @@ class BudgetReserved(Event):
     epsilon_if_spent: Epsilon
     dataset: str
     delta: float
+    caps: dict[str, dict[str, float]] = {}  # by name, each with epsilon and delta
 
 
 class CohortBuilt(Event):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from vht_federate.domain.budget import POPULATIONS, PrivacyEvent
 from vht_federate.domain.permit import Permit
 from vht_federate.evidence.entry import LogEntry
+from vht_federate.evidence.events import QueryDrawn, RoundBegun
 from vht_federate.evidence.finding import TOLERANCE, broken
-from vht_federate.evidence.query_record import Queried
-from vht_federate.evidence.visit_record import Begun, VisitRecord, spent_under_permit
+from vht_federate.evidence.visit_record import VisitRecord, spent_under_permit
 
 __all__ = ["Compose", "check_ceiling", "check_ledger", "same_epsilon"]
 
@@ -50,7 +50,7 @@ def check_ledger(record: VisitRecord, compose: Compose) -> dict[str, float]:
 
 
 def check_ceiling(
-    file: str, permit: Permit, records: Iterable[VisitRecord], compose: Compose, queries: Iterable[Queried] = ()
+    file: str, permit: Permit, records: Iterable[VisitRecord], compose: Compose, queries: Iterable[QueryDrawn] = ()
 ) -> dict[str, float]:
     """All visits and queries of one node under ``permit`` together stay below its ceiling, at its delta.
 
@@ -82,7 +82,7 @@ def _check_delta(record: VisitRecord, entry: LogEntry, delta: float) -> None:
         raise record.error(entry, "states its epsilon at another delta than the plan's", "LEDGER")
 
 
-def _planned(record: VisitRecord, begun: Begun) -> tuple[PrivacyEvent, ...] | None:
+def _planned(record: VisitRecord, begun: RoundBegun) -> tuple[PrivacyEvent, ...] | None:
     try:
         return record.requested.plan.events_of(begun.job, begun.round) if record.requested else None
     except KeyError:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from vht_federate.errors import InputError, UnavailableError, VerificationError
 from vht_federate.evidence.entry import EXPORT_SCHEMA, EXPORT_TYP, HEAD_TYP, RECEIPT_TYP, LogEntry, TreeHead
+from vht_federate.evidence.events import Event
 from vht_federate.evidence.merkle import Frontier, hash_leaf
 from vht_federate.files import flush_to_disk, sync
 from vht_federate.signing.canonical import canonical_bytes, digest_of
@@ -124,6 +125,10 @@ class EvidenceLog:
             }
 
     # --- writing ------------------------------------------------------------------------------------------------
+
+    def record(self, event: Event, *, permit_id: str | None = None, visit: str | None = None) -> LogEntry:
+        """``append`` for an event of a known kind."""
+        return self.append(event.entry_kind, event.body(), permit_id=permit_id, visit=visit)
 
     def append(
         self, kind: str, body: dict[str, Any], *, permit_id: str | None = None, visit: str | None = None

@@ -1,31 +1,20 @@
 """Spends outside of visits, as a node's log tells them, and the answers that they paid for."""
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.evidence.events import FeasibilityAnswered, QueryDrawn
 from vht_federate.evidence.finding import broken
 from vht_federate.evidence.node_log import NodeLog
 
-__all__ = ["ANSWER", "QUERY", "Queried", "queried"]
+__all__ = ["queries_drawn"]
 
-QUERY, ANSWER = "query.drawn", "feasibility.answered"
-
-
-class Queried(BaseModel):
-    """A spend outside of visits, under this permit; a node may say more."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    query: str
-    label: str
-    dataset: str
-    events: tuple[PrivacyEvent, ...]
+QUERY, ANSWER = QueryDrawn.entry_kind, FeasibilityAnswered.entry_kind
 
 
-def queried(log: NodeLog) -> tuple[Queried, ...]:
+def queries_drawn(log: NodeLog) -> tuple[QueryDrawn, ...]:
     """Every spend under the permit outside of visits. Raises VerificationError naming an entry that is none, and an
     answer that was not paid for."""
-    found: dict[str, Queried] = {}
+    found: dict[str, QueryDrawn] = {}
     answered: set[str] = set()
     for entry in log.entries:
         if entry.kind == ANSWER:
@@ -36,7 +25,7 @@ def queried(log: NodeLog) -> tuple[Queried, ...]:
         if entry.kind != QUERY:
             continue
         try:
-            one = Queried.model_validate(entry.body)
+            one = QueryDrawn.model_validate(entry.body)
         except ValidationError as error:
             raise broken(log.place(entry), f"{QUERY} is not one", "ORDER") from error
         if entry.visit is not None or one.query in found:

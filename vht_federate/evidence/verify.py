@@ -21,7 +21,7 @@ from vht_federate.evidence.finding import Check, broken
 from vht_federate.evidence.ledger_check import Compose, check_ceiling, check_ledger
 from vht_federate.evidence.node_log import NodeLog, read_node_log
 from vht_federate.evidence.output_check import check_derived, read_outputs
-from vht_federate.evidence.query_record import queried
+from vht_federate.evidence.query_record import queries_drawn
 from vht_federate.evidence.release_check import check_releases
 from vht_federate.evidence.run_check import RunClaims, check_run, read_run
 from vht_federate.evidence.status_check import SeenStatus, check_covered, check_rounds, read_statuses
@@ -152,7 +152,7 @@ class _Audit:
             for record in self.records[name].values():
                 check_ledger(record, self.compose)
                 check_rounds(record, self.permit, self.statuses)
-            total = check_ceiling(file, self.permit, self.records[name].values(), self.compose, queried(log))
+            total = check_ceiling(file, self.permit, self.records[name].values(), self.compose, queries_drawn(log))
             begun = sum(len(record.begun) for record in self.records[name].values())
             self.note(
                 file,

@@ -12,24 +12,33 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from vht_federate.domain.budget import PrivacyEvent
-from vht_federate.domain.permit import Sha256
-from vht_federate.domain.plan import StudyPlan
-from vht_federate.domain.study import ComponentRef
 from vht_federate.evidence.entry import LogEntry
+from vht_federate.evidence.events import (
+    BudgetReserved,
+    CohortBuilt,
+    EnclaveStarted,
+    Event,
+    FeasibilityAnswered,
+    PermitAccepted,
+    PermitChecked,
+    PermitRevokedSeen,
+    QueryDrawn,
+    ReleaseAcknowledged,
+    RoundBegun,
+    RoundRefused,
+    RoundReleased,
+    VisitApproved,
+    VisitClosed,
+    VisitRejected,
+    VisitRequested,
+)
 from vht_federate.evidence.finding import broken
 from vht_federate.evidence.node_log import NodeLog
-from vht_federate.evidence.query_record import ANSWER, QUERY
 
 __all__ = [
-    "Acknowledged",
-    "Begun",
-    "Closed",
-    "Released",
-    "Requested",
-    "Reserved",
     "VisitRecord",
     "spent_under_permit",
     "visit_records",
@@ -38,80 +47,7 @@ __all__ = [
 _TIME = TypeAdapter(AwareDatetime)
 
 
-class _Body(BaseModel):
-    """Fields a verifier reads; a node may say more."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Requested(_Body):
-    study_id: str
-    request_digest: Sha256
-    user_kid: str
-    component: ComponentRef
-    plan: StudyPlan
-
-
-class Checked(_Body):
-    outcome: str
-
-
-class Accepted(Checked):
-    permit_id: str
-    code: None
-    request_digest: Sha256
-    status_serial: int
-
-
-class Reserved(_Body):
-    events: tuple[PrivacyEvent, ...]
-    epsilon_if_spent: dict[str, float]
-    dataset: str
-    delta: float
-
-
-class Built(_Body):
-    columns: tuple[str, ...]
-    minimum_cohort_met: bool
-    opt_outs_as_of: AwareDatetime
-
-
-class Started(_Body):
-    component_digest: Sha256
-
-
-class Begun(_Body):
-    job: str
-    round: int
-    request_sha256: Sha256
-    status_serial: int
-    dataset: str
-    events: tuple[PrivacyEvent, ...]
-
-
-class Released(_Body):
-    job: str
-    round: int
-    output_sha256: Sha256
-    status_serial: int
-    epsilon: dict[str, float]
-    delta: float
-
-
-class Acknowledged(_Body):
-    kind: str
-    artifact_sha256: Sha256
-
-
-class Closed(_Body):
-    spent: tuple[PrivacyEvent, ...]
-    epsilon: dict[str, float]
-    delta: float
-    state: str
-    reason: str
-
-
-B = TypeVar("B", bound=_Body)
+E = TypeVar("E", bound=Event)
 
 
 @dataclass
@@ -120,16 +56,16 @@ class VisitRecord:
 
     log: NodeLog
     visit: str
-    requested: Requested | None = None
-    accepted: Accepted | None = None
+    requested: VisitRequested | None = None
+    accepted: PermitAccepted | None = None
     approved: bool = False
-    reserved: tuple[LogEntry, Reserved] | None = None
+    reserved: tuple[LogEntry, BudgetReserved] | None = None
     started: bool = False
-    begun: dict[tuple[str, int], tuple[LogEntry, Begun]] = field(default_factory=dict)
-    released: dict[tuple[str, int], tuple[LogEntry, Released]] = field(default_factory=dict)
-    acknowledged: list[tuple[LogEntry, Acknowledged]] = field(default_factory=list)
-    built: Built | None = None
-    closed: tuple[LogEntry, Closed] | None = None
+    begun: dict[tuple[str, int], tuple[LogEntry, RoundBegun]] = field(default_factory=dict)
+    released: dict[tuple[str, int], tuple[LogEntry, RoundReleased]] = field(default_factory=dict)
+    acknowledged: list[tuple[LogEntry, ReleaseAcknowledged]] = field(default_factory=list)
+    built: CohortBuilt | None = None
+    closed: tuple[LogEntry, VisitClosed] | None = None
     rejected: bool = False
     revoked_seen: LogEntry | None = None
 
@@ -148,16 +84,16 @@ class VisitRecord:
         step = _STEPS.get(entry.kind)
         if step is None:
             raise self.error(entry, f"is of an unknown kind {entry.kind!r}")
-        if self.requested is None and entry.kind != "visit.requested":
+        if self.requested is None and entry.kind != VisitRequested.entry_kind:
             raise self.error(entry, f"{entry.kind} comes before its visit was requested")
         step(self, entry)
 
     def error(self, entry: LogEntry, what: str, code: str = "ORDER") -> Exception:
         return broken(self.log.place(entry), what, code)
 
-    def _read(self, entry: LogEntry, kind: type[B]) -> B:
+    def _read(self, entry: LogEntry, event: type[E]) -> E:
         try:
-            return kind.model_validate(entry.body)
+            return event.model_validate(entry.body)
         except ValidationError as error:
             places = ", ".join(sorted({".".join(map(str, item["loc"])) for item in error.errors()}))
             raise self.error(entry, f"{entry.kind} lacks or garbles: {places}") from error
@@ -173,13 +109,13 @@ class VisitRecord:
 
     def _on_requested(self, entry: LogEntry) -> None:
         self._require(entry, self.requested is None, "stands twice")
-        self.requested = self._read(entry, Requested)
+        self.requested = self._read(entry, VisitRequested)
 
     def _on_checked(self, entry: LogEntry) -> None:
-        body = self._read(entry, Checked)
+        body = self._read(entry, PermitChecked)
         self._require(entry, body.outcome in ("accepted", "refused"), "has an unknown outcome")
         if body.outcome == "accepted":
-            accepted = self._read(entry, Accepted)
+            accepted = self._read(entry, PermitAccepted)
             self._require(entry, not self._ended(), "accepts a visit that had ended")
             same = self.requested is not None and accepted.request_digest == self.requested.request_digest
             self._require(entry, same, "accepts another request than the one that was made")
@@ -197,23 +133,23 @@ class VisitRecord:
     def _on_reserved(self, entry: LogEntry) -> None:
         self._require(entry, self.approved, "comes before an operator approved")
         self._require(entry, not self.begun and not self._ended() and not self.revoked_seen, "comes too late")
-        self.reserved = entry, self._read(entry, Reserved)
+        self.reserved = entry, self._read(entry, BudgetReserved)
 
     def _on_built(self, entry: LogEntry) -> None:
         self._require(entry, self.reserved is not None, "comes before a budget was reserved")
-        body = self._read(entry, Built)
+        body = self._read(entry, CohortBuilt)
         self._require(entry, body.minimum_cohort_met, "has fewer patients than the permit's minimum")
         self._require(entry, not self.begun, "comes too late")
         self.built = body
 
     def _on_started(self, entry: LogEntry) -> None:
         self._require(entry, self.built is not None, "comes before its cohort was built")
-        digest, asked = self._read(entry, Started).component_digest, self.requested
+        digest, asked = self._read(entry, EnclaveStarted).component_digest, self.requested
         self._require(entry, asked is not None and digest == asked.component.digest, "runs another component")
         self.started = True
 
     def _on_begun(self, entry: LogEntry) -> None:
-        body = self._read(entry, Begun)
+        body = self._read(entry, RoundBegun)
         self._require(entry, self.started, "comes before its enclave started")
         self._require(entry, self.revoked_seen is None, "comes after the permit was seen revoked")
         self._require(entry, not self._ended(), "comes after the visit's end")
@@ -223,7 +159,7 @@ class VisitRecord:
         self.begun[body.job, body.round] = entry, body
 
     def _on_released(self, entry: LogEntry) -> None:
-        body = self._read(entry, Released)
+        body = self._read(entry, RoundReleased)
         call = body.job, body.round
         self._require(entry, call in self.begun, f"of {body.job} {body.round} has no round.begun")
         self._require(entry, call not in self.released, f"of {body.job} {body.round} stands twice")
@@ -234,11 +170,11 @@ class VisitRecord:
     def _on_acknowledged(self, entry: LogEntry) -> None:
         self._require(entry, bool(self.begun), "comes before any round")
         self._require(entry, self.revoked_seen is None, "comes after the permit was seen revoked")
-        self.acknowledged.append((entry, self._read(entry, Acknowledged)))
+        self.acknowledged.append((entry, self._read(entry, ReleaseAcknowledged)))
 
     def _on_closed(self, entry: LogEntry) -> None:
         self._require(entry, not self._ended(), "ends a visit that had ended")
-        self.closed = entry, self._read(entry, Closed)
+        self.closed = entry, self._read(entry, VisitClosed)
 
     def _on_rejected(self, entry: LogEntry) -> None:
         self._require(entry, not self._ended(), "ends a visit that had ended")
@@ -253,19 +189,19 @@ class VisitRecord:
 
 
 _STEPS: dict[str, Callable[[VisitRecord, LogEntry], None]] = {
-    "visit.requested": VisitRecord._on_requested,
-    "permit.checked": VisitRecord._on_checked,
-    "visit.approved": VisitRecord._on_approved,
-    "budget.reserved": VisitRecord._on_reserved,
-    "cohort.built": VisitRecord._on_built,
-    "enclave.started": VisitRecord._on_started,
-    "round.begun": VisitRecord._on_begun,
-    "round.released": VisitRecord._on_released,
-    "round.refused": VisitRecord._on_refused,
-    "release.acknowledged": VisitRecord._on_acknowledged,
-    "visit.closed": VisitRecord._on_closed,
-    "visit.rejected": VisitRecord._on_rejected,
-    "permit.revoked-seen": VisitRecord._on_revoked_seen,
+    VisitRequested.entry_kind: VisitRecord._on_requested,
+    PermitChecked.entry_kind: VisitRecord._on_checked,
+    VisitApproved.entry_kind: VisitRecord._on_approved,
+    BudgetReserved.entry_kind: VisitRecord._on_reserved,
+    CohortBuilt.entry_kind: VisitRecord._on_built,
+    EnclaveStarted.entry_kind: VisitRecord._on_started,
+    RoundBegun.entry_kind: VisitRecord._on_begun,
+    RoundReleased.entry_kind: VisitRecord._on_released,
+    RoundRefused.entry_kind: VisitRecord._on_refused,
+    ReleaseAcknowledged.entry_kind: VisitRecord._on_acknowledged,
+    VisitClosed.entry_kind: VisitRecord._on_closed,
+    VisitRejected.entry_kind: VisitRecord._on_rejected,
+    PermitRevokedSeen.entry_kind: VisitRecord._on_revoked_seen,
 }
 
 
@@ -276,8 +212,8 @@ def visit_records(log: NodeLog) -> dict[str, VisitRecord]:
         _check_time(log, entry)
         if entry.kind.startswith("node."):
             continue
-        if entry.visit is None and entry.kind not in (QUERY, ANSWER):
-            if entry.kind != "permit.checked" or _accepts(entry.body):
+        if entry.visit is None and entry.kind not in (QueryDrawn.entry_kind, FeasibilityAnswered.entry_kind):
+            if entry.kind != PermitChecked.entry_kind or _accepts(entry.body):
                 raise broken(log.place(entry), f"{entry.kind} belongs to no visit", "ORDER")
             continue
         if entry.visit is not None:
