@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.federated_accuracy import demo_plan
 from benchmarks.table import Row
 from deploy.demo.metrics import accuracy, auc, mean_over_nodes
-from deploy.demo.pooled_training import Learner, cohorts_of, patient_labels
+from deploy.demo.pooled_training import Learner, cohorts_of
 from deploy.demo.studies import terms_for
 from vht_federate.components.job import CohortArrays
 from vht_federate.privacy.accounting import epsilon_by_population
@@ -63,8 +63,7 @@ def measure() -> list[Row]:
     below = float(np.mean(each < FLOOR))
     pooled = accuracies(learner, learner.fit_pooled(train), test)[0]
     majority = [
-        float(np.mean((patient_labels(b) > 0.5) == (patient_labels(a).mean() > 0.5)))
-        for a, b in zip(train, test, strict=True)
+        float(np.mean((b.labels() > 0.5) == (a.labels().mean() > 0.5))) for a, b in zip(train, test, strict=True)
     ]
     return [
         Row("accuracy_mean", right, "accuracy", ">= 0.78", right >= FLOOR, "majority", float(np.mean(majority))),

@@ -112,15 +112,9 @@ def coarse_cells(column: Column) -> tuple[int, ...]:
 
 def encode(book: Codebook, cohort: CohortArrays) -> Codes:
     """int64 [patients, columns]: the cell of each patient's last record, in the codebook's order."""
-    patients = cohort.patients
-    last = np.zeros(patients, dtype=np.int64)
-    last[cohort.patient] = np.arange(len(cohort.patient))  # patient-major: the last write is the last record
-    outcome = np.zeros(patients, dtype=np.float32)
-    np.maximum.at(outcome, cohort.patient, cohort.outcome)
-    present = np.isin(np.arange(patients), cohort.patient)
-    values = cohort.values[last[present]] if len(cohort.patient) else cohort.values[:0]
+    values = cohort.values[cohort.last_records()]
     codes = [_cells(book.columns[name], values[:, index]) for index, name in enumerate(book.inputs)]
-    codes.append((outcome[present] > 0.5).astype(np.int64))
+    codes.append(cohort.labels())
     return np.stack(codes, axis=1)
 
 

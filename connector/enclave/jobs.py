@@ -154,12 +154,7 @@ def _scores(model: Any, cohort: CohortArrays) -> tuple[NDArray[np.float64], NDAr
     device = next(model.parameters()).device
     logits = record_logits(model, torch.from_numpy(cohort.model_inputs()).to(device))
     risk = torch.sigmoid(logits).cpu().numpy().astype(np.float64)
-    records = np.bincount(cohort.patient, minlength=cohort.patients)
-    present = records > 0
-    total = np.bincount(cohort.patient, weights=np.nan_to_num(risk, nan=0.0), minlength=cohort.patients)
-    label = np.zeros(cohort.patients, dtype=np.int64)
-    np.maximum.at(label, cohort.patient, (cohort.outcome > 0.5).astype(np.int64))
-    return total[present] / records[present], label[present]
+    return cohort.mean_by_patient(risk), cohort.labels()
 
 
 def _cells(cell: NDArray[Any], cells: int) -> NDArray[np.float64]:

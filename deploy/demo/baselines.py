@@ -59,7 +59,6 @@ def measure_baselines(root: Path) -> dict[str, Any]:
     A figure is None where the test patients do not define it.
     """
     from deploy.demo.fidelity import auc_when_trained_on
-    from deploy.demo.pooled_training import patient_labels
     from deploy.demo.trivial_baselines import giveaways
     from vht_federate.privacy.noise import SecureNoise
 
@@ -71,7 +70,7 @@ def measure_baselines(root: Path) -> dict[str, Any]:
         for train, test in zip(trains, tests, strict=True)
     ]
     majority = [_majority(cohort) for cohort in cohorts.values()]
-    labels = [patient_labels(cohort) for cohort in cohorts.values()]
+    labels = [cohort.labels() for cohort in cohorts.values()]
     figures = {
         "auc_pooled_nonprivate": mean_over_nodes(auc, pooled),
         "accuracy_pooled_nonprivate": mean_over_nodes(accuracy, pooled),
@@ -169,9 +168,7 @@ def _judged(what: str, scored: Scored) -> dict[str, float | None]:
 
 def _majority(cohort: "CohortArrays") -> float | None:
     """Accuracy on a hospital's test patients of always saying what most of its training patients have."""
-    from deploy.demo.pooled_training import patient_labels
-
-    train, test = patient_labels(cohort.of("train")), patient_labels(cohort.of("test"))
+    train, test = cohort.of("train").labels(), cohort.of("test").labels()
     if not len(train) or not len(test):
         return None
     return float(np.mean((test > 0.5) == (np.mean(train) > 0.5)))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deploy.demo.metrics import auc, mean_over_nodes
-from deploy.demo.pooled_training import Learner, patient_labels
+from deploy.demo.pooled_training import Learner
 from synth.marginals import encode
 from vht_federate.components.job import CohortArrays
 from vht_federate.packaging.codebook import Codebook, Column, codebook_for
@@ -23,11 +23,9 @@ __all__ = ["auc_when_trained_on", "distances", "last_records", "marginals_of", "
 
 def last_records(cohort: CohortArrays) -> CohortArrays:
     """One record for each patient who has any, as a synthetic cohort has: the last, with the patient's label."""
-    last = np.full(cohort.patients, -1, dtype=np.int64)
-    last[cohort.patient] = np.arange(len(cohort.patient))  # patient-major: the last write is the last record
-    kept = last >= 0
-    labels = patient_labels(cohort)[kept].astype(np.float32)
-    return CohortArrays(cohort.values[last[kept]], labels, np.arange(int(kept.sum())), cohort.bucket[kept])
+    last = cohort.last_records()
+    bucket = cohort.bucket[cohort.patient[last]]
+    return CohortArrays(cohort.values[last], cohort.labels().astype(np.float32), np.arange(len(last)), bucket)
 
 
 def read_synthetic(folder: Path, learner: Learner) -> CohortArrays:

@@ -26,7 +26,7 @@ from vht_federate.privacy.release import Private
 from vht_federate.privacy.training import TrainingTensors, load_weights, noised_count, train_round
 from vht_federate.secagg import protocol_of
 
-__all__ = ["Learner", "cohorts_of", "patient_labels"]
+__all__ = ["Learner", "cohorts_of"]
 
 Weights = dict[str, NDArray[np.float32]]
 OPEN_KEY = b"\0" * 32  # pseudonyms of data that the demo itself made
@@ -47,13 +47,6 @@ def cohorts_of(hospitals: Mapping[str, Path], learner: "Learner", place: Path) -
         arrays = load_file(cohort / "cohort.safetensors")
         made[name] = CohortArrays(arrays["values"], arrays["outcome"], arrays["patient"], arrays["bucket"])
     return made
-
-
-def patient_labels(cohort: CohortArrays) -> NDArray[np.float64]:
-    """A patient's label: the largest of its records' outcomes."""
-    labels = np.zeros(cohort.patients)
-    np.maximum.at(labels, cohort.patient, cohort.outcome.astype(np.float64))
-    return labels
 
 
 class Learner:
@@ -125,7 +118,5 @@ class Learner:
         for cohort in cohorts:
             with torch.no_grad():
                 risk = torch.sigmoid(model(torch.from_numpy(cohort.values))).numpy().astype(np.float64)
-            counts = np.bincount(cohort.patient, minlength=cohort.patients)
-            score = np.bincount(cohort.patient, weights=risk, minlength=cohort.patients) / np.maximum(counts, 1)
-            scored.append((score, patient_labels(cohort)))
+            scored.append((cohort.mean_by_patient(risk), cohort.labels().astype(np.float64)))
         return scored

@@ -72,6 +72,31 @@ class CohortArrays:
             return self.values
         return np.stack([self.values, self.mask.astype(np.float32), self.times], axis=1)
 
+    # What a patient is, of its records. A patient without any is in none of these: [patients with records].
+
+    def labels(self) -> NDArray[np.int64]:
+        """1 where the outcome of any record says so."""
+        label = np.zeros(self.patients, dtype=np.int64)
+        np.maximum.at(label, self.patient, (self.outcome > 0.5).astype(np.int64))
+        return label[self._present()]
+
+    def mean_by_patient(self, scores: NDArray[Any]) -> NDArray[np.float64]:
+        """The mean over a patient's records of ``scores`` [records]; one that is not finite counts as 0."""
+        finite = np.nan_to_num(scores.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        total = np.bincount(self.patient, weights=finite, minlength=self.patients)
+        present = self._present()
+        mean: NDArray[np.float64] = total[present] / np.bincount(self.patient, minlength=self.patients)[present]
+        return mean
+
+    def last_records(self) -> NDArray[np.int64]:
+        """The index of each patient's last record: patient-major, so the last that was written."""
+        last = np.zeros(self.patients, dtype=np.int64)
+        last[self.patient] = np.arange(len(self.patient))
+        return last[self._present()]
+
+    def _present(self) -> NDArray[np.bool_]:
+        return np.bincount(self.patient, minlength=self.patients) > 0
+
     def __repr__(self) -> str:
         return "CohortArrays(redacted)"
 
