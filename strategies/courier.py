@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
-from strategies.message_content import Answer, calls_of, output_sha256, pack_replies
+from strategies.message_content import Answer, calls_of, pack_replies
 from vht_federate.errors import InputError, UnavailableError, VhtError
 from vht_federate.framing import Call, call_enclave
 
@@ -44,7 +44,7 @@ def _ask(call: Call, directory: Path, deadline_s: float) -> Answer:
         ) from error
     timeout_s = min(max(deadline_s, 1.0), MAX_DEADLINE_S)
     reply = call_enclave(directory / f"{call.visit}.sock", token, call, timeout_s=timeout_s)
-    return Answer(reply, output_sha256(reply))
+    return Answer(reply, reply.sha256())
 
 
 def carry(records: RecordDict, node_config: Mapping[str, object]) -> RecordDict:

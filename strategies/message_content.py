@@ -14,9 +14,8 @@ from flwr.app import ConfigRecord, RecordDict
 
 from vht_federate.errors import VhtError, WireError, error_from_envelope
 from vht_federate.framing import Call, Reply
-from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 
-__all__ = ["Answer", "calls_of", "output_sha256", "pack_calls", "pack_replies", "replies_of"]
+__all__ = ["Answer", "calls_of", "pack_calls", "pack_replies", "replies_of"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,6 @@ class Answer:
     reply: Reply | None
     sha256: str = ""
     error: VhtError | None = None
-
-
-def output_sha256(reply: Reply) -> str:
-    """Digest of what leaves a node: sha256(canonical JSON of the result, newline, tensor bytes)."""
-    return sha256_hex(canonical_bytes(reply.result) + b"\n" + reply.tensors)
 
 
 def pack_calls(calls: Sequence[Call], *, deadline_s: float) -> RecordDict:
@@ -91,7 +85,7 @@ def _answer_of(record: Any) -> Answer:
     if not isinstance(result, dict) or not isinstance(tensors, bytes):
         raise TypeError
     reply = Reply(result, tensors)
-    digest = output_sha256(reply)
+    digest = reply.sha256()
     if digest != record["sha256"]:
         raise WireError("a reply was changed on its way: its digest differs", code="VHT-WIRE-DIGEST")
     return Answer(reply, digest)

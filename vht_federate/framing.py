@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vht_federate.errors import UnavailableError, WireError, error_from_envelope
+from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 
 __all__ = ["Call", "Reply", "call_enclave", "receive_frame", "send_frame"]
 
@@ -31,6 +32,11 @@ class Call:
     params: dict[str, Any] = field(default_factory=dict)
     tensors: bytes = b""
 
+    def sha256(self) -> str:
+        """As the evidence log names the request: of the canonical JSON of the call, a newline, the tensors' bytes."""
+        about = {"visit": self.visit, "job": self.job, "round": self.round, "params": self.params}
+        return sha256_hex(canonical_bytes(about) + b"\n" + self.tensors)
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -38,6 +44,14 @@ class Reply:
 
     result: dict[str, Any]
     tensors: bytes = b""
+
+    def content(self) -> bytes:
+        """What leaves the node: the canonical JSON of the result, a newline, the tensors' bytes."""
+        return canonical_bytes(self.result) + b"\n" + self.tensors
+
+    def sha256(self) -> str:
+        """As the evidence log names the output."""
+        return sha256_hex(self.content())
 
 
 def _read_exactly(sock: socket.socket, count: int) -> bytes:

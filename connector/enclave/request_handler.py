@@ -21,9 +21,9 @@ from connector.enclave.reply_store import Replies
 from connector.enclave.visit import VisitSpec
 from vht_federate.components.job import Job, JobCall, JobReply, VisitData
 from vht_federate.errors import EgressError, InputError, RefusedError, VhtError, WireError
-from vht_federate.framing import Reply, receive_frame, send_frame
+from vht_federate.framing import Call, Reply, receive_frame, send_frame
 from vht_federate.privacy.noise import Float32Noise, NoiseSource
-from vht_federate.signing.canonical import canonical_bytes, sha256_hex
+from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.tensors import read_tensors, write_tensors
 
 __all__ = ["Breach", "Desk", "RoundNoise"]
@@ -140,10 +140,8 @@ class Desk:
 
         noise = RoundNoise(self._data.noise, begin)
         reply = self._checked(self._work(call, noise), noise)
-        output = canonical_bytes(reply.result) + b"\n" + reply.tensors
-        self._control.ask(
-            "release", job=call.job, round=call.round, output_sha256=sha256_hex(output), output_bytes=len(output)
-        )
+        size = len(reply.content())
+        self._control.ask("release", job=call.job, round=call.round, output_sha256=reply.sha256(), output_bytes=size)
         self._replies.released(call.job, call.round, reply)
         return reply
 
@@ -158,8 +156,7 @@ class Desk:
             raise WireError("a call names a job, a round and parameters", code="VHT-WIRE-CALL")
         if (job, round_) not in self._spec.plan.calls() or job not in self._jobs:
             raise RefusedError("this call is not in the study's plan", code="VHT-REFUSED-UNPLANNED")
-        about = {"visit": self._spec.visit, "job": job, "round": round_, "params": params}
-        request_sha256 = sha256_hex(canonical_bytes(about) + b"\n" + body)
+        request_sha256 = Call(self._spec.visit, job, round_, params, body).sha256()
         return JobCall(job, round_, params, _tensors(body)), request_sha256
 
     def _work(self, call: JobCall, noise: RoundNoise) -> JobReply:

@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 from toy_enclave import ToyEnclave
 
 from strategies.courier import carry
-from strategies.message_content import Answer, calls_of, output_sha256, pack_calls, pack_replies, replies_of
+from strategies.message_content import Answer, calls_of, pack_calls, pack_replies, replies_of
 from vht_federate.errors import BudgetError, InputError, RevokedError, UnavailableError, WireError
 from vht_federate.framing import Call, Reply
 
@@ -38,7 +38,7 @@ def test_a_call_reaches_the_enclave_and_its_answer_comes_back_with_its_digest(fo
     enclave.close()
     assert answer.reply is not None
     assert load(answer.reply.tensors)["w"].tolist() == [1.0, 1.0, 1.0]
-    assert answer.sha256 == output_sha256(answer.reply)
+    assert answer.sha256 == answer.reply.sha256()
 
 
 def test_calls_of_one_message_are_answered_in_order_and_alone(folder: Path) -> None:
@@ -132,7 +132,7 @@ def test_calls_survive_the_trip() -> None:
 @pytest.mark.parametrize(("name", "value"), [("result", '{"patients_noised": 1}'), ("tensors", b"other")])
 def test_a_reply_changed_on_its_way_is_noticed(name: str, value: object) -> None:
     reply = Reply({"patients_noised": 2}, b"bytes")
-    records = pack_replies([Answer(reply, output_sha256(reply))])
+    records = pack_replies([Answer(reply, reply.sha256())])
     records.config_records["reply.0"][name] = value  # type: ignore[assignment]
     with pytest.raises(WireError) as caught:
         replies_of(records, 1)

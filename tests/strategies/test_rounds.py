@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load, save
 from test_run_state import TRAINING
 
-from strategies.message_content import Answer, output_sha256
+from strategies.message_content import Answer
 from strategies.rounds import Rounds
 from strategies.run_state import Dispatch, DispatchNode, NodeState, RunDirectory, RunState
 from vht_federate.domain.plan import CohortPlan, EvaluationPlan, StudyPlan
@@ -53,7 +53,7 @@ class Hospitals:
             reply = self.nodes[name](call)
         except VhtError as error:
             return Answer(None, error=error)
-        return Answer(reply, output_sha256(reply))
+        return Answer(reply, reply.sha256())
 
 
 def failing_at(job: str, round_: int, error: VhtError, otherwise: Node) -> Node:

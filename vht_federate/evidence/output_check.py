@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vht_federate import framing
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import InputError, VerificationError, VhtError
 from vht_federate.evidence.finding import TOLERANCE, broken
@@ -68,7 +69,7 @@ def _read(folder: Path, name: str, digest: str, files: set[str]) -> Reply:
     if not isinstance(result, dict) or spelt != content:
         raise broken(f"{name}.json", "is not canonical JSON (RFC 8785) of a result", "OUTPUT")
     reply = Reply(result, tensors.read_bytes() if tensors.exists() else b"")
-    if sha256_hex(content + b"\n" + reply.tensors) != digest:
+    if reply.sha256() != digest:
         raise broken(f"{name}.json", "is with its tensors not what left the node: another digest is logged", "OUTPUT")
     return reply
 
@@ -153,8 +154,7 @@ class _Training:
             if call not in record.begun:
                 continue
             entry, begun = record.begun[call]
-            about = {"visit": record.visit, "job": call[0], "round": call[1], "params": {}}
-            if begun.request_sha256 != sha256_hex(canonical_bytes(about) + b"\n" + weights):
+            if begun.request_sha256 != framing.Call(record.visit, *call, tensors=weights).sha256():
                 raise record.error(entry, "was asked with other weights than the mean of the round before", "OUTPUT")
 
 

@@ -9,10 +9,10 @@ from safetensors.numpy import load, save
 
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.evidence.output_check import cohort_tables
-from vht_federate.framing import Reply
+from vht_federate.framing import Call, Reply
 from vht_federate.packaging.evaluation import summarise
 from vht_federate.secagg.aggregate import next_weights, read_weights
-from vht_federate.signing.canonical import canonical_bytes, sha256_hex
+from vht_federate.signing.canonical import sha256_hex
 
 __all__ = ["MadeUpOutputs"]
 
@@ -29,8 +29,7 @@ class MadeUpOutputs:
 
     def request(self, visit: str, job: str, number: int) -> str:
         """Digest of the call as a node logs it."""
-        about = {"visit": visit, "job": job, "round": number, "params": {}}
-        return sha256_hex(canonical_bytes(about) + b"\n" + (b"" if job == "marginals" else self.weights))
+        return Call(visit, job, number, tensors=b"" if job == "marginals" else self.weights).sha256()
 
     def answer(self, name: str, job: str, number: int) -> str:
         """One node's output, the same for the same call; its digest."""
@@ -39,7 +38,7 @@ class MadeUpOutputs:
         if (name, job, number) in self.spoilt:
             reply = Reply(reply.result, b"no tensors")
         self.replies.setdefault((job, number), {})[name] = reply
-        return sha256_hex(canonical_bytes(reply.result) + b"\n" + reply.tensors)
+        return reply.sha256()
 
     def combine(self, number: int, names: list[str]) -> None:
         """The end of a training round that ``names`` answered."""
