@@ -19,7 +19,7 @@ __all__ = ["Float32Noise", "NoiseSource", "RandomWords", "SecureNoise"]
 _REKEY_AFTER_BYTES = 1 << 32
 _STEPS = float(1 << 53)
 _ZEROS = memoryview(bytes(1 << 18))
-_BLOCK = 1 << 13  # pairs of normals: all arrays of a block stay in a second-level cache of 512 KiB
+_BLOCK = 1 << 14  # pairs of normals
 
 Float = TypeVar("Float", np.float32, np.float64)
 
