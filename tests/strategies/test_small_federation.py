@@ -222,4 +222,4 @@ def test_ctrl_c_leaves_no_process_and_the_state_opens_again(federation: SmallFed
     federation.service.wait(60)
     assert not [pid for pid in children if alive(pid)]
     assert federation.coordinator.pid_file.running() is None
-    assert set(federation.coordinator.enrolments()) == set(NAMES)
+    assert set(federation.coordinator.enrolments()) >= set(NAMES)
