@@ -3,11 +3,14 @@
 Flower serves its fleet, control and runtime APIs on one port, and the control API asks nobody who they are. So the
 SuperLink listens on loopback and this TLS proxy forwards an exact list of fleet paths. It also holds a SuperNode's
 question "any message for me?" until there is one: Flower's SuperNode sleeps three seconds after each empty answer.
+And it asks again where the SuperLink fails for a moment (its database is locked): a SuperNode whose upload of one
+part fails gives the whole reply up.
 """
 
+import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +37,7 @@ FLEET_PATHS = frozenset(
     )
 )
 MAX_BODY_BYTES = 256 << 20
+PAUSES_S = (0.1, 0.3, 1.0, 3.0)  # before what the SuperLink failed to do is tried again
 _NOT_FORWARDED = frozenset(  # belong to one connection (RFC 9110 section 7.6.1), or are written anew
     {"connection", "content-encoding", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding"}
     | {"upgrade", "accept-encoding", "server", "date", "proxy-authorization", "forwarded", "x-forwarded-for"}
@@ -50,6 +54,19 @@ def _has_message(body: bytes) -> bool:
         return True  # not ours to judge: pass it on
 
 
+def _failed(path: str, answer: httpx.Response) -> bool:
+    """True where the SuperLink could not do what it was asked, which may pass."""
+    from flwr.proto.message_pb2 import PushObjectResponse
+    from google.protobuf.message import DecodeError
+
+    if path != UPLOADED or answer.status_code != 200:
+        return answer.status_code == 500
+    try:
+        return not PushObjectResponse.FromString(answer.content).stored
+    except DecodeError:
+        return False  # not ours to judge: pass it on
+
+
 @dataclass(frozen=True)
 class _Upstream:
     http: httpx.AsyncClient
@@ -57,15 +74,24 @@ class _Upstream:
     replies: Doorbell
     hold_s: float
     recheck_s: float
+    pauses_s: Sequence[float]
 
     async def ask(self, path: str, headers: Mapping[str, str], body: bytes) -> httpx.Response:
-        try:
-            answer = await self.http.post(path, content=body, headers=dict(headers))
-        except httpx.HTTPError as error:
-            raise UnavailableError("the SuperLink does not answer", code="VHT-UNAVAILABLE-SUPERLINK") from error
+        answer = await self._ask_once(path, headers, body)
+        for pause_s in self.pauses_s:
+            if not _failed(path, answer):
+                break
+            await asyncio.sleep(pause_s)
+            answer = await self._ask_once(path, headers, body)
         if path == UPLOADED:
             self.replies.ring()
         return answer
+
+    async def _ask_once(self, path: str, headers: Mapping[str, str], body: bytes) -> httpx.Response:
+        try:
+            return await self.http.post(path, content=body, headers=dict(headers))
+        except httpx.HTTPError as error:
+            raise UnavailableError("the SuperLink does not answer", code="VHT-UNAVAILABLE-SUPERLINK") from error
 
     async def pull(self, request: Request, headers: Mapping[str, str], body: bytes) -> httpx.Response:
         """Ask again while there is no message and the asker is still there, for at most ``hold_s``."""
@@ -98,6 +124,7 @@ def make_gateway(
     *,
     hold_s: float = 20.0,
     recheck_s: float = 2.0,
+    pauses_s: Sequence[float] = PAUSES_S,
 ) -> FastAPI:
     """The proxy before the SuperLink at ``superlink`` (https URL); ``hold_s`` stays under a SuperNode's 30 s.
 
@@ -108,7 +135,7 @@ def make_gateway(
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     http = httpx.AsyncClient(base_url=superlink, verify=context, timeout=60.0, limits=limits, trust_env=False)
-    upstream = _Upstream(http, doorbell, replies, hold_s, recheck_s)
+    upstream = _Upstream(http, doorbell, replies, hold_s, recheck_s, pauses_s)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

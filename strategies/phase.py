@@ -2,18 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
+import httpx
 from flwr.app import Message, MessageType
+from flwr.common.constant import ErrorCode
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from strategies.file_notification import Doorbell
+from strategies.grid_replies import GridReplies
 from strategies.message_content import Answer, pack_calls, replies_of
 from vht_federate.errors import UnavailableError, VhtError, WireError
 from vht_federate.framing import Call
-
-if TYPE_CHECKING:
-    from flwr.serverapp import Grid
 
 __all__ = ["Exchange"]
 
@@ -21,13 +21,42 @@ POLL_S = 0.25
 AT_LEAST_EVERY_S = 1.0
 SETTLE_S = 0.1  # replies of several nodes, and the parts of one, come close together
 LATE = "VHT-UNAVAILABLE-DEADLINE"
+ATTEMPTS = 3  # messages with the same calls to one node
+LOST_ON_ITS_WAY = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+STALLED_SHARE, STALLED_AT_LEAST_S = 0.25, 15.0  # of the deadline: an upload that rests so long was given up
+
+
+@dataclass
+class _Asked:
+    """One node within one phase: its messages, and the answers once there are some."""
+
+    calls: Sequence[Call]
+    attempts: int = 0
+    sent_at: float = 0.0
+    waiting: set[str] = field(default_factory=set)  # identifiers of messages without an answer
+    answers: list[Answer] | None = None
+
+    def take(self, identifier: str, reply: Message | None) -> bool:
+        """Keep a reply. True where it was lost on its way and no other is awaited."""
+        if identifier not in self.waiting:
+            return False
+        self.waiting.discard(identifier)
+        lost = reply is None or (reply.has_error() and reply.error.code in LOST_ON_ITS_WAY)
+        if not lost:
+            self.waiting.clear()
+        self.answers = _answers_of(reply, len(self.calls))
+        return lost and not self.waiting
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """Sends calls to nodes and gathers their answers."""
+    """Sends calls to nodes and gathers their answers.
 
-    grid: "Grid"
+    A reply that is lost on its way is asked for again within the deadline: an enclave answers an exact retry from its
+    own record, so that costs no budget.
+    """
+
+    grid: HttpGrid
     nodes: Mapping[str, int]  # name -> Flower node id: the allow-list
     deadline_s: float
     doorbell: Doorbell | None = None  # to ring when messages wait
@@ -39,45 +68,72 @@ class Exchange:
 
         Raises KeyError for a node outside the allow-list.
         """
-        asked: dict[str, str] = {}
-        messages = [
-            Message(
-                pack_calls(mine, deadline_s=self.deadline_s),
-                self.nodes[name],
-                MessageType.QUERY,
-                ttl=self.deadline_s + 60.0,
-                group_id=phase,
-            )
-            for name, mine in calls.items()
-        ]
-        identifiers = self.grid.push_messages(messages)
+        end = time.monotonic() + self.deadline_s
+        asked = {name: _Asked(mine) for name, mine in calls.items()}
+        self._send(asked, phase, end)
+        incoming = GridReplies(self.grid)
+        try:
+            self._gather(asked, incoming, phase, end)
+        finally:
+            incoming.close()
+        # Whoever did not answer in time is out; a reply that comes later is never read.
+        late = Answer(None, error=UnavailableError(f"no answer within {self.deadline_s:g} s", code=LATE))
+        return {name: one.answers or [late] * len(one.calls) for name, one in asked.items()}
+
+    def _send(self, asked: Mapping[str, _Asked], phase: str, end: float) -> None:
+        """A message to each of these nodes."""
+        identifiers = self._pushed(asked, phase, end)
         if self.doorbell:
             self.doorbell.ring()
-        answers: dict[str, list[Answer]] = {}
-        for (name, mine), identifier in zip(calls.items(), identifiers, strict=True):
+        for one, identifier in zip(asked.values(), identifiers, strict=True):
+            one.attempts, one.sent_at = one.attempts + 1, time.monotonic()
             if identifier:
-                asked[identifier] = name
-            else:
-                answers[name] = [_failed("the SuperLink refused a message to this node")] * len(mine)
-        self._gather(asked, calls, answers)
-        return {name: answers[name] for name in calls}
+                one.waiting.add(identifier)
+            elif not one.waiting:
+                one.answers = [_failed("the SuperLink refused a message to this node")] * len(one.calls)
 
-    def _gather(
-        self, asked: dict[str, str], calls: Mapping[str, Sequence[Call]], answers: dict[str, list[Answer]]
-    ) -> None:
-        end = time.monotonic() + self.deadline_s
-        while asked and time.monotonic() < end and not self.stopped():
+    def _pushed(self, asked: Mapping[str, _Asked], phase: str, end: float) -> list[str | None]:
+        """Identifiers of the messages; None for a refused one. A SuperLink that fails for a moment is asked again."""
+        while True:
+            left_s = max(1.0, end - time.monotonic())
+            messages = [
+                Message(
+                    pack_calls(one.calls, deadline_s=left_s),
+                    self.nodes[name],
+                    MessageType.QUERY,
+                    ttl=left_s + 60.0,
+                    group_id=phase,
+                )
+                for name, one in asked.items()
+            ]
+            try:
+                return list(self.grid.push_messages(messages)) or [None] * len(messages)
+            except httpx.HTTPStatusError:
+                if time.monotonic() >= end or self.stopped():
+                    return [None] * len(messages)
+                time.sleep(POLL_S)
+
+    def _gather(self, asked: Mapping[str, _Asked], incoming: GridReplies, phase: str, end: float) -> None:
+        stalled_s = max(STALLED_AT_LEAST_S, STALLED_SHARE * self.deadline_s)
+        while time.monotonic() < end and not self.stopped():
+            waiting = {identifier: name for name, one in asked.items() for identifier in one.waiting}
+            if not waiting:
+                return
             rang = self.replies.last() if self.replies else 0
-            for reply in self.grid.pull_messages(list(asked)):
-                name = asked.pop(reply.metadata.reply_to_message_id, None)
-                if name is not None:
-                    answers[name] = _answers_of(reply, len(calls[name]))
-            if asked:
+            lost = {
+                waiting[identifier]
+                for identifier, reply in incoming.read(waiting)
+                if asked[waiting[identifier]].take(identifier, reply)
+            }
+            stalled = {
+                waiting[identifier]
+                for identifier in incoming.stalled(waiting, stalled_s)
+                if time.monotonic() - asked[waiting[identifier]].sent_at > stalled_s
+            }
+            if again := {name: asked[name] for name in lost | stalled if asked[name].attempts < ATTEMPTS}:
+                self._send(again, phase, end)
+            if any(one.waiting for one in asked.values()):
                 self._pause(rang)
-        for name in asked.values():
-            # Whoever did not answer in time is out; a reply that comes later is never read.
-            late = UnavailableError(f"no answer within {self.deadline_s:g} s", code=LATE)
-            answers[name] = [Answer(None, error=late)] * len(calls[name])
 
     def _pause(self, rang: int) -> None:
         if self.replies:
@@ -91,7 +147,9 @@ def _failed(why: str) -> Answer:
     return Answer(None, error=UnavailableError(why, code="VHT-UNAVAILABLE-NODE"))
 
 
-def _answers_of(reply: Message, expected: int) -> list[Answer]:
+def _answers_of(reply: Message | None, expected: int) -> list[Answer]:
+    if reply is None:
+        return [_failed("its reply was lost on its way")] * expected
     if reply.has_error():
         return [_failed(f"Flower reports error {reply.error.code} for this node")] * expected
     try:

@@ -2,13 +2,11 @@
 
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.inflatable.inflatable_utils import pull_objects
-from flwr.superlink.grid import http_grid
+from flwr.serverapp import ServerApp
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from strategies.file_notification import Doorbell
 from strategies.phase import Exchange
@@ -19,21 +17,14 @@ from vht_federate.processes import PidFile
 
 __all__ = ["app"]
 
-LOOK_AGAIN_S = 0.05
 app = ServerApp()
 
 
-def _look_again_soon() -> None:
-    """A reply is visible before its objects are uploaded, and Flower then waits a whole second by a constant."""
-    http_grid.pull_objects = partial(pull_objects, initial_backoff=LOOK_AGAIN_S, backoff_cap=1.0)
-
-
 @app.main()  # type: ignore[untyped-decorator]
-def main(grid: Grid, context: Context) -> None:
+def main(grid: HttpGrid, context: Context) -> None:
     """Play the run whose directory the coordinator named. What ended it is in ``run.json``."""
     directory = RunDirectory(Path(str(context.run_config["run-directory"])))
     dispatch, state = directory.dispatch(), directory.state()
-    _look_again_soon()
     if state.ended:
         raise InputError(f"this run already ended as {state.state}", code="VHT-INPUT-RUN")
     exchange = Exchange(

@@ -1,8 +1,9 @@
 """A federation that faults are done to: four small hospitals, three short studies."""
 
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,21 @@ from deploy.local_federation import Hospital, LocalFederation
 from vht_federate.processes import alive
 
 ONLINE = "SuperNode ID:"  # what a SuperNode logs once the coordinator let it in
+COMPLAINT = re.compile("WARN|ERROR|Error|Failed|Traceback")
 ROUND_DEADLINE_S = 60.0  # the coordinator misses a dead hospital after that; an honest one that stalls has that long
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: "pytest.CallInfo[None]") -> Generator[None, pytest.TestReport]:
+    """A failed test shows what the federation's processes complained of: their logs are gone afterwards."""
+    report = yield
+    federation = getattr(item, "funcargs", {}).get("federation")
+    if report.failed and isinstance(federation, LocalFederation):
+        for log in sorted(federation.root.rglob("*.log")):
+            lines = [line for line in log.read_text(errors="replace").splitlines() if COMPLAINT.search(line)]
+            if lines:
+                report.sections.append((str(log.relative_to(federation.root)), "\n".join(lines[-20:])))
+    return report
 
 
 @pytest.fixture(scope="module")

@@ -67,21 +67,45 @@ ADAPTERS = {
             "flwr.supernode.runtime.run_clientapp.push_task_output": ("client", "context", "sub_status", "details"),
         },
     ),
-    "strategies/server_app.py": Adapter(
+    "strategies/server_app.py": Adapter("1.42.0", {"flwr.superlink.grid.http_grid.HttpGrid": None}),
+    "strategies/phase.py": Adapter(
         "1.42.0",
         {
+            "flwr.common.constant.ErrorCode": None,
+            "flwr.common.constant.ErrorCode.MESSAGE_UNAVAILABLE": None,
+            "flwr.common.constant.ErrorCode.REPLY_MESSAGE_UNAVAILABLE": None,
+            "flwr.superlink.grid.http_grid.HttpGrid": None,
+            "flwr.superlink.grid.http_grid.HttpGrid.push_messages": ("self", "messages"),
+        },
+    ),
+    "strategies/grid_replies.py": Adapter(
+        "1.42.0",
+        {
+            "flwr.proto.message_pb2.ConfirmMessageReceivedRequest": None,
+            "flwr.proto.message_pb2.Message": None,
+            "flwr.proto.message_pb2.ObjectTree": None,
+            "flwr.proto.runtime_pb2.PullAppMessagesRequest": None,
+            "flwr.supercore.inflatable.inflatable_object.iterate_object_tree": ("tree",),
+            "flwr.supercore.inflatable.inflatable_protobuf_utils.make_pull_object_fn_protobuf": (
+                "pull_object_protobuf", "node", "run_id",
+            ),
+            "flwr.supercore.inflatable.inflatable_utils.ObjectPullError": ("object_id", "reason"),
+            "flwr.supercore.inflatable.inflatable_utils.inflate_object_from_contents": (
+                "object_id", "object_contents", "keep_object_contents", "objects",
+            ),
             "flwr.supercore.inflatable.inflatable_utils.pull_objects": (
                 "object_ids", "pull_object_fn", "max_concurrent_pulls", "max_time", "max_tries_per_object",
                 "initial_backoff", "backoff_cap",
             ),
-            "flwr.superlink.grid.http_grid": None,
-            "flwr.superlink.grid.http_grid.pull_objects": (
-                "object_ids", "pull_object_fn", "max_concurrent_pulls", "max_time", "max_tries_per_object",
-                "initial_backoff", "backoff_cap",
-            ),
+            "flwr.superlink.grid.http_grid.HttpGrid": None,
+            "flwr.superlink.grid.http_grid.HttpGrid.run": None,
+            "flwr.superlink.grid.http_grid.HttpGrid._runtime_client": None,
         },
     ),
-    "strategies/gateway.py": Adapter("1.42.0", {"flwr.proto.fleet_pb2.PullMessagesResponse": None}),
+    "strategies/gateway.py": Adapter(
+        "1.42.0",
+        {"flwr.proto.fleet_pb2.PullMessagesResponse": None, "flwr.proto.message_pb2.PushObjectResponse": None},
+    ),
     # Command lines of Flower's programs, which the federation tests run.
     "connector/supernode.py": Adapter("1.42.0"),
 }  # fmt: skip
@@ -151,10 +175,3 @@ def test_the_internals_of_flower_are_there_and_are_called_as_they_want(
     if parameters is not None:
         assert callable(value)
         assert tuple(inspect.signature(value).parameters) == parameters
-
-
-def test_flower_still_waits_a_second_where_we_wait_less() -> None:
-    """What ``server_app`` replaces: once the wait is gone, so is the replacement."""
-    from flwr.superlink.grid import http_grid
-
-    assert inspect.signature(http_grid.pull_objects).parameters["initial_backoff"].default == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from flwr.proto.fleet_pb2 import PullMessagesResponse
-from flwr.proto.message_pb2 import Message, Metadata
+from flwr.proto.message_pb2 import Message, Metadata, PushObjectResponse
 
 import strategies.gateway as gateway
 from deploy.pki import make_authority
@@ -21,13 +22,18 @@ from vht_federate.testing.asgi import AppClient
 
 MESSAGE = PullMessagesResponse(messages_list=[Message(metadata=Metadata(message_id="m"))]).SerializeToString()
 PULL = "/v1/fleet/pull-messages"
+UPLOADED = "/v1/fleet/push-object"
 
 
 class Upstream:
-    """A SuperLink that records what reaches it, and has a message from the ``after``-th question on."""
+    """A SuperLink that records what reaches it, and has a message from the ``after``-th question on.
 
-    def __init__(self, after: int = 1) -> None:
+    ``failures``: what it answers first to anything else, status and body.
+    """
+
+    def __init__(self, after: int = 1, failures: Sequence[tuple[int, bytes]] = ()) -> None:
         self.asked: list[str] = []
+        left = list(failures)
         self.headers: dict[str, str] = {}
         self.app = FastAPI()
 
@@ -36,9 +42,16 @@ class Upstream:
             self.asked.append(request.url.path)
             self.headers = dict(request.headers)
             body = await request.body()
+            if left:
+                status, body = left.pop(0)
+                return Response(body, status_code=status, media_type="application/x-protobuf")
             if request.url.path == PULL:
                 body = MESSAGE if len(self.asked) >= after else b""
             return Response(body, media_type="application/x-protobuf")
+
+
+PAUSES_S = (0.01, 0.01)
+STORED, NOT_STORED = (PushObjectResponse(stored=kept).SerializeToString() for kept in (True, False))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +69,9 @@ def build(
 
     monkeypatch.setattr(gateway.httpx, "AsyncClient", over_asgi)
     bells = Doorbell(ca.with_name("doorbell"), 0.01), Doorbell(ca.with_name("replies"), 0.01)
-    app = make_gateway("https://superlink", ca, *bells, {"name": "coordinator"}, hold_s=hold_s, recheck_s=recheck_s)
+    app = make_gateway(
+        "https://superlink", ca, *bells, {"name": "coordinator"}, hold_s=hold_s, recheck_s=recheck_s, pauses_s=PAUSES_S
+    )
     monkeypatch.undo()
     return app
 
@@ -134,6 +149,44 @@ def test_an_empty_answer_goes_out_when_the_time_is_up(ca: Path, monkeypatch: pyt
     answer = app.post(PULL)
     assert (answer.status_code, answer.content) == (200, b"")
     assert upstream.asked == [PULL] * 4
+
+
+@pytest.mark.parametrize(
+    ("path", "failure"),
+    [
+        (UPLOADED, (200, NOT_STORED)),
+        (UPLOADED, (500, b"")),
+        ("/v1/fleet/push-messages", (500, b"")),
+        (PULL, (500, b"")),
+    ],
+)
+def test_what_the_superlink_fails_to_do_for_a_moment_is_tried_again(
+    path: str, failure: tuple[int, bytes], ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = Upstream(failures=[failure] * len(PAUSES_S))
+    answer = AppClient(build(upstream, ca, monkeypatch)).post(path, content=STORED)
+    assert (answer.status_code, answer.content) == (200, MESSAGE if path == PULL else STORED)
+    assert upstream.asked == [path] * (1 + len(PAUSES_S))
+
+
+@pytest.mark.parametrize("failure", [(200, NOT_STORED), (500, b"broken")])
+def test_what_the_superlink_goes_on_failing_is_passed_on(
+    failure: tuple[int, bytes], ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = Upstream(failures=[failure] * 10)
+    answer = AppClient(build(upstream, ca, monkeypatch)).post(UPLOADED, content=b"part")
+    assert (answer.status_code, answer.content) == failure
+    assert len(upstream.asked) == 1 + len(PAUSES_S)
+
+
+@pytest.mark.parametrize("refusal", [(401, b"signature"), (403, b"run"), (400, b"body")])
+def test_a_refusal_of_the_superlink_is_passed_on_at_once(
+    refusal: tuple[int, bytes], ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = Upstream(failures=[refusal] * 10)
+    answer = AppClient(build(upstream, ca, monkeypatch)).post(UPLOADED, content=b"part")
+    assert (answer.status_code, answer.content) == refusal
+    assert upstream.asked == [UPLOADED]
 
 
 def test_a_doorbell_wakes_whoever_waits(tmp_path: Path) -> None:
