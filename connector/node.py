@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,12 @@ from connector.governance.operator_accounts import Accounts, Actor, system_user
 from connector.governance.opt_outs import opt_out, withdraw
 from connector.governance.permit_status import IssuerService, PermitStatus, StatusSource
 from connector.governance.query_spends import Queries
-from connector.governance.recovery import abandon_open_visits, follow_the_log
+from connector.governance.recovery import LogRecovery, abandon_open_visits
+from connector.governance.refusal_quota import StrangersRefused
 from connector.governance.release_receipts import Releases
 from connector.governance.round_gate import VisitGate
 from connector.governance.study_admission import Judge
+from connector.governance.visit_changes import VisitChanges
 from connector.governance.visit_preparation import CohortBuilder, Enclaves, Preparation
 from connector.governance.visits import Visits
 from connector.overview import Books
@@ -100,14 +102,16 @@ class Node:
         self.ledger = self.books.ledger
         status = PermitStatus(status_source, self.issuer, self.database, self.clock)
         installed = InstalledComponents(self.settings.component_paths)
-        judge = Judge(self.settings.dataset.id, self.issuer, status, installed, self.ledger, self.evidence, self.clock)
-        self.steps = Steps(self.database, self.evidence)
-        self.visits = Visits(self.steps, self.ledger, judge, self.secret, self.clock)
-        self.steps.follow = partial(follow_the_log, self.visits, dataset_id=self.settings.dataset.id)
+        strangers = StrangersRefused(self.evidence, self.clock)
+        judge = Judge(dataset, self.issuer, status, installed, self.ledger, self.evidence, self.clock, strangers)
+        self.changes = VisitChanges()
+        recovery = LogRecovery(self.database, self.evidence, self.ledger, self.changes, dataset)
+        self.steps = Steps(self.database, self.evidence, recovery.follow)
+        self.visits = Visits(self.steps, self.ledger, judge, self.secret, self.clock, self.changes)
         self.gate = VisitGate(self.visits, self.clock)
         self.releases = Releases(self.visits, self.clock)
         self.accounts = Accounts(self.database, self.files.operator_token.read_text().strip(), self.clock)
-        self.queries = Queries(self.steps, self.ledger, self.settings.dataset.id, self.clock)
+        self.queries = Queries(self.steps, self.ledger, dataset, self.clock)
         self.upkeep = Upkeep(self.visits, self.clock, further=(self._sweep_exports,))
         self.feasibility = Feasibility(judge, self.queries, self.database, self.files.fhir, self.settings, self.clock)
 
@@ -145,11 +149,12 @@ class Node:
             require_free(self.settings.coordinator.supernode_port)
         pulls, fhir_api = self.pulls, self.fhir_api  # made here, before several threads ask for them
         self._make_run_dir()
-        self.steps.follow()
+        self.steps.recover()
         self.queries.release_left()
         self.enclaves = enclaves or self._enclave_host()
         builder = build_cohort or self._cohort_builder()
         self.preparation = Preparation(self.visits, self.files, self.enclaves, self.gate, builder)
+        self.changes.add(self.preparation)
         abandon_open_visits(self.visits, reason="the node was restarted")
         self.preparation.clear_leftovers()
         self.evidence.record(NodeStarted(version=version("vht-federate")))

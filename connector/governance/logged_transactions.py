@@ -36,17 +36,13 @@ class Step:
         return entry
 
 
-def _nothing_to_follow_with() -> None:
-    raise RuntimeError("nobody said how the database follows the log")
-
-
 class Steps:
-    """All steps of one node, one at a time (``guard``). ``follow`` enters what the log holds and the database lacks."""
+    """All steps of one node, one at a time (``guard``). ``recover`` enters what only the log holds."""
 
-    def __init__(self, database: Database, evidence: EvidenceLog) -> None:
+    def __init__(self, database: Database, evidence: EvidenceLog, recover: Callable[[], object]) -> None:
         self.database, self.evidence = database, evidence
         self.guard = threading.RLock()
-        self.follow: Callable[[], object] = _nothing_to_follow_with
+        self._recover = recover
         self._behind = False
 
     @contextmanager
@@ -74,6 +70,11 @@ class Steps:
         with self.guard:
             if not self._behind:
                 return
-            self.follow()
-            self._behind = False
+            self.recover()
             log.warning("the database has followed the evidence log")
+
+    def recover(self) -> None:
+        """Let the database follow the log, whether or not it is known to have fallen behind."""
+        with self.guard:
+            self._recover()
+            self._behind = False

@@ -7,14 +7,18 @@ entered: nobody was told of it, and it can be asked for again.
 """
 
 import logging
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from connector.governance.ledger import Ledger
 from connector.governance.opt_outs import restore
+from connector.governance.visit_changes import VisitChanges
 from connector.governance.visits import OPEN, Visits
+from connector.store.database import Database
 from connector.store.models import Acknowledgement, Draw, FhirClientRow, QueryRow, Reservation, VisitRow
 from vht_federate.evidence.entry import LogEntry
 from vht_federate.evidence.events import (
@@ -29,49 +33,84 @@ from vht_federate.evidence.events import (
     VisitClosed,
     VisitRejected,
 )
+from vht_federate.evidence.log import EvidenceLog
 
-__all__ = ["RESTARTED", "abandon_open_visits", "follow_the_log"]
+__all__ = ["RESTARTED", "LogRecovery", "abandon_open_visits"]
 
 log = logging.getLogger("vht.node.recovery")
 RESTARTED = "VHT-UNAVAILABLE-RESTART"
 
 
-def follow_the_log(visits: Visits, *, dataset_id: str) -> int:
-    """Enter what the log holds and the database lacks, in one transaction. The number of spends that were entered.
+@dataclass(frozen=True)
+class LogRecovery:
+    """What lets the database of one node, which holds the dataset ``dataset_id``, follow its log."""
 
-    A visit found approved or ended is then prepared or cleared as after any other approval or end.
-    """
-    entered = 0
-    approvals: dict[str | None, LogEntry] = {}
-    approved: list[str] = []
-    ended: list[str] = []
-    with visits.guard, visits.database.write() as session:
-        for entry in visits.evidence.entries():
-            if entry.kind == RoundBegun.entry_kind:
-                entered += _enter_draw(session, entry, dataset_id)
-            elif entry.kind == QueryDrawn.entry_kind:
-                entered += _enter_query(session, entry)
-            elif entry.kind == RoundReleased.entry_kind:
-                _enter_release(session, entry)
-            elif entry.kind == VisitApproved.entry_kind:
-                approvals[entry.visit] = entry
-            elif entry.kind == BudgetReserved.entry_kind:
-                approved += _enter_approval(session, entry, approvals[entry.visit])
-            elif entry.kind in (VisitClosed.entry_kind, VisitRejected.entry_kind):
-                ended += _enter_end(visits, session, entry)
-            elif entry.kind == ReleaseAcknowledged.entry_kind:
-                _enter_acknowledgement(visits, session, entry)
-            elif entry.kind == FhirClientRevoked.entry_kind:
-                _enter_client_revoked(session, entry)
-        restore(session, visits.evidence.entries())
-    if entered:
-        log.warning("spends entered from the evidence log", extra={"facts": {"draws": entered}})
-    for visit_id in ended:
-        visits.on_ended(visit_id, 0.0)
-    for visit_id in approved:
-        if visit_id not in ended:
-            visits.on_approved(visit_id)
-    return entered
+    database: Database
+    evidence: EvidenceLog
+    ledger: Ledger
+    changes: VisitChanges
+    dataset_id: str
+
+    def follow(self) -> int:
+        """Enter what the log holds and the database lacks, in one transaction. The number of spends that were entered.
+
+        A visit found approved or ended is then prepared or cleared as after any other approval or end. Nothing else
+        may write meanwhile.
+        """
+        entered = 0
+        approvals: dict[str | None, LogEntry] = {}
+        approved: list[str] = []
+        ended: list[str] = []
+        with self.database.write() as session:
+            for entry in self.evidence.entries():
+                if entry.kind == RoundBegun.entry_kind:
+                    entered += _enter_draw(session, entry, self.dataset_id)
+                elif entry.kind == QueryDrawn.entry_kind:
+                    entered += _enter_query(session, entry)
+                elif entry.kind == RoundReleased.entry_kind:
+                    _enter_release(session, entry)
+                elif entry.kind == VisitApproved.entry_kind:
+                    approvals[entry.visit] = entry
+                elif entry.kind == BudgetReserved.entry_kind:
+                    approved += _enter_approval(session, entry, approvals[entry.visit])
+                elif entry.kind in (VisitClosed.entry_kind, VisitRejected.entry_kind):
+                    ended += self._enter_end(session, entry)
+                elif entry.kind == ReleaseAcknowledged.entry_kind:
+                    self._enter_acknowledgement(session, entry)
+                elif entry.kind == FhirClientRevoked.entry_kind:
+                    _enter_client_revoked(session, entry)
+            restore(session, self.evidence.entries())
+        if entered:
+            log.warning("spends entered from the evidence log", extra={"facts": {"draws": entered}})
+        for visit_id in ended:
+            self.changes.ended(visit_id)
+        for visit_id in approved:
+            if visit_id not in ended:
+                self.changes.approved(visit_id)
+        return entered
+
+    def _enter_end(self, session: Session, entry: LogEntry) -> list[str]:
+        visit = session.get(VisitRow, entry.visit)
+        if visit is None or visit.state not in OPEN:
+            return []
+        body: dict[str, Any] = entry.body
+        visit.state, visit.code, visit.reason = body["state"], body["code"], body["reason"]
+        visit.decided_by = body.get("operator", visit.decided_by)
+        visit.ended_at = datetime.fromisoformat(entry.time)
+        visit.receipt = self.evidence.receipt(entry)
+        self.ledger.close(session, visit.id, visit.ended_at)
+        session.flush()
+        return [visit.id]
+
+    def _enter_acknowledgement(self, session: Session, entry: LogEntry) -> None:
+        body = entry.body
+        named = {"visit_id": entry.visit, "kind": body["kind"], "sha256": body["artifact_sha256"]}
+        held = session.scalars(select(Acknowledgement).filter_by(**named)).first()
+        if held is not None or session.get(VisitRow, entry.visit) is None:
+            return
+        receipt = self.evidence.receipt(entry)
+        session.add(Acknowledgement(**named, receipt=receipt, at=datetime.fromisoformat(entry.time)))
+        session.flush()
 
 
 def abandon_open_visits(visits: Visits, *, reason: str) -> list[str]:
@@ -160,31 +199,6 @@ def _enter_approval(session: Session, entry: LogEntry, approval: LogEntry) -> li
     )
     session.flush()
     return [visit.id]
-
-
-def _enter_end(visits: Visits, session: Session, entry: LogEntry) -> list[str]:
-    visit = session.get(VisitRow, entry.visit)
-    if visit is None or visit.state not in OPEN:
-        return []
-    body: dict[str, Any] = entry.body
-    visit.state, visit.code, visit.reason = body["state"], body["code"], body["reason"]
-    visit.decided_by = body.get("operator", visit.decided_by)
-    visit.ended_at = datetime.fromisoformat(entry.time)
-    visit.receipt = visits.evidence.receipt(entry)
-    visits.ledger.close(session, visit.id, visit.ended_at)
-    session.flush()
-    return [visit.id]
-
-
-def _enter_acknowledgement(visits: Visits, session: Session, entry: LogEntry) -> None:
-    body = entry.body
-    named = {"visit_id": entry.visit, "kind": body["kind"], "sha256": body["artifact_sha256"]}
-    held = session.scalars(select(Acknowledgement).filter_by(**named)).first()
-    if held is not None or session.get(VisitRow, entry.visit) is None:
-        return
-    receipt = visits.evidence.receipt(entry)
-    session.add(Acknowledgement(**named, receipt=receipt, at=datetime.fromisoformat(entry.time)))
-    session.flush()
 
 
 def _enter_client_revoked(session: Session, entry: LogEntry) -> None:

@@ -6,7 +6,7 @@ permit covers what it asks, whether it concerns this node, whether its component
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,10 +70,7 @@ class Judge:
     ledger: Ledger
     evidence: EvidenceLog
     clock: Callable[[], datetime]
-    strangers: StrangersRefused = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "strangers", StrangersRefused(self.evidence, self.clock))
+    strangers: StrangersRefused
 
     def judge(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> Judgement:
         """Everything but age and budget. A refusal is logged as ``permit.checked`` and raised with its own code."""

@@ -81,8 +81,12 @@ class Preparation:
         self._build_cohort = build_cohort
         self._prepare = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vht-prepare")
         self._clear = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vht-clear")
-        visits.on_approved = lambda visit_id: self._submit(self._prepare, self.prepare, visit_id)
-        visits.on_ended = lambda visit_id, grace_s: self._submit(self._clear, self.clear, visit_id, grace_s)
+
+    def approved(self, visit_id: str) -> None:
+        self._submit(self._prepare, self.prepare, visit_id)
+
+    def ended(self, visit_id: str, grace_s: float) -> None:
+        self._submit(self._clear, self.clear, visit_id, grace_s)
 
     def prepare(self, visit_id: str) -> None:
         """Bring an approved visit to ready, or end it as failed with the code of what went wrong."""

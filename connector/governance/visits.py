@@ -24,6 +24,7 @@ from connector.governance.logged_transactions import Step, Steps
 from connector.governance.node_secret import NodeSecret
 from connector.governance.operator_accounts import Actor
 from connector.governance.study_admission import Judge, Judgement
+from connector.governance.visit_changes import VisitChanges
 from connector.store.models import VisitRow
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
@@ -64,12 +65,11 @@ class Visits:
         judge: Judge,
         secret: NodeSecret,
         clock: Callable[[], datetime],
+        changes: VisitChanges,
     ) -> None:
         self.steps, self.ledger, self.judge = steps, ledger, judge
         self.database, self.evidence, self.guard = steps.database, steps.evidence, steps.guard
-        self.on_approved: Callable[[str], None] = lambda _: None
-        self.on_ended: Callable[[str, float], None] = lambda _, __: None
-        self._secret, self._clock = secret, clock
+        self._secret, self._clock, self._changes = secret, clock, changes
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class Visits:
             self.judge.refused(error, permit_id=permit.permit_id, visit_id=visit_id)
             raise
         log.info("visit approved", extra={"facts": {"visit": visit_id, "operator": actor.name}})
-        self.on_approved(visit_id)
+        self._changes.approved(visit_id)
         return visit
 
     def ready(self, visit_id: str, isolation: str) -> bool:
@@ -216,7 +216,7 @@ class Visits:
             entry = _record(step, visit, ended)
             visit.receipt = self.evidence.receipt(entry)
         log.info("visit ended", extra={"facts": {"visit": visit_id, "state": state, "code": code}})
-        self.on_ended(visit_id, grace_s)
+        self._changes.ended(visit_id, grace_s)
         return visit
 
     # --- parts --------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ entry reached the evidence log; a restart forgets everything but the log and the
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
-from threading import RLock
 from types import SimpleNamespace
+from typing import cast
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -19,7 +19,8 @@ from thoroughness import examples
 
 from connector.governance.ledger import Ledger, dumped
 from connector.governance.ledger_rows import runs_of
-from connector.governance.recovery import follow_the_log
+from connector.governance.recovery import LogRecovery
+from connector.governance.visit_changes import VisitChanges
 from connector.store import Database
 from connector.store.database import _prepare_sqlite
 from connector.store.models import Base, Draw, QueryRow, Reservation, VisitRow
@@ -29,6 +30,7 @@ from vht_federate.domain.plan import StudyPlan, TrainingPlan
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import BudgetError
 from vht_federate.evidence.entry import LogEntry
+from vht_federate.evidence.log import EvidenceLog
 from vht_federate.privacy.accounting import epsilon
 from vht_federate.privacy.accounts import Run
 from vht_federate.privacy.participation import Included
@@ -216,8 +218,8 @@ class Node(RuleBasedStateMachine):
     def restart(self) -> None:
         self.changed = True
         self.ledger = Ledger(CAP, DELTA)
-        visits = SimpleNamespace(guard=RLock(), database=self.database, evidence=SimpleNamespace(entries=self._entries))
-        follow_the_log(visits, dataset_id="d")  # type: ignore[arg-type]
+        evidence = cast(EvidenceLog, SimpleNamespace(entries=self._entries))
+        LogRecovery(self.database, evidence, self.ledger, VisitChanges(), "d").follow()
         with self.database.write() as session:
             for name in list(self.queries):
                 self.ledger.release_query(session, name, NOW)

@@ -153,7 +153,7 @@ def test_killed_right_after_approval_the_visit_fails_and_its_budget_is_free_agai
         stocked,
         f"""
 from connector.governance.operator_accounts import Actor
-node.visits.on_approved = die
+node.changes.approved = die
 node.visits.approve({visit!r}, Actor("Ada", "approver", "account"))
 """,
     )

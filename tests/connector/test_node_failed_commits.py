@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from connector.governance.operator_accounts import Actor
+from connector.governance.recovery import LogRecovery
 from connector.node import Node
 from connector.store.models import Acknowledgement, OptOutRow
 from vht_federate.errors import UnavailableError, VhtError
@@ -219,10 +220,13 @@ def test_an_opt_out_whose_commit_failed_is_in_force_before_the_next_cohort_is_bu
             assert len(session.scalars(select(OptOutRow)).all()) == 1
 
 
-def test_a_step_that_logged_nothing_and_failed_leaves_the_node_at_work(stocked: Hospital) -> None:
+def test_a_step_that_logged_nothing_and_failed_leaves_the_node_at_work(
+    stocked: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed: list[None] = []
+    monkeypatch.setattr(LogRecovery, "follow", lambda _: followed.append(None))
     with stocked.open() as node:
-        followed: list[None] = []
-        node.steps.follow = lambda: followed.append(None)
+        followed.clear()  # once at the start
         with pytest.raises(ZeroDivisionError), node.steps.step():
             _ = 1 / 0
         with pytest.raises(VhtError):
