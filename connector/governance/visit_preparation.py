@@ -22,8 +22,8 @@ from connector.governance.pseudonyms import pseudonymiser
 from connector.governance.visits import Visits, request_of
 from connector.settings import NodeFiles
 from connector.store.models import VisitRow
+from connector.views.cohort_specification import CohortSpecification
 from connector.views.inclusion import compile_inclusion
-from vht_federate.components.contract import Component
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
@@ -54,15 +54,10 @@ class CohortBuilder(Protocol):
     def __call__(
         self,
         store_dir: Path,
-        component: Component,
-        profile: str,
-        *,
-        columns: tuple[str, ...],
-        excluded_subjects: set[str],
+        specification: CohortSpecification,
         destination: Path,
-        pseudonym: Callable[[str], str],
+        *,
         included: Callable[[list[str], list[int]], None],
-        cohort_view: dict[str, Any] | None,
     ) -> Any: ...
 
 
@@ -144,28 +139,21 @@ class Preparation:
         destination = self._files.cohort(visit.id)
         destination.parent.mkdir(parents=True, exist_ok=True)
         permitted = tuple(column for column in request.columns if column in permit.columns)
-        told: list[int] = []
+        counts: list[int] = []
 
         def include(subjects: list[str], buckets: list[int]) -> None:
-            told.append(len(subjects))
+            counts.append(len(subjects))
             self._include(visit, permit, Included.of(subjects, [is_test(bucket) for bucket in buckets]))
 
-        component, cohort_view = files.component(), files.cohort_view(request.component.profile)
+        cohort_view = files.cohort_view(request.component.profile)
         if cohort_view is not None:
             compile_inclusion(cohort_view)  # what is wrong with the view itself is no secret
+        specification = CohortSpecification(
+            files.component(), request.component.profile, permitted, excluded, pseudonym, cohort_view
+        )
         with _one_cause(visit):
-            self._build_cohort(
-                self._files.fhir,
-                component,
-                request.component.profile,
-                columns=permitted,
-                excluded_subjects=excluded,
-                destination=destination,
-                pseudonym=pseudonym,
-                included=include,
-                cohort_view=cohort_view,
-            )
-        if not told:
+            self._build_cohort(self._files.fhir, specification, destination, included=include)
+        if not counts:
             raise CohortError("the cohort was built without a word of whom it includes", code="VHT-COHORT-PATIENTS")
         built = CohortBuilt(
             columns=tuple(sorted(permitted)), minimum_cohort_met=True, opt_outs_as_of=permit.issued_at.isoformat()

@@ -15,6 +15,7 @@ from connector.fhir.quarantine_reasons import reason
 from connector.fhir.store import Generation, Store
 from connector.quality.port_coverage import EVER, read_features
 from connector.quality.survey_figures import Course, Feature, Holding, Loss, Shown
+from connector.views.cohort_specification import CohortSpecification
 from connector.views.eligible_patients import ADULT_YEARS, make_records, parts
 from connector.views.inclusion import compile_inclusion
 from vht_federate.components.contract import Component, Port, Profile
@@ -134,20 +135,12 @@ def survey(
     generation = Store(store_dir).current()
     if generation is None:
         raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE", hint="vht node ingest")
-    columns = frozenset(component.columns(profile))
+    specification = CohortSpecification.of_every_column(component, profile, excluded_subjects=excluded_subjects)
     with (
         tempfile.TemporaryDirectory(dir=store_dir, prefix="survey-") as spill,
         locked([generation.folder.resolve()], spill=Path(spill), memory=MEMORY) as connection,
     ):
-        make_records(
-            connection,
-            generation,
-            component,
-            profile,
-            columns=columns,
-            excluded_subjects=excluded_subjects,
-            inclusion=inclusion,
-        )
+        make_records(connection, generation, specification, inclusion=inclusion)
         if inclusion is None:
             connection.execute("CREATE TEMP TABLE included AS SELECT subject FROM person")
         features = read_features(connection, generation, component.inputs(profile))

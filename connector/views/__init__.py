@@ -2,6 +2,7 @@
 any SQL on FHIR v2 view over FHIR resources."""
 
 from connector.views.cohort import CohortManifest, build_cohort
+from connector.views.cohort_specification import CohortSpecification
 from connector.views.sql import explain, run
 
-__all__ = ["CohortManifest", "build_cohort", "explain", "run"]
+__all__ = ["CohortManifest", "CohortSpecification", "build_cohort", "explain", "run"]

@@ -8,7 +8,7 @@ float32, days before the record's day, both of that shape. All: ``outcome`` floa
 ``manifest.json`` stays in the node: its counts are not public.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,15 @@ import orjson
 
 from connector.duckdb_lockdown import locked
 from connector.fhir.store import Generation, Store
+from connector.views.cohort_specification import CohortSpecification
 from connector.views.columns import Cells, Column, read_column
 from connector.views.eligible_patients import make_records
 from connector.views.inclusion import compile_inclusion
 from connector.views.profile_views import View, derived_views, view_hash
 from connector.views.store_tables import Relations, stored
 from connector.views.tensor_file import Kind, Sealed, TensorFile
-from vht_federate.components.contract import Component, Profile
-from vht_federate.errors import CohortError, ViewError
+from vht_federate.components.contract import Profile
+from vht_federate.errors import CohortError
 from vht_federate.files import replace_file
 
 __all__ = ["CohortManifest", "build_cohort"]
@@ -72,32 +73,23 @@ class CohortManifest:
 
 def build_cohort(
     store_dir: Path,
-    component: Component,
-    profile: str,
-    *,
-    columns: tuple[str, ...],
-    excluded_subjects: Collection[str],
+    specification: CohortSpecification,
     destination: Path,
-    pseudonym: Callable[[str], str] | None = None,
+    *,
     included: Callable[[list[str], list[int]], None] | None = None,
-    cohort_view: View | None = None,
     reader: Callable[[duckdb.DuckDBPyConnection, Generation], Relations] | None = None,
 ) -> CohortManifest:
-    """Write the cohort of ``profile`` into ``destination`` (``visits/VISIT/cohort``).
+    """Write the cohort of ``specification`` into ``destination`` (``visits/VISIT/cohort``).
 
-    Patients are numbered in the order of their ``pseudonym`` under the permit (default: of their subject), so that
-    equal numbers in cohorts of two permits mean nothing (Article 66).
-
-    Data of a port outside ``columns`` is never read: its column is missing throughout. ``excluded_subjects`` are
-    subject keys that opted out. ``included`` is told the subject keys of all patients with a record, and their buckets;
-    what it raises ends the cohort before anything is written. ``cohort_view`` is the ViewDefinition that the profile
-    names as its inclusion criteria. ``reader`` says what is read in place of the store's
-    tables. Raises ViewError where the outcome is not permitted or a column is unknown, CohortError
-    VHT-COHORT-EMPTY-STORE before the first ingest.
+    ``included`` receives the subject keys of all patients with a record, and their buckets; what it raises ends the
+    cohort before anything is written. ``reader`` gives what is read in place of the store's tables. Raises ViewError
+    where the outcome is not permitted or a column is unknown, CohortError VHT-COHORT-EMPTY-STORE before the first
+    ingest.
     """
-    permitted = _permitted(component, profile, columns)
-    views = derived_views(component, profile, permitted)
-    inclusion = None if cohort_view is None else compile_inclusion(cohort_view)
+    permitted = specification.read_columns()
+    cohort_view = specification.cohort_view
+    views = derived_views(specification.component, specification.profile_name, permitted)
+    inclusion = None if cohort_view is None else compile_inclusion(dict(cohort_view))
     if cohort_view is not None:
         views["cohort"] = dict(cohort_view)
     generation = Store(store_dir).current()
@@ -105,62 +97,38 @@ def build_cohort(
         raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE", hint="vht node ingest")
     with locked([generation.folder.resolve()]) as connection:
         relations = reader(connection, generation) if reader else stored(generation)
-        make_records(
-            connection,
-            generation,
-            component,
-            profile,
-            columns=permitted,
-            excluded_subjects=excluded_subjects,
-            pseudonym=pseudonym,
-            relations=relations,
-            inclusion=inclusion,
-        )
+        make_records(connection, generation, specification, relations=relations, inclusion=inclusion)
         if included is not None:
             people = connection.execute("SELECT DISTINCT subject, bucket FROM record").fetchall()
             included([subject for subject, _ in people], [bucket for _, bucket in people])
-        return _write(connection, relations, component, profile, permitted, views, destination)
-
-
-def _permitted(component: Component, profile: str, columns: tuple[str, ...]) -> frozenset[str]:
-    permitted = frozenset(columns) & frozenset(component.columns(profile))
-    for name in columns:
-        component.port(name)
-    if component.profile(profile).outcome not in permitted:
-        raise ViewError(
-            "the permitted columns lack the profile's outcome",
-            code="VHT-VIEW-OUTCOME",
-            hint="a permit for this profile lists its outcome port among its columns",
-        )
-    return permitted
+        return _write(connection, relations, specification, views, destination)
 
 
 def _write(
     connection: duckdb.DuckDBPyConnection,
     relations: Relations,
-    component: Component,
-    profile: str,
-    permitted: frozenset[str],
+    specification: CohortSpecification,
     views: dict[str, View],
     destination: Path,
 ) -> CohortManifest:
     people = connection.execute("SELECT person, bucket, outcome FROM record ORDER BY record").fetchnumpy()
-    person, chosen = np.asarray(people["person"], dtype=np.int64), component.profile(profile)
+    person, profile = np.asarray(people["person"], dtype=np.int64), specification.profile
     first = np.unique(person, return_index=True)[1]
     destination.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kinds = _kinds(chosen, len(person), len(first))
+    kinds = _kinds(profile, len(person), len(first))
     file = TensorFile(destination / "cohort.safetensors", kinds)
     file.arrays["outcome"][:] = people["outcome"]
     file.arrays["patient"][:] = person
     file.arrays["bucket"][:] = people["bucket"][first]
-    if chosen.layout == "tabular":
+    if profile.layout == "tabular":
         file.arrays["values"][:] = np.nan
-    read = {}
-    for place, port in enumerate(component.inputs(profile)):
+    columns: dict[str, Column] = {}
+    permitted = specification.read_columns()
+    for place, port in enumerate(specification.component.inputs(specification.profile_name)):
         if port.name in permitted:
-            read[port.name] = read_column(connection, relations, port, chosen, len(person))
-            _fill(file.arrays, place, read[port.name].cells, chosen)
-    manifest = _manifest(component, profile, permitted, views, destination, kinds, file.seal(), read)
+            columns[port.name] = read_column(connection, relations, port, profile, len(person))
+            _fill(file.arrays, place, columns[port.name].cells, profile)
+    manifest = _manifest(specification, views, destination.resolve().parent.name, kinds, file.seal(), columns)
     replace_file(destination / "manifest.json", orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
     return manifest
 
@@ -187,43 +155,41 @@ def _fill(arrays: dict[str, Array], place: int, cells: Cells, profile: Profile) 
 
 
 def _manifest(
-    component: Component,
-    profile: str,
-    permitted: frozenset[str],
+    specification: CohortSpecification,
     views: dict[str, View],
-    destination: Path,
+    visit: str,
     kinds: dict[str, Kind],
     sealed: Sealed,
-    read: dict[str, Column],
+    columns: dict[str, Column],
 ) -> CohortManifest:
-    chosen = component.profile(profile)
+    component, profile = specification.component, specification.profile
     return CohortManifest(
         schema_version="2",
-        visit=destination.resolve().parent.name,
+        visit=visit,
         component=component.name,
         component_version=component.version,
-        profile=profile,
-        inputs=chosen.inputs,
-        permitted=tuple(sorted(permitted)),
+        profile=specification.profile_name,
+        inputs=profile.inputs,
+        permitted=tuple(sorted(specification.read_columns())),
         views=tuple(views),
         view_hash=view_hash(list(views.values())),
-        outcome=chosen.outcome,
+        outcome=profile.outcome,
         patients=kinds["bucket"][1][0],
         records=kinds["outcome"][1][0],
-        index=chosen.index,
-        landmarks=tuple(landmark.isoformat() for landmark in chosen.landmarks),
-        horizon_years=chosen.horizon_years,
-        layout=chosen.layout,
-        steps=chosen.steps,
-        window_days=chosen.window_days,
+        index=profile.index,
+        landmarks=tuple(landmark.isoformat() for landmark in profile.landmarks),
+        horizon_years=profile.horizon_years,
+        layout=profile.layout,
+        steps=profile.steps,
+        window_days=profile.window_days,
         sha256=sealed.sha256,
         tensors={
             name: {"dtype": np.dtype(kind).name, "shape": shape, "sha256": sealed.tensors[name]}
             for name, (kind, shape) in kinds.items()
         },
         unit_table={
-            name: {unit: (to.scale, to.offset) for unit, to in column.units.items()} for name, column in read.items()
+            name: {unit: (to.scale, to.offset) for unit, to in column.units.items()} for name, column in columns.items()
         },
-        quarantined_values={name: column.unusable for name, column in read.items() if column.unusable},
-        reread_values={name: column.reread for name, column in read.items() if column.reread},
+        quarantined_values={name: column.unusable for name, column in columns.items() if column.unusable},
+        reread_values={name: column.reread for name, column in columns.items() if column.reread},
     )

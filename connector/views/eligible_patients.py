@@ -5,17 +5,18 @@ By the profile's index a record's day is a public landmark, or one that the pati
 
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants; values are parameters.
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import date
 
 import duckdb
 
 from connector.fhir.disclosure_control import OLDEST_AGE
 from connector.fhir.store import Generation
+from connector.views.cohort_specification import CohortSpecification
 from connector.views.inclusion import make_included
 from connector.views.sql import Plan
 from connector.views.store_tables import Relations, parts, stored
-from vht_federate.components.contract import Component, Profile
+from vht_federate.components.contract import Port, Profile
 from vht_federate.errors import ViewError
 
 __all__ = ["ADULT_YEARS", "FINAL", "make_records", "parts"]
@@ -28,31 +29,25 @@ OUTCOME_VERIFICATION = "('refuted', 'entered-in-error')"
 def make_records(
     connection: duckdb.DuckDBPyConnection,
     generation: Generation,
-    component: Component,
-    profile: str,
+    specification: CohortSpecification,
     *,
-    columns: frozenset[str],
-    excluded_subjects: Iterable[str],
-    pseudonym: Callable[[str], str] | None = None,
     relations: Relations | None = None,
     inclusion: Plan | None = None,
 ) -> None:
     """Create table ``record`` (record, person, subject, bucket, landmark, age, male, outcome), patient-major.
 
-    Patients are numbered in the order of their ``pseudonym``, by default of their subject.
-
-    Age in completed years. Birth date and sex are read only where a port in ``columns`` needs them; without the
+    Age in completed years. Birth date and sex are read only where a permitted column needs them; without the
     birth date nobody can be known to be an adult, so the rule of age does not apply. With a horizon, a patient
     whose outcome came before a landmark has no record there. Where the index is the onset, the dates of all that is
-    recorded are read, whatever ``columns`` says, because they set a control's day. ``relations`` are read, by default
+    recorded are read, whatever is permitted, because they set a control's day. ``relations`` are read, by default
     the store's tables as they lie. ``inclusion`` (``compile_inclusion``) belongs to a profile that has a cohort view,
     and to no other: ViewError VHT-VIEW-COHORT.
     """
-    chosen = component.profile(profile)
-    if (chosen.cohort is None) != (inclusion is None):
+    component, profile = specification.component, specification.profile
+    if (profile.cohort is None) != (inclusion is None):
         raise ViewError("the inclusion criteria are not those of the profile", code="VHT-VIEW-COHORT")
     relations = relations or stored(generation)
-    sources = {component.port(name).source.type for name in columns}
+    sources = {component.port(name).source.type for name in specification.read_columns()}
     born = "birth_date" if "age" in sources else "NULL::DATE"
     sex = "gender" if "sex" in sources else "NULL::VARCHAR"
     connection.execute(
@@ -60,18 +55,18 @@ def make_records(
         SELECT subject, bucket, {born} AS born, {sex} AS sex, deceased, deceased_at
         FROM {relations("patient")}
         WHERE active AND subject NOT IN (SELECT unnest(?::VARCHAR[]))""",
-        [sorted(excluded_subjects)],
+        [sorted(specification.excluded_subjects)],
     )
-    _name_people(connection, pseudonym)
-    _make_events(connection, relations, component, profile)
-    if chosen.index == "onset":
+    _name_people(connection, specification.pseudonym)
+    _make_events(connection, relations, component.outcome(specification.profile_name))
+    if profile.index == "onset":
         _index_by_onset(connection, relations)
     else:
-        _index_by_landmark(connection, chosen)
+        _index_by_landmark(connection, profile)
     if inclusion is not None:
         make_included(connection, generation, inclusion)
         connection.execute("DELETE FROM indexed WHERE subject NOT IN (SELECT subject FROM included)")
-    connection.execute(_RECORDS, {"horizon": chosen.horizon_years, "adult": ADULT_YEARS, "ages": "age" in sources})
+    connection.execute(_RECORDS, {"horizon": profile.horizon_years, "adult": ADULT_YEARS, "ages": "age" in sources})
 
 
 _RECORDS = f"""
@@ -105,10 +100,8 @@ def _name_people(connection: duckdb.DuckDBPyConnection, pseudonym: Callable[[str
     )
 
 
-def _make_events(
-    connection: duckdb.DuckDBPyConnection, relations: Relations, component: Component, profile: str
-) -> None:
-    source = component.outcome(profile).source
+def _make_events(connection: duckdb.DuckDBPyConnection, relations: Relations, outcome: Port) -> None:
+    source = outcome.source
     connection.execute(
         f"""CREATE TEMP TABLE event AS
         SELECT subject, min(onset) AS first_event FROM {relations("condition")}

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from connector.fhir import ingest
-from connector.views import build_cohort
+from connector.views import CohortSpecification, build_cohort
 from vht_federate.components.job import CohortArrays
 from vht_federate.components.loader import load_model
 from vht_federate.components.registry import find_component
@@ -39,11 +39,8 @@ def cohorts_of(hospitals: Mapping[str, Path], learner: "Learner", place: Path) -
         cohort = place / name / "cohort"
         if not (cohort / "cohort.safetensors").exists():
             ingest(folder, place / name / "store", node_key=OPEN_KEY, dataset=name)
-            columns = learner.component.columns(learner.profile)
-            build_cohort(
-                place / name / "store", learner.component, learner.profile,
-                columns=columns, excluded_subjects=set(), destination=cohort,
-            )  # fmt: skip
+            specification = CohortSpecification.of_every_column(learner.component, learner.profile)
+            build_cohort(place / name / "store", specification, cohort)
         arrays = load_file(cohort / "cohort.safetensors")
         made[name] = CohortArrays(arrays["values"], arrays["outcome"], arrays["patient"], arrays["bucket"])
     return made

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from connector.fhir import ingest
-from connector.views import build_cohort
+from connector.views import CohortSpecification, build_cohort
 from vht_federate.cli import app
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.components.loader import build_model
@@ -65,10 +65,8 @@ def cohort(resources: list[dict[str, Any]], place: Path) -> dict[str, dict[str, 
     folder.mkdir()
     (folder / "all.ndjson").write_text("".join(f"{json.dumps(one)}\n" for one in resources))
     ingest(folder, place / "store", node_key=b"h" * 32, dataset="own")
-    build_cohort(
-        place / "store", COMPONENT, PROFILE,
-        columns=COMPONENT.columns(PROFILE), excluded_subjects=set(), destination=place / "visit" / "cohort",
-    )  # fmt: skip
+    specification = CohortSpecification.of_every_column(COMPONENT, PROFILE)
+    build_cohort(place / "store", specification, place / "visit" / "cohort")
     made = load_file(place / "visit" / "cohort" / "cohort.safetensors")
     rows = [dict(zip(INPUTS, map(float, row), strict=True)) for row in made["values"]]
     return {

@@ -13,7 +13,7 @@ from connector.catalogue import catalogue
 from connector.fhir import dataset_summary, ingest
 from connector.fhir.disclosure_control import told_count
 from connector.settings import DatasetSettings, NodeSettings
-from connector.views import build_cohort
+from connector.views import CohortSpecification, build_cohort
 from vht_federate.components.contract import read_component
 from vht_federate.domain.law import DataCategory
 
@@ -67,10 +67,8 @@ def test_a_cohort_knows_nobody_older_than_90(tmp_path: Path) -> None:
         write(tmp_path / "in", "all.ndjson", [*lines, observation("o1")]), tmp_path / "store", node_key=KEY, dataset="d"
     )
     folder = tmp_path / "visits" / "v1" / "cohort"
-    columns = COMPONENT.columns("cardiometabolic")
-    build_cohort(
-        tmp_path / "store", COMPONENT, "cardiometabolic", columns=columns, excluded_subjects=set(), destination=folder
-    )
+    specification = CohortSpecification.of_every_column(COMPONENT, "cardiometabolic")
+    build_cohort(tmp_path / "store", specification, folder)
     tensors = load_file(folder / "cohort.safetensors")
     ages = tensors["values"][:, COMPONENT.profile("cardiometabolic").inputs.index("age")]
     grouped = sorted(sorted(ages[tensors["patient"] == one].tolist()) for one in np.unique(tensors["patient"]))
@@ -83,9 +81,7 @@ def test_an_unknown_age_stays_unknown(tmp_path: Path) -> None:
     ingest(write(tmp_path / "in", "all.ndjson", lines), tmp_path / "store", node_key=KEY, dataset="d")
     folder = tmp_path / "visits" / "v1" / "cohort"
     columns = tuple(name for name in COMPONENT.columns("cardiometabolic") if name != "age")
-    build_cohort(
-        tmp_path / "store", COMPONENT, "cardiometabolic", columns=columns, excluded_subjects=set(), destination=folder
-    )
+    build_cohort(tmp_path / "store", CohortSpecification(COMPONENT, "cardiometabolic", columns), folder)
     tensors = load_file(folder / "cohort.safetensors")
     assert len(tensors["values"]) == 3
     assert np.isnan(tensors["values"][:, COMPONENT.profile("cardiometabolic").inputs.index("age")]).all()

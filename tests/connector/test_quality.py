@@ -13,7 +13,7 @@ from test_node_service import Served, vht
 from connector.fhir import Store, ingest, subject_key
 from connector.quality import Survey, survey
 from connector.quality.survey_figures import Shown
-from connector.views import build_cohort
+from connector.views import CohortSpecification, build_cohort
 from vht_federate.components.registry import installed
 from vht_federate.errors import CohortError, InputError, VhtError
 
@@ -120,10 +120,8 @@ def test_the_survey_counts_the_patients_and_cells_that_a_cohort_would_hold(tmp_p
         found = survey(tmp_path / "store", one.component, profile, excluded_subjects=set())
         if chosen.layout != "tabular" or not found.course.patients:
             continue
-        manifest = build_cohort(
-            tmp_path / "store", one.component, profile, columns=one.component.columns(profile),
-            excluded_subjects=set(), destination=tmp_path / profile / "cohort",
-        )  # fmt: skip
+        specification = CohortSpecification.of_every_column(one.component, profile)
+        manifest = build_cohort(tmp_path / "store", specification, tmp_path / profile / "cohort")
         assert (found.course.patients, found.course.records) == (manifest.patients, manifest.records)
         held = load_file(tmp_path / profile / "cohort" / "cohort.safetensors")
         for place, told in enumerate(found.features):

@@ -12,7 +12,7 @@ from fhir_lines_kit import KEY, condition, observation, patient, quantity, write
 from connector.enclave.cohort import read_cohort
 from connector.enclave.jobs import evaluate, train
 from connector.fhir import ingest
-from connector.views import build_cohort
+from connector.views import CohortSpecification, build_cohort
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.components.job import JobCall, VisitData
 from vht_federate.components.loader import build_model
@@ -126,9 +126,7 @@ def test_a_component_of_courses_learns_in_the_enclaves_jobs_what_last_values_do_
 ) -> None:
     files = component_files(tmp_path / "component", layout)
     component, folder = files.component(), tmp_path / "visits" / "v1" / "cohort"
-    manifest = build_cohort(
-        store, component, "course", columns=component.columns("course"), excluded_subjects=set(), destination=folder
-    )
+    manifest = build_cohort(store, CohortSpecification.of_every_column(component, "course"), folder)
     assert manifest.records == PATIENTS
     cohort = read_cohort(folder, component, "course")
     shapes = cohort.map(lambda arrays: (arrays.values.shape, arrays.model_inputs().shape))._open()

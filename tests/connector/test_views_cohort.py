@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from connector.duckdb_lockdown import locked
 from connector.fhir import Store, ingest, subject_key
 from connector.fhir.codes import Measure
-from connector.views import CohortManifest, build_cohort
+from connector.views import CohortManifest, CohortSpecification, build_cohort
 from vht_federate.components.contract import Component, Port, read_component
 from vht_federate.domain.split import bucket_of
 from vht_federate.errors import CohortError, InputError, ViewError
@@ -32,8 +32,9 @@ PLACE = {name: index for index, name in enumerate(COMPONENT.profile(PROFILE).inp
 
 def build(store: Path, made: Component = COMPONENT, **more: Any) -> tuple[CohortManifest, dict[str, np.ndarray]]:
     folder = store.parent / "visits" / "v1" / "cohort"
-    chosen = {"columns": COLUMNS, "excluded_subjects": set(), "destination": folder} | more
-    manifest = build_cohort(store, made, PROFILE, **chosen)
+    call = {name: more.pop(name) for name in ("included", "reader") if name in more}
+    specification = CohortSpecification(made, PROFILE, **{"columns": COLUMNS} | more)
+    manifest = build_cohort(store, specification, folder, **call)
     return manifest, load_file(folder / "cohort.safetensors")
 
 

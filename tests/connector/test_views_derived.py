@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from viewed_store import viewed
 
 from connector.fhir import Store, ingest
-from connector.views import build_cohort, run
+from connector.views import CohortSpecification, build_cohort, run
 from connector.views.profile_views import derived_views, view_hash
 from connector.views.sql import compile_view
 from vht_federate.components.contract import Component, Port, Profile, Source
@@ -41,9 +41,9 @@ def component(**change: Any) -> Component:
 def both_ways(store: Path, made: Component, profile: str, **more: Any) -> None:
     """The cohort by the store's tables and by the views alone are the same bytes."""
     folder = store.parent / "visits" / "v1" / "cohort"
-    chosen = {"columns": made.columns(profile), "excluded_subjects": set(), "destination": folder} | more
-    direct = build_cohort(store, made, profile, **chosen)
-    views = derived_views(made, profile, chosen["columns"])
+    specification = CohortSpecification(made, profile, **{"columns": made.columns(profile)} | more)
+    direct = build_cohort(store, specification, folder)
+    views = derived_views(made, profile, specification.columns)
     generation = Store(store).current()
     assert generation is not None
 
@@ -53,7 +53,7 @@ def both_ways(store: Path, made: Component, profile: str, **more: Any) -> None:
         relations = viewed(connection, generation, views)
         return lambda table: (read.append(table), relations(table))[1]
 
-    assert build_cohort(store, made, profile, **chosen, reader=through) == direct
+    assert build_cohort(store, specification, folder, reader=through) == direct
     assert direct.records > 20
     assert direct.view_hash == view_hash(list(views.values()))
     assert direct.views == tuple(views)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from viewed_store import viewed
 
 from connector.fhir import ingest, subject_key
-from connector.views import CohortManifest, build_cohort
+from connector.views import CohortManifest, CohortSpecification, build_cohort
 from connector.views.inclusion import compile_inclusion, make_included
 from connector.views.profile_views import component_views, derived_views, view_hash
 from vht_federate.cli import app
@@ -48,8 +48,9 @@ def component(cohort: str | None = "diabetics.json", **change: Any) -> Component
 
 def build(store: Path, **more: Any) -> tuple[CohortManifest, dict[str, np.ndarray]]:
     made, folder = more.pop("made", component()), store.parent / "visits" / "v1" / "cohort"
-    chosen = {"columns": made.columns(PROFILE), "excluded_subjects": set(), "destination": folder} | more
-    manifest = build_cohort(store, made, PROFILE, **chosen)
+    call = {name: more.pop(name) for name in ("included", "reader") if name in more}
+    specification = CohortSpecification(made, PROFILE, **{"columns": made.columns(PROFILE)} | more)
+    manifest = build_cohort(store, specification, folder, **call)
     return manifest, load_file(folder / "cohort.safetensors")
 
 

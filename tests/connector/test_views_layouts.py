@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from connector.enclave.cohort import read_cohort
 from connector.fhir import ingest, subject_key
 from connector.fhir.codes import Measure
-from connector.views import CohortManifest, build_cohort
+from connector.views import CohortManifest, CohortSpecification, build_cohort
 from vht_federate.components.contract import Component, Port, Profile, read_component
 from vht_federate.samples.generator import RESOURCE_TYPES, generate
 
@@ -41,8 +41,9 @@ def component(*, mean: tuple[str, ...] = (), **profile: Any) -> Component:
 
 def build(store: Path, made: Component, **more: Any) -> tuple[CohortManifest, dict[str, np.ndarray]]:
     folder = store.parent / "visits" / "v1" / "cohort"
-    chosen = {"columns": made.columns("p"), "excluded_subjects": set(), "destination": folder} | more
-    manifest = build_cohort(store, made, "p", **chosen)
+    call = {name: more.pop(name) for name in ("included", "reader") if name in more}
+    specification = CohortSpecification(made, "p", **{"columns": made.columns("p")} | more)
+    manifest = build_cohort(store, specification, folder, **call)
     read = read_cohort(folder, made, "p")._open()
     tensors = load_file(folder / "cohort.safetensors")
     for name, tensor in tensors.items():

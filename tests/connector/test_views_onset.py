@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file
 
 from connector.fhir import ingest, subject_key
-from connector.views import build_cohort
+from connector.views import CohortSpecification, build_cohort
 from synth.fhir import ONSET_DAY, resources_of
 from vht_federate.components.contract import Component, Profile, read_component
 
@@ -49,10 +49,8 @@ def records(
 
 def build(tmp_path: Path, excluded: set[str]) -> tuple[np.ndarray, np.ndarray]:
     made, folder = component(), tmp_path / "visits" / "v1" / "cohort"
-    columns = made.columns("onset")
-    manifest = build_cohort(
-        tmp_path / "store", made, "onset", columns=columns, excluded_subjects=excluded, destination=folder
-    )
+    specification = CohortSpecification.of_every_column(made, "onset", excluded_subjects=excluded)
+    manifest = build_cohort(tmp_path / "store", specification, folder)
     assert (manifest.index, manifest.landmarks, manifest.horizon_years) == ("onset", (), 0)
     tensors = load_file(folder / "cohort.safetensors")
     return tensors["values"], tensors["outcome"]

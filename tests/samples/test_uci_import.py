@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from connector.fhir import Store, ingest
-from connector.views import build_cohort
+from connector.views import CohortSpecification, build_cohort
 from vht_federate.components.contract import read_component
 from vht_federate.errors import InputError
 from vht_federate.samples import uci
@@ -53,14 +53,8 @@ def test_the_cohort_holds_the_table(imported: Path, tmp_path: Path, name: str) -
 
     component = read_component(COMPONENT)
     ingest(imported / name, tmp_path / "store", node_key=b"u" * 32, dataset=name)
-    manifest = build_cohort(
-        tmp_path / "store",
-        component,
-        "angiography",
-        columns=component.columns("angiography"),
-        excluded_subjects=(),
-        destination=tmp_path / "visit" / "cohort",
-    )
+    specification = CohortSpecification.of_every_column(component, "angiography")
+    manifest = build_cohort(tmp_path / "store", specification, tmp_path / "visit" / "cohort")
     tensors = load_file(tmp_path / "visit" / "cohort" / "cohort.safetensors")
     assert manifest.patients == manifest.records == ROWS[name]
     choices = {"cp": (1, 2, 3, 4), "restecg": (0, 1, 2), "slope": (1, 2, 3), "thal": (3, 6, 7)}
