@@ -24,6 +24,10 @@ class Doorbell:
         except FileNotFoundError:
             return 0
 
+    def quiet_s(self) -> float:
+        """Seconds since it last rang."""
+        return time.time() - self.last() / 1e9
+
     async def wait(self, seen: int, timeout_s: float) -> None:
         """Return when it rang after ``seen``, at the latest after ``timeout_s``."""
         end = time.monotonic() + timeout_s

@@ -1,16 +1,17 @@
 """The coordinator's front door: hospitals reach the fleet API of the SuperLink, and nothing else.
 
 Flower serves its fleet, control and runtime APIs on one port, and the control API asks nobody who they are. So the
-SuperLink listens on loopback and this TLS proxy forwards an exact list of fleet paths. It also holds a SuperNode's
-question "any message for me?" until there is one: Flower's SuperNode sleeps three seconds after each empty answer.
-And it asks again where the SuperLink fails for a moment (its database is locked): a SuperNode whose upload of one
-part fails gives the whole reply up.
+SuperLink listens on loopback and this TLS proxy forwards an exact list of fleet paths, of messages only replies in the
+name of whoever sends them: Flower would pass a hospital's message on as one of the coordinator's. It also holds a
+SuperNode's question "any message for me?" until there is one: Flower's SuperNode sleeps three seconds after each empty
+answer. And it asks again where the SuperLink fails for a moment (its database is locked): a SuperNode whose upload of
+one part fails gives the whole reply up.
 """
 
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from vht_federate.serving import answer_typed_errors
 __all__ = ["FLEET_PATHS", "make_gateway"]
 
 PULL = "/v1/fleet/pull-messages"
+REPLY = "/v1/fleet/push-messages"
 UPLOADED = "/v1/fleet/push-object"
 # Of Flower's twelve fleet paths all but register-node and unregister-node: the coordinator enrols, nobody else.
 FLEET_PATHS = frozenset(
@@ -37,7 +39,10 @@ FLEET_PATHS = frozenset(
     )
 )
 MAX_BODY_BYTES = 256 << 20
-PAUSES_S = (0.1, 0.3, 1.0, 3.0)  # before what the SuperLink failed to do is tried again
+PAUSES_S = (0.3, 1.0)  # before what the SuperLink failed to do is tried again
+RETRIES_END_S = 10.0  # a SuperNode waits 30 s for an answer, and sends the same once more after that
+ARRIVING_EVERY_S = 1.0
+SUPERLINK_NODE = 1  # Flower's id of the coordinator's side
 _NOT_FORWARDED = frozenset(  # belong to one connection (RFC 9110 section 7.6.1), or are written anew
     {"connection", "content-encoding", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding"}
     | {"upgrade", "accept-encoding", "server", "date", "proxy-authorization", "forwarded", "x-forwarded-for"}
@@ -52,6 +57,25 @@ def _has_message(body: bytes) -> bool:
         return len(PullMessagesResponse.FromString(body).messages_list) > 0
     except DecodeError:
         return True  # not ours to judge: pass it on
+
+
+def _require_own_reply(body: bytes) -> None:
+    """Raises InputError VHT-INPUT-REPLY for anything but one reply, by the node that sends it, to the coordinator.
+
+    Which node that is, the SuperLink knows by the request's signature.
+    """
+    from flwr.proto.fleet_pb2 import PushMessagesRequest
+    from google.protobuf.message import DecodeError
+
+    try:
+        request = PushMessagesRequest.FromString(body)
+        (message,) = request.messages_list
+        about = message.metadata
+    except (DecodeError, ValueError) as error:
+        raise InputError("a hospital sends one reply at a time", code="VHT-INPUT-REPLY") from error
+    own = about.src_node_id == request.node.node_id and about.dst_node_id == SUPERLINK_NODE
+    if not own or not about.reply_to_message_id:
+        raise InputError("a hospital sends replies, to the coordinator and as itself", code="VHT-INPUT-REPLY")
 
 
 def _failed(path: str, answer: httpx.Response) -> bool:
@@ -76,12 +100,15 @@ class _Upstream:
     recheck_s: float
     pauses_s: Sequence[float]
 
-    async def ask(self, path: str, headers: Mapping[str, str], body: bytes) -> httpx.Response:
+    async def ask(self, request: Request, headers: Mapping[str, str], body: bytes) -> httpx.Response:
+        path, started = request.url.path, time.monotonic()
         answer = await self._ask_once(path, headers, body)
         for pause_s in self.pauses_s:
-            if not _failed(path, answer):
+            if not _failed(path, answer) or time.monotonic() - started > RETRIES_END_S:
                 break
             await asyncio.sleep(pause_s)
+            if await request.is_disconnected():
+                break
             answer = await self._ask_once(path, headers, body)
         if path == UPLOADED:
             self.replies.ring()
@@ -98,7 +125,7 @@ class _Upstream:
         end = time.monotonic() + self.hold_s
         while True:
             seen = self.doorbell.last()
-            answer = await self.ask(PULL, headers, body)
+            answer = await self.ask(request, headers, body)
             if answer.status_code != 200 or _has_message(answer.content) or time.monotonic() >= end:
                 return answer
             await self.doorbell.wait(seen, min(self.recheck_s, max(0.0, end - time.monotonic())))
@@ -106,13 +133,21 @@ class _Upstream:
                 return answer
 
 
-async def _body_of(request: Request) -> bytes:
-    body = bytearray()
+async def _body_of(request: Request, arriving: Callable[[], None]) -> bytes:
+    """The body. ``arriving`` is called about once a second while more of it comes."""
+    body, called = bytearray(), time.monotonic()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             raise InputError("the request is larger than a hospital may send", code="VHT-INPUT-SIZE")
+        if time.monotonic() - called > ARRIVING_EVERY_S:
+            called = time.monotonic()
+            arriving()
     return bytes(body)
+
+
+def _nothing() -> None:
+    pass
 
 
 def make_gateway(
@@ -129,7 +164,7 @@ def make_gateway(
     """The proxy before the SuperLink at ``superlink`` (https URL); ``hold_s`` stays under a SuperNode's 30 s.
 
     A ServerApp rings ``doorbell`` when it has pushed messages; the gateway rings ``replies`` when a part of a reply
-    has arrived.
+    has arrived, and every second while one is arriving.
     """
     context = ssl.create_default_context(cafile=str(ca))
 
@@ -157,9 +192,11 @@ def make_gateway(
         path = request.url.path
         if request.method != "POST" or path not in FLEET_PATHS:
             raise HTTPException(404, "this address serves the fleet API only")
-        body = await _body_of(request)
+        body = await _body_of(request, replies.ring if path == UPLOADED else _nothing)
+        if path == REPLY:
+            _require_own_reply(body)
         headers = {key: value for key, value in request.headers.items() if key not in _NOT_FORWARDED}
-        answer = await (upstream.pull(request, headers, body) if path == PULL else upstream.ask(path, headers, body))
+        answer = await (upstream.pull if path == PULL else upstream.ask)(request, headers, body)
         kept = {key: value for key, value in answer.headers.items() if key not in _NOT_FORWARDED}
         return Response(answer.content, status_code=answer.status_code, headers=kept)
 

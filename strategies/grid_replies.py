@@ -7,7 +7,8 @@ upload, would keep the answers of all others from the run for three minutes, whi
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
@@ -18,12 +19,21 @@ from flwr.proto.message_pb2 import Message as AnnouncedMessage
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+    pull_objects,
+)
 from flwr.superlink.grid.http_grid import HttpGrid
+
+from vht_federate.errors import WireError
 
 __all__ = ["GridReplies"]
 
 LOOK_AGAIN_S, LOOK_AT_LEAST_EVERY_S = 0.05, 1.0  # for a part that is still on its way
+MAX_PARTS = 64  # a message, its records, and one part for each call
+MAX_BYTES = 1 << 30
 
 
 @dataclass
@@ -31,16 +41,18 @@ class GridReplies:
     """The replies to messages of one run. Each announced reply has a thread that gathers its parts."""
 
     grid: HttpGrid
-    _complete: "SimpleQueue[tuple[str, Message | None]]" = field(default_factory=SimpleQueue)
+    _complete: "SimpleQueue[tuple[str, Message | WireError | None]]" = field(default_factory=SimpleQueue)
     _last_part: dict[str, float] = field(default_factory=dict)  # message answered -> when its upload last got on
     _closed: threading.Event = field(default_factory=threading.Event)
 
-    def read(self, identifiers: Iterable[str]) -> list[tuple[str, Message | None]]:
+    def read(self, identifiers: Collection[str]) -> list[tuple[str, Message | WireError | None]]:
         """Replies that are complete by now, as (identifier of the message answered, reply).
 
-        The reply is None where its parts are not to be had. A SuperLink that fails for a moment has no news.
+        The reply is None where its parts are not to be had, a WireError VHT-WIRE-REPLY where they make no reply.
+        Beside the ``identifiers`` of this call it may be those of an earlier one that are answered. A SuperLink that
+        fails for a moment has no news.
         """
-        if wanted := [one for one in identifiers if one not in self._last_part]:
+        if wanted := [identifier for identifier in identifiers if identifier not in self._last_part]:
             self._gather_announced(wanted)
         complete = []
         while True:
@@ -49,43 +61,69 @@ class GridReplies:
             except Empty:
                 return complete
 
-    def stalled(self, identifiers: Iterable[str], after_s: float) -> list[str]:
+    def stalled(self, identifiers: Collection[str], after_s: float) -> list[str]:
         """Those that were announced, and of which no further part has come for ``after_s`` seconds."""
         now = time.monotonic()
-        return [one for one in identifiers if now - self._last_part.get(one, now) > after_s]
+        return [identifier for identifier in identifiers if now - self._last_part.get(identifier, now) > after_s]
 
     def close(self) -> None:
         """Stop waiting for parts; what is still on its way is never read."""
         self._closed.set()
 
-    def _gather_announced(self, identifiers: list[str]) -> None:
+    def _gather_announced(self, wanted: list[str]) -> None:
         try:
-            announced = self.grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=identifiers))
+            announced = self.grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=wanted))
         except (httpx.HTTPError, ValueError):
             return
         for message, tree in zip(announced.messages_list, announced.message_object_trees, strict=True):
-            self._last_part[message.metadata.reply_to_message_id] = time.monotonic()
-            threading.Thread(target=self._gather, args=(message, tree), daemon=True).start()
+            answered = message.metadata.reply_to_message_id
+            if answered in wanted and answered not in self._last_part:  # Flower adds messages that answer nothing
+                self._last_part[answered] = time.monotonic()
+                threading.Thread(target=self._gather, args=(answered, message, tree), daemon=True).start()
 
-    def _gather(self, message: AnnouncedMessage, tree: ObjectTree) -> None:
-        answered, identifier = message.metadata.reply_to_message_id, message.metadata.message_id
+    def _gather(self, answered: str, message: AnnouncedMessage, tree: ObjectTree) -> None:
+        reply: Message | WireError | None
+        try:
+            reply = self._whole(answered, message.metadata.message_id, tree)
+        except WireError as error:
+            reply = error
+        except Exception:  # whatever a node uploaded, or did not: it concerns this reply alone
+            reply = None
+        self._complete.put((answered, reply))
+
+    def _whole(self, answered: str, identifier: str, tree: ObjectTree) -> Message:
+        """Raises WireError VHT-WIRE-REPLY, and whatever Flower raises where a part is not to be had."""
         client, node, run = self.grid._runtime_client, self.grid.node, self.grid.run.run_id
         pull = make_pull_object_fn_protobuf(client.PullObject, node, run)
+        parts = [subtree.object_id for subtree in iterate_object_tree(tree)]
+        if len(parts) > MAX_PARTS:
+            raise WireError(f"a reply has at most {MAX_PARTS} parts", code="VHT-WIRE-REPLY")
+        sizes: list[int] = []
 
         def part(object_id: str) -> bytes:
             if self._closed.is_set():
                 raise ObjectPullError(object_id, "nobody waits for it any more")
-            content: bytes = pull(object_id)
+            try:
+                content: bytes = pull(object_id)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code < 500:
+                    raise
+                raise ObjectUnavailableError(object_id) from error
+            sizes.append(len(content))
+            if sum(sizes) > MAX_BYTES:
+                raise WireError(f"a reply has at most {MAX_BYTES >> 20} MiB", code="VHT-WIRE-REPLY")
             self._last_part[answered] = time.monotonic()
             return content
 
+        contents = pull_objects(parts, part, initial_backoff=LOOK_AGAIN_S, backoff_cap=LOOK_AT_LEAST_EVERY_S)
         try:
-            parts = [one.object_id for one in iterate_object_tree(tree)]
-            contents = pull_objects(parts, part, initial_backoff=LOOK_AGAIN_S, backoff_cap=LOOK_AT_LEAST_EVERY_S)
+            reply = inflate_object_from_contents(identifier, contents)
+        except Exception as error:
+            raise WireError("a reply cannot be read", code="VHT-WIRE-REPLY") from error
+        if not isinstance(reply, Message):
+            raise WireError("this is no reply", code="VHT-WIRE-REPLY")
+        with suppress(httpx.HTTPError):
             client.ConfirmMessageReceived(
                 ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=identifier)
             )
-            reply = inflate_object_from_contents(identifier, contents)
-        except Exception:  # whatever a node uploaded: it concerns this reply alone
-            reply = None
-        self._complete.put((answered, reply if isinstance(reply, Message) else None))
+        return reply

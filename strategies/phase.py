@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import httpx
 from flwr.app import Message, MessageType
 from flwr.common.constant import ErrorCode
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from strategies.file_notification import Doorbell
@@ -23,25 +24,31 @@ SETTLE_S = 0.1  # replies of several nodes, and the parts of one, come close tog
 LATE = "VHT-UNAVAILABLE-DEADLINE"
 ATTEMPTS = 3  # messages with the same calls to one node
 LOST_ON_ITS_WAY = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-STALLED_SHARE, STALLED_AT_LEAST_S = 0.25, 15.0  # of the deadline: an upload that rests so long was given up
+STALLED_SHARE, STALLED_AT_LEAST_S = 0.25, 15.0  # of the deadline: a reply of which nothing came for so long
 
 
 @dataclass
 class _Asked:
     """One node within one phase: its messages, and the answers once there are some."""
 
+    name: str
     calls: Sequence[Call]
     attempts: int = 0
     sent_at: float = 0.0
     waiting: set[str] = field(default_factory=set)  # identifiers of messages without an answer
     answers: list[Answer] | None = None
 
-    def take(self, identifier: str, reply: Message | None) -> bool:
-        """Keep a reply. True where it was lost on its way and no other is awaited."""
+    def take(self, identifier: str, reply: Message | WireError | None) -> bool:
+        """Keep a reply. True where it was lost on its way and no other is awaited.
+
+        Nothing changes for a message that nobody waits for: another with the same calls was answered first.
+        """
         if identifier not in self.waiting:
             return False
         self.waiting.discard(identifier)
-        lost = reply is None or (reply.has_error() and reply.error.code in LOST_ON_ITS_WAY)
+        lost = reply is None or (
+            isinstance(reply, Message) and reply.has_error() and reply.error.code in LOST_ON_ITS_WAY
+        )
         if not lost:
             self.waiting.clear()
         self.answers = _answers_of(reply, len(self.calls))
@@ -69,71 +76,77 @@ class Exchange:
         Raises KeyError for a node outside the allow-list.
         """
         end = time.monotonic() + self.deadline_s
-        asked = {name: _Asked(mine) for name, mine in calls.items()}
-        self._send(asked, phase, end)
+        asked = {name: _Asked(name, mine) for name, mine in calls.items()}
         incoming = GridReplies(self.grid)
         try:
-            self._gather(asked, incoming, phase, end)
+            self._gather(list(asked.values()), incoming, phase, end)
         finally:
             incoming.close()
         # Whoever did not answer in time is out; a reply that comes later is never read.
         late = Answer(None, error=UnavailableError(f"no answer within {self.deadline_s:g} s", code=LATE))
         return {name: one.answers or [late] * len(one.calls) for name, one in asked.items()}
 
-    def _send(self, asked: Mapping[str, _Asked], phase: str, end: float) -> None:
-        """A message to each of these nodes."""
-        identifiers = self._pushed(asked, phase, end)
+    def _gather(self, asked: list[_Asked], incoming: GridReplies, phase: str, end: float) -> None:
+        stalled_s = max(STALLED_AT_LEAST_S, STALLED_SHARE * self.deadline_s)
+        sent = self._send(asked, phase, end)  # identifier of a message -> whom it asks
+        while (waiting := self._waiting(sent)) and time.monotonic() < end and not self.stopped():
+            rang = self.replies.last() if self.replies else 0
+            again = {}
+            for identifier, reply in incoming.read(waiting):
+                if identifier in sent and sent[identifier].take(identifier, reply):
+                    again[sent[identifier].name] = sent[identifier]
+            if self.replies is None or self.replies.quiet_s() > stalled_s:
+                for identifier in incoming.stalled(self._waiting(sent), stalled_s):
+                    if time.monotonic() - sent[identifier].sent_at > stalled_s:
+                        again[sent[identifier].name] = sent[identifier]
+            if again := {name: one for name, one in again.items() if one.attempts < ATTEMPTS}:
+                sent |= self._send(list(again.values()), phase, end)
+            if self._waiting(sent):
+                self._pause(rang)
+
+    @staticmethod
+    def _waiting(sent: Mapping[str, _Asked]) -> list[str]:
+        return [identifier for identifier, one in sent.items() if identifier in one.waiting]
+
+    def _send(self, asked: Sequence[_Asked], phase: str, end: float) -> dict[str, _Asked]:
+        """A message to each of these nodes, by its identifier."""
+        left_s = max(1.0, end - time.monotonic())
+        messages = [
+            Message(
+                pack_calls(one.calls, deadline_s=left_s),
+                self.nodes[one.name],
+                MessageType.QUERY,
+                ttl=left_s + 60.0,
+                group_id=phase,
+            )
+            for one in asked
+        ]
+        identifiers = self._pushed(messages, end)
         if self.doorbell:
             self.doorbell.ring()
-        for one, identifier in zip(asked.values(), identifiers, strict=True):
+        for one, identifier in zip(asked, identifiers, strict=True):
             one.attempts, one.sent_at = one.attempts + 1, time.monotonic()
             if identifier:
                 one.waiting.add(identifier)
             elif not one.waiting:
                 one.answers = [_failed("the SuperLink refused a message to this node")] * len(one.calls)
+        return {identifier: one for one, identifier in zip(asked, identifiers, strict=True) if identifier}
 
-    def _pushed(self, asked: Mapping[str, _Asked], phase: str, end: float) -> list[str | None]:
-        """Identifiers of the messages; None for a refused one. A SuperLink that fails for a moment is asked again."""
+    def _pushed(self, messages: Sequence[Message], end: float) -> list[str | None]:
+        """Identifiers of the messages, None for a refused one.
+
+        Where the SuperLink fails for a moment, the same messages are pushed again until ``end``: others with the same
+        calls would leave the first ones there, without their parts, for nodes to wait for.
+        """
+        refused: list[str | None] = [None] * len(messages)
         while True:
-            left_s = max(1.0, end - time.monotonic())
-            messages = [
-                Message(
-                    pack_calls(one.calls, deadline_s=left_s),
-                    self.nodes[name],
-                    MessageType.QUERY,
-                    ttl=left_s + 60.0,
-                    group_id=phase,
-                )
-                for name, one in asked.items()
-            ]
             try:
-                return list(self.grid.push_messages(messages)) or [None] * len(messages)
-            except httpx.HTTPStatusError:
-                if time.monotonic() >= end or self.stopped():
-                    return [None] * len(messages)
+                return list(self.grid.push_messages(messages)) or refused
+            except (httpx.HTTPError, ObjectPushError) as error:
+                final = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
+                if final or time.monotonic() >= end or self.stopped():
+                    return refused
                 time.sleep(POLL_S)
-
-    def _gather(self, asked: Mapping[str, _Asked], incoming: GridReplies, phase: str, end: float) -> None:
-        stalled_s = max(STALLED_AT_LEAST_S, STALLED_SHARE * self.deadline_s)
-        while time.monotonic() < end and not self.stopped():
-            waiting = {identifier: name for name, one in asked.items() for identifier in one.waiting}
-            if not waiting:
-                return
-            rang = self.replies.last() if self.replies else 0
-            lost = {
-                waiting[identifier]
-                for identifier, reply in incoming.read(waiting)
-                if asked[waiting[identifier]].take(identifier, reply)
-            }
-            stalled = {
-                waiting[identifier]
-                for identifier in incoming.stalled(waiting, stalled_s)
-                if time.monotonic() - asked[waiting[identifier]].sent_at > stalled_s
-            }
-            if again := {name: asked[name] for name in lost | stalled if asked[name].attempts < ATTEMPTS}:
-                self._send(again, phase, end)
-            if any(one.waiting for one in asked.values()):
-                self._pause(rang)
 
     def _pause(self, rang: int) -> None:
         if self.replies:
@@ -147,9 +160,11 @@ def _failed(why: str) -> Answer:
     return Answer(None, error=UnavailableError(why, code="VHT-UNAVAILABLE-NODE"))
 
 
-def _answers_of(reply: Message | None, expected: int) -> list[Answer]:
+def _answers_of(reply: Message | WireError | None, expected: int) -> list[Answer]:
     if reply is None:
         return [_failed("its reply was lost on its way")] * expected
+    if isinstance(reply, WireError):
+        return [Answer(None, error=reply)] * expected
     if reply.has_error():
         return [_failed(f"Flower reports error {reply.error.code} for this node")] * expected
     try:

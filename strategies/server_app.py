@@ -17,6 +17,7 @@ from vht_federate.processes import PidFile
 
 __all__ = ["app"]
 
+SUPERLINK_PATIENCE_S = 20.0  # for one call, which is made again up to a phase's deadline; Flower's own has no end
 app = ServerApp()
 
 
@@ -27,6 +28,7 @@ def main(grid: HttpGrid, context: Context) -> None:
     dispatch, state = directory.dispatch(), directory.state()
     if state.ended:
         raise InputError(f"this run already ended as {state.state}", code="VHT-INPUT-RUN")
+    grid._retry_invoker.max_time = SUPERLINK_PATIENCE_S
     exchange = Exchange(
         grid,
         {node.name: node.flower_node for node in dispatch.nodes},

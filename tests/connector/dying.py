@@ -2,13 +2,18 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vht_federate.processes import stop_tree
+
 __all__ = ["Scripts", "scripts"]
+
+LIMIT_S = 600.0  # only a hang takes so long
 
 _FORKING = """
 import json, os, sys, traceback
@@ -39,6 +44,8 @@ class Scripts:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(script) + "\n")
         self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], LIMIT_S)[0]:
+            stop_tree(self._process.pid)
         status = self._process.stdout.readline()
         assert status, self._said.read_text()
         assert os.WIFSIGNALED(int(status)), self._said.read_text()

@@ -67,13 +67,22 @@ ADAPTERS = {
             "flwr.supernode.runtime.run_clientapp.push_task_output": ("client", "context", "sub_status", "details"),
         },
     ),
-    "strategies/server_app.py": Adapter("1.42.0", {"flwr.superlink.grid.http_grid.HttpGrid": None}),
+    "strategies/server_app.py": Adapter(
+        "1.42.0",
+        {
+            "flwr.superlink.grid.http_grid.HttpGrid": None,
+            "flwr.superlink.grid.http_grid.HttpGrid.__init__": (
+                "self", "runtime_api_address", "insecure", "root_certificates", "token",
+            ),
+        },
+    ),
     "strategies/phase.py": Adapter(
         "1.42.0",
         {
             "flwr.common.constant.ErrorCode": None,
             "flwr.common.constant.ErrorCode.MESSAGE_UNAVAILABLE": None,
             "flwr.common.constant.ErrorCode.REPLY_MESSAGE_UNAVAILABLE": None,
+            "flwr.supercore.inflatable.inflatable_utils.ObjectPushError": ("object_id", "run_id", "session_id"),
             "flwr.superlink.grid.http_grid.HttpGrid": None,
             "flwr.superlink.grid.http_grid.HttpGrid.push_messages": ("self", "messages"),
         },
@@ -90,6 +99,7 @@ ADAPTERS = {
                 "pull_object_protobuf", "node", "run_id",
             ),
             "flwr.supercore.inflatable.inflatable_utils.ObjectPullError": ("object_id", "reason"),
+            "flwr.supercore.inflatable.inflatable_utils.ObjectUnavailableError": ("object_id",),
             "flwr.supercore.inflatable.inflatable_utils.inflate_object_from_contents": (
                 "object_id", "object_contents", "keep_object_contents", "objects",
             ),
@@ -104,7 +114,11 @@ ADAPTERS = {
     ),
     "strategies/gateway.py": Adapter(
         "1.42.0",
-        {"flwr.proto.fleet_pb2.PullMessagesResponse": None, "flwr.proto.message_pb2.PushObjectResponse": None},
+        {
+            "flwr.proto.fleet_pb2.PullMessagesResponse": None,
+            "flwr.proto.fleet_pb2.PushMessagesRequest": None,
+            "flwr.proto.message_pb2.PushObjectResponse": None,
+        },
     ),
     # Command lines of Flower's programs, which the federation tests run.
     "connector/supernode.py": Adapter("1.42.0"),

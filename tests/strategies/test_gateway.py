@@ -2,17 +2,18 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
-from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
 from flwr.proto.message_pb2 import Message, Metadata, PushObjectResponse
+from flwr.proto.node_pb2 import Node
 
 import strategies.gateway as gateway
 from deploy.pki import make_authority
@@ -23,6 +24,18 @@ from vht_federate.testing.asgi import AppClient
 MESSAGE = PullMessagesResponse(messages_list=[Message(metadata=Metadata(message_id="m"))]).SerializeToString()
 PULL = "/v1/fleet/pull-messages"
 UPLOADED = "/v1/fleet/push-object"
+REPLY = "/v1/fleet/push-messages"
+HOSPITAL, OTHER, COORDINATOR = 7, 8, 1
+
+
+def pushed(*, times: int = 1, **about: object) -> bytes:
+    """A push of messages by ``HOSPITAL``, of one reply of its own unless ``about`` says otherwise."""
+    metadata = Metadata(
+        **{"src_node_id": HOSPITAL, "dst_node_id": COORDINATOR, "reply_to_message_id": "question"} | about
+    )
+    return PushMessagesRequest(
+        node=Node(node_id=HOSPITAL), messages_list=[Message(metadata=metadata)] * times
+    ).SerializeToString()
 
 
 class Upstream:
@@ -112,9 +125,10 @@ def test_a_fleet_path_is_forwarded_with_its_body_and_signature(
 ) -> None:
     upstream = Upstream()
     headers = {"flwr-signature": "abc", "x-forwarded-for": "10.0.0.1"}
-    answer = AppClient(build(upstream, ca, monkeypatch)).post(path, content=b"body", headers=headers)
+    body = pushed() if path == REPLY else b"body"
+    answer = AppClient(build(upstream, ca, monkeypatch)).post(path, content=body, headers=headers)
     assert answer.status_code == 200
-    assert answer.content == (MESSAGE if path == PULL else b"body")
+    assert answer.content == (MESSAGE if path == PULL else body)
     assert answer.headers["content-type"] == "application/x-protobuf"
     assert upstream.asked == [path]
     assert upstream.headers["flwr-signature"] == "abc"
@@ -144,8 +158,8 @@ def test_an_empty_answer_is_held_until_there_is_a_message(ca: Path, monkeypatch:
 
 def test_an_empty_answer_goes_out_when_the_time_is_up(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upstream = Upstream(after=10_000)
-    app, now = AppClient(build(upstream, ca, monkeypatch, hold_s=3.5)), count()
-    monkeypatch.setattr(gateway, "time", SimpleNamespace(monotonic=lambda: next(now) / 2))  # two looks are a second
+    app = AppClient(build(upstream, ca, monkeypatch, hold_s=3.5))
+    monkeypatch.setattr(gateway, "time", SimpleNamespace(monotonic=lambda: float(len(upstream.asked))))
     answer = app.post(PULL)
     assert (answer.status_code, answer.content) == (200, b"")
     assert upstream.asked == [PULL] * 4
@@ -156,7 +170,7 @@ def test_an_empty_answer_goes_out_when_the_time_is_up(ca: Path, monkeypatch: pyt
     [
         (UPLOADED, (200, NOT_STORED)),
         (UPLOADED, (500, b"")),
-        ("/v1/fleet/push-messages", (500, b"")),
+        (REPLY, (500, b"")),
         (PULL, (500, b"")),
     ],
 )
@@ -164,8 +178,9 @@ def test_what_the_superlink_fails_to_do_for_a_moment_is_tried_again(
     path: str, failure: tuple[int, bytes], ca: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upstream = Upstream(failures=[failure] * len(PAUSES_S))
-    answer = AppClient(build(upstream, ca, monkeypatch)).post(path, content=STORED)
-    assert (answer.status_code, answer.content) == (200, MESSAGE if path == PULL else STORED)
+    body = pushed() if path == REPLY else STORED
+    answer = AppClient(build(upstream, ca, monkeypatch)).post(path, content=body)
+    assert (answer.status_code, answer.content) == (200, MESSAGE if path == PULL else body)
     assert upstream.asked == [path] * (1 + len(PAUSES_S))
 
 
@@ -187,6 +202,56 @@ def test_a_refusal_of_the_superlink_is_passed_on_at_once(
     answer = AppClient(build(upstream, ca, monkeypatch)).post(UPLOADED, content=b"part")
     assert (answer.status_code, answer.content) == refusal
     assert upstream.asked == [UPLOADED]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pushed(
+            src_node_id=COORDINATOR, dst_node_id=OTHER, reply_to_message_id=""
+        ),  # an instruction to another hospital
+        pushed(src_node_id=COORDINATOR, reply_to_message_id=""),  # Flower would hand it to the run, unasked
+        pushed(src_node_id=OTHER),
+        pushed(dst_node_id=OTHER),
+        pushed(reply_to_message_id=""),
+        pushed(times=0),
+        pushed(times=2),
+        b"no message of any kind",
+    ],
+)
+def test_a_hospital_sends_nothing_but_its_own_replies(body: bytes, ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = Upstream()
+    answer = AppClient(build(upstream, ca, monkeypatch)).post(REPLY, content=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "VHT-INPUT-REPLY")
+    assert upstream.asked == []
+
+
+def test_the_bell_rings_while_a_part_is_arriving(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, bell = build(Upstream(), ca, monkeypatch), Doorbell(ca.with_name("replies"))
+    monkeypatch.setattr(gateway, "ARRIVING_EVERY_S", 0.0)
+    rang: list[int] = []
+
+    async def slowly() -> AsyncIterator[dict[str, Any]]:
+        for number in range(4):
+            rang.append(bell.last())
+            await asyncio.sleep(0.02)
+            yield {"type": "http.request", "body": b"chunk", "more_body": number < 3}
+
+    async def upload() -> None:
+        chunks, sent = slowly(), []
+
+        async def receive() -> dict[str, Any]:
+            return await anext(chunks, {"type": "http.disconnect"})
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": UPLOADED, "headers": [], "query_string": b""}
+        await app(scope, receive, send)
+        assert sent[0]["status"] == 200
+
+    asyncio.run(upload())
+    assert rang[1] < rang[2] < rang[3] < bell.last()
 
 
 def test_a_doorbell_wakes_whoever_waits(tmp_path: Path) -> None:

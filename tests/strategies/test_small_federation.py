@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from hand_played_node import hand_played_node
+from hand_played_node import HandPlayedNode, hand_played_node
 from safetensors.numpy import load, save
 from small_federation import SmallFederation, small_federation, wait_until
 from toy_enclave import ToyEnclave, add_one
@@ -105,7 +105,9 @@ def test_a_hospital_that_announces_a_reply_and_never_uploads_it_keeps_no_other_f
         enclaves = [ToyEnclave(folder, "v-silent") for folder in members.values()]
         others = {"hospital-silent": silent.node}
         directory = submit(federation, tmp_path / "run", "silent", rounds=2, deadline_s=30, others=others)
-        silent.answer(silent.receive(), upload=False)
+        question = silent.receive()
+        silent.answer(question, upload=False)
+        _no_hospital_speaks_for_the_coordinator(federation, silent, question.metadata.run_id)
         wait_until(lambda: directory.state().ended, "the run's end", 240)
     state = directory.state()
     assert (state.state, state.reason) == ("completed", "2 of 3 nodes took part to the end; lost: hospital-silent")
@@ -114,6 +116,18 @@ def test_a_hospital_that_announces_a_reply_and_never_uploads_it_keeps_no_other_f
     assert load(directory.weights(2))["w"].tolist() == [2.0, 2.0, 2.0]
     for enclave in enclaves:
         enclave.close()
+
+
+def _no_hospital_speaks_for_the_coordinator(federation: SmallFederation, hostile: HandPlayedNode, run: int) -> None:
+    """Flower itself passes such a message on: to another hospital, which waits for its parts, or to the run."""
+    coordinator = federation.coordinator
+    for to in (federation.nodes[NAMES[0]], hostile.node, 1):
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            hostile.send_as_coordinator(coordinator.address, run, to)
+        assert refused.value.response.status_code == 400
+        assert refused.value.response.json()["error"]["code"] == "VHT-INPUT-REPLY"
+    hostile.send_as_coordinator(coordinator.superlink.address, run, hostile.node)  # the control: no gateway
+    assert hostile.next_announced()[0].metadata.src_node_id == 1
 
 
 @pytest.mark.slow("a quarter of a round's deadline has to pass before an upload counts as given up")

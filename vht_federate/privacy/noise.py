@@ -62,8 +62,8 @@ class RandomWords(Protocol):
 class SecureNoise:
     """AES-128 in counter mode under a key from the operating system; normals by Box and Muller (1958).
 
-    Uniforms have 53 bits, so a normal never exceeds sqrt(2 * 53 * ln 2) = 8.57 in absolute value (what lies beyond has
-    probability 1e-17). The key changes after 4 GiB and in a forked child.
+    Uniforms have 53 bits, so a normal of ``gaussian`` never exceeds sqrt(2 * 53 * ln 2) = 8.57 in absolute value (what
+    lies beyond has probability 1e-17). The key changes after 4 GiB and in a forked child.
     """
 
     def __init__(self) -> None:
