@@ -12,7 +12,7 @@ from scripted_superlink import RUN, ScriptedSuperLink, failure, reply_to
 
 import strategies.phase as phase
 from strategies.file_notification import Doorbell
-from strategies.message_content import Answer, output_sha256, pack_replies
+from strategies.message_content import Answer, pack_replies
 from strategies.phase import ATTEMPTS, LATE, Exchange
 from vht_federate.framing import Call, Reply
 
@@ -39,7 +39,7 @@ def superlink() -> Iterator[ScriptedSuperLink]:
 
 def replied(number: int = 1, ok: bool = True) -> Any:
     reply = Reply({"number": number})
-    return pack_replies([Answer(reply, output_sha256(reply) if ok else "another digest")])
+    return pack_replies([Answer(reply, reply.sha256() if ok else "another digest")])
 
 
 def ask(superlink: ScriptedSuperLink, a: Hospital, *, deadline_s: float = 60.0, **more: Any) -> dict[str, Answer]:
