@@ -1,261 +1,35 @@
-"""A whole federation on one machine: issuer, hospitals, coordinator and platform as processes on loopback.
+"""A whole federation on one machine: issuer, hospitals, coordinator and platform, and the studies that run on it.
 
 Built from the public commands and HTTP APIs only, so that everything here can be done by hand (docs/guides/by-hand.md).
 """
 
-import json
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+import tomllib
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tomli_w
 
-from deploy.commands import Commands, Service, wait_until
+from deploy.local_services import Direct, LocalServices, Routes
+from deploy.study_terms import Hospital, StudyTerms
 from vht_federate.client import Client
-from vht_federate.errors import UnavailableError, VhtError
+from vht_federate.errors import UnavailableError
 from vht_federate.output import progress
-from vht_federate.tcp_ports import LOOPBACK, free_ports
+from vht_federate.tcp_ports import LOOPBACK
 
 __all__ = ["Direct", "Hospital", "LocalFederation", "Routes", "StudyTerms"]
 
 APPROVALS_S = 300.0  # from the start of a run until each hospital was asked and its operator approved
-SIGNAL_S = 0.5  # a signal waits for as long at most
 DURING_DEADLINE_S = 330.0  # for what happens beside a run to end after it
 
 
-@dataclass(frozen=True)
-class Hospital:
-    """One hospital of the federation: ``folder`` holds its FHIR NDJSON."""
-
-    name: str
-    folder: Path
-
-    @property
-    def dataset(self) -> str:
-        return f"urn:vht:{self.name}:ehr"
-
-
-@dataclass(frozen=True)
-class StudyTerms:
-    """What the permit allows and the study asks; ``training`` are fields of ``[training]`` in study.toml."""
-
-    study_id: str
-    title: str
-    profile: str
-    epsilon: float
-    delta: float
-    cohort_epsilon: float
-    evaluation_epsilon: float
-    training: dict[str, Any]
-    component: str = "cardio-risk"
-    minimum_nodes: int = 3
-    minimum_cohort: int = 10
-    epsilon_cap: float = 10.0
-    round_deadline_s: float = 90.0
-    permit_days: float = 365.0
-
-
-class Routes(Protocol):
-    """Where a connection goes: the hook by which a test puts a proxy between a hospital and the world."""
-
-    def route(self, name: str, port: int) -> int:
-        """The loopback port through which clients reach ``port`` of the service ``name``."""
-
-
-class Direct:
-    """No proxy."""
-
-    def route(self, name: str, port: int) -> int:  # noqa: ARG002 - the interface names the service
-        return port
-
-
 @dataclass
-class LocalFederation:
+class LocalFederation(LocalServices):
     """``with Commands(…) as commands: LocalFederation(root, hospitals, terms, commands).start()``."""
-
-    root: Path
-    hospitals: list[Hospital]
-    terms: StudyTerms
-    commands: Commands
-    routes: Routes = field(default_factory=Direct)
-    services: dict[str, Service] = field(default_factory=dict)
-    ports: dict[str, int] = field(default_factory=dict)
-
-    # ---- places ----------------------------------------------------------------------------------------------
-
-    @property
-    def ca(self) -> Path:
-        return self.root / "pki" / "ca.crt"
-
-    @property
-    def issuer_key(self) -> Path:
-        return self.root / "authority" / "issuer.pub.json"
-
-    @property
-    def trust(self) -> Path:
-        return self.root / "trust.json"
-
-    @property
-    def study_file(self) -> Path:
-        return self.root / "study" / "study.toml"
-
-    def node_state(self, name: str) -> Path:
-        return self.root / "nodes" / name
-
-    def url(self, name: str) -> str:
-        return f"https://{LOOPBACK}:{self.ports[name]}"
-
-    def operator_token(self, name: str) -> str:
-        return (self.node_state(name) / "operator.token").read_text().strip()
-
-    # ---- building --------------------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        """Provision and start everything, ingest each hospital's data, and wait until all SuperNodes are online."""
-        for folder in ("pki", "nodes", "logs", "study"):
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
-        self._provision()
-        progress("starting the permit issuer and the coordinator")
-        self._serve("authority", "permit", "serve", "--state", str(self.root / "authority"))
-        self._serve("coordinator", "coordinator", "serve", str(self.root / "coordinator"))
-        self._initialise_nodes()
-        self._ingest()
-        self._await_health("authority")
-        self._await_coordinator()
-        self._enrol()
-        progress(f"starting {len(self.hospitals)} hospitals and the platform")
-        for hospital in self.hospitals:
-            self._serve(hospital.name, "node", "serve", str(self.node_state(hospital.name)))
-        self._start_platform()
-        for name in (*[hospital.name for hospital in self.hospitals], "platform"):
-            self._await_health(name)
-
-    def _run_all(self, calls: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            try:
-                running = [pool.submit(self.commands.run, *call) for call in calls]
-                pending = set(running)
-                while pending:  # a signal that comes just before a wait is seen only after it: no wait is long
-                    ended, pending = wait(pending, timeout=SIGNAL_S, return_when=FIRST_EXCEPTION)
-                    for future in ended:
-                        future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                self.commands.close()  # leaving the pool waits for what runs: nobody waits after Ctrl-C or a failure
-                raise
-            return [future.result() for future in running]
-
-    def _provision(self) -> None:
-        progress("making certificates and keys")
-        pki, names = self.root / "pki", ["authority", "coordinator", "platform", *[h.name for h in self.hospitals]]
-        self.commands.run("pki", "ca", "--out", str(pki))
-        self._run_all([("pki", "cert", "--ca", str(pki), "--name", name, "--out", str(pki / name)) for name in names])
-        self._draw_ports(names)
-        tls = {name: self._tls(name) for name in names}
-        authority, coordinator = str(self.root / "authority"), str(self.root / "coordinator")
-        self._run_all(
-            [
-                ("permit", "init", "--state", authority, *tls["authority"], "--port", str(self.ports["authority"])),
-                (
-                    "coordinator", "init", coordinator, *tls["coordinator"],
-                    "--ca", str(self.ca), "--port", str(self.ports["coordinator"]),
-                    "--superlink-port", str(self.ports["coordinator/flower"]),
-                ),
-                ("permit", "keygen", str(self.root / "study"), "--name", "user"),
-            ]
-        )  # fmt: skip
-
-    def _draw_ports(self, names: Sequence[str]) -> None:
-        """All at once, so that no two are the same. ``flower`` is what Flower's own processes bind."""
-        wanted = [*names, "coordinator/flower"]
-        wanted += [f"{hospital.name}/{which}" for hospital in self.hospitals for which in ("internal", "flower")]
-        self.ports.update(zip(wanted, free_ports(*[LOOPBACK] * len(wanted)), strict=True))
-
-    def _tls(self, name: str) -> tuple[str, ...]:
-        folder = self.root / "pki" / name
-        return "--certificate", str(folder / f"{name}.crt"), "--key", str(folder / f"{name}.key")
-
-    def _initialise_nodes(self) -> None:
-        terms = self.terms
-        issuer = self.routes.route("authority", self.ports["authority"])
-        fleet = self.routes.route("coordinator", self.ports["coordinator"])
-        self._run_all(
-            [
-                (
-                    "node", "init", str(self.node_state(h.name)), "--name", h.name, *self._tls(h.name),
-                    "--ca", str(self.ca), "--issuer-key", str(self.issuer_key),
-                    "--issuer-url", f"https://{LOOPBACK}:{issuer}", "--dataset", h.dataset,
-                    "--categories", "51.1.a", "--epsilon-cap", str(terms.epsilon_cap), "--delta", str(terms.delta),
-                    "--coordinator", f"{LOOPBACK}:{fleet}", "--coordinator-ca", str(self.ca),
-                    "--port", str(self.ports[h.name]), "--internal-port", str(self.ports[f"{h.name}/internal"]),
-                    "--supernode-port", str(self.ports[f"{h.name}/flower"]),
-                )
-                for h in self.hospitals
-            ]
-        )  # fmt: skip
-
-    def _ingest(self) -> None:
-        calls = [("node", "ingest", str(self.node_state(h.name)), str(h.folder)) for h in self.hospitals]
-        for hospital, report in zip(self.hospitals, self._run_all(calls), strict=True):
-            progress(
-                f"  {hospital.name}: {report['lines']} lines read, {report['accepted']} accepted, "
-                f"{report['quarantined']} quarantined, {report['duplicate']} duplicates"
-            )
-
-    def _enrol(self) -> None:
-        for h in self.hospitals:
-            self.commands.run(
-                "coordinator", "enrol", str(self.root / "coordinator"), "--name", h.name,
-                "--supernode-key", str(self.node_state(h.name) / "supernode.pub"),
-            )  # fmt: skip
-
-    def _start_platform(self) -> None:
-        keys = [part for h in self.hospitals for part in ("--node", f"{h.name}={self._evidence_key(h.name)}")]
-        self.commands.run(
-            "audit", "trust", "--issuer", str(self.issuer_key),
-            "--coordinator", str(self.root / "coordinator" / "coordinator.pub.json"), *keys, "--out", str(self.trust),
-        )  # fmt: skip
-        state = str(self.root / "platform")
-        self.commands.run(
-            "platform", "init", state, *self._tls("platform"), "--ca", str(self.ca),
-            "--trust", str(self.trust), "--port", str(self.ports["platform"]),
-        )  # fmt: skip
-        self._serve("platform", "platform", "serve", state)
-
-    def _evidence_key(self, name: str) -> Path:
-        return self.node_state(name) / "evidence.pub.json"
-
-    def _serve(self, name: str, *arguments: str) -> None:
-        self.services[name] = self.commands.serve(name, *arguments, log=self.root / "logs" / f"{name}.log")
-
-    def _await_health(self, name: str) -> None:
-        with Client(self.url(name), self.ca, timeout_s=5) as client:
-
-            def healthy() -> bool:
-                try:
-                    return bool(client.get("/health")["status"] == "ok")
-                except VhtError:
-                    return False
-
-            wait_until(healthy, self.services[name], 60)
-
-    def _await_coordinator(self) -> None:
-        state = str(self.root / "coordinator")
-
-        def ready() -> bool:
-            try:
-                return bool(self.commands.run("coordinator", "status", state, "--wait", "10").get("ready"))
-            except VhtError:
-                return False
-
-        wait_until(ready, self.services["coordinator"], 90)
-
-    # ---- a study ---------------------------------------------------------------------------------------------
 
     def issue_permit(self, name: str = "permit", **changes: Any) -> str:
         """Issue the permit of these terms into ``study/<name>.jwt``; ``changes`` override its fields. Its id."""
@@ -332,10 +106,6 @@ class LocalFederation:
         path.write_text(tomli_w.dumps(study))
         return path
 
-    def operator(self, name: str) -> Client:
-        """The operator's HTTP client of one hospital's internal listener."""
-        return Client(f"https://{LOOPBACK}:{self.ports[f'{name}/internal']}", self.ca, token=self.operator_token(name))
-
     def approve_visits(self, study_id: str, *, deadline_s: float = 120.0, names: list[str] | None = None) -> list[str]:
         """Approve the requested visit of ``study_id`` at each hospital, as its operator would. The visit ids."""
         waiting = list(names or [hospital.name for hospital in self.hospitals])
@@ -392,30 +162,7 @@ class LocalFederation:
 
     @staticmethod
     def _study_id(study: Path) -> str:
-        import tomllib
-
         return str(tomllib.loads(study.read_text())["study"]["id"])
-
-    def ledgers(self) -> dict[str, dict[str, Any]]:
-        """Each hospital's own account of what was spent, from its internal API."""
-        answers = {}
-        for hospital in self.hospitals:
-            with self.operator(hospital.name) as client:
-                answers[hospital.name] = client.get("/api/status")["budget"]
-        return answers
-
-    def describe(self) -> dict[str, str]:
-        """Where a person finds the pages; each console's link logs in once."""
-        pages = {"platform": self.url("platform")}
-        for h in self.hospitals:
-            with self.operator(h.name) as client:
-                pages[h.name] = client.post("/api/log-in-links", json={})["url"]
-        return pages
-
-    def save_endpoints(self) -> None:
-        """Write ``endpoints.json``: ports and URLs, no secret."""
-        endpoints = {name: f"https://{LOOPBACK}:{port}" for name, port in sorted(self.ports.items())}
-        (self.root / "endpoints.json").write_text(json.dumps(endpoints, indent=2) + "\n")
 
 
 def _requested(operator: Client, study_id: str) -> str | None:
