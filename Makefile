@@ -52,7 +52,7 @@ test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the 
 	$(BIN)/pytest -n $(WORKERS) -m "faults and not servers" $(ARGS)
 
 test-numerics: .venv/.ready ## The privacy tests under each of torch's instruction sets, and without oneDNN (many minutes)
-	PYTHONPATH=tests $(BIN)/python -m privacy.rounding_settings $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m kit.rounding_settings $(ARGS)
 
 check: .venv/.ready ## Lint, types, import floors, duplicate code
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-types check-duplicates check-style check-imports

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from scheduling import ByModule, in_order
-from thoroughness import PROFILE
+from kit.hypothesis_profiles import PROFILE
+from kit.xdist_scheduling import ByModule, in_order
 
 settings.register_profile(
     "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=os.environ.get("CI") == "true"
@@ -24,7 +24,7 @@ SLOW_S = 30.0  # beyond that a test carries the marker ``slow`` with a reason
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
-    """Used with ``-n``: see ``tests/scheduling.py``."""
+    """Used with ``-n``: see ``tests/kit/xdist_scheduling.py``."""
     config.option.loadscopereorder = False
     return ByModule(config, log)
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from family import Family, await_that, gone
+from kit.process_family import Family, await_that, gone
 
 ORPHAN = "import time; print('here', flush=True); time.sleep(300)"
 PARENT = (

@@ -8,9 +8,8 @@ from importlib.metadata import PackageNotFoundError, entry_points, requires, ver
 from pathlib import Path
 
 import pytest
+from kit.places import ROOT
 from packaging.requirements import Requirement
-
-ROOT = Path(__file__).parent.parent
 
 
 def _closure(name: str, extra: str = "") -> set[str]:

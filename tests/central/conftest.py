@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from publishable import Platform, Publishable
+from kit.publishable_release import Platform, Publishable
 
 
 @pytest.fixture(scope="session")

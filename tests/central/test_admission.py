@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from publishable import BOOK, ROWS, Platform, Publishable, write_cohort
+from kit.publishable_release import BOOK, ROWS, Platform, Publishable, write_cohort
 from safetensors.numpy import save
 
 from vht_federate.central.archive import Limits, unpack

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from publishable import Platform
+from kit.publishable_release import Platform
 
 from vht_federate.central.app import build_app
 from vht_federate.central.archive import pack

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from publishable import Platform
+from kit.publishable_release import Platform
 from safetensors.numpy import save
 
 from vht_federate.central.archive import Limits, unpack

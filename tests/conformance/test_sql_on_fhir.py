@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.places import SHARED
 
 from connector.views import run
 from vht_federate.errors import ViewError
 
-SUITE = Path(__file__).parents[3] / "shared" / "data" / "sql-on-fhir-tests"
+SUITE = SHARED / "data" / "sql-on-fhir-tests"
 REPORT: dict[str, Any] = {}
 
 

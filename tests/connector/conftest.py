@@ -11,8 +11,8 @@ from glob import glob
 from pathlib import Path
 
 import pytest
-from fhir_api_kit import Program, serving
-from node_kit import Hospital, make_hospital, write_fhir
+from kit.fhir_api_client import Program, serving
+from kit.hospital import Hospital, make_hospital, write_fhir
 
 from connector.store import Database
 from vht_federate.errors import UnavailableError

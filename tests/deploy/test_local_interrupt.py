@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from family import await_that
+from kit.process_family import await_that
 
 from deploy.commands import Commands
 from deploy.demo.studies import terms_for

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from federation.summary_contract import check_report
+from kit.summary_contract import check_report
 from markupsafe import escape
 
 from deploy.demo.baselines import ABOUT

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
-from doc_commands import PAGES, ROOT, Mention, blocks, check_names, check_whole, mentions
+from kit.documented_commands import PAGES, ROOT, Mention, blocks, check_names, check_whole, mentions
 from typer.main import get_command
 
 from docs.build import PAGES as GENERATED

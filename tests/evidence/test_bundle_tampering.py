@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.tampered_bundles import NODE, failure, resealed
 
-from vht_federate.errors import VerificationError
-from vht_federate.evidence.bundle import ALLOWED, BUNDLE_TYP
 from vht_federate.evidence.entry import LogEntry
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.evidence.verify import verify_bundle
@@ -26,7 +25,6 @@ from vht_federate.signing.keys import SigningKey
 from vht_federate.signing.signed_manifest import seal
 from vht_federate.testing.rehearsal import Rehearsal
 
-NODE = "hospital-2"
 FILE = f"nodes/{NODE}.json"
 
 
@@ -42,14 +40,6 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
 @pytest.fixture
 def bundle(played: Rehearsal, tmp_path: Path) -> Path:
     return Path(shutil.copytree(played.root / "bundle", tmp_path / "bundle"))
-
-
-def failure(bundle: Path, played: Rehearsal) -> VerificationError:
-    with pytest.raises(VerificationError) as caught:
-        verify_bundle(bundle, played.trust)
-    assert caught.value.exit_code == 4
-    assert caught.value.code.startswith("VHT-VERIFY")
-    return caught.value
 
 
 def files_of(folder: Path) -> list[str]:
@@ -145,16 +135,6 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path, played: Rehearsal
 
 
 # --- the coordinator ----------------------------------------------------------------------------------------------
-
-
-def resealed(bundle: Path, played: Rehearsal, key: SigningKey | None = None) -> Path:
-    """What somebody with the coordinator's key can do: a fresh manifest over whatever lies there."""
-    manifest = json.loads((bundle / "manifest.json").read_bytes())
-    facts = {name: manifest[name] for name in ("kind", "study_id", "permit_id", "created_at")}
-    (bundle / "manifest.json").unlink()
-    (bundle / "manifest.jws").unlink()
-    seal(bundle, facts, key or played.coordinator, typ=BUNDLE_TYP, allowed=ALLOWED)
-    return bundle
 
 
 Export = dict[str, Any]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit.tampered_bundles import NODE, failure, resealed
 from safetensors.numpy import load, save
-from test_bundle_tampering import NODE, failure, resealed
 
 from synth.marginal_sums import sum_tables, total_of
 from synth.marginals import Table

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation.summary_contract import check_report, read_summary
+from kit.places import SHARED
+from kit.summary_contract import check_report, read_summary
 
 from deploy.demo.baselines import HarnessRequest
 from deploy.demo.metrics import accuracy, mean_of, mean_over_nodes
@@ -20,7 +21,7 @@ from vht_federate.privacy.noise import SecureNoise
 pytestmark = [pytest.mark.faults, pytest.mark.slow("whole demos")]
 
 VHT = str(Path(sys.executable).parent / "vht")
-UCI = Path(__file__).parents[3] / "shared" / "data" / "uci-heart"
+UCI = SHARED / "data" / "uci-heart"
 
 
 def _ran(*arguments: str) -> Iterator[Path]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 import pytest
-from federation.summary_contract import check_report, read_summary
+from kit.places import ROOT, SHARED
+from kit.summary_contract import check_report, read_summary
 
 from vht_federate.domain.references import patient_id_of
 from vht_federate.evidence.verify import TrustFile, verify_bundle
@@ -21,8 +22,8 @@ from vht_federate.samples.split import hospital_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow("a whole demo of two hospitals")]
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "your-own-export.md"
-GSD = Path(__file__).parents[3] / "shared" / "data" / "gsd_r4_ndjson.tgz"
+GUIDE = ROOT / "docs" / "guides" / "your-own-export.md"
+GSD = SHARED / "data" / "gsd_r4_ndjson.tgz"
 HOSPITALS, PATIENTS = 2, 30  # of each hospital
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from family import Family, await_that, gone
+from kit.process_family import Family, await_that, gone
 
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.signing.keys import SigningKey

@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 import pytest
-from family import await_that, gone
-from faults.conftest import ROUND_DEADLINE_S, bring_back, processes_of
+from kit.hospital_processes import ROUND_DEADLINE_S, bring_back, processes_of
+from kit.process_family import await_that, gone
 
 from deploy.local_federation import LocalFederation
 from vht_federate.client import Client

@@ -8,47 +8,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from federation.outgoing import Outgoing
-from federation.walked_guide import WalkedGuide, guide_ports, walked_guide
-from federation.wiretap import Wiretap
+from kit.outgoing_connections import Outgoing
+from kit.shared_federation import Ran, small_terms
+from kit.tls_wiretap import Wiretap
+from kit.walked_guide import guide_ports, walked_guide
 
 from connector.settings import NodeFiles
 from deploy.commands import Commands
-from deploy.demo.studies import terms_for
-from deploy.local_federation import Hospital, LocalFederation, StudyTerms
+from deploy.local_federation import Hospital, LocalFederation
 from vht_federate.processes import PidFile
 from vht_federate.signing.keys import unverified_claims
 
 NAMES = ("hospital-1", "hospital-2")
-
-
-@dataclass(frozen=True)
-class Ran:
-    """The shared federation after its study: still running, everything it did on disk and on record."""
-
-    federation: LocalFederation
-    guide: WalkedGuide
-    wiretap: Wiretap
-    outgoing: Outgoing
-    permit_id: str
-    run: dict[str, Any]
-    canaries: frozenset[bytes]
-
-    @property
-    def bundle(self) -> Path:
-        return self.federation.root / "run" / "bundle"
-
-
-def small_terms(**changes: Any) -> StudyTerms:
-    """The demo's study with fewer rounds."""
-    terms = terms_for(uci=False)
-    fields = {**terms.__dict__, "study_id": "shared-study", "training": {**terms.training, "rounds": 3}}
-    return StudyTerms(**{**fields, **changes})
 
 
 @pytest.fixture(scope="session")

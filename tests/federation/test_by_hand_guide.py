@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from doc_commands import ROOT, blocks
-from federation.conftest import Ran
+from kit.documented_commands import ROOT, blocks
+from kit.shared_federation import Ran
 
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.evidence.verify import verify_bundle

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from federation.conftest import Ran
+from kit.shared_federation import Ran
 
 from vht_federate.client import Client
 from vht_federate.errors import VerificationError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from federation.conftest import Ran
-from federation.wiretap import found_in
+from kit.shared_federation import Ran
+from kit.tls_wiretap import found_in
 
 from connector.console.page_frame import _NAV
 

@@ -6,7 +6,7 @@ import sys
 
 import psutil
 import pytest
-from federation.outgoing import Outgoing
+from kit.outgoing_connections import Outgoing
 
 CONNECTED = (
     "import socket, sys, time\n"

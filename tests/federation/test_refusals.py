@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation.conftest import Ran
+from kit.shared_federation import Ran
 
 from vht_federate.client import Client
 from vht_federate.domain.permit import PERMIT_TYP, Permit

@@ -6,7 +6,7 @@ import os
 import zlib
 
 import pytest
-from federation.wiretap import found_in
+from kit.tls_wiretap import found_in
 
 CANARY = b"CANARY-7f3a91-family"
 

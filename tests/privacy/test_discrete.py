@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from false_alarms import RARE, SIGMAS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.false_alarms import RARE, SIGMAS
 from scipy import stats
 
 from vht_federate.errors import InputError

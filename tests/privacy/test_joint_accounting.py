@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from kit.hypothesis_profiles import PROFILE, examples
 from pydantic import ValidationError
-from thoroughness import PROFILE, examples
 
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.plan import StudyPlan, TrainingPlan

@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 import pytest
-from false_alarms import RARE, SIGMAS
+from kit.false_alarms import RARE, SIGMAS
 from scipy import stats
 
 from vht_federate.errors import InputError

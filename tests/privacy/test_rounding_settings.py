@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from privacy.rounding_settings import SETTINGS, missing
+from kit.places import ROOT
+from kit.rounding_settings import SETTINGS, missing
 
-ROOT = Path(__file__).parents[2]
 PROBE = """
 import torch
 def test_prints():
@@ -19,7 +19,7 @@ def test_prints():
 def pytest_under(setting, folder: Path, **changed: str) -> subprocess.CompletedProcess:
     (folder / "test_probe.py").write_text(PROBE)
     (folder / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT / 'tests'}\n")
-    command = [sys.executable, "-m", "pytest", "-sq", "-p", "privacy.rounding_settings", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-sq", "-p", "kit.rounding_settings", str(folder)]
     environment = setting.environment() | {"PYTHONPATH": str(ROOT / "tests")} | changed
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
 

@@ -2,9 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from false_alarms import SIGMAS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.false_alarms import SIGMAS
 
 from vht_federate.errors import BudgetError, InputError
 from vht_federate.privacy.ledger import Account

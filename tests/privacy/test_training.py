@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from false_alarms import SIGMAS
+from kit.false_alarms import SIGMAS
 from torch import nn
 
 from vht_federate.domain.plan import TrainingPlan

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from false_alarms import RARE as FALSE_ALARM
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.false_alarms import RARE as FALSE_ALARM
 from pydantic import ValidationError
 from scipy import stats
 from torch import nn

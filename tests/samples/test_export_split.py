@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.places import SHARED
 from typer.testing import CliRunner
 
 from vht_federate.cli import app
@@ -19,7 +20,7 @@ from vht_federate.errors import InputError
 from vht_federate.samples import export
 from vht_federate.samples.split import hospital_of, split_export
 
-GSD = Path(__file__).parents[3] / "shared" / "data" / "gsd_r4_ndjson.tgz"
+GSD = SHARED / "data" / "gsd_r4_ndjson.tgz"
 MALFORMED = (b'{"resourceType":"../../Observation","id":"x"}', b'{"resourceType":7}', b'{"resourceType":"Obs', b"[]")
 FORMS = ("Patient/{}", "urn:uuid:{}", "https://fhir.example.org/r4/Patient/{}", "Patient/{}/_history/2")
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from kit.places import ROOT, SHARED
 
 from connector.fhir import Store, ingest
 from connector.views import CohortSpecification, build_cohort
@@ -11,8 +12,8 @@ from vht_federate.components.contract import read_component
 from vht_federate.errors import InputError
 from vht_federate.samples import uci
 
-FILES = Path(__file__).parents[3] / "shared" / "data" / "uci-heart"
-COMPONENT = Path(__file__).parents[2] / "vht_federate" / "components" / "cardio_risk"
+FILES = SHARED / "data" / "uci-heart"
+COMPONENT = ROOT / "vht_federate" / "components" / "cardio_risk"
 ROWS = {"cleveland": 303, "hungary": 294, "switzerland": 123, "va": 200}
 
 

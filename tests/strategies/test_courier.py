@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
+from kit.toy_enclave import ToyEnclave
 from safetensors.numpy import load, save
-from toy_enclave import ToyEnclave
 
 from strategies.courier import carry
 from strategies.message_content import Answer, calls_of, pack_calls, pack_replies, replies_of

@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from kit.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 CLIENT = ("server_address", "insecure", "root_certificates", "interceptors", "retry_invoker")
 

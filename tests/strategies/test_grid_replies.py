@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 from flwr.app import ConfigRecord, RecordDict
-from scripted_superlink import ScriptedSuperLink, failure, reply_to
-from small_federation import wait_until
+from kit.scripted_superlink import ScriptedSuperLink, failure, reply_to
+from kit.small_federation import wait_until
 
 import strategies.grid_replies as grid_replies
 from strategies.grid_replies import GridReplies

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
-from scripted_superlink import RUN, ScriptedSuperLink, failure, reply_to
+from kit.scripted_superlink import RUN, ScriptedSuperLink, failure, reply_to
 
 import strategies.phase as phase
 from strategies.file_notification import Doorbell

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.training_plans import TRAINING
 from safetensors.numpy import load, save
-from test_run_state import TRAINING
 
 from strategies.message_content import Answer
 from strategies.rounds import Rounds

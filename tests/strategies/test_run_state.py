@@ -4,15 +4,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from kit.training_plans import TRAINING
 
 from strategies.run_state import Dispatch, DispatchNode, NodeState, RoundState, RunDirectory, RunState
-from vht_federate.domain.plan import StudyPlan, TrainingPlan
+from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import CohortError, InputError, RevokedError, UnavailableError
 from vht_federate.framing import Reply
 
-TRAINING = TrainingPlan(
-    rounds=3, local_steps=1, sampling_rate=0.5, clipping_norm=1, noise_multiplier=1, learning_rate=0.1
-)
 PLAN = StudyPlan(delta=1e-5, training=TRAINING)
 
 

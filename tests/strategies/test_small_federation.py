@@ -13,10 +13,10 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from hand_played_node import HandPlayedNode, hand_played_node
+from kit.hand_played_node import HandPlayedNode, hand_played_node
+from kit.small_federation import SmallFederation, small_federation, wait_until
+from kit.toy_enclave import ToyEnclave, add_one
 from safetensors.numpy import load, save
-from small_federation import SmallFederation, small_federation, wait_until
-from toy_enclave import ToyEnclave, add_one
 
 from strategies.run_state import PID_FILE, Dispatch, DispatchNode, NodeState, RunDirectory, RunState
 from strategies.study_run import FLOWER_APP

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_plan import NOW, planned_study
+from kit.planned_studies import NOW, planned_study
 
 import strategies.node_visits as visits_module
 import strategies.study_run as study_run

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from kit.marginal_visits import BOOK, CONTRACT, PROFILE, RAW, random_cohort, visit
 from safetensors.numpy import load_file, save
-from test_marginals import BOOK, CONTRACT, PROFILE, RAW, random_cohort, visit
 
 from synth.adaptive_selection import choose_pairs
 from synth.cohort import make_cohort

@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from connector.fhir.deletions import Deletions, read_deletions
 from connector.fhir.disk_full import on_this_disk
 from connector.fhir.sources.bulk_export import Expired, JobFailed, await_manifest, kick_off, release_job
-from connector.fhir.sources.download import Files
+from connector.fhir.sources.downloaded_files import Files
 from connector.fhir.sources.http_client import Wire
 from connector.fhir.sources.progress import Journal, Progress
 from connector.fhir.sources.retry import Pace

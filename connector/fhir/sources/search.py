@@ -14,7 +14,7 @@ import httpx
 
 from connector.fhir.json_depth import parsed_in_parts, written
 from connector.fhir.sources.bulk_export import fhir_instant
-from connector.fhir.sources.download import finish, weigh
+from connector.fhir.sources.downloaded_files import finish, weigh
 from connector.fhir.sources.http_client import FHIR_JSON, Wire, refused, too_much
 from connector.fhir.sources.progress import Journal, Piece
 from connector.fhir.sources.response_body import malformed

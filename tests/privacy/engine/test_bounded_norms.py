@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from privacy.engine.models_under_test import MODELS, STEPS, WIDTH, build
-from privacy.engine.test_shipped_components import made_up
+from kit.clinical_values import made_up
+from kit.models import MODELS, STEPS, WIDTH, build
 from torch import Tensor, nn
 
 from vht_federate.components.loader import load_model

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from privacy.engine.models_under_test import STEPS, WIDTH, build
-from privacy.engine.one_at_a_time import clipped_sum_by_definition, largest_difference
+from kit.models import STEPS, WIDTH, build
+from kit.per_record_reference import clipped_sum_by_definition, largest_difference
 from torch import Tensor, nn
 
 from vht_federate.errors import ComponentError, InputError

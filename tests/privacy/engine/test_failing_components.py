@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from privacy.engine.one_at_a_time import largest_difference
+from kit.per_record_reference import largest_difference
 from torch import Tensor, nn
 
 from connector.enclave.jobs import evaluate

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from privacy.engine.models_under_test import MODELS, NEEDS_GENERAL, STEPS, WIDTH, build, squared
-from privacy.engine.one_at_a_time import (
+from kit.models import MODELS, NEEDS_GENERAL, STEPS, WIDTH, build, squared
+from kit.per_record_reference import (
     check_broken_patients_cost_themselves_alone,
     clipped_sum_by_definition,
     largest_difference,

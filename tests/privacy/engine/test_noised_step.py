@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from privacy.engine.models_under_test import STEPS, WIDTH, build
+from kit.models import STEPS, WIDTH, build
 
 from vht_federate.privacy.engine import Batch, PerPatientEngine, noised_sum
 from vht_federate.privacy.noise import SecureNoise

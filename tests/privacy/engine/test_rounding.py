@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from privacy.engine.models_under_test import MODELS, NEEDS_GENERAL, STEPS, WIDTH, build
-from privacy.engine.one_at_a_time import clipped_sum_by_definition
-from privacy.engine.rounding import OtherRounding, well_conditioned
+from kit.models import MODELS, NEEDS_GENERAL, STEPS, WIDTH, build
+from kit.per_record_reference import clipped_sum_by_definition
+from kit.rounding_errors import OtherRounding, well_conditioned
 
 from vht_federate.privacy.engine import PerPatientEngine
 

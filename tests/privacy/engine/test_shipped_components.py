@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from privacy.engine.one_at_a_time import clipped_sum_by_definition, largest_difference
+from kit.clinical_values import made_up
+from kit.per_record_reference import clipped_sum_by_definition, largest_difference
 
 from vht_federate.components.loader import load_model
 from vht_federate.components.loss import loss_of
@@ -19,21 +20,6 @@ from vht_federate.testing import SeededNoise
 
 SHIPPED = [(name, profile) for name, one in installed().items() for profile in one.component.profiles]
 every_profile = pytest.mark.parametrize(("name", "profile"), SHIPPED)
-
-
-def made_up(name: str, profile: str, records: int, seed: int) -> np.ndarray:
-    """Clinical values within bounds or far outside them, some missing."""
-    rng = np.random.default_rng(seed)
-    ports = find_component(name).component.inputs(profile)
-    columns = [
-        rng.uniform(*port.bounds, records) * rng.choice([1, 1, 1, 1e6], records)
-        if port.bounds
-        else rng.integers(0, 2, records)
-        for port in ports
-    ]
-    values = np.stack(columns, axis=1).astype(np.float64)
-    values[rng.random(values.shape) < 0.2] = np.nan
-    return values
 
 
 def moved(model: torch.nn.Module, seed: int) -> torch.nn.Module:

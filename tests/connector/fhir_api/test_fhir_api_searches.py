@@ -1,0 +1,181 @@
+"""Whose face answers, for how long, and what a search may find: no more than what is told."""
+
+import base64
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from kit.fhir_api_client import Program, serving
+from kit.fhir_resources import observation, patient, write
+from kit.hospital import COLUMNS, Hospital, write_fhir
+
+from connector.fhir.subject_keys import subject_key
+from connector.fhir_api.page_cursors import Cursor, read_cursor, written
+from vht_federate.domain.permit import Permit
+from vht_federate.errors import CohortError, InputError, NotFoundError
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def permit_of(program: Program) -> Permit:
+    client = program.node.fhir_api.clients.get(program.id)
+    assert client is not None
+    return program.node.fhir_api.clients.permit_of(client)
+
+
+def following(answer: Any) -> str:
+    """Path and query of the next page."""
+    [link] = [one["url"] for one in answer.json()["link"] if one["relation"] == "next"]
+    return f"{urlsplit(link).path}?{urlsplit(link).query}"
+
+
+def test_a_permit_of_the_same_id_and_other_content_has_another_face(stocked: Hospital) -> None:
+    with serving(stocked) as program:
+        faces, permit = program.node.fhir_api.faces, permit_of(program)
+        wide = faces.face(permit)
+        narrow = faces.face(permit.model_copy(update={"columns": ("male",)}))
+        assert (wide.scope.birth_date, narrow.scope.birth_date) == (True, False)
+        assert faces.face(permit) is wide
+        with pytest.raises(CohortError):
+            faces.face(permit.model_copy(update={"minimum_cohort": 41}))
+
+
+def test_a_cursor_says_what_was_written_until_it_ends() -> None:
+    cursor = Cursor(7, 300, NOW + timedelta(minutes=15))
+    assert read_cursor(written(cursor), NOW) == cursor
+    with pytest.raises(NotFoundError) as ended:
+        read_cursor(written(cursor), cursor.ends)
+    assert ended.value.code == "VHT-INPUT-GONE"
+
+
+def _flipped(text: str) -> str:
+    raw = bytearray(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    raw[5] ^= 1
+    return base64.urlsafe_b64encode(bytes(raw)).decode().rstrip("=")
+
+
+def test_a_cursor_that_this_process_has_not_written_is_refused() -> None:
+    own = written(Cursor(7, 300, NOW + timedelta(minutes=15)))
+    plain = base64.urlsafe_b64encode(b"6:0").decode()
+    for forged in (_flipped(own), own[:-4], f"{own}AAAA", "", "é", "A" * 67, plain):
+        with pytest.raises(InputError) as refused:
+            read_cursor(forged, NOW)
+        assert refused.value.code == "VHT-INPUT-SEARCH"
+
+
+def test_pages_go_on_over_one_state_without_those_who_are_gone(stocked: Hospital) -> None:
+    with serving(stocked) as program:
+        token = program.token()
+        everybody = {one["id"] for one in program.search("Patient", token)}
+        first = program.get("Patient?_count=5", token)
+        held = {entry["resource"]["id"] for entry in first.json()["entry"]}
+        program.node.ingest(write_fhir(stocked.root / "fewer", patients=30), replace=True)
+        left = {one["id"] for one in program.search("Patient", token)}
+        rest = program.call("GET", following(first).replace("_count=5", "_count=100"), token)
+        assert rest.json()["total"] == len(left) == 30
+        assert {entry["resource"]["id"] for entry in rest.json()["entry"]} <= left
+        assert everybody - left
+        assert held <= everybody
+        generation = program.node.fhir_api.faces.face(permit_of(program)).generation.number
+        forged = base64.urlsafe_b64encode(f"{generation - 1}:0".encode()).decode().rstrip("=")
+        assert program.get(f"Patient?_page={forged}", token).status_code == 400
+
+
+def test_no_page_gives_its_search_more_time(stocked: Hospital) -> None:
+    with serving(stocked) as program:
+        token = program.token()
+        first = following(program.get("Patient?_count=5", token))
+        second = following(program.call("GET", first, token))
+        ends = [read_cursor(parse_qs(urlsplit(one).query)["_page"][0], NOW).ends for one in (first, second)]
+        assert ends[0] == ends[1]
+
+
+# --- what is told, and so found -------------------------------------------------------------------------------------
+
+
+PARTIAL = {"2010": date(2010, 7, 1), "2010-02": date(2010, 2, 15), "2009-12": date(2009, 7, 1)}
+
+
+def test_partial_dates_are_told_and_found_by_their_year(stocked: Hospital) -> None:
+    lines = [
+        one
+        for number, said in enumerate(PARTIAL, 50)
+        for one in (patient(number, birthDate=said), observation(f"o{number}", number, effectiveDateTime=said))
+    ]
+    with stocked.open(start=False) as node:
+        node.ingest(write(stocked.root / "partial", "data.ndjson", lines), replace=True)
+    with serving(stocked, minimum_cohort=1) as program:
+        token, face = program.token(), program.node.fhir_api.faces.face(permit_of(program))
+        key = program.node.secret.subject_key
+        found = {one["subject"]["reference"]: one for one in program.search("Observation", token)}
+        born = {f"Patient/{one['id']}": one["birthDate"] for one in program.search("Patient", token)}
+        for number, said in enumerate(PARTIAL, 50):
+            subject = subject_key(key, f"p{number}")
+            name = face.deidentifier.patient(subject)
+            moved = PARTIAL[said] - face.deidentifier.shift(subject)
+            told = found[f"Patient/{name}"]["effectiveDateTime"]
+            assert told == f"{moved.year}"
+            birth = date(2009, 12, 15) if said == "2009-12" else PARTIAL[said]
+            assert born[f"Patient/{name}"] == f"{(birth - face.deidentifier.shift(subject)).year}"
+            one = f"Observation?patient={name}&date"
+            rules = _rules(int(told))
+            if said != "2010":  # the rest is of a year, however it came to be
+                rules = dict(list(rules.items())[:3])
+            assert {rule: len(program.search(f"{one}={rule}", token)) for rule in rules} == rules, said
+
+
+def _rules(year: int) -> dict[str, int]:
+    """Searches by date, and how many they find of one Observation of that year."""
+    days = [f"{year}-{month:02d}-{day}" for month, day in ((1, 11), (6, 28), (12, 28))]
+    return {
+        f"{year}": 1, f"{year - 1}": 0, f"{year + 1}": 0,
+        f"ge{year}": 1, f"gt{year}": 0, f"lt{year}": 0, f"le{year}": 1,
+        **dict.fromkeys(days, 0), **dict.fromkeys([f"lt{one}" for one in days], 1),
+        **dict.fromkeys([f"gt{one}" for one in days], 1),
+    }  # fmt: skip
+
+
+def test_encounters_are_not_found_by_codes_that_are_withheld(stocked: Hospital) -> None:
+    def seen(ident: str, class_: str, **kind: str) -> dict[str, Any]:
+        return {"resourceType": "Encounter", "id": ident, "status": "finished", "class": {"code": class_},
+                "type": [{"coding": [kind]}], "subject": {"reference": "Patient/p1"},
+                "period": {"start": "2010-01-01"}}  # fmt: skip
+
+    local, snomed = "http://hospital.example/ward", "http://snomed.info/sct"
+    with stocked.open(start=False) as node:
+        encounters = [seen("e1", "AMB", system=snomed, code="162673000"), seen("e2", "WARD7", system=local, code="psy"),
+                      seen("e3", "IMP", code="psy"), seen("e4", "IMP", system=snomed, code="162673001"),
+                      {**seen("e5", "", system=local, code="psy"), "class": None}]  # fmt: skip
+        node.ingest(write(stocked.root / "seen", "data.ndjson", encounters))
+    with serving(stocked, columns=(*COLUMNS, "fhir:Encounter")) as program:
+        token = program.token()
+        classes = [one["class"] for one in program.search("Encounter", token)]
+        assert sorted(one.get("code", "masked") for one in classes) == ["AMB", "IMP", "IMP", "masked", "masked"]
+        asked = {"type=162673000": 1, f"type={snomed}|162673000": 1, "class=AMB": 1, "class=IMP": 2,
+                 "class=AMB&type=162673000": 1, "class=IMP&type=162673000": 0, f"type={snomed}|": 1,
+                 "type=psy": 0, f"type={local}|psy": 0, f"type={local}|": 0, "type=|psy": 0, "class=WARD7": 0,
+                 "type=162673001": 0, "type=psy,162673000": 1}  # fmt: skip
+        assert {one: len(program.search(f"Encounter?{one}", token)) for one in asked} == asked
+
+
+def test_the_order_of_answers_is_the_permits_own_and_ties_no_patient_to_one_of_another(
+    stocked: Hospital,
+) -> None:
+    orders = []
+    for permit in ("permit-1", "permit-2"):
+        with serving(stocked, permit_id=permit) as one:
+            token = one.token()
+            searched = {kind: one.search(f"{kind}?_count=7", token) for kind in ("Patient", "Observation", "Condition")}
+            manifest = one.await_export(one.export(token=token), token).json()
+            exported = one.download(manifest, token)
+            face = one.node.fhir_api.faces.face(permit_of(one))
+        assert {kind: exported[kind] for kind in searched} == searched
+        for kind in ("Observation", "Condition"):
+            people = [resource["subject"]["reference"] for resource in searched[kind]]
+            assert people == sorted(people)
+        names = dict(zip(face.people["name"].to_pylist(), face.people["subject"].to_pylist(), strict=True))
+        orders.append([names[resource["id"]] for resource in searched["Patient"]])
+    assert len(orders[0]) == 40
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert sum(one == other for one, other in zip(*orders, strict=True)) < 20  # by chance about one

@@ -1,0 +1,487 @@
+"""De-identification: nothing is told that was not listed, and nothing that links, dates or names a person."""
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from kit.fhir_resources import KEY, condition, observation, patient, prescription, quantity, write
+from kit.hypothesis_profiles import examples
+
+from connector.fhir import Store, ingest
+from connector.fhir.rendering import resources
+from connector.fhir.resources import TABLES
+from connector.governance.deidentification import Deidentifier
+from connector.governance.public_codes import is_public, public_unit
+from vht_federate.errors import InputError
+
+NOW = date(2026, 3, 1)
+ONE, OTHER = Deidentifier(b"1" * 32, now=NOW), Deidentifier(b"2" * 32, now=NOW)
+SECRET = "Grace Hopper 555-0142"
+
+
+def told(resource: dict[str, Any], face: Deidentifier = ONE) -> dict[str, Any]:
+    found = face.resource(resource)
+    assert found is not None
+    return found
+
+
+def encounter(**more: Any) -> dict[str, Any]:
+    return {
+        "resourceType": "Encounter",
+        "id": "e1",
+        "status": "finished",
+        "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB"},
+        "subject": {"reference": "Patient/p1"},
+        "period": {"start": "2009-05-06T08:00:00+02:00", "end": "2009-05-06T09:30:17+02:00"},
+    } | more
+
+
+def every_type() -> list[dict[str, Any]]:
+    return [
+        patient(),
+        observation("o1"),
+        condition("c1", "38341003", "2009-05-06"),
+        prescription("m1", "C09AA05", "2009-05-06"),
+        encounter(),
+    ]
+
+
+def paths(node: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places of every object in ``node``."""
+    if isinstance(node, dict):
+        yield at
+        for name, value in node.items():
+            yield from paths(value, (*at, name))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from paths(value, (*at, index))
+
+
+def placed(node: Any, at: tuple[Any, ...], name: str, value: Any) -> Any:
+    copy = json.loads(json.dumps(node))
+    inner = copy
+    for step in at:
+        inner = inner[step]
+    inner[name] = value
+    return copy
+
+
+def moment(value: str) -> datetime:
+    return datetime.fromisoformat(value)
+
+
+# --- fail closed ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resource", every_type(), ids=lambda one: one["resourceType"])
+def test_a_modifier_extension_at_any_depth_withholds_the_resource(resource: dict[str, Any]) -> None:
+    assert ONE.resource(resource) is not None
+    places = list(paths(resource))
+    assert places
+    for at in places:
+        assert ONE.resource(placed(resource, at, "modifierExtension", [{"url": "http://example.org/not"}])) is None
+    hidden = {"resourceType": "Group", "member": [{"entity": {"modifierExtension": []}}]}
+    assert ONE.resource(resource | {"contained": [hidden]}) is None
+    assert ONE.resource(resource | {"_id": {"extension": [{"modifierExtension": [{"url": "u"}]}]}}) is None
+
+
+@pytest.mark.parametrize(
+    "resource",
+    [
+        {},
+        {"resourceType": "Practitioner", "id": "x"},
+        {"resourceType": ["Patient"], "id": "x"},
+        {"resourceType": "Patient"},
+        {"resourceType": "Patient", "id": "not an id"},
+        {"resourceType": "Patient", "id": 5},
+        patient(implicitRules="http://example.org/rules"),
+        patient(link=[{"type": "replaced-by", "other": {"reference": "Patient/p2"}}]),
+        observation("o1", subject={"display": SECRET}),
+        observation("o1", subject={"reference": "Group/g1"}),
+        observation("o1", subject={"reference": "#p1"}),
+        observation("o1", subject={"identifier": {"value": SECRET}}),
+        observation("o1", subject="Patient/p1"),
+        {key: value for key, value in observation("o1").items() if key != "subject"},
+    ],
+    ids=lambda one: json.dumps(one)[:40],
+)
+def test_what_we_do_not_understand_is_not_told(resource: dict[str, Any]) -> None:
+    assert ONE.resource(resource) is None
+
+
+def test_a_key_is_32_bytes() -> None:
+    with pytest.raises(InputError):
+        Deidentifier(b"short", now=NOW)
+
+
+# --- nothing but the list -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resource", every_type(), ids=lambda one: one["resourceType"])
+def test_text_in_any_place_of_a_resource_is_not_told(resource: dict[str, Any]) -> None:
+    elements = ("text", "display", "note", "name", "title", "comment", "extension", "contained", "identifier", "unit")
+    for at in paths(resource):
+        for name in elements:
+            for value in (SECRET, [{"text": SECRET, "value": SECRET, "valueString": SECRET}], {"div": SECRET}):
+                found = ONE.resource(placed(resource, at, name, value))
+                assert "Hopper" not in json.dumps(found)
+                assert "555" not in re.sub(r"[0-9a-f]{64}", "", json.dumps(found))
+
+
+@pytest.mark.parametrize("resource", every_type(), ids=lambda one: one["resourceType"])
+def test_text_in_place_of_any_value_is_not_told(resource: dict[str, Any]) -> None:
+    for at in paths(resource):
+        inner: Any = resource
+        for step in at:
+            inner = inner[step]
+        for name in inner:
+            for value in (
+                SECRET,
+                [SECRET],
+                {"text": SECRET},
+                [[SECRET]],
+                {"coding": [{"code": SECRET}]},
+                5,
+                None,
+                True,
+            ):
+                assert "Hopper" not in json.dumps(ONE.resource(placed(resource, at, name, value)))
+
+
+def test_names_addresses_and_contacts_are_absent() -> None:
+    full = patient(
+        name=[{"family": "Hopper", "given": ["Grace"]}],
+        address=[{"city": "Arlington", "postalCode": "22201"}],
+        telecom=[{"value": "555-0142"}],
+        identifier=[{"value": "123-45-6789"}],
+        maritalStatus={"text": "widowed"},
+        photo=[{"data": "QUJD"}],
+        contact=[{"name": {"family": "Murray"}}],
+        generalPractitioner=[{"reference": "Practitioner/7"}],
+        multipleBirthInteger=3,
+        meta={"source": "http://hopper.example"},
+    )
+    assert set(told(full)) == {"resourceType", "id", "gender", "birthDate"}
+
+
+def test_codes_of_local_systems_and_malformed_codes_are_masked() -> None:
+    local = {"system": "urn:hospital:codes", "code": "Grace-Hopper"}
+    good = {"system": "http://loinc.org", "code": "8480-6", "display": SECRET, "userSelected": True}
+    wrong = [
+        {"system": "http://loinc.org", "code": "555-0142"},
+        {"system": "http://loinc.org", "code": "8480-7"},
+        {"system": "http://snomed.info/sct", "code": "5550142"},
+        {"system": "http://terminology.hl7.org/CodeSystem/hopper", "code": "grace"},
+        {"code": "8480-6"},
+        {"system": "http://loinc.org"},
+        {"system": ["http://loinc.org"], "code": {}},
+        "8480-6",
+    ]
+    coded = told(observation("o1", code={"coding": [local, good, *wrong], "text": SECRET}))
+    assert coded["code"] == {"coding": [{"system": "http://loinc.org", "code": "8480-6"}]}
+    masked = told(observation("o1", code={"coding": [local]}))["code"]
+    assert masked["extension"][0]["valueCode"] == "masked"
+    named = Deidentifier(b"1" * 32, now=NOW, codes=[("urn:hospital:codes", "Grace-Hopper")])
+    assert told(observation("o1", code={"coding": [local]}), named)["code"] == {"coding": [local]}
+
+
+@pytest.mark.parametrize(
+    ("system", "code"),
+    [
+        ("http://loinc.org", "8480-6"),
+        ("http://loinc.org", "LA6576-8"),
+        ("http://snomed.info/sct", "38341003"),
+        ("http://snomed.info/sct", "428041000124106"),
+        ("http://www.whocc.no/atc", "C09AA05"),
+        ("http://www.nlm.nih.gov/research/umls/rxnorm", "314076"),
+        ("http://terminology.hl7.org/CodeSystem/v3-ActCode", "AMB"),
+    ],
+)
+def test_public_codes_pass(system: str, code: str) -> None:
+    assert is_public(system, code)
+    assert not is_public(system, code + "\n")
+    assert not is_public(system + "/x", code)
+
+
+def test_a_unit_may_not_speak() -> None:
+    assert public_unit("mm[Hg]") == "mm[Hg]"
+    assert public_unit("{score}") == "{score}"
+    assert public_unit("mL/min/{1.73_m2}") == "mL/min/{1.73_m2}"
+    assert public_unit("{Grace_Hopper}/min") == "1/min"
+    assert public_unit("mg{Hopper}/dL") == "mg/dL"
+    assert public_unit("mg/{Hopper}") == "mg/1"
+    assert public_unit("{Hopper}") == "1"
+    assert public_unit("mg/{555-0142}") is None
+    assert public_unit("Grace") is None
+    for unit in ({"unit": SECRET}, {"unit": SECRET, "system": "urn:x", "code": SECRET}, {"code": "mm[Hg]"}):
+        assert "valueQuantity" not in told(observation("o1", valueQuantity={"value": 1} | unit))
+    kept = told(observation("o1", valueQuantity=quantity(140, "mm[Hg]") | {"unit": SECRET}))
+    assert kept["valueQuantity"]["unit"] == "mm[Hg]"
+
+
+@pytest.mark.parametrize("amount", ["140", None, True, [140], {"value": 140}, float("nan"), float("inf"), 10**30])
+def test_a_value_that_is_no_number_is_absent(amount: Any) -> None:
+    assert "valueQuantity" not in told(observation("o1", valueQuantity=quantity(amount, "mm[Hg]")))
+
+
+# --- pseudonyms -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "Patient/p1",
+        "urn:uuid:p1",
+        "https://fhir.hospital.example/r4/Patient/p1",
+        "http://fhir.hospital.example/Patient/p1/_history/3",
+    ],
+)
+def test_one_patient_is_one_pseudonym_however_they_are_referred_to(reference: str) -> None:
+    subject = {"reference": reference, "display": SECRET, "type": "Patient"}
+    assert told(observation("o1", subject=subject))["subject"] == {"reference": f"Patient/{told(patient())['id']}"}
+
+
+def test_encounters_are_pseudonymous_where_they_are_referred_to() -> None:
+    of = told(observation("o1", encounter={"reference": "Encounter/e1", "display": SECRET}))["encounter"]
+    assert of == {"reference": f"Encounter/{told(encounter())['id']}"}
+    assert "encounter" not in told(observation("o1", encounter={"display": SECRET}))
+
+
+def test_ids_of_one_spelling_do_not_link_types() -> None:
+    same = [observation("p1"), condition("p1", "38341003", "2009-05-06"), encounter(id="p1"), patient()]
+    assert len({told(one)["id"] for one in same}) == 4
+    assert ONE.identifier("Patient", "p1") == ONE.patient("p1")
+
+
+def test_one_patient_under_two_permits_has_nothing_in_common() -> None:
+    for one, other in zip(map(told, every_type()), (told(one, OTHER) for one in every_type()), strict=True):
+        keys = r"[0-9a-f]{64}"
+        assert not set(re.findall(keys, json.dumps(one))) & set(re.findall(keys, json.dumps(other)))
+    shifts = {(ONE.shift(f"p{n}"), OTHER.shift(f"p{n}")) for n in range(50)}
+    assert sum(one == other for one, other in shifts) < 3
+    assert ONE.resource(patient()) == Deidentifier(b"1" * 32, now=NOW).resource(patient())
+
+
+# --- dates ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_date_stays_where_it_was() -> None:
+    drawn = [Deidentifier(bytes([n]) * 32, now=NOW).shift(f"p{k}").days for n in range(40) for k in range(100)]
+    assert min(drawn) == 1
+    assert max(drawn) == 365
+    assert len(set(drawn)) == 365
+
+
+@given(
+    st.datetimes(datetime(1940, 1, 1), datetime(2026, 1, 1)),
+    st.datetimes(datetime(1940, 1, 1), datetime(2026, 1, 1)),
+    st.integers(1, 10**6),
+    st.sampled_from(["Z", "+02:00", "-05:30", "+14:00"]),
+)
+def test_intervals_of_one_patient_are_kept_to_the_second(
+    first: datetime, second: datetime, number: int, zone: str
+) -> None:
+    before = [f"{one.replace(microsecond=0).isoformat()}{zone}" for one in (first, second)]
+    assume(not any(f"{moment(one).astimezone(UTC):%H%M%S}" == "235959" for one in before))  # told by their year
+    seen = told(observation("o1", number, effectiveDateTime=before[0]))
+    onset = told(condition("c1", "38341003", before[1], number))
+    after = [seen["effectiveDateTime"], onset["onsetDateTime"]]
+    assert moment(after[1]) - moment(after[0]) == moment(before[1]) - moment(before[0])
+    assert timedelta(days=1) <= moment(before[0]) - moment(after[0]) <= timedelta(days=365)
+
+
+def test_every_kind_of_date_moves_wherever_it_stands() -> None:
+    stamp = "2009-05-06T08:00:00.123456789+02:00"
+    made = told(
+        observation(
+            "o1",
+            effectiveDateTime=None,
+            effectivePeriod={"start": stamp, "note": stamp},
+            issued=stamp,
+            valueQuantity=None,
+            valueDateTime="2009-05-06",
+            component=[{"code": {"coding": []}, "valuePeriod": {"end": stamp}, "valueString": "2009-05-06"}],
+            extension=[{"url": "u", "valueDate": "2009-05-06"}],
+        )
+    )
+    assert "2009-05-06" not in json.dumps(made)
+    assert "123456789" not in json.dumps(made)
+    moved = date(2009, 5, 6) - ONE.shift("p1")
+    assert made["effectivePeriod"] == {"start": f"{moved}T08:00:00+02:00"}
+    assert made["component"][0]["valuePeriod"] == {"end": f"{moved}T08:00:00+02:00"}
+    assert made["valueDateTime"] == moved.isoformat()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "yesterday",
+        "2009-05-06T08:00:00",  # no zone: no FHIR dateTime
+        "2009-02-30",
+        "2009-13-01",
+        "0001-01-01",
+        "2009-05-06T25:00:00Z",
+        "2009-05-06T08:00:00+99:00",
+        "2009T08:00:00Z",
+        "2009-05-06 Grace Hopper",
+        "٢٠٠٩-05-06",
+        "20090506",
+        20090506,
+        ["2009-05-06"],
+    ],
+)
+def test_what_is_no_date_is_absent(value: Any) -> None:
+    assert "effectiveDateTime" not in told(observation("o1", effectiveDateTime=value))
+
+
+def test_partial_dates_and_leap_days_move_within_their_precision() -> None:
+    for number in range(200):
+        moved = ONE.shift(f"p{number}")
+        leap = told(observation("o", number, effectiveDateTime="2008-02-29"))["effectiveDateTime"]
+        assert date.fromisoformat(leap) == date(2008, 2, 29) - moved
+        month = told(observation("o", number, effectiveDateTime="2008-02"))["effectiveDateTime"]
+        assert month == (date(2008, 2, 15) - moved).isoformat()[:7]
+        year = told(observation("o", number, effectiveDateTime="2008"))["effectiveDateTime"]
+        assert year in ("2007", "2008")
+        leap_second = told(observation("o", number, effectiveDateTime="2008-12-31T23:59:60Z"))["effectiveDateTime"]
+        assert leap_second.endswith("T23:59:60Z")
+
+
+@pytest.mark.parametrize(
+    ("kept", "meant"),
+    [
+        ("2020-12-31T23:59:59Z", date(2020, 7, 1)),  # 2020, or its December, or that second
+        ("2020-12-31T23:59:59.5+00:00", date(2020, 7, 1)),
+        ("2020-02-29T23:59:59Z", date(2020, 2, 15)),
+        ("2021-02-28T23:59:59Z", date(2021, 2, 15)),
+        ("2020-02-28T23:59:59Z", date(2020, 2, 28)),
+    ],
+)
+def test_what_the_store_may_keep_of_a_partial_date_is_told_by_its_year(kept: str, meant: date) -> None:
+    seen = set()
+    for number in range(100):
+        at = told(observation("o", number, effectiveDateTime=kept, issued=kept))
+        moved = meant - ONE.shift(f"p{number}")
+        assert at["effectiveDateTime"] == f"{moved.year}"
+        assert at["issued"][10:] == f"T23:59:59{'Z' if kept.endswith('Z') else '+00:00'}"  # an instant is never partial
+        seen.add(at["effectiveDateTime"])
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(("born", "known"), [("1950-07-01", 4), ("1950-03-15", 4), ("1950-07-02", 10), ("1950-03", 7)])
+def test_a_birth_date_in_the_middle_of_a_month_or_a_year_is_told_by_its_year(born: str, known: int) -> None:
+    middle = date.fromisoformat(born if len(born) == 10 else f"{born}-15")
+    assert told(patient(birthDate=born))["birthDate"] == (middle - ONE.shift("p1")).isoformat()[:known]
+
+
+def test_an_instant_without_a_time_is_absent() -> None:
+    assert "issued" not in told(observation("o1", issued="2009-05-06"))
+
+
+# --- old age --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("born", "known"),
+    [
+        ("1937-02-01", True),  # 89
+        ("1936-03-02", True),  # 90 tomorrow
+        ("1936-03-01", False),  # 90 today
+        ("1936-02-29", False),
+        ("1935-06-01", False),
+        ("1934-06-01", False),
+        ("1900-01-01", False),
+        ("1936", False),  # may be 90
+        ("1936-03", False),
+        ("1936-04", True),
+        ("1937", True),
+        ("", False),
+        ("unknown", False),
+    ],
+)
+def test_nobody_is_seen_to_be_over_89(born: str, known: bool) -> None:
+    made = told(patient(birthDate=born))
+    assert ("birthDate" in made) is known
+    assert ("_birthDate" in made) is not known
+    assert "_birthDate" not in told({"resourceType": "Patient", "id": "p1"})
+
+
+def test_an_old_age_does_not_show_in_dates_or_durations_either() -> None:
+    assert "onsetDateTime" not in told(condition("c1", "38341003", "1935-05-05"))
+    assert "period" not in told(encounter(period={"start": "1930-05-05T08:00:00Z"}))
+    age = {"coding": [{"system": "http://loinc.org", "code": "30525-0"}]}
+    for amount, unit in ((94, "a"), (1130, "mo"), (4900, "wk"), (34_500, "d")):
+        made = told(observation("o1", code=age, valueQuantity=quantity(amount, unit)))
+        assert made["valueQuantity"] == quantity(90, "a")
+    assert told(observation("o1", code=age, valueQuantity=quantity(89, "a")))["valueQuantity"]["value"] == 89
+    assert told(observation("o1", valueQuantity=quantity(94, "a")))["valueQuantity"]["value"] == 90
+    for value in (
+        {"valueInteger": 94},
+        {"valueQuantity": quantity(94, "1")},
+        {"valueQuantity": quantity(94, "{score}")},
+    ):
+        made = told(observation("o1", code=age) | {"valueQuantity": None} | value)
+        assert not [name for name in made if name.startswith("value")]
+
+
+def test_the_stored_resources_pass_and_are_all_told(tmp_path: Any) -> None:
+    lines = [
+        *every_type(),
+        observation("o2", encounter={"reference": "Encounter/e1"}, effectiveDateTime="2010-05-06T10:00:00Z"),
+    ]
+    ingest(write(tmp_path / "in", "all.ndjson", lines), tmp_path / "store", node_key=KEY, dataset="d")
+    generation = Store(tmp_path / "store").current()
+    assert generation is not None
+    stored = [one for kind in TABLES for one in resources(generation, kind)]
+    assert len(stored) == len(lines)
+    for resource in stored:
+        made = told(resource)
+        assert set(resource) - {"meta"} == set(made)
+        for key in re.findall(r"[0-9a-f]{32,64}", json.dumps(resource)):
+            assert key not in json.dumps(made)
+
+
+ELEMENTS = (
+    "id status code coding system subject reference encounter effectiveDateTime valueQuantity valueCodeableConcept "
+    "component value unit comparator start end onsetPeriod period class type category birthDate gender deceasedBoolean "
+    "valueInteger interpretation clinicalStatus authoredOn issued text display link contained"
+)
+NAMES = st.sampled_from(ELEMENTS.split())
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        ["2009-05-06", "Patient/p1", "Encounter/e1", "http://loinc.org", "8480-6", "mm[Hg]", "final", "<"]
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=6),
+    max_leaves=25,
+)
+TOLD = re.compile(
+    r"[0-9a-f]{64}|(?:Patient|Encounter)/[0-9a-f]{64}|[0-9]{4}(?:-[0-9]{2}){0,2}|[<>]=?|final|Patient|Observation|Condition|"
+    r"MedicationRequest|Encounter|http://\S+|8480-6|mm\[Hg\]|masked"
+)
+
+
+def strings(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict | list):
+        for inner in node.values() if isinstance(node, dict) else node:
+            yield from strings(inner)
+
+
+@settings(max_examples=examples(40, thorough=1000))
+@given(st.sampled_from(sorted(TABLES)), st.dictionaries(NAMES, ANYTHING, max_size=8))
+def test_whatever_comes_nothing_but_checked_strings_is_told(kind: str, elements: dict[str, Any]) -> None:
+    known = {"subject": {"reference": "Patient/p1"}, "id": "p1"}
+    for resource in ({"resourceType": kind} | elements, {"resourceType": kind} | elements | known):
+        made = ONE.resource(resource)
+        assert all(TOLD.fullmatch(text) for text in strings(made)), made

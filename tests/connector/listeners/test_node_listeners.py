@@ -1,0 +1,256 @@
+"""Two listeners, one node: outward knows tokens of visits, internal knows operators, and neither knows the other."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kit.hospital import DATASET, PLAN, Hospital, approved, await_that
+
+from connector.catalogue import VISIT_FORMAT
+from connector.catalogue.variables import VARIABLES
+from connector.fhir.resources import TABLES
+from connector.http_guards import MAXIMUM_BODY
+from connector.listeners.internal import internal_app
+from connector.listeners.outward import outward_app
+from connector.node import Node
+from vht_federate.evidence.entry import RECEIPT_TYP
+from vht_federate.signing.keys import PublicKey
+from vht_federate.testing.asgi import AppClient
+
+DIGEST = "ab" * 32
+
+
+class Open:
+    """A running node with a client of each listener."""
+
+    def __init__(self, node: Node, hospital: Hospital) -> None:
+        self.node, self.hospital = node, hospital
+        token = hospital.state.joinpath("operator.token").read_text().strip()
+        self.out = AppClient(outward_app(node), raise_app_exceptions=False)
+        self.operator = AppClient(internal_app(node), headers={"Authorization": f"Bearer {token}"})
+        self.nobody = AppClient(internal_app(node), raise_app_exceptions=False)
+
+    def request(self, **headers: str) -> dict[str, Any]:
+        body = {
+            "permit": self.hospital.permit(),
+            "study": self.hospital.study(),
+            "user_key": self.hospital.user.public.jwk(),
+        }
+        answer = self.out.post("/visits", json=body, headers=headers)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    def decide(self, visit: str, verb: str, **body: str) -> Any:
+        return self.operator.post(f"/api/visits/{visit}/{verb}", json=body)
+
+
+@pytest.fixture
+def node(stocked: Hospital) -> Iterator[Open]:
+    with stocked.open() as opened:
+        yield Open(opened, stocked)
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_the_control_plane_loads_neither_torch_nor_sdv() -> None:
+    code = "import connector.listeners.serve, sys; print(sorted({'torch', 'sdv', 'flwr'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_internal_routes_do_not_exist_outside_nor_outward_ones_inside(node: Open) -> None:
+    for path in (
+        "/api/status",
+        "/api/visits",
+        "/login",
+        "/log",
+        "/datasets",
+        "/",
+        "/console",
+        "/docs",
+        "/openapi.json",
+    ):
+        answer = node.out.get(path, headers=dict(node.operator._headers))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "VHT-INPUT-NOT-FOUND")
+    for path in ("/catalogue", "/identity", "/docs"):
+        assert node.operator.get(path).status_code == 404
+    assert node.operator.post("/visits", json={}).status_code == 404
+    inside = {getattr(route, "path", "") for route in internal_app(node.node).routes}
+    outside = {getattr(route, "path", "") for route in outward_app(node.node).routes}
+    assert inside & outside == {"/health", "/visits/{visit_id}"}  # a page inside, an answer to a token outside
+
+
+def test_a_visit_over_http_from_request_to_receipt(node: Open) -> None:
+    asked = node.request()
+    visit, token = asked["visit"], _bearer(asked["token"])
+    assert (asked["state"], asked["node"], asked["dataset"]) == ("requested", "hospital-1", DATASET)
+    assert node.decide(visit, "approve", operator="Dr Ada").status_code == 200
+    await_that(lambda: node.out.get(f"/visits/{visit}", headers=token).json()["state"] == "ready")
+    for job, number in PLAN.calls():
+        node.node.gate.begin(visit, job, number, DIGEST)
+        node.node.gate.release(visit, job, number, DIGEST, 1)
+    receipts = [
+        node.out.post(f"/visits/{visit}/releases", json={"kind": "component", "sha256": DIGEST}, headers=token),
+        node.out.post(f"/visits/{visit}/close", json={"reason": "done"}, headers=token),
+    ]
+    key = PublicKey.from_jwk(node.out.get("/identity").json()["evidence_key"])
+    kinds = [key.verify(answer.json()["receipt"], typ=RECEIPT_TYP)["kind"] for answer in receipts]
+    assert kinds == ["release.acknowledged", "visit.closed"]
+    again = node.out.post(f"/visits/{visit}/close", json={}, headers=token)
+    assert again.json() == receipts[1].json()
+    export = node.out.get(f"/visits/{visit}/evidence", headers=token).json()
+    assert export["permit_id"] == "permit-1"
+    seen = node.operator.get("/api/visits").json()["visits"][0]
+    assert (seen["operator"], seen["state"], len(seen["rounds"])) == ("Dr Ada", "closed", 3)
+    assert seen["rounds"][0]["output_bytes"] == 1
+
+
+def test_a_release_of_a_kind_outside_the_permit_is_refused(node: Open) -> None:
+    asked = node.request()
+    approved(node.node, asked["visit"])
+    path, token = f"/visits/{asked['visit']}/releases", _bearer(asked["token"])
+    nothing = node.out.post(path, json={"kind": "component", "sha256": DIGEST}, headers=token)
+    assert nothing.json()["error"]["code"] == "VHT-REFUSED-STATE"
+    node.node.gate.begin(asked["visit"], "train", 1, DIGEST)
+    strange = node.out.post(path, json={"kind": "rows", "sha256": DIGEST}, headers=token)
+    assert (strange.status_code, strange.json()["error"]["code"]) == (403, "VHT-EGRESS-RELEASE-TYPE")
+
+
+def test_wrong_and_foreign_tokens_find_no_visit(node: Open) -> None:
+    one = node.request()
+    stranger = node.node.secret.visit_token("v-0000000000000000")
+    token = node.operator._headers["Authorization"].removeprefix("Bearer ")
+    for wrong in ("", "nonsense", stranger, token, one["token"][:-1], one["token"] + "0"):
+        for method, path in (("GET", ""), ("POST", "/close"), ("GET", "/evidence")):
+            answer = node.out.request(method, f"/visits/{one['visit']}{path}", headers=_bearer(wrong), json={})
+            assert (answer.status_code, answer.json()["error"]["message"]) == (404, "no such visit")
+    assert node.out.get("/visits/v-0000000000000000", headers=_bearer(stranger)).status_code == 404
+    assert node.node.visits.get(one["visit"]).state == "requested"
+
+
+def test_a_retried_request_gets_the_same_token_with_its_key_only(node: Open) -> None:
+    body = {
+        "permit": node.hospital.permit(),
+        "study": node.hospital.study(),
+        "user_key": node.hospital.user.public.jwk(),
+    }
+    first = node.out.post("/visits", json=body, headers={"Idempotency-Key": "k1"}).json()
+    assert node.out.post("/visits", json=body, headers={"Idempotency-Key": "k1"}).json() == first
+    copied = node.out.post("/visits", json=body)
+    assert copied.json()["error"]["code"] == "VHT-REFUSED-DUPLICATE"
+    assert "token" not in copied.text
+
+
+def test_without_the_operator_token_the_internal_api_does_nothing(node: Open) -> None:
+    visit = node.request()["visit"]
+    for headers in ({}, _bearer("wrong"), {"Authorization": "Basic b3A6b3A="}):
+        for method, path in (
+            ("GET", "/api/status"),
+            ("GET", "/api/visits"),
+            ("POST", f"/api/visits/{visit}/approve"),
+            ("POST", f"/api/visits/{visit}/stop"),
+            ("POST", "/api/ingest"),
+            ("POST", "/api/opt-outs"),
+        ):
+            answer = node.nobody.request(method, path, headers=headers, json={})
+            assert answer.status_code in (400, 403), path
+            assert "error" in answer.json()
+    assert node.node.visits.get(visit).state == "requested"
+
+
+def test_malformed_requests_get_a_typed_error_that_repeats_nothing(node: Open) -> None:
+    for content in (b"{", b"[]", b'{"permit": 7}', b'{"permit": "x", "study": {"canary-value": 1}, "user_key": {}}'):
+        answer = node.out.post("/visits", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "VHT-INPUT"
+        assert "canary-value" not in answer.text
+    keyless = {"permit": node.hospital.permit(), "study": node.hospital.study(), "user_key": {"kty": "RSA"}}
+    assert node.out.post("/visits", json=keyless).json()["error"]["code"] == "VHT-INPUT-KEY"
+    large = node.out.post("/visits", content=b"x" * (MAXIMUM_BODY + 1))
+    assert large.status_code == 400
+
+
+def test_what_fails_inside_tells_the_client_nothing(node: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ValueError("patient Zebedee has 7.5")
+
+    monkeypatch.setattr(node.node, "summary", broken)
+    answer = node.out.get("/catalogue")
+    assert answer.status_code == 500
+    assert "Zebedee" not in answer.text
+
+
+def test_the_stop_button_of_the_api_is_seen_by_the_coordinator(node: Open) -> None:
+    asked = node.request()
+    approved(node.node, asked["visit"])
+    stopped = node.decide(asked["visit"], "stop", operator="Dr Ada").json()
+    assert stopped["code"] == "VHT-REFUSED-STOPPED"
+    shown = node.out.get(f"/visits/{asked['visit']}", headers=_bearer(asked["token"])).json()
+    assert (shown["state"], shown["code"]) == ("rejected", "VHT-REFUSED-STOPPED")
+
+
+def test_an_operator_with_a_viewers_account_cannot_decide_even_with_the_token(node: Open) -> None:
+    node.node.accounts.add("Vera", "viewer", "a long password")
+    visit = node.request()["visit"]
+    refused = node.decide(visit, "approve", operator="Vera")
+    assert refused.json()["error"]["code"] == "VHT-REFUSED-ROLE"
+    assert node.node.visits.get(visit).state == "requested"
+
+
+def test_ingest_and_opt_outs_over_the_api(node: Open) -> None:
+    report = node.operator.post("/api/ingest", json={"folder": str(node.hospital.root / "fhir")}).json()
+    assert (report["accepted"], report["duplicate"]) == (0, 90)
+    assert node.operator.post("/api/opt-outs", json={"patient_id": "p1"}).json() == {"recorded": True}
+    gone = node.operator.request("DELETE", "/api/opt-outs", json={"patient_id": "p1"})
+    assert gone.json() == {"withdrawn": True}
+    naive = node.operator.post("/api/opt-outs", json={"patient_id": "p1", "at": "2026-01-01T00:00:00"})
+    assert naive.status_code == 400
+    wrong = node.operator.post("/api/ingest", json={"folder": "/nowhere", "dataset": "other"})
+    assert wrong.json()["error"]["code"] == "VHT-REFUSED-DATASET"
+
+
+def test_the_catalogue_has_what_healthdcat_demands_of_a_non_public_dataset(node: Open) -> None:
+    answer = node.out.get("/catalogue").json()
+    (dataset,) = answer["dcat:dataset"]
+    mandatory = {
+        "dct:title", "dct:description", "dct:identifier", "dct:accessRights", "dcatap:applicableLegislation",
+        "dcat:distribution", "dcat:theme", "healthdcatap:hdab", "healthdcatap:healthCategory",
+        "healthdcatap:hasStructuredData", "healthdcatap:hasVariables", "dcat:contactPoint", "dcat:keyword", "dct:type",
+        "dct:provenance",
+    }  # fmt: skip
+    assert mandatory <= set(dataset)
+    assert dataset["dct:accessRights"]["@id"].endswith("access-right/NON_PUBLIC")
+    assert any(theme["@id"].endswith("data-theme/HEAL") for theme in dataset["dcat:theme"])
+    assert dataset["healthdcatap:hdab"]["cv:contactPoint"]["@type"] == "cv:ContactPoint"
+    assert dataset["healthdcatap:numberOfUniqueIndividuals"]["@value"] == "40"
+    assert [item["dct:format"]["@id"] for item in dataset["dcat:distribution"]] == [VISIT_FORMAT]
+    assert all("dcatap:applicableLegislation" in item for item in dataset["dcat:distribution"])
+    columns = {
+        table["dct:title"]["@value"]: [column["csvw:name"] for column in table["csvw:column"]]
+        for table in dataset["healthdcatap:hasVariables"]["csvw:table"]
+    }
+    assert columns == {name: ["subject", *(column for column, _ in kept)] for name, kept in TABLES.items()}
+    prefixes = {key.split(":")[0] for key in _keys(answer) if ":" in key}
+    assert prefixes <= set(answer["@context"])
+    assert set(VARIABLES) == set(TABLES)
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key != "@context":
+                yield key
+                yield from _keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)
+
+
+def test_a_catalogue_of_few_patients_shows_no_count(hospital: Hospital) -> None:
+    with hospital.open() as node:
+        (dataset,) = AppClient(outward_app(node)).get("/catalogue").json()["dcat:dataset"]
+    assert "healthdcatap:numberOfUniqueIndividuals" not in dataset

@@ -1,0 +1,203 @@
+"""The node as its operator runs it: ``vht node`` in real processes, over TLS, stopped in the middle."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from kit.commands import vht_node
+from kit.hospital import CANARY, DATASET, Hospital, await_that, make_hospital, write_fhir
+from kit.served_node import Served
+
+from connector.supernode import QUIET_FLOWER, SuperNode, commands
+from vht_federate.errors import UnavailableError, VhtError
+from vht_federate.evidence.log import EvidenceLog
+from vht_federate.processes import alive
+from vht_federate.signing.keys import SigningKey
+
+
+@pytest.fixture
+def served(hospital: Hospital) -> Iterator[Served]:
+    vht_node("ingest", hospital.state, write_fhir(hospital.root / "fhir"))
+    one = Served(hospital)
+    one.await_health()
+    yield one
+    if one.process.poll() is None:
+        one.process.kill()
+        one.process.communicate()
+
+
+def _request(served: Served) -> dict[str, Any]:
+    hospital = served.hospital
+    body = {"permit": hospital.permit(), "study": hospital.study(), "user_key": hospital.user.public.jwk()}
+    with served.client() as client:
+        return dict(client.post("/visits", json=body))
+
+
+@pytest.mark.faults
+def test_an_approved_visit_runs_in_a_real_enclave_and_ctrl_c_leaves_nothing_behind(served: Served) -> None:
+    state = served.hospital.state
+    with pytest.raises(UnavailableError) as taken:
+        vht_node("serve", state)
+    assert taken.value.code == "VHT-UNAVAILABLE-RUNNING"
+    asked = _request(served)
+    assert [visit["visit"] for visit in vht_node("visits", state)["visits"]] == [asked["visit"]]
+    vht_node("approve", state, asked["visit"], "--operator", "Dr Ada")
+    with served.client() as client:
+        headers = {"Authorization": f"Bearer {asked['token']}"}
+        await_that(lambda: client.get(f"/visits/{asked['visit']}", headers=headers)["state"] != "approved", 60)
+        assert client.get(f"/visits/{asked['visit']}", headers=headers)["state"] == "ready"
+    run_dir = Path((state / "run_dir").read_text().strip())
+    assert {path.name for path in run_dir.iterdir()} == {f"{asked['visit']}.sock", f"{asked['visit']}.token"}
+    children = psutil.Process(served.process.pid).children(recursive=True)
+    assert children
+    os.killpg(served.process.pid, signal.SIGINT)  # what a terminal's Ctrl-C does
+    served.process.communicate(timeout=300)
+    assert not [child for child in children if alive(child.pid)]
+    assert not run_dir.exists()
+    assert not list((state / "visits").iterdir())
+    status = vht_node("status", state)
+    assert (status["running"], status["visits"]) == (False, {"failed": 1})
+    with EvidenceLog(state / "evidence", SigningKey.read(state / "evidence.key"), "hospital-1", _never) as log:
+        assert [entry.kind for entry in log.entries()][-1] == "visit.closed"
+    said = (state / "node.log").read_text()
+    assert all(json.loads(line)["time"] for line in said.splitlines())
+    assert CANARY not in said
+
+
+def _never() -> Any:
+    raise AssertionError
+
+
+@pytest.mark.faults
+def test_a_killed_node_takes_its_enclave_along_and_opens_again(served: Served) -> None:
+    state = served.hospital.state
+    asked = _request(served)
+    vht_node("approve", state, asked["visit"], "--operator", "Dr Ada")
+    await_that(lambda: vht_node("status", state)["visits"].get("ready") == 1, 60)
+    children = psutil.Process(served.process.pid).children(recursive=True)
+    left = Path((state / "run_dir").read_text().strip())
+    served.process.kill()
+    served.process.communicate()
+    await_that(lambda: not [child for child in children if alive(child.pid)])
+    again = Served(served.hospital)
+    try:
+        again.await_health()
+        assert not left.exists()
+        assert vht_node("status", state)["visits"] == {"failed": 1}
+        assert vht_node("stop", state)["stopped"] is True
+        again.process.communicate(timeout=300)
+    finally:
+        if again.process.poll() is None:
+            again.process.kill()
+
+
+def test_commands_work_beside_a_running_node_and_on_one_that_rests(served: Served) -> None:
+    state, folder = served.hospital.state, served.hospital.root / "fhir"
+    assert vht_node("ingest", state, folder)["duplicate"] == 90
+    assert vht_node("opt-out", state, "p1")["recorded"] is True
+    assert vht_node("opt-out", state, "p1", "--withdraw")["withdrawn"] is True
+    budget = vht_node("status", state)["budget"]["datasets"][DATASET]
+    assert (budget["cap"], budget["spent"]) == (3.0, {"train": 0.0, "test": 0.0})
+    assert served.end() == 0
+    assert vht_node("opt-out", state, "p1", "--withdraw")["withdrawn"] is False
+    assert vht_node("ingest", state, folder)["duplicate"] == 90
+    with pytest.raises(UnavailableError) as resting:
+        vht_node("visits", state)
+    assert resting.value.code == "VHT-UNAVAILABLE-NODE"
+    assert vht_node("stop", state)["stopped"] is False
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("moment_s", [0.3, 1.5])
+def test_a_signal_at_any_moment_of_the_start_leaves_a_directory_that_opens(hospital: Hospital, moment_s: float) -> None:
+    one = Served(hospital)
+    time.sleep(moment_s)
+    one.end(signal.SIGINT)
+    assert vht_node("status", hospital.state)["running"] is False
+    with hospital.open() as node:
+        assert node.run_dir.exists()
+
+
+def test_init_keeps_every_key_and_refuses_what_is_no_key(hospital: Hospital) -> None:
+    root, state = hospital.root, hospital.root / "second"
+    line = (
+        "init", state, "--name", "hospital-2", "--certificate", hospital.tls.certificate, "--key", hospital.tls.key,
+        "--ca", hospital.tls.ca, "--issuer-key", root / "issuer.pub.json", "--issuer-url", hospital.issuer.url,
+        "--dataset", "d2", "--categories", "51.1.a", "--coordinator", "127.0.0.1:9",
+    )  # fmt: skip
+    first, keys = vht_node(*line), {}
+    for name in ("evidence.key", "supernode.key", "supernode.pub", "node.secret", "operator.token"):
+        keys[name] = (state / name).read_bytes()
+        assert name.endswith(".pub") or (state / name).stat().st_mode & 0o777 == 0o600
+    assert keys["supernode.pub"].startswith(b"ecdsa-sha2-nistp384 ")
+    second = vht_node(*line)
+    assert (first["evidence_kid"], first["name"]) == (second["evidence_kid"], "hospital-2")
+    assert {name: (state / name).read_bytes() for name in keys} == keys
+    with pytest.raises(VhtError) as caught:
+        vht_node(*[hospital.tls.ca if part == root / "issuer.pub.json" else part for part in line])
+    assert caught.value.code == "VHT-INPUT-KEY"
+    with pytest.raises(VhtError) as caught:
+        vht_node(*["51.9.z" if part == "51.1.a" else part for part in line])
+    assert caught.value.code == "VHT-INPUT-CATEGORY"
+
+
+def test_a_directory_that_was_open_to_others_is_closed_with_all_that_a_node_writes(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state").chmod(0o755)
+        hospital = make_hospital(tmp_path)
+        assert hospital.state.stat().st_mode & 0o777 == 0o700
+        hospital.state.chmod(0o755)
+        one = Served(hospital)
+        one.await_health()
+        assert one.end() == 0
+        hospital.issuer.stop()
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    made = [hospital.state, *(path for path in hospital.state.rglob("*") if path.name != "supernode.pub")]
+    assert {"node.sqlite", "node.log", "log.jsonl", "node.toml"} <= {path.name for path in made}
+    assert not [path.name for path in made if path.stat().st_mode & 0o077]
+
+
+def test_flower_is_told_to_stay_silent_and_gets_its_own_home(tmp_path: Path) -> None:
+    hospital = make_hospital(tmp_path, coordinator={"address": "127.0.0.1:9", "ca": "/ca.crt", "supernode_port": 9999})
+    with hospital.open(start=False) as node:
+        assert node.settings.coordinator is not None
+        lines = commands(node.settings.coordinator, node.files, tmp_path / "run", tmp_path / "secret")
+    hospital.issuer.stop()
+    assert QUIET_FLOWER["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert QUIET_FLOWER["FLWR_DISABLE_UPDATE_CHECK"] == QUIET_FLOWER["UV_OFFLINE"] == "1"
+    supernode = lines["supernode"]
+    assert supernode[supernode.index("--node-config") + 1] == f'enclave-directory="{tmp_path / "run"}"'
+    assert "--insecure" not in supernode
+    assert str(hospital.state / "supernode.key") in supernode
+
+
+def test_a_flower_process_that_ends_is_started_again_after_its_delay_and_stopped_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital = make_hospital(tmp_path, coordinator={"address": "127.0.0.1:9", "ca": "/ca.crt", "supernode_port": 9999})
+    hospital.issuer.stop()
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ending = [sys.executable, "-c", "raise SystemExit(305 % 256)"]
+    monkeypatch.setattr("connector.supernode.commands", lambda *_: {"supernode": ending, "executor": sleeper})
+    with hospital.open(start=False) as node:
+        assert node.settings.coordinator is not None
+        run = tmp_path / "run"
+        run.mkdir()
+        supernode = SuperNode(node.settings.coordinator, node.files, run, restart_delay_s=0.2)
+        supernode.start()
+        await_that(lambda: supernode.status()["supernode"]["starts"] >= 3 and supernode.status()["executor"]["pid"])
+        status = supernode.status()
+        supernode.close()
+    assert (status["executor"]["starts"], status["supernode"]["last_exit_code"]) == (1, 49)
+    assert not alive(int(str(status["executor"]["pid"])))
