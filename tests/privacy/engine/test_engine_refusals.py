@@ -3,6 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from kit.mixing_models import (
+    AtItsOwnWeights,
+    BehindAGate,
+    BehindZeros,
+    BeyondAThreshold,
+    ByTheirNumber,
+    InSinglePrecision,
+    Mixing,
+)
 from kit.models import STEPS, WIDTH, build
 from kit.per_record_reference import clipped_sum_by_definition, largest_difference
 from torch import Tensor, nn
@@ -156,73 +165,6 @@ def test_a_gap_filled_from_other_patients_is_found_before_a_patient_is_read() ->
     assert model.training
     expected = clipped_sum_by_definition(model, BCE, (values,), outcome, patient, 0.1)
     assert largest_difference(found, expected) < 1e-10
-
-
-class Mixing(nn.Module):
-    """A linear model; subclasses let a record see the others, some only at weights that are not these."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
-
-    def forward(self, values: Tensor) -> Tensor:
-        return self.head(self.mixed(self.first(values))).mean((1, 2))
-
-    def mixed(self, hidden: Tensor) -> Tensor:
-        return hidden - hidden.mean(0, keepdim=True)
-
-
-class BehindAGate(Mixing):
-    """A gate that starts at zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = nn.Linear(WIDTH, WIDTH, bias=False)
-        nn.init.zeros_(self.gate.weight)
-
-    def mixed(self, hidden: Tensor) -> Tensor:
-        return hidden + self.gate(hidden.mean(0, keepdim=True).expand_as(hidden).contiguous())
-
-
-class BehindZeros(Mixing):
-    """A head that starts at zero, as heads often do: every output is the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        nn.init.zeros_(self.head.weight)
-
-
-class BeyondAThreshold(Mixing):
-    def mixed(self, hidden: Tensor) -> Tensor:
-        return torch.where(hidden.detach().abs().amax() > 100.0, super().mixed(hidden), hidden)
-
-
-class AtItsOwnWeights(Mixing):
-    """Beyond all weights that anybody would try: those it came with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.no_grad():
-            self.first.weight.mul_(1e9)
-
-    def mixed(self, hidden: Tensor) -> Tensor:
-        return torch.where(hidden.detach().abs().amax() > 1e7, super().mixed(hidden), hidden)
-
-
-class ByTheirNumber(Mixing):
-    def mixed(self, hidden: Tensor) -> Tensor:
-        return hidden / len(hidden)
-
-
-class InSinglePrecision(Mixing):
-    """Holds on to float32, so that no copy can be asked in float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        nn.init.zeros_(self.head.weight)
-
-    def forward(self, values: Tensor) -> Tensor:
-        return super().forward(values.float())
 
 
 def choice(model: nn.Module, values: Tensor) -> EngineChoice:

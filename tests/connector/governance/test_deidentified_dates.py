@@ -1,0 +1,176 @@
+"""Dates of one permit: shifted alike, never further known than they were, and nobody over 89."""
+
+import json
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from kit.deidentified import NOW, ONE, encounter, told
+from kit.fhir_resources import condition, observation, patient, quantity
+
+from connector.governance.deidentification import Deidentifier
+
+
+def moment(value: str) -> datetime:
+    return datetime.fromisoformat(value)
+
+
+def test_no_date_stays_where_it_was() -> None:
+    drawn = [Deidentifier(bytes([n]) * 32, now=NOW).shift(f"p{k}").days for n in range(40) for k in range(100)]
+    assert min(drawn) == 1
+    assert max(drawn) == 365
+    assert len(set(drawn)) == 365
+
+
+@given(
+    st.datetimes(datetime(1940, 1, 1), datetime(2026, 1, 1)),
+    st.datetimes(datetime(1940, 1, 1), datetime(2026, 1, 1)),
+    st.integers(1, 10**6),
+    st.sampled_from(["Z", "+02:00", "-05:30", "+14:00"]),
+)
+def test_intervals_of_one_patient_are_kept_to_the_second(
+    first: datetime, second: datetime, number: int, zone: str
+) -> None:
+    before = [f"{one.replace(microsecond=0).isoformat()}{zone}" for one in (first, second)]
+    assume(not any(f"{moment(one).astimezone(UTC):%H%M%S}" == "235959" for one in before))  # told by their year
+    seen = told(observation("o1", number, effectiveDateTime=before[0]))
+    onset = told(condition("c1", "38341003", before[1], number))
+    after = [seen["effectiveDateTime"], onset["onsetDateTime"]]
+    assert moment(after[1]) - moment(after[0]) == moment(before[1]) - moment(before[0])
+    assert timedelta(days=1) <= moment(before[0]) - moment(after[0]) <= timedelta(days=365)
+
+
+def test_every_kind_of_date_moves_wherever_it_stands() -> None:
+    stamp = "2009-05-06T08:00:00.123456789+02:00"
+    made = told(
+        observation(
+            "o1",
+            effectiveDateTime=None,
+            effectivePeriod={"start": stamp, "note": stamp},
+            issued=stamp,
+            valueQuantity=None,
+            valueDateTime="2009-05-06",
+            component=[{"code": {"coding": []}, "valuePeriod": {"end": stamp}, "valueString": "2009-05-06"}],
+            extension=[{"url": "u", "valueDate": "2009-05-06"}],
+        )
+    )
+    assert "2009-05-06" not in json.dumps(made)
+    assert "123456789" not in json.dumps(made)
+    moved = date(2009, 5, 6) - ONE.shift("p1")
+    assert made["effectivePeriod"] == {"start": f"{moved}T08:00:00+02:00"}
+    assert made["component"][0]["valuePeriod"] == {"end": f"{moved}T08:00:00+02:00"}
+    assert made["valueDateTime"] == moved.isoformat()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "yesterday",
+        "2009-05-06T08:00:00",  # no zone: no FHIR dateTime
+        "2009-02-30",
+        "2009-13-01",
+        "0001-01-01",
+        "2009-05-06T25:00:00Z",
+        "2009-05-06T08:00:00+99:00",
+        "2009T08:00:00Z",
+        "2009-05-06 Grace Hopper",
+        "٢٠٠٩-05-06",
+        "20090506",
+        20090506,
+        ["2009-05-06"],
+    ],
+)
+def test_what_is_no_date_is_absent(value: Any) -> None:
+    assert "effectiveDateTime" not in told(observation("o1", effectiveDateTime=value))
+
+
+def test_partial_dates_and_leap_days_move_within_their_precision() -> None:
+    for number in range(200):
+        moved = ONE.shift(f"p{number}")
+        leap = told(observation("o", number, effectiveDateTime="2008-02-29"))["effectiveDateTime"]
+        assert date.fromisoformat(leap) == date(2008, 2, 29) - moved
+        month = told(observation("o", number, effectiveDateTime="2008-02"))["effectiveDateTime"]
+        assert month == (date(2008, 2, 15) - moved).isoformat()[:7]
+        year = told(observation("o", number, effectiveDateTime="2008"))["effectiveDateTime"]
+        assert year in ("2007", "2008")
+        leap_second = told(observation("o", number, effectiveDateTime="2008-12-31T23:59:60Z"))["effectiveDateTime"]
+        assert leap_second.endswith("T23:59:60Z")
+
+
+@pytest.mark.parametrize(
+    ("kept", "meant"),
+    [
+        ("2020-12-31T23:59:59Z", date(2020, 7, 1)),  # 2020, or its December, or that second
+        ("2020-12-31T23:59:59.5+00:00", date(2020, 7, 1)),
+        ("2020-02-29T23:59:59Z", date(2020, 2, 15)),
+        ("2021-02-28T23:59:59Z", date(2021, 2, 15)),
+        ("2020-02-28T23:59:59Z", date(2020, 2, 28)),
+    ],
+)
+def test_what_the_store_may_keep_of_a_partial_date_is_told_by_its_year(kept: str, meant: date) -> None:
+    seen = set()
+    for number in range(100):
+        at = told(observation("o", number, effectiveDateTime=kept, issued=kept))
+        moved = meant - ONE.shift(f"p{number}")
+        assert at["effectiveDateTime"] == f"{moved.year}"
+        assert at["issued"][10:] == f"T23:59:59{'Z' if kept.endswith('Z') else '+00:00'}"  # an instant is never partial
+        seen.add(at["effectiveDateTime"])
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(("born", "known"), [("1950-07-01", 4), ("1950-03-15", 4), ("1950-07-02", 10), ("1950-03", 7)])
+def test_a_birth_date_in_the_middle_of_a_month_or_a_year_is_told_by_its_year(born: str, known: int) -> None:
+    middle = date.fromisoformat(born if len(born) == 10 else f"{born}-15")
+    assert told(patient(birthDate=born))["birthDate"] == (middle - ONE.shift("p1")).isoformat()[:known]
+
+
+def test_an_instant_without_a_time_is_absent() -> None:
+    assert "issued" not in told(observation("o1", issued="2009-05-06"))
+
+
+# --- old age --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("born", "known"),
+    [
+        ("1937-02-01", True),  # 89
+        ("1936-03-02", True),  # 90 tomorrow
+        ("1936-03-01", False),  # 90 today
+        ("1936-02-29", False),
+        ("1935-06-01", False),
+        ("1934-06-01", False),
+        ("1900-01-01", False),
+        ("1936", False),  # may be 90
+        ("1936-03", False),
+        ("1936-04", True),
+        ("1937", True),
+        ("", False),
+        ("unknown", False),
+    ],
+)
+def test_nobody_is_seen_to_be_over_89(born: str, known: bool) -> None:
+    made = told(patient(birthDate=born))
+    assert ("birthDate" in made) is known
+    assert ("_birthDate" in made) is not known
+    assert "_birthDate" not in told({"resourceType": "Patient", "id": "p1"})
+
+
+def test_an_old_age_does_not_show_in_dates_or_durations_either() -> None:
+    assert "onsetDateTime" not in told(condition("c1", "38341003", "1935-05-05"))
+    assert "period" not in told(encounter(period={"start": "1930-05-05T08:00:00Z"}))
+    age = {"coding": [{"system": "http://loinc.org", "code": "30525-0"}]}
+    for amount, unit in ((94, "a"), (1130, "mo"), (4900, "wk"), (34_500, "d")):
+        made = told(observation("o1", code=age, valueQuantity=quantity(amount, unit)))
+        assert made["valueQuantity"] == quantity(90, "a")
+    assert told(observation("o1", code=age, valueQuantity=quantity(89, "a")))["valueQuantity"]["value"] == 89
+    assert told(observation("o1", valueQuantity=quantity(94, "a")))["valueQuantity"]["value"] == 90
+    for value in (
+        {"valueInteger": 94},
+        {"valueQuantity": quantity(94, "1")},
+        {"valueQuantity": quantity(94, "{score}")},
+    ):
+        made = told(observation("o1", code=age) | {"valueQuantity": None} | value)
+        assert not [name for name in made if name.startswith("value")]
