@@ -32,7 +32,7 @@ from kit.altered_logs import (
     swap,
     swap_and_renumber,
 )
-from kit.tampered_bundles import NODE, failure, resealed
+from kit.tampered_bundles import FILE, NODE, failure, resealed
 
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.evidence.verify import verify_bundle
@@ -41,8 +41,6 @@ from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.signing.keys import SigningKey
 from vht_federate.signing.signed_manifest import seal
 from vht_federate.testing.rehearsal import Rehearsal
-
-FILE = f"nodes/{NODE}.json"
 
 
 @pytest.fixture(scope="module")

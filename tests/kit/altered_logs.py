@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kit.tampered_bundles import FILE
 from vht_federate.evidence.entry import LogEntry
 
 __all__ = [

@@ -12,10 +12,11 @@ from vht_federate.signing.keys import SigningKey
 from vht_federate.signing.signed_manifest import seal
 from vht_federate.testing.rehearsal import Rehearsal
 
-__all__ = ["NODE", "failure", "resealed"]
+__all__ = ["FILE", "NODE", "failure", "resealed"]
 
 
 NODE = "hospital-2"
+FILE = f"nodes/{NODE}.json"
 
 
 def failure(bundle: Path, played: Rehearsal) -> VerificationError:
