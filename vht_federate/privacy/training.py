@@ -42,11 +42,10 @@ class Trained:
 
 
 class TrainingTensors:
-    """Training patients on the device, patient-major. ``first[p]:first[p + 1]`` are the records of patient ``p``,
+    """Training patients on the device, patient-major.
 
-    ``sizes[p]`` of them.
-
-    A patient without records is sampled like the others and contributes zero.
+    ``first[p]:first[p + 1]`` are the records of patient ``p``, ``sizes[p]`` of them. A patient without records is
+    sampled like the others and contributes zero.
     """
 
     def __init__(

@@ -7,9 +7,9 @@ import duckdb
 import pytest
 
 from connector.views import explain, run
-from connector.views.sql.derive import derive
 from connector.views.sql.elements import _definitions
 from connector.views.sql.execution import locked, spooled
+from scripts.derive_fhir_elements import derive
 from vht_federate.errors import InputError, ViewError
 
 PATIENT = {"resourceType": "Patient", "id": "p1", "name": [{"family": "a"}, {"family": "b"}]}

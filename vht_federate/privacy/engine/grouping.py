@@ -170,9 +170,10 @@ def single_group(records: int) -> Group:
 
 
 def ordered_patients(patient: Tensor, records: int, patients: int) -> Order:
-    """``patient`` on the host. Raises InputError VHT-INPUT-PATIENTS unless non-decreasing, in 0..patients-1, one a
+    """``patient`` [records] on the host.
 
-    record: a patient in two places would be clipped twice.
+    Raises InputError VHT-INPUT-PATIENTS unless there is one for each record, non-decreasing and in 0..patients-1: a
+    patient in two places would be clipped twice.
     """
     if patient.shape != (records,) or patient.dtype != torch.int64:
         raise InputError("each record needs one int64 patient index", code="VHT-INPUT-PATIENTS")

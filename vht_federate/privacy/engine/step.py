@@ -93,10 +93,11 @@ def noised_sum_and_count(
     noise: NoiseSource,
     precision: Precision = "float64",
 ) -> tuple[dict[str, Tensor], float]:
-    """``noised_sum``, and of the same patients those within the norm less those beyond it, halved, with
+    """``noised_sum``, and a noised count of the same patients: half of those within the norm less those beyond it.
 
-    N(0, count_noise^2). Together they are one Gaussian mechanism of multiplier m with 1/m^2 = 1/noise_multiplier^2 +
-    1/(2 count_noise)^2 (Andrew et al. 2021, theorem 1): a patient moves the sum by the norm and the count by 1/2.
+    The count's noise is N(0, count_noise^2). Together they are one Gaussian mechanism of multiplier m with
+    1/m^2 = 1/noise_multiplier^2 + 1/(2 count_noise)^2 (Andrew et al. 2021, theorem 1): a patient moves the sum by the
+    norm and the count by 1/2.
     """
     parameters = trained(engine.model)
 

@@ -13,9 +13,9 @@ __all__ = ["NormUse"]
 
 
 class NormUse(Use):
-    """``normal`` [N, ...]: inputs normalised, before scale and shift. ``channels_last``: scale runs over the last
+    """One use of a normalisation. ``normal`` [N, ...]: its inputs normalised, before scale and shift.
 
-    dimensions (layer and RMS norm) and not over the second (group norm).
+    ``channels_last``: scale runs over the last dimensions (layer and RMS norm) and not over the second (group norm).
     """
 
     def __init__(

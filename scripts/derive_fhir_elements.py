@@ -1,6 +1,6 @@
-"""Writes ``fhir_r4.json``, the element definitions that views are checked against.
+"""Writes ``connector/views/sql/fhir_r4.json``, the element definitions that views are checked against.
 
-Run it as ``python -m connector.views.sql.derive``. The definitions come from the R4B models of ``fhir.resources`` (it
+Run it as ``python -m scripts.derive_fhir_elements``. The definitions come from the R4B models of ``fhir.resources`` (it
 has no R4; for the clinical types the two agree).
 The models are needed only here, never to run a view. One entry per type: ``{"": parent, element: notation}`` where
 the notation is ``Type``, ``Type*`` for a list, ``Reference<Patient|Group>`` for the targets of a reference, and for a
@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = ["derive", "main"]
 
-TARGET = Path(__file__).parent / "fhir_r4.json"
+TARGET = Path(__file__).parents[1] / "connector" / "views" / "sql" / "fhir_r4.json"
 _PARENTS = ("Element", "BackboneElement", "Resource", "DomainResource")
 _PLAIN = {bool: "boolean", int: "integer", str: "string", bytes: "base64Binary"}
 _RENAMED = {"encodedBytes": "base64Binary", "uuidVersion": "uuid"}  # the models' markers for two primitive types
