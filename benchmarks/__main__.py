@@ -10,8 +10,8 @@ from benchmarks.table import NotHere, report
 
 def names() -> list[str]:
     """Every module here with a ``measure()`` is a benchmark; its name is written with hyphens."""
-    found = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
-    return sorted(name.replace("_", "-") for name in found if name not in {"__main__", "table"})
+    module_names = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
+    return sorted(name.replace("_", "-") for name in module_names if name not in {"__main__", "table"})
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     unknown = set(chosen) - set(names())
     if unknown:
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(names())}")
-    held = [measured(name) for name in chosen]
-    sys.exit(0 if all(held) else 1)
+    goals_held = [measured(name) for name in chosen]
+    sys.exit(0 if all(goals_held) else 1)
 
 
 def measured(name: str) -> bool:

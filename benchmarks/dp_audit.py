@@ -21,13 +21,13 @@ def measure() -> list[Row]:
     slowest = 0.0
     bounds: dict[str, float] = {}
     for plant in (None, *Plant):
-        found: list[Finding] = []
+        findings: list[Finding] = []
         for _ in range(RUNS):
             started = time.perf_counter()
-            found.append(audit(claim, SecureNoise(), plant))
+            findings.append(audit(claim, SecureNoise(), plant))
             slowest = max(slowest, time.perf_counter() - started)
-        refuted = sum(one.refuted for one in found)
-        bounds[plant.value if plant else "true"] = float(np.median([one.lower_bound for one in found]))
+        refuted = sum(finding.refuted for finding in findings)
+        bounds[plant.value if plant else "true"] = float(np.median([finding.lower_bound for finding in findings]))
         if plant is None:
             rows.append(Row("true_engine_passes", RUNS - refuted, f"of {RUNS}", "20 of 20", refuted == 0))
         else:

@@ -189,28 +189,28 @@ def peak_bytes(task: Task, step: Step) -> int:
     step()
     of_numpy = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     alive = peak = 0
-    changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(changes, key=lambda event: event.start_ns()):
         alive += event.nbytes()
         peak = max(peak, alive)
-    held = weights + task.values.numel() * task.values.element_size()
-    return held + max(peak, weights + of_numpy)
+    resident = weights + task.values.numel() * task.values.element_size()
+    return resident + max(peak, weights + of_numpy)
 
 
 def available(task: Task) -> dict[str, Step]:
     """Opacus' modes that run this model at all."""
-    found = {}
+    modes = {}
     for mode in ("hooks", "functorch", "ghost"):
         try:
             step = task.opacus(mode)
             step()
         except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):
             continue
-        found[mode] = step
-    return found
+        modes[mode] = step
+    return modes
 
 
 def measure() -> list[Row]:
@@ -222,9 +222,9 @@ def steps() -> Iterator[Row]:
     worst = (0.0, "")
     for name, goal in GOALS.items():
         task = Task.of(name)
-        found = medians({"plain": task.plain(), "ours": task.ours()}, ROUNDS.get(name, FEW_ROUNDS))
-        ratio = found["ours"] / found["plain"]
-        yield Row(f"{name}_vs_sgd", ratio, "x", f"<= {goal}", ratio <= goal, f"SGD, {found['plain']:.2f} ms")
+        times_ms = medians({"plain": task.plain(), "ours": task.ours()}, ROUNDS.get(name, FEW_ROUNDS))
+        ratio = times_ms["ours"] / times_ms["plain"]
+        yield Row(f"{name}_vs_sgd", ratio, "x", f"<= {goal}", ratio <= goal, f"SGD, {times_ms['plain']:.2f} ms")
         rivals = medians({"ours": task.ours(), **available(task)}, OPACUS_ROUNDS)
         own = rivals.pop("ours")
         best = min(rivals, key=lambda mode: rivals[mode])
@@ -251,12 +251,12 @@ def noise_share() -> Iterator[Row]:
         "float64": lambda: discard(noise.gaussian((count,))),
         "torch": lambda: discard(torch.randn(count)),
     }
-    found = medians(kinds, ROUNDS["mlp"])
-    share = found["float32"] / found["step"]
-    yield Row("secure_noise_share", share, "of the step", "<= 0.10", share <= 0.1, f"step, {found['step']:.2f} ms")
+    times_ms = medians(kinds, ROUNDS["mlp"])
+    share = times_ms["float32"] / times_ms["step"]
+    yield Row("secure_noise_share", share, "of the step", "<= 0.10", share <= 0.1, f"step, {times_ms['step']:.2f} ms")
     for kind in ("float64", "torch"):
-        yield Row(f"noise_share_{kind}", found[kind] / found["step"], "of the step", "no goal", True)
-    yield from discrete(count, noise, found["step"])
+        yield Row(f"noise_share_{kind}", times_ms[kind] / times_ms["step"], "of the step", "no goal", True)
+    yield from discrete(count, noise, times_ms["step"])
 
 
 def discrete(count: int, noise: SecureNoise, step: float) -> Iterator[Row]:
@@ -275,9 +275,9 @@ def discrete(count: int, noise: SecureNoise, step: float) -> Iterator[Row]:
 def several_records() -> Iterator[Row]:
     for name in ("mlp", "gru"):
         task = Task.of(name, each=8)
-        found = medians({"plain": task.plain(), "ours": task.ours()}, ROUNDS.get(name, FEW_ROUNDS) // 2)
-        ratio = found["ours"] / found["plain"]
-        yield Row(f"{name}_8_records_a_patient_vs_sgd", ratio, "x", "no goal", True, f"SGD, {found['plain']:.2f} ms")
+        times_ms = medians({"plain": task.plain(), "ours": task.ours()}, ROUNDS.get(name, FEW_ROUNDS) // 2)
+        ratio = times_ms["ours"] / times_ms["plain"]
+        yield Row(f"{name}_8_records_a_patient_vs_sgd", ratio, "x", "no goal", True, f"SGD, {times_ms['plain']:.2f} ms")
 
 
 def discard(_: object) -> None:

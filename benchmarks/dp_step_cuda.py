@@ -61,9 +61,9 @@ class Task:
         parameters = list(model.parameters())
 
         def step() -> None:
-            found = torch.autograd.grad(loss(model(self.held.values), self.held.outcome), parameters)
+            gradients = torch.autograd.grad(loss(model(self.held.values), self.held.outcome), parameters)
             with torch.no_grad():
-                torch._foreach_add_(parameters, list(found), alpha=-RATE)
+                torch._foreach_add_(parameters, list(gradients), alpha=-RATE)
 
         return recorded(step) if self.device == "cuda" else step
 
@@ -118,7 +118,7 @@ def synchronise(device: str) -> None:
 def rows(name: str, batch: int, device: str, rounds: int = ROUNDS) -> Iterator[Row]:
     task = Task(name, batch, device)
     graphed, eager = (replace(EngineOptions.of(device), fixed_shapes=fixed) for fixed in ("always", "never"))
-    found = medians(
+    times_ms = medians(
         {
             "sgd": task.plain(),
             "sgd compiled": task.plain(compiled=device == "cuda"),
@@ -129,16 +129,16 @@ def rows(name: str, batch: int, device: str, rounds: int = ROUNDS) -> Iterator[R
         rounds,
         device,
     )
-    for ours, theirs, goal in (
+    for ours, peer, goal in (
         ("eager", "sgd", None),
         ("graphed", "sgd", None),
         ("graphed", "sgd compiled", None),
         ("graphed", "sgd graphed", GOAL),
     ):
-        ratio = found[ours] / found[theirs]
+        ratio = times_ms[ours] / times_ms[peer]
         words = "no goal" if goal is None else f"<= {goal}"
-        metric = f"{name}_{batch}_{ours}_vs_{theirs.replace(' ', '_')}"
-        yield Row(metric, found[ours], "ms", words, goal is None or ratio <= goal, theirs, found[theirs])
+        metric = f"{name}_{batch}_{ours}_vs_{peer.replace(' ', '_')}"
+        yield Row(metric, times_ms[ours], "ms", words, goal is None or ratio <= goal, peer, times_ms[peer])
 
 
 def measure() -> list[Row]:

@@ -49,8 +49,8 @@ def _one(seed: int, plan: StudyPlan) -> tuple[float, float, float]:
     federated = learner.predict(learner.fit_private(train, plan, SecureNoise()), test)
     pooled = learner.predict(learner.fit_pooled(train), test)
     local = [
-        learner.predict(learner.fit_private([own], plan, SecureNoise()), [held])[0]
-        for own, held in zip(train, test, strict=True)
+        learner.predict(learner.fit_private([train_cohort], plan, SecureNoise()), [test_cohort])[0]
+        for train_cohort, test_cohort in zip(train, test, strict=True)
     ]
     return _auc(federated), _auc(pooled), _auc(local)
 

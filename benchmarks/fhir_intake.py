@@ -53,10 +53,10 @@ def _write(folder: Path, patients: int) -> int:
 
 def _intake(folder: Path, store: Path) -> tuple[float, float]:
     """(processor seconds, peak MB) of one intake in its own process."""
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", _INTAKE, folder, store], check=True, capture_output=True, text=True, env=os.environ
     )
-    accepted, lines, seconds, peak = (float(one) for one in done.stdout.strip("[]\n").split(","))
+    accepted, lines, seconds, peak = (float(number) for number in completed.stdout.strip("[]\n").split(","))
     assert accepted == lines > 0
     return seconds, peak
 
@@ -64,8 +64,8 @@ def _intake(folder: Path, store: Path) -> tuple[float, float]:
 def _per_patient(root: Path, patients: int, rounds: int) -> tuple[float, float]:
     """(best processor seconds per patient, peak MB) over ``rounds``."""
     _write(root / "in", patients)
-    taken = [_intake(root / "in", root / f"store-{number}") for number in range(rounds)]
-    return min(seconds for seconds, _ in taken) / patients, max(peak for _, peak in taken)
+    runs = [_intake(root / "in", root / f"store-{number}") for number in range(rounds)]
+    return min(seconds for seconds, _ in runs) / patients, max(peak for _, peak in runs)
 
 
 def measure() -> list[Row]:
@@ -73,20 +73,20 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         sizes = [10_000, 100_000] + ([1_000_000] if os.environ.get("FULL") == "1" else [])
-        each = {}
+        per_patient = {}
         for size in sizes:
             (root / str(size)).mkdir()
-            each[size], _ = _per_patient(root / str(size), size, ROUNDS if size <= 10_000 else 1)
+            per_patient[size], _ = _per_patient(root / str(size), size, ROUNDS if size <= 10_000 else 1)
         sample = _write(root / "sample", 1000)
         patients = -(-BYTES * 1000 // sample)
         assert _write(root / "large", patients) >= BYTES * 0.99
         _, peak = _intake(root / "large", root / "large-store")
     rows = [Row("intake_peak_mb", peak, "MB", f"<= {GOAL_MB:g}, 600 MB of NDJSON", peak <= GOAL_MB)]
     for size in sizes[1:]:
-        growth = each[size] / each[10_000]
+        growth = per_patient[size] / per_patient[10_000]
         name = "intake_growth" if size == 100_000 else "intake_growth_million"
         rows.append(
-            Row(name, each[size] * 1e6, "us/patient", f"ratio <= {GOAL_GROWTH:g}", growth <= GOAL_GROWTH,
-                "10,000 patients", each[10_000] * 1e6)
+            Row(name, per_patient[size] * 1e6, "us/patient", f"ratio <= {GOAL_GROWTH:g}", growth <= GOAL_GROWTH,
+                "10,000 patients", per_patient[10_000] * 1e6)
         )  # fmt: skip
     return rows

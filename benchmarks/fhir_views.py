@@ -34,7 +34,7 @@ SLOW = 400
 
 def _observations(folder: Path) -> Path:
     with tarfile.open(EXPORT) as archive:
-        member = next(one for one in archive if Path(one.name).name == "Observation.ndjson")
+        member = next(entry for entry in archive if Path(entry.name).name == "Observation.ndjson")
         source = archive.extractfile(member)
         assert source is not None
         target = folder / "Observation.ndjson"
@@ -62,9 +62,9 @@ def _scan(statements: tuple[str, ...], query: str, path: Path) -> Callable[[], i
 
 def _raw(query: str) -> str:
     """DuckDB's own scan with the view's explicit columns, no more."""
-    found = re.search(r"read_json\(.*?\}\)", query, re.DOTALL)
-    assert found is not None
-    return f"SELECT * FROM {found.group()}"  # noqa: S608
+    match = re.search(r"read_json\(.*?\}\)", query, re.DOTALL)
+    assert match is not None
+    return f"SELECT * FROM {match.group()}"  # noqa: S608
 
 
 def _oracle(view: dict[str, Any]) -> Callable[[list[dict[str, Any]]], int]:
@@ -112,8 +112,8 @@ def measure() -> list[Row]:
         between = time.process_time()
         validate(part)
         ended = time.process_time()
-    speed = len(lines) / statistics.median(one for one, _ in pairs)
-    raw_speed = len(lines) / statistics.median(other for _, other in pairs)
+    speed = len(lines) / statistics.median(seconds for seconds, _ in pairs)
+    raw_speed = len(lines) / statistics.median(seconds for _, seconds in pairs)
     oracle_speed, model_speed = len(part) / (between - began), len(part) / (ended - between)
     unit = "Observations/s"
     return [

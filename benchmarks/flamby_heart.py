@@ -85,8 +85,8 @@ def hospitals() -> list[tuple[Hospital, Hospital]]:
     for name in HOSPITALS.values():
         lines = (uci_folder() / f"processed.{name}.data").read_text().split()
         cells = [line.split(",") for line in lines]
-        kept = [row[:10] + row[13:] for row in cells if "?" not in row[:10] + row[13:]]
-        table = np.array(kept, dtype=np.float64)
+        complete = [row[:10] + row[13:] for row in cells if "?" not in row[:10] + row[13:]]
+        table = np.array(complete, dtype=np.float64)
         outcome = (table[:, -1] > 0).astype(np.float32)
         train, test = train_test_split(
             np.arange(len(table)), train_size=0.66, test_size=1.0 - 0.66, random_state=43, shuffle=True,
@@ -124,14 +124,14 @@ def fit(train: list[Hospital], plan: StudyPlan) -> Logistic:
     """As the federation does: full noise at each hospital, weighted mean of the weights after each round."""
     noise, model = SecureNoise(), Logistic(train[0].values.shape[1])
     engine, protocol = PerPatientEngine(model, loss), protocol_of(plan.trust_model)
-    data = {str(place): Private(one.tensors()) for place, one in enumerate(train)}
-    counts = {name: noised_count(one, plan.training, noise) for name, one in data.items()}
+    data = {str(place): Private(hospital.tensors()) for place, hospital in enumerate(train)}
+    counts = {name: noised_count(tensors, plan.training, noise) for name, tensors in data.items()}
     weights = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
     for _ in range(plan.training.rounds):
         updates = {}
-        for name, one in data.items():
+        for name, tensors in data.items():
             load_weights(model, weights)
-            updates[name] = train_round(engine, one, counts[name], plan.training, noise).weights
+            updates[name] = train_round(engine, tensors, counts[name], plan.training, noise).weights
         weights = protocol.combine(updates, counts)
     load_weights(model, weights)
     return model
@@ -140,22 +140,28 @@ def fit(train: list[Hospital], plan: StudyPlan) -> Logistic:
 def judged(model: nn.Module, test: list[Hospital]) -> tuple[float, float]:
     """Accuracy, mean over the hospitals; AUC over all their patients."""
     with torch.no_grad():
-        scores = [model(torch.from_numpy(one.values)).numpy() for one in test]
-    right = [float(np.mean((score > 0) == (one.outcome > 0.5))) for score, one in zip(scores, test, strict=True)]
-    return float(np.mean(right)), auc(np.concatenate(scores), np.concatenate([one.outcome for one in test]))
+        scores = [model(torch.from_numpy(hospital.values)).numpy() for hospital in test]
+    right = [
+        float(np.mean((score > 0) == (hospital.outcome > 0.5))) for score, hospital in zip(scores, test, strict=True)
+    ]
+    return float(np.mean(right)), auc(np.concatenate(scores), np.concatenate([hospital.outcome for hospital in test]))
 
 
 def chosen(train: list[Hospital], target: float) -> StudyPlan:
     """The plan of the grid with the best accuracy plus area on held-out training patients: no test patient is read."""
-    folds = [np.random.default_rng(7).permutation(len(one.outcome)) % FOLDS for one in train]
+    folds = [np.random.default_rng(7).permutation(len(hospital.outcome)) % FOLDS for hospital in train]
 
     def merit(plan: StudyPlan) -> float:
-        seen = []
+        scores = []
         for number in range(FOLDS):
-            kept = [one.of(np.flatnonzero(fold != number)) for one, fold in zip(train, folds, strict=True)]
-            held = [one.of(np.flatnonzero(fold == number)) for one, fold in zip(train, folds, strict=True)]
-            seen += [sum(judged(fit(kept, plan), held)) for _ in range(FOLD_DRAWS)]
-        return float(np.mean(seen))
+            training = [
+                hospital.of(np.flatnonzero(fold != number)) for hospital, fold in zip(train, folds, strict=True)
+            ]
+            held_out = [
+                hospital.of(np.flatnonzero(fold == number)) for hospital, fold in zip(train, folds, strict=True)
+            ]
+            scores += [sum(judged(fit(training, plan), held_out)) for _ in range(FOLD_DRAWS)]
+        return float(np.mean(scores))
 
     return max((plan_for(target, choices) for choices in GRID), key=merit)
 
@@ -163,8 +169,8 @@ def chosen(train: list[Hospital], target: float) -> StudyPlan:
 def pooled(train: list[Hospital]) -> Logistic:
     """Without privacy, on all training patients together."""
     model = Logistic(train[0].values.shape[1])
-    values = torch.from_numpy(np.concatenate([one.values for one in train]))
-    outcome = torch.from_numpy(np.concatenate([one.outcome for one in train]))
+    values = torch.from_numpy(np.concatenate([hospital.values for hospital in train]))
+    outcome = torch.from_numpy(np.concatenate([hospital.outcome for hospital in train]))
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -194,8 +200,8 @@ def flamby_epsilons(claimed: float, sizes: list[int]) -> list[float]:
 def measure() -> list[Row]:
     torch.set_num_threads(1)
     split = hospitals()
-    train, test = [one for one, _ in split], [other for _, other in split]
-    sizes = [len(one.outcome) for one in (*train, *test)]
+    train, test = [hospital for hospital, _ in split], [hospital for _, hospital in split]
+    sizes = [len(hospital.outcome) for hospital in (*train, *test)]
     assert sizes == [199, 172, 30, 85, 104, 89, 16, 45], "not FLamby's split"
     accuracy, area = judged(pooled(train), test)
     return [
@@ -217,11 +223,13 @@ def private_rows(train: list[Hospital], test: list[Hospital], target: float) -> 
     yield Row(f"accuracy_sd_epsilon_{target:g}", spread, "accuracy", "no goal", True)
     yield Row(f"auc_epsilon_{target:g}", area, "AUC", "no goal", True)
     yield Row(f"spent_epsilon_{target:g}", spent, f"epsilon at {DELTA:g}", f"<= {target:g}", spent <= target)
-    named = ", ".join(f"{key} {getattr(plan.training, key):g}" for key in GRID[0])
-    yield Row(f"noise_epsilon_{target:g}", plan.training.noise_multiplier, "clipping norms", "no goal", True, named)
+    choices = ", ".join(f"{key} {getattr(plan.training, key):g}" for key in GRID[0])
+    yield Row(f"noise_epsilon_{target:g}", plan.training.noise_multiplier, "clipping norms", "no goal", True, choices)
 
 
 def flamby_rows(claimed: float, sizes: list[int]) -> Iterator[Row]:
     true = flamby_epsilons(claimed, sizes)
-    for name, one in zip(HOSPITALS, true, strict=True):
-        yield Row(f"flamby_claimed_{claimed:g}_{name}", one, "true epsilon", "no goal", True, "claimed", claimed)
+    for name, true_epsilon in zip(HOSPITALS, true, strict=True):
+        yield Row(
+            f"flamby_claimed_{claimed:g}_{name}", true_epsilon, "true epsilon", "no goal", True, "claimed", claimed
+        )

@@ -40,7 +40,7 @@ def _hospital(rng: np.random.Generator) -> PatientAccounts:
     groups: list[Group] = []
     seen: set[Group] = set()
     while len(groups) < HISTORIES:
-        chosen = tuple(names[one] for one in sorted(rng.choice(RUNS, rng.integers(1, 61), replace=False)))
+        chosen = tuple(names[number] for number in sorted(rng.choice(RUNS, rng.integers(1, 61), replace=False)))
         group = Group("test" if len(groups) % 3 == 0 else "train", chosen)
         if group not in seen:
             seen.add(group)
@@ -52,12 +52,12 @@ def _hospital(rng: np.random.Generator) -> PatientAccounts:
     return PatientAccounts(Participation(subjects, group_of, tuple(groups)), runs)
 
 
-def _included(held: Participation, rng: np.random.Generator) -> Included:
+def _included(participation: Participation, rng: np.random.Generator) -> Included:
     """Half of the known patients, and a few thousand new ones."""
-    chosen = rng.random(len(held)) < 0.5
-    test = np.array([group.population == "test" for group in held.groups])[held.group]
-    new = np.setdiff1d(rng.integers(0, 2**63, 5_000, dtype=np.uint64), held.subjects)
-    subjects = np.concatenate([held.subjects[chosen], new])
+    chosen = rng.random(len(participation)) < 0.5
+    test = np.array([group.population == "test" for group in participation.groups])[participation.group]
+    new = np.setdiff1d(rng.integers(0, 2**63, 5_000, dtype=np.uint64), participation.subjects)
+    subjects = np.concatenate([participation.subjects[chosen], new])
     order = np.argsort(subjects, kind="stable")
     return Included(subjects[order], np.concatenate([test[chosen], np.zeros(len(new), dtype=bool)])[order])
 

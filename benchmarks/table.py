@@ -49,9 +49,9 @@ def machine() -> dict[str, object]:
 def report(name: str, rows: list[Row]) -> bool:
     """Write ``results/NAME.json``, print the table, and say whether every goal holds."""
     RESULTS.mkdir(exist_ok=True)
-    kept = [{**asdict(row), "holds": bool(row.holds), "ratio": row.ratio} for row in rows]
-    made = {"name": name, "machine": machine(), "rows": kept}
-    (RESULTS / f"{name}.json").write_text(json.dumps(made, indent=2, default=float) + "\n")
+    entries = [{**asdict(row), "holds": bool(row.holds), "ratio": row.ratio} for row in rows]
+    result = {"name": name, "machine": machine(), "rows": entries}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2, default=float) + "\n")
     columns = ["metric", "value", "unit", "peer", "peer value", "ratio", "goal", "holds"]
     cells = [
         [r.metric, f"{r.value:.4g}", r.unit, r.peer, r.peer_value and f"{r.peer_value:.4g}", r.ratio, r.goal,

@@ -59,16 +59,16 @@ def measure() -> list[Row]:
     train, test = [cohort.of("train") for cohort in cohorts], [cohort.of("test") for cohort in cohorts]
     runs = [accuracies(learner, learner.fit_private(train, plan, SecureNoise()), test) for _ in range(DRAWS)]
     right, area, _ = np.mean(runs, axis=0)
-    each = np.array([one[0] for one in runs])
-    below = float(np.mean(each < FLOOR))
+    by_run = np.array([run[0] for run in runs])
+    below = float(np.mean(by_run < FLOOR))
     pooled = accuracies(learner, learner.fit_pooled(train), test)[0]
     majority = [
         float(np.mean((b.labels() > 0.5) == (a.labels().mean() > 0.5))) for a, b in zip(train, test, strict=True)
     ]
     return [
         Row("accuracy_mean", right, "accuracy", ">= 0.78", right >= FLOOR, "majority", float(np.mean(majority))),
-        Row("accuracy_worst_draw", each.min(), "accuracy", "informational", True, "pooled, non-private", pooled),
-        Row("accuracy_sd", each.std(), "accuracy", "informational", True),
+        Row("accuracy_worst_draw", by_run.min(), "accuracy", "informational", True, "pooled, non-private", pooled),
+        Row("accuracy_sd", by_run.std(), "accuracy", "informational", True),
         Row("draws_below_0.78", below, "share of draws", "<= 0.03", below <= 0.03),
         Row("auc_mean", area, "AUC", "informational", True),
         Row("epsilon", spent, "epsilon at 1e-4", "<= 3", spent <= 3.0),

@@ -61,9 +61,9 @@ def cross_validated(learner: Learner, train: list[CohortArrays], plan: StudyPlan
     folds = [np.random.default_rng(index).integers(0, FOLDS, cohort.patients) for index, cohort in enumerate(train)]
     scores = []
     for number in range(FOLDS):
-        seen = [_kept(cohort, fold != number) for cohort, fold in zip(train, folds, strict=True)]
-        held = [_kept(cohort, fold == number) for cohort, fold in zip(train, folds, strict=True)]
-        scores.append(accuracies(learner, learner.fit_private(seen, plan, SecureNoise()), held))
+        training = [_kept(cohort, fold != number) for cohort, fold in zip(train, folds, strict=True)]
+        held_out = [_kept(cohort, fold == number) for cohort, fold in zip(train, folds, strict=True)]
+        scores.append(accuracies(learner, learner.fit_private(training, plan, SecureNoise()), held_out))
     return np.array(scores)
 
 
@@ -84,10 +84,10 @@ def selection(
     best = max(float(score.mean()) for score in scores)
     rows = []
     for training, score in zip(grid, scores, strict=True):
-        named = ", ".join(f"{key} {value:g}" for key, value in training.items())
+        name = ", ".join(f"{key} {value:g}" for key, value in training.items())
         error = float(score.std() / np.sqrt(len(score)))
         chosen = training is demo
         goal = "chosen: within one standard error of the best" if chosen else "informational"
         holds = not chosen or float(score.mean()) >= best - max(error, 0.01)
-        rows.append(Row(named, float(score.mean()), unit, goal, holds, "best of the grid", best))
+        rows.append(Row(name, float(score.mean()), unit, goal, holds, "best of the grid", best))
     return rows

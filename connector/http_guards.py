@@ -53,9 +53,9 @@ class Guarded:
         try:
             await self._app(scope, counted, noted)
         except Exception as error:
-            known = isinstance(error, VhtError)
-            if not known:
+            is_typed = isinstance(error, VhtError)
+            if not is_typed:
                 log.exception("a request failed", extra={"facts": {"service": self._service}})
             if not started:
-                shown = error if isinstance(error, VhtError) else VhtError("internal error", hint="see node.log")
-                await JSONResponse({"error": shown.envelope()}, status_code=shown.http_status)(scope, receive, send)
+                typed = error if isinstance(error, VhtError) else VhtError("internal error", hint="see node.log")
+                await JSONResponse({"error": typed.envelope()}, status_code=typed.http_status)(scope, receive, send)

@@ -206,9 +206,9 @@ class Node:
     def _make_run_dir(self) -> None:
         """Short, because a Unix socket's path has 108 bytes at most; private; its predecessor is removed."""
         with contextlib.suppress(OSError):
-            left = Path(self.files.run_dir.read_text().strip())
-            if left.name.startswith("vht-") and left.parent == Path(tempfile.gettempdir()) and left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
+            old_dir = Path(self.files.run_dir.read_text().strip())
+            if old_dir.name.startswith("vht-") and old_dir.parent == Path(tempfile.gettempdir()) and old_dir.is_dir():
+                shutil.rmtree(old_dir, ignore_errors=True)
         self._run_dir = Path(tempfile.mkdtemp(prefix="vht-"))
         self.files.run_dir.write_text(f"{self._run_dir}\n")
 

@@ -96,18 +96,20 @@ class Books:
         nothing, lines = Run("-", self.settings.dataset.id, None), []
         for permit in (None, *permits):
             plan = replace(nothing, permit=permit.permit_id if permit else None)
-            left = self.ledger.remaining(session, plan, permit)
+            remaining = self.ledger.remaining(session, plan, permit)
             for cap in self.ledger.caps(permit, plan.dataset):
                 if permit is None or cap.permit is not None:
                     about = {"cap": cap.name, "of": cap.permit or cap.dataset, "epsilon": cap.epsilon}
-                    lines.append({**about, "delta": cap.delta, **asdict(left[cap.name])})
+                    lines.append({**about, "delta": cap.delta, **asdict(remaining[cap.name])})
         return lines
 
     def _able(self, session: Session, row: VisitRow, permit: Permit) -> dict[str, int]:
         """Patients who could pay for the visit's plan, by the cap's name; ``patients`` are all."""
         plan = Run(row.id, row.dataset_id, row.permit_id, holds=request_of(row).plan.events())
-        left = self.ledger.remaining(session, plan, permit)
-        return {name: one.able for name, one in left.items()} | {"patients": left["patient"].patients}
+        remaining = self.ledger.remaining(session, plan, permit)
+        return {name: remainder.able for name, remainder in remaining.items()} | {
+            "patients": remaining["patient"].patients
+        }
 
     def ingests(self) -> list[dict[str, Any]]:
         """Newest first, in numbers of lines."""
@@ -170,8 +172,8 @@ def _round(draw: Draw) -> dict[str, Any]:
 
 
 def _reserved(session: Session, visit_id: str) -> bool:
-    held = session.get(Reservation, visit_id)
-    return held is not None and held.open
+    reservation = session.get(Reservation, visit_id)
+    return reservation is not None and reservation.open
 
 
 def _touched(session: Session, permit_id: str) -> bool:

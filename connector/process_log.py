@@ -35,8 +35,8 @@ class JsonLines(logging.Formatter):
 
 def _described(error: BaseException) -> dict[str, object]:
     places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-6:]]
-    said = {"code": error.code, "message": error.message} if isinstance(error, VhtError) else {}
-    return {"type": type(error).__name__, "at": places, **said}
+    details = {"code": error.code, "message": error.message} if isinstance(error, VhtError) else {}
+    return {"type": type(error).__name__, "at": places, **details}
 
 
 def open_log(path: Path) -> logging.Handler:

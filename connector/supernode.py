@@ -126,7 +126,9 @@ class SuperNode:
         with self._lock:
             self._stop.set()
             running = [child.process for child in self._children if child.process and child.process.poll() is None]
-        stopping = [threading.Thread(target=stop_tree, args=(one.pid,), kwargs={"patience_s": 3.0}) for one in running]
+        stopping = [
+            threading.Thread(target=stop_tree, args=(process.pid,), kwargs={"patience_s": 3.0}) for process in running
+        ]
         for thread in stopping:
             thread.start()
         for thread in stopping:

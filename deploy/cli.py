@@ -19,9 +19,9 @@ pki = typer.Typer(add_completion=False, no_args_is_help=True, help="Make a certi
 @output.command("pki ca")
 def make_ca(out: Annotated[Path, typer.Option(help="Folder for ca.crt and ca.key.")]) -> None:
     """Make a certificate authority; keep one that exists."""
-    made = make_authority(out, now=datetime.now(UTC))
+    issued = make_authority(out, now=datetime.now(UTC))
     output.emit(
-        "pki ca", {"certificate": str(made.certificate), "key": str(made.key)}, f"authority: {made.certificate}"
+        "pki ca", {"certificate": str(issued.certificate), "key": str(issued.key)}, f"authority: {issued.certificate}"
     )
 
 
@@ -34,9 +34,9 @@ def make_certificate(
     host: Annotated[list[str] | None, typer.Option(help="Further host names or addresses.")] = None,
 ) -> None:
     """Sign a TLS certificate for one service."""
-    made = issue_certificate(ca, name, out, now=datetime.now(UTC), hosts=host or [])
-    data = {"certificate": str(made.certificate), "key": str(made.key), "ca": str(made.ca)}
-    output.emit("pki cert", data, f"certificate: {made.certificate}")
+    issued = issue_certificate(ca, name, out, now=datetime.now(UTC), hosts=host or [])
+    data = {"certificate": str(issued.certificate), "key": str(issued.key), "ca": str(issued.ca)}
+    output.emit("pki cert", data, f"certificate: {issued.certificate}")
 
 
 @output.command("demo")

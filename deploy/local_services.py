@@ -134,9 +134,9 @@ class LocalServices:
 
     def _draw_ports(self, names: Sequence[str]) -> None:
         """All at once, so that no two are the same. ``flower`` is what Flower's own processes bind."""
-        wanted = [*names, "coordinator/flower"]
-        wanted += [f"{hospital.name}/{which}" for hospital in self.hospitals for which in ("internal", "flower")]
-        self.ports.update(zip(wanted, free_ports(*[LOOPBACK] * len(wanted)), strict=True))
+        port_names = [*names, "coordinator/flower"]
+        port_names += [f"{hospital.name}/{kind}" for hospital in self.hospitals for kind in ("internal", "flower")]
+        self.ports.update(zip(port_names, free_ports(*[LOOPBACK] * len(port_names)), strict=True))
 
     def _tls(self, name: str) -> tuple[str, ...]:
         folder = self.root / "pki" / name

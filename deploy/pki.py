@@ -115,13 +115,13 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
 
 
 def _alternative_names(name: str, hosts: Sequence[str]) -> list[x509.GeneralName]:
-    made: list[x509.GeneralName] = []
+    names: list[x509.GeneralName] = []
     for host in dict.fromkeys(["localhost", "127.0.0.1", name, *hosts]):
         try:
-            made.append(x509.IPAddress(ipaddress.ip_address(host)))
+            names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
-            made.append(x509.DNSName(host))
-    return made
+            names.append(x509.DNSName(host))
+    return names
 
 
 def _read_authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:

@@ -46,7 +46,7 @@ def commands_page(note: str) -> str:
     root = get_command(app)
     context = click.Context(root, info_name="vht")
     lines = [note + COMMANDS_INTRO]
-    for kind in sorted(_errors(errors.VhtError), key=lambda one: one.exit_code):
+    for kind in sorted(_errors(errors.VhtError), key=lambda error: error.exit_code):
         doc = (kind.__doc__ or "").split("\n")[0].rstrip(".").split(". ")[0]
         lines.append(f"| {kind.exit_code} | {doc} | `{kind.default_code}` |")
     lines.append("")
@@ -54,25 +54,25 @@ def commands_page(note: str) -> str:
         command = root.get_command(context, name)  # type: ignore[attr-defined]
         lines += [f"## vht {name}", "", SUMMARIES.get(name, ""), ""]
         leaves = command.commands if isinstance(command, click.Group) else {"": command}
-        for leaf, made in sorted(leaves.items()):
-            lines += _command(f"vht {name} {leaf}".strip(), made)
+        for leaf, leaf_command in sorted(leaves.items()):
+            lines += _command(f"vht {name} {leaf}".strip(), leaf_command)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _command(line: str, command: click.Command) -> list[str]:
-    arguments = [one for one in command.params if isinstance(one, click.Argument)]
-    options = [one for one in command.params if isinstance(one, click.Option) and not _generic(one)]
-    names = [one.human_readable_name for one in arguments]
-    made = [f"### {' '.join([line, *names])}", "", (command.help or "").split("\f")[0].strip(), ""]
+    arguments = [param for param in command.params if isinstance(param, click.Argument)]
+    options = [param for param in command.params if isinstance(param, click.Option) and not _generic(param)]
+    names = [argument.human_readable_name for argument in arguments]
+    lines = [f"### {' '.join([line, *names])}", "", (command.help or "").split("\f")[0].strip(), ""]
     if arguments or options:
-        made += ["| | | default |", "|---|---|---|"]
+        lines += ["| | | default |", "|---|---|---|"]
     for name, argument in zip(names, arguments, strict=True):
         help_ = getattr(argument, "help", None) or ""
-        made.append(f"| `{name}` | {_cell(help_)} | {'required' if argument.required else ''} |")
+        lines.append(f"| `{name}` | {_cell(help_)} | {'required' if argument.required else ''} |")
     for option in options:
         spelled = "`, `".join([*option.opts, *option.secondary_opts])
-        made.append(f"| `{spelled}` | {_cell(option.help or '')} | {_default(option)} |")
-    return [*made, ""] if arguments or options else made
+        lines.append(f"| `{spelled}` | {_cell(option.help or '')} | {_default(option)} |")
+    return [*lines, ""] if arguments or options else lines
 
 
 def _generic(option: click.Option) -> bool:
@@ -105,10 +105,10 @@ PAGES: dict[str, Callable[[str], str]] = {
 
 def stale_pages() -> dict[str, str]:
     """Pages that are not what the code says: name -> what it should be."""
-    made = {name: make(NOTE) for name, make in PAGES.items()}
+    pages = {name: make(NOTE) for name, make in PAGES.items()}
     return {
         name: text
-        for name, text in made.items()
+        for name, text in pages.items()
         if not (REFERENCE / name).exists() or (REFERENCE / name).read_text() != text
     }
 

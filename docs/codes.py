@@ -126,20 +126,20 @@ class _Module:
 
     def _own_errors(self) -> dict[str, str]:
         """Kinds of errors that this file defines, with their default codes."""
-        found: dict[str, str] = {}
+        defaults: dict[str, str] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef):
                 bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-                inherited = [{**DEFAULTS, **found}[base] for base in bases if base in DEFAULTS or base in found]
+                inherited = [{**DEFAULTS, **defaults}[base] for base in bases if base in DEFAULTS or base in defaults]
                 own = re.findall(rf"default_code[^=]*= ['\"]({FULL.pattern})", ast.unparse(node))
                 if inherited:
-                    found[node.name] = (own or inherited)[0]
-        return found
+                    defaults[node.name] = (own or inherited)[0]
+        return defaults
 
     def functions(self) -> Iterator[tuple[str, ast.FunctionDef]]:
         for node in ast.walk(self.tree):
             if isinstance(node, ast.FunctionDef):
-                arguments = [one.arg for one in node.args.args]
+                arguments = [argument.arg for argument in node.args.args]
                 yield (f".{node.name}" if arguments[:1] == ["self"] else node.name), node
 
     def emits(self, node: ast.AST, params: set[str], known: dict[str, "_Raiser"]) -> Iterator[_Emit]:
@@ -147,15 +147,15 @@ class _Module:
             if not isinstance(call, ast.Call):
                 continue
             name = _called(call)
-            given = {word.arg: word.value for word in call.keywords if word.arg}
+            keywords = {word.arg: word.value for word in call.keywords if word.arg}
             if name in self.defaults:
-                code = _parts(given.get("code"), params) or (self.defaults[name],)
-                message = _parts(call.args[0] if call.args else given.get("message"), params)
-                yield _Emit(code, message, _parts(given.get("hint"), params))
+                code = _parts(keywords.get("code"), params) or (self.defaults[name],)
+                message = _parts(call.args[0] if call.args else keywords.get("message"), params)
+                yield _Emit(code, message, _parts(keywords.get("hint"), params))
             elif name == "_naming" and len(call.args) == 2:  # a context manager that gives every error inside its code
                 yield _Emit(("VHT-VERIFY-", *_parts(call.args[1], params)), ("…",))
             elif name in known:
-                yield from known[name].fill(call, given, params)
+                yield from known[name].fill(call, keywords, params)
 
 
 @dataclass(frozen=True)
@@ -167,17 +167,19 @@ class _Raiser:
     emits: tuple[_Emit, ...]
 
     def fill(self, call: ast.Call, words: dict[str, ast.expr], params: set[str]) -> Iterator[_Emit]:
-        given = {**self.defaults, **dict(zip(self.arguments, call.args, strict=False)), **words}
-        filled = {name: _parts(value, params) for name, value in given.items()}
+        bound = {**self.defaults, **dict(zip(self.arguments, call.args, strict=False)), **words}
+        filled = {name: _parts(value, params) for name, value in bound.items()}
         for emit in self.emits:
             yield emit.filled(filled)
 
 
 def _raiser(node: ast.FunctionDef, emits: Sequence[_Emit]) -> _Raiser:
-    arguments = [one.arg for one in node.args.args if one.arg != "self"]
+    arguments = [argument.arg for argument in node.args.args if argument.arg != "self"]
     defaults = dict(zip(reversed(arguments), reversed(node.args.defaults), strict=False))
     defaults |= {
-        one.arg: value for one, value in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if value
+        argument.arg: value
+        for argument, value in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        if value
     }
     return _Raiser(tuple(arguments), defaults, tuple(emits))
 
@@ -188,17 +190,17 @@ def _read(modules: list[_Module]) -> Iterator[tuple[_Module, _Emit]]:
     shared: dict[str, _Raiser] = {}
     for _ in range(4):
         for module in modules:
-            known = {**shared, **_of_records(local, module), **local[module.name]}
+            raisers = {**shared, **_of_records(local, module), **local[module.name]}
             for name, node in module.functions():
-                params = {one.arg for one in (*node.args.args, *node.args.kwonlyargs)}
-                open_ = [emit for emit in module.emits(node, params, known) if emit.open]
+                params = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+                open_ = [emit for emit in module.emits(node, params, raisers) if emit.open]
                 if open_:
                     local[module.name][name] = _raiser(node, open_)
                     if name in GLOBAL:
                         shared[name] = local[module.name][name]
     for module in modules:
-        known = {**shared, **_of_records(local, module), **local[module.name]}
-        for emit in module.emits(module.tree, set(), known):
+        raisers = {**shared, **_of_records(local, module), **local[module.name]}
+        for emit in module.emits(module.tree, set(), raisers):
             yield module, emit
 
 
@@ -230,28 +232,28 @@ def _strings(tree: ast.Module) -> Iterator[str]:
 def codes() -> list[Code]:
     """All codes of the product, sorted; read once a process."""
     modules = [_Module(path) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    found: dict[str, Code] = defaultdict(lambda: Code(""))
+    by_code: dict[str, Code] = defaultdict(lambda: Code(""))
     for module, emit in _read(modules):
         code = _said(emit.code)
         if FULL.fullmatch(code):
-            one = found[code] = replace(found[code], code=code)
-            _add(one.messages, _said(emit.message))
-            _add(one.hints, _said(emit.hint))
-            one.files.add(module.name)
+            entry = by_code[code] = replace(by_code[code], code=code)
+            _add(entry.messages, _said(emit.message))
+            _add(entry.hints, _said(emit.hint))
+            entry.files.add(module.name)
     for module in modules:
         for text in _strings(module.tree):
             if FULL.fullmatch(text) and module.name != "vht_federate/errors.py":
-                found[text] = replace(found[text], code=text)
-                found[text].files.add(module.name)
+                by_code[text] = replace(by_code[text], code=text)
+                by_code[text].files.add(module.name)
     for code, note in NOTES.items():
-        if code in found and note not in found[code].messages:
-            found[code].messages.insert(0, note)
-    return [found[code] for code in sorted(found) if found[code].messages or not _family(code, found)]
+        if code in by_code and note not in by_code[code].messages:
+            by_code[code].messages.insert(0, note)
+    return [by_code[code] for code in sorted(by_code) if by_code[code].messages or not _family(code, by_code)]
 
 
-def _family(code: str, found: dict[str, Code]) -> bool:
+def _family(code: str, by_code: dict[str, Code]) -> bool:
     """A word that only compares with codes that begin so."""
-    return any(other.startswith(f"{code}-") for other in found)
+    return any(other.startswith(f"{code}-") for other in by_code)
 
 
 def _add(texts: list[str], text: str) -> None:
@@ -271,14 +273,14 @@ def _several(texts: list[str]) -> str:
 def codes_page(note: str) -> str:
     """The page; ``note`` says who writes it."""
     families: dict[tuple[int, str], list[Code]] = defaultdict(list)
-    for one in codes():
-        families[one.kind.exit_code, one.kind.default_code].append(one)
+    for code in codes():
+        families[code.kind.exit_code, code.kind.default_code].append(code)
     parts = [note + INTRO]
     for (exit_code, family), members in sorted(families.items()):
         rows = [
-            f"| `{one.code}` | {_several(one.messages)} | {_several(one.hints)} | "
-            f"{'<br>'.join(f'`{file}`' for file in sorted(one.files)[:MAXIMUM_FILES])} |"
-            for one in members
+            f"| `{code.code}` | {_several(code.messages)} | {_several(code.hints)} | "
+            f"{'<br>'.join(f'`{file}`' for file in sorted(code.files)[:MAXIMUM_FILES])} |"
+            for code in members
         ]
         head = f"## {family}, exit {exit_code}\n\n| code | it says | what to do | raised in |\n|---|---|---|---|"
         parts.append("\n".join([head, *rows]) + "\n")

@@ -71,18 +71,18 @@ def _table(model: type[BaseModel]) -> Iterator[str]:
     comments = _comments(model)
     yield "| field | type | default | |\n|---|---|---|---|"
     for name, field in model.model_fields.items():
-        told = comments.get(name, "")
-        yield f"| `{name}` | {_type(field)} | {_default(field)} | {told} |".replace("|  |", "| |")
+        comment = comments.get(name, "")
+        yield f"| `{name}` | {_type(field)} | {_default(field)} | {comment} |".replace("|  |", "| |")
 
 
 def _comments(model: type[BaseModel]) -> dict[str, str]:
     """The comment that ends each field's line."""
-    found = re.findall(r"^    (\w+): [^#\n]*?  # ((?!noqa|type:)[^\n]+)$", inspect.getsource(model), re.MULTILINE)
-    return {name: text.replace("|", r"\|").replace("None: ", "none: ") for name, text in found}
+    matches = re.findall(r"^    (\w+): [^#\n]*?  # ((?!noqa|type:)[^\n]+)$", inspect.getsource(model), re.MULTILINE)
+    return {name: text.replace("|", r"\|").replace("None: ", "none: ") for name, text in matches}
 
 
 def _type(field: FieldInfo) -> str:
-    limits = [text for one in field.metadata if (text := _limit(one))]
+    limits = [text for constraint in field.metadata if (text := _limit(constraint))]
     return ", ".join([_named(field.annotation), *limits]).replace("|", r"\|")
 
 
@@ -111,18 +111,23 @@ def _named(annotation: Any) -> str:
     """A type as a reader would write it."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        limits = [text for field in inner[1:] for one in getattr(field, "metadata", [field]) if (text := _limit(one))]
+        limits = [
+            text
+            for field in inner[1:]
+            for constraint in getattr(field, "metadata", [field])
+            if (text := _limit(constraint))
+        ]
         return ", ".join([_named(inner[0]), *limits])
     if origin is Literal:
-        return " or ".join(f"`{one}`" for one in inner)
+        return " or ".join(f"`{value}`" for value in inner)
     if origin in (Union, UnionType):
-        return " or ".join("none" if one is type(None) else _named(one) for one in inner)
+        return " or ".join("none" if member is type(None) else _named(member) for member in inner)
     if origin in (tuple, list):
         return f"list of {_named(inner[0])}".replace(" of see below", ", see below")
     if origin is dict:
         return f"{_named(inner[1])} by {_named(inner[0])}"
     if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return NAMED.get(annotation.__name__) or " or ".join(f"`{one.value}`" for one in annotation)
+        return NAMED.get(annotation.__name__) or " or ".join(f"`{member.value}`" for member in annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "see below"
     name = str(annotation.__name__)
@@ -136,7 +141,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         return "its own defaults"
     if isinstance(value, tuple):
-        return "all" if value and isinstance(value[0], Enum) else ", ".join(f"`{one}`" for one in value)
+        return "all" if value and isinstance(value[0], Enum) else ", ".join(f"`{item}`" for item in value)
     if value is None or value in ("", {}):
         return "none"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`".replace("|", r"\|")
@@ -148,7 +153,7 @@ def _section(title: str, model: type[BaseModel]) -> str:
 
 
 def _words(title: str, words: type[Enum]) -> str:
-    rows = [f"| `{one.value}` | {_spoken(one.name)} |" for one in words]
+    rows = [f"| `{word.value}` | {_spoken(word.name)} |" for word in words]
     return "\n".join([f"## {title}\n\n| | |\n|---|---|", *rows]) + "\n"
 
 

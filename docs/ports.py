@@ -19,7 +19,7 @@ same meaning; one outside the bounds is clamped to them inside the model. How va
 
 def ports_page(note: str) -> str:
     """``note`` says who writes the page."""
-    return "\n".join([note + INTRO, *(_component(found.component) for found in installed(()).values())])
+    return "\n".join([note + INTRO, *(_component(entry.component) for entry in installed(()).values())])
 
 
 def _component(component: Component) -> str:
@@ -29,7 +29,7 @@ def _component(component: Component) -> str:
     ]
     head = "| port | meaning | kind | read from | accepted units |\n|---|---|---|---|---|"
     profiles = [
-        f"- `{name}`: {profile.title}. Reads {', '.join(f'`{one}`' for one in profile.inputs)}; predicts "
+        f"- `{name}`: {profile.title}. Reads {', '.join(f'`{port_name}`' for port_name in profile.inputs)}; predicts "
         f"`{profile.outcome}`{_when(profile)}."
         for name, profile in component.profiles.items()
     ]
@@ -47,7 +47,7 @@ def _when(profile: Profile) -> str:
 def _kind(port: Port) -> str:
     if port.bounds:
         return f"{port.bounds[0]:g} to {port.bounds[1]:g} {port.unit or ''}".strip()
-    return f"one of {', '.join(f'`{one}`' for one in port.categories)}" if port.categories else port.kind
+    return f"one of {', '.join(f'`{category}`' for category in port.categories)}" if port.categories else port.kind
 
 
 def _source(source: Source, port: Port) -> str:
@@ -70,7 +70,7 @@ def _answers(source: Source, port: Port) -> str:
         return "; valueBoolean" if source.type == "observation-boolean" else ""
     if port.kind == "category":
         return f"; value of `{source.system}`"
-    truths, negatives = (", ".join(f"`{one}`" for one in values) for values in (source.values, source.negatives))
+    truths, negatives = (", ".join(f"`{value}`" for value in values) for values in (source.values, source.negatives))
     return f"; value of `{source.system}`: true {truths}, false {negatives}"
 
 

@@ -26,7 +26,7 @@ def _unwrap(annotation: Any) -> tuple[Any, bool]:
     """The type inside ``Optional[...]`` and ``List[...]``, and whether there was a list."""
     many = False
     while True:
-        arguments = [one for one in typing.get_args(annotation) if one is not type(None)]
+        arguments = [argument for argument in typing.get_args(annotation) if argument is not type(None)]
         origin = typing.get_origin(annotation)
         if origin is list:
             annotation, many = arguments[0], True
@@ -51,7 +51,7 @@ def _type_name(annotation: Any) -> str:
 
 
 def _elements(model: Any) -> dict[str, str]:
-    found: dict[str, str] = {}
+    elements: dict[str, str] = {}
     choices: dict[str, list[str]] = {}
     for name, field in model.model_fields.items():
         extra = field.json_schema_extra or {}
@@ -63,9 +63,9 @@ def _elements(model: Any) -> dict[str, str]:
         if choice := extra.get("one_of_many"):
             choices.setdefault(f"{choice}[x]", []).append(kind)
             continue
-        targets = [one for one in extra.get("enum_reference_types", ()) if one != "Resource"]
-        found[json_name] = kind + (f"<{'|'.join(targets)}>" if targets and kind == "Reference" else "") + "*" * many
-    return found | {name: "|".join(types) for name, types in choices.items()}
+        targets = [target for target in extra.get("enum_reference_types", ()) if target != "Resource"]
+        elements[json_name] = kind + (f"<{'|'.join(targets)}>" if targets and kind == "Reference" else "") + "*" * many
+    return elements | {name: "|".join(types) for name, types in choices.items()}
 
 
 def derive() -> dict[str, dict[str, str]]:
@@ -73,12 +73,12 @@ def derive() -> dict[str, dict[str, str]]:
     models = importlib.import_module("fhir.resources.R4B")
     types: dict[str, dict[str, str]] = {}
     parents: dict[str, str] = {}
-    for found in pkgutil.iter_modules(models.__path__):
-        module = importlib.import_module(f"fhir.resources.R4B.{found.name}")
+    for module_info in pkgutil.iter_modules(models.__path__):
+        module = importlib.import_module(f"fhir.resources.R4B.{module_info.name}")
         for name, model in vars(module).items():
             if getattr(model, "__module__", "") == module.__name__ and hasattr(model, "get_resource_type"):
                 types[name] = _elements(model)
-                line = [one.__name__ for one in model.__mro__[1:] if one.__name__ in _PARENTS]
+                line = [base.__name__ for base in model.__mro__[1:] if base.__name__ in _PARENTS]
                 parents[name] = line[0] if line else ""
     derived = {}
     for name in sorted(types):

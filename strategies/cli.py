@@ -42,14 +42,14 @@ def coordinator_init(
     from strategies.coordinator import Coordinator
 
     tls = {"certificate": certificate, "key": key, "ca": ca}
-    made = Coordinator.init(state, host=host, port=port, superlink_port=superlink_port, **tls)
+    new_coordinator = Coordinator.init(state, host=host, port=port, superlink_port=superlink_port, **tls)
     data = {
         "state": str(state),
-        "address": made.address,
+        "address": new_coordinator.address,
         "evidence_key": str(state / "coordinator.pub.json"),
-        "evidence_kid": made.signing_key().public.kid,
+        "evidence_kid": new_coordinator.signing_key().public.kid,
     }
-    words = f"coordinator at {made.address}, key {data['evidence_kid']}\npublic key: {data['evidence_key']}"
+    words = f"coordinator at {new_coordinator.address}, key {data['evidence_kid']}\npublic key: {data['evidence_key']}"
     output.emit("coordinator init", data, words)
 
 
@@ -84,8 +84,8 @@ def coordinator_enrol(
         raise InputError(f"cannot read {supernode_key}", code="VHT-INPUT-SUPERNODE-KEY") from error
     opened = Coordinator.open(state)
     opened.require_running()
-    made = opened.enrol(name, text)
-    output.emit("coordinator enrol", {"name": name, "node_id": str(made.node_id)}, f"{name} is enrolled")
+    enrolment = opened.enrol(name, text)
+    output.emit("coordinator enrol", {"name": name, "node_id": str(enrolment.node_id)}, f"{name} is enrolled")
 
 
 @coordinator.command("status")
@@ -104,7 +104,10 @@ def coordinator_status(
     pid = opened.pid_file.running()
     answers = pid is not None and opened.control.answers()
     online = opened.control.nodes() if answers else {}
-    rows = [(name, one.node_id, online.get(one.node_id, "unknown")) for name, one in opened.enrolments().items()]
+    rows = [
+        (name, enrolment.node_id, online.get(enrolment.node_id, "unknown"))
+        for name, enrolment in opened.enrolments().items()
+    ]
     data = {
         "running": pid is not None,
         "ready": answers,
@@ -231,9 +234,9 @@ def study_run(
             _finish("study run", session)
         else:
             visits = {name: visit.visit for name, visit in session.visits.by_node.items()}
-            asked = output.table("Asked; each waits for its operator", ["hospital", "visit"], visits.items())
+            visit_table = output.table("Asked; each waits for its operator", ["hospital", "visit"], visits.items())
             words = f"once they approved: vht study resume {out}"
-            output.emit("study run", {"state": "requested", "visits": visits}, asked, words)
+            output.emit("study run", {"state": "requested", "visits": visits}, visit_table, words)
 
 
 @study.command("resume")
@@ -262,7 +265,7 @@ def study_status(out: Annotated[Path, typer.Argument(help="The --out folder of '
     from strategies.run_state import RunDirectory
 
     state = RunDirectory(out).state()
-    phases = [(one.job, one.round, len(one.outputs), one.seconds) for one in state.rounds]
+    phases = [(phase.job, phase.round, len(phase.outputs), phase.seconds) for phase in state.rounds]
     nodes = [(name, node.visit, len(node.rounds), node.lost) for name, node in state.nodes.items()]
     output.emit(
         "study status",
@@ -286,17 +289,24 @@ def study_feasibility(
     from strategies.feasibility import ask_hospitals
     from vht_federate.domain.study import StudyFile
 
-    read = StudyFile.read(study_file)
-    words = title or read.study.title
-    answers = ask_hospitals(read, view, nodes=node or (), epsilon=epsilon, title=words, now=_now())
+    parsed_study = StudyFile.read(study_file)
+    words = title or parsed_study.study.title
+    answers = ask_hospitals(parsed_study, view, nodes=node or (), epsilon=epsilon, title=words, now=_now())
     if not answers.told:
         raise next(iter(answers.refused.values()))
     data = answers.to_dict()
     rows = [
-        (name, one["count"], one["smallest_cell"], f"{one['standard_deviation']:.1f}", one["epsilon"], one["code"])
-        for name, one in data["nodes"].items()
+        (
+            name,
+            answer["count"],
+            answer["smallest_cell"],
+            f"{answer['standard_deviation']:.1f}",
+            answer["epsilon"],
+            answer["code"],
+        )
+        for name, answer in data["nodes"].items()
     ]
-    rows += [(name, None, None, "", None, one["code"]) for name, one in data["refused"].items()]
+    rows += [(name, None, None, "", None, refusal["code"]) for name, refusal in data["refused"].items()]
     columns = ["hospital", "patients", "told from", "noise (sd)", "epsilon", "code"]
     total = f"together about {data['total']}, noise {data['standard_deviation']:.1f}" if data["total"] else "no total"
     output.emit("study feasibility", data, output.table(words, columns, rows), total)

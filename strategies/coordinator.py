@@ -135,23 +135,23 @@ class Coordinator:
         path = self.state / "nodes.json"
         if not path.exists():
             return {}
-        return {name: Enrolment.model_validate(one) for name, one in json.loads(path.read_text()).items()}
+        return {name: Enrolment.model_validate(entry) for name, entry in json.loads(path.read_text()).items()}
 
     def enrol(self, name: str, supernode_key: str) -> Enrolment:
         """Register a SuperNode's key under ``name``; the same name and key again changes nothing.
 
         Raises InputError VHT-INPUT-ENROLLED where the name belongs to another key, UnavailableError.
         """
-        known, key = self.enrolments(), " ".join(supernode_key.split()[:2])
-        if name in known:
-            if known[name].supernode_key == key:
-                return known[name]
+        enrolments, key = self.enrolments(), " ".join(supernode_key.split()[:2])
+        if name in enrolments:
+            if enrolments[name].supernode_key == key:
+                return enrolments[name]
             raise InputError(f"{name} is enrolled with another key", code="VHT-INPUT-ENROLLED")
-        made = Enrolment(node_id=self.control.register(key), supernode_key=key)
-        known[name] = made
-        content = json.dumps({each: one.model_dump() for each, one in known.items()}, indent=2)
+        enrolment = Enrolment(node_id=self.control.register(key), supernode_key=key)
+        enrolments[name] = enrolment
+        content = json.dumps({node_name: entry.model_dump() for node_name, entry in enrolments.items()}, indent=2)
         replace_file(self.state / "nodes.json", content.encode())
-        return made
+        return enrolment
 
     def children(self) -> list[Child]:
         """The SuperLink, and its SuperExec once it answers."""

@@ -28,12 +28,12 @@ class Answers:
 
     def to_dict(self) -> dict[str, Any]:
         """``total`` is of the hospitals that told a number, with the standard deviation of its noise."""
-        counted = [one for one in self.told.values() if one["count"] is not None]
+        counted = [answer for answer in self.told.values() if answer["count"] is not None]
         return {
             "nodes": self.told,
             "refused": {name: error.envelope() for name, error in self.refused.items()},
-            "total": sum(one["count"] for one in counted) if counted else None,
-            "standard_deviation": math.sqrt(sum(one["standard_deviation"] ** 2 for one in counted)),
+            "total": sum(answer["count"] for answer in counted) if counted else None,
+            "standard_deviation": math.sqrt(sum(answer["standard_deviation"] ** 2 for answer in counted)),
         }
 
 
@@ -54,7 +54,7 @@ def ask_hospitals(
             "permit_id": str(unverified_claims(permit).get("permit_id", "")),
             "user_kid": key.public.kid,
             "purpose": study.study.purpose.value,
-            "categories": [one.value for one in study.study.categories],
+            "categories": [category.value for category in study.study.categories],
             "dataset_ids": [node.dataset for node in chosen],
             "view": _view(view_file),
             "epsilon": epsilon,
@@ -62,15 +62,15 @@ def ask_hospitals(
     )
     signed = key.sign(question.claims(), typ=FEASIBILITY_TYP)
     body = {"permit": permit, "question": signed, "user_key": key.public.jwk()}
-    told: dict[str, dict[str, Any]] = {}
+    answers: dict[str, dict[str, Any]] = {}
     refused: dict[str, VhtError] = {}
     for node in chosen:
         try:
             with Client(node.url, study.federation.ca, timeout_s=TIMEOUT_S) as client:
-                told[node.name] = dict(client.post("/feasibility", json=body))
+                answers[node.name] = dict(client.post("/feasibility", json=body))
         except VhtError as error:
             refused[node.name] = error
-    return Answers(told, refused)
+    return Answers(answers, refused)
 
 
 def _chosen(study: StudyFile, nodes: Sequence[str]) -> list[NodeRef]:

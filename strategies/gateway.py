@@ -124,11 +124,11 @@ class _Upstream:
         """Ask again while there is no message and the asker is still there, for at most ``hold_s``."""
         end = time.monotonic() + self.hold_s
         while True:
-            seen = self.doorbell.last()
+            last_ring = self.doorbell.last()
             answer = await self.ask(request, headers, body)
             if answer.status_code != 200 or _has_message(answer.content) or time.monotonic() >= end:
                 return answer
-            await self.doorbell.wait(seen, min(self.recheck_s, max(0.0, end - time.monotonic())))
+            await self.doorbell.wait(last_ring, min(self.recheck_s, max(0.0, end - time.monotonic())))
             if await request.is_disconnected():  # whoever asked is gone: leave the message for the next asker
                 return answer
 
@@ -197,7 +197,7 @@ def make_gateway(
             _require_own_reply(body)
         headers = {key: value for key, value in request.headers.items() if key not in _NOT_FORWARDED}
         answer = await (upstream.pull if path == PULL else upstream.ask)(request, headers, body)
-        kept = {key: value for key, value in answer.headers.items() if key not in _NOT_FORWARDED}
-        return Response(answer.content, status_code=answer.status_code, headers=kept)
+        answer_headers = {key: value for key, value in answer.headers.items() if key not in _NOT_FORWARDED}
+        return Response(answer.content, status_code=answer.status_code, headers=answer_headers)
 
     return app

@@ -52,8 +52,8 @@ class GridReplies:
         Beside the ``identifiers`` of this call it may be those of an earlier one that are answered. A SuperLink that
         fails for a moment has no news.
         """
-        if wanted := [identifier for identifier in identifiers if identifier not in self._last_part]:
-            self._gather_announced(wanted)
+        if unannounced := [identifier for identifier in identifiers if identifier not in self._last_part]:
+            self._gather_announced(unannounced)
         complete = []
         while True:
             try:
@@ -70,14 +70,14 @@ class GridReplies:
         """Stop waiting for parts; what is still on its way is never read."""
         self._closed.set()
 
-    def _gather_announced(self, wanted: list[str]) -> None:
+    def _gather_announced(self, identifiers: list[str]) -> None:
         try:
-            announced = self.grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=wanted))
+            announced = self.grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=identifiers))
         except (httpx.HTTPError, ValueError):
             return
         for message, tree in zip(announced.messages_list, announced.message_object_trees, strict=True):
             answered = message.metadata.reply_to_message_id
-            if answered in wanted and answered not in self._last_part:  # Flower adds messages that answer nothing
+            if answered in identifiers and answered not in self._last_part:  # Flower adds messages that answer nothing
                 self._last_part[answered] = time.monotonic()
                 threading.Thread(target=self._gather, args=(answered, message, tree), daemon=True).start()
 

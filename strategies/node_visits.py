@@ -117,24 +117,24 @@ class Visits:
         changed: Callable[[str, str], None],
         enough: Callable[[int], bool],
     ) -> dict[str, VhtError]:
-        seen: dict[str, str] = dict.fromkeys(self.by_node, "requested")
+        states: dict[str, str] = dict.fromkeys(self.by_node, "requested")
         failures: dict[str, VhtError] = {}
         end = time.monotonic() + deadline_s
         while True:
             for node in self.by_node:
-                if seen[node] == READY or seen[node] in ENDED:
+                if states[node] == READY or states[node] in ENDED:
                     continue
                 try:
                     answer = dict(clients[node].get(self._path(node)))
                 except UnavailableError:
                     continue  # it may come back before the deadline
-                if answer["state"] != seen[node]:
-                    seen[node] = answer["state"]
-                    changed(node, seen[node])
-                if seen[node] in ENDED:
+                if answer["state"] != states[node]:
+                    states[node] = answer["state"]
+                    changed(node, states[node])
+                if states[node] in ENDED:
                     failures[node] = _ended(node, answer)
-            open_ = [node for node, state in seen.items() if state != READY and state not in ENDED]
-            ready = sum(1 for state in seen.values() if state == READY)
+            open_ = [node for node, state in states.items() if state != READY and state not in ENDED]
+            ready = sum(1 for state in states.values() if state == READY)
             if not open_ or enough(ready) or time.monotonic() >= end:
                 break
             time.sleep(POLL_S)

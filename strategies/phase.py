@@ -76,61 +76,61 @@ class Exchange:
         Raises KeyError for a node outside the allow-list.
         """
         end = time.monotonic() + self.deadline_s
-        asked = {name: _Asked(name, mine) for name, mine in calls.items()}
+        nodes = {name: _Asked(name, node_calls) for name, node_calls in calls.items()}
         incoming = GridReplies(self.grid)
         try:
-            self._gather(list(asked.values()), incoming, phase, end)
+            self._gather(list(nodes.values()), incoming, phase, end)
         finally:
             incoming.close()
         # Whoever did not answer in time is out; a reply that comes later is never read.
         late = Answer(None, error=UnavailableError(f"no answer within {self.deadline_s:g} s", code=LATE))
-        return {name: one.answers or [late] * len(one.calls) for name, one in asked.items()}
+        return {name: node.answers or [late] * len(node.calls) for name, node in nodes.items()}
 
-    def _gather(self, asked: list[_Asked], incoming: GridReplies, phase: str, end: float) -> None:
+    def _gather(self, nodes: list[_Asked], incoming: GridReplies, phase: str, end: float) -> None:
         stalled_s = max(STALLED_AT_LEAST_S, STALLED_SHARE * self.deadline_s)
-        sent = self._send(asked, phase, end)  # identifier of a message -> whom it asks
-        while (waiting := self._waiting(sent)) and time.monotonic() < end and not self.stopped():
+        recipients = self._send(nodes, phase, end)  # identifier of a message -> whom it asks
+        while (waiting := self._waiting(recipients)) and time.monotonic() < end and not self.stopped():
             rang = self.replies.last() if self.replies else 0
-            again = {}
+            retries = {}
             for identifier, reply in incoming.read(waiting):
-                if identifier in sent and sent[identifier].take(identifier, reply):
-                    again[sent[identifier].name] = sent[identifier]
+                if identifier in recipients and recipients[identifier].take(identifier, reply):
+                    retries[recipients[identifier].name] = recipients[identifier]
             if self.replies is None or self.replies.quiet_s() > stalled_s:
-                for identifier in incoming.stalled(self._waiting(sent), stalled_s):
-                    if time.monotonic() - sent[identifier].sent_at > stalled_s:
-                        again[sent[identifier].name] = sent[identifier]
-            if again := {name: one for name, one in again.items() if one.attempts < ATTEMPTS}:
-                sent |= self._send(list(again.values()), phase, end)
-            if self._waiting(sent):
+                for identifier in incoming.stalled(self._waiting(recipients), stalled_s):
+                    if time.monotonic() - recipients[identifier].sent_at > stalled_s:
+                        retries[recipients[identifier].name] = recipients[identifier]
+            if retries := {name: node for name, node in retries.items() if node.attempts < ATTEMPTS}:
+                recipients |= self._send(list(retries.values()), phase, end)
+            if self._waiting(recipients):
                 self._pause(rang)
 
     @staticmethod
-    def _waiting(sent: Mapping[str, _Asked]) -> list[str]:
-        return [identifier for identifier, one in sent.items() if identifier in one.waiting]
+    def _waiting(recipients: Mapping[str, _Asked]) -> list[str]:
+        return [identifier for identifier, node in recipients.items() if identifier in node.waiting]
 
-    def _send(self, asked: Sequence[_Asked], phase: str, end: float) -> dict[str, _Asked]:
+    def _send(self, nodes: Sequence[_Asked], phase: str, end: float) -> dict[str, _Asked]:
         """A message to each of these nodes, by its identifier."""
         left_s = max(1.0, end - time.monotonic())
         messages = [
             Message(
-                pack_calls(one.calls, deadline_s=left_s),
-                self.nodes[one.name],
+                pack_calls(node.calls, deadline_s=left_s),
+                self.nodes[node.name],
                 MessageType.QUERY,
                 ttl=left_s + 60.0,
                 group_id=phase,
             )
-            for one in asked
+            for node in nodes
         ]
         identifiers = self._pushed(messages, end)
         if self.doorbell:
             self.doorbell.ring()
-        for one, identifier in zip(asked, identifiers, strict=True):
-            one.attempts, one.sent_at = one.attempts + 1, time.monotonic()
+        for node, identifier in zip(nodes, identifiers, strict=True):
+            node.attempts, node.sent_at = node.attempts + 1, time.monotonic()
             if identifier:
-                one.waiting.add(identifier)
-            elif not one.waiting:
-                one.answers = [_failed("the SuperLink refused a message to this node")] * len(one.calls)
-        return {identifier: one for one, identifier in zip(asked, identifiers, strict=True) if identifier}
+                node.waiting.add(identifier)
+            elif not node.waiting:
+                node.answers = [_failed("the SuperLink refused a message to this node")] * len(node.calls)
+        return {identifier: node for node, identifier in zip(nodes, identifiers, strict=True) if identifier}
 
     def _pushed(self, messages: Sequence[Message], end: float) -> list[str | None]:
         """Identifiers of the messages, None for a refused one.

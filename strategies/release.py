@@ -54,21 +54,21 @@ class Release:
         statement = self._statement(state)
         sealed = self._package(state, statement)
         artefacts = {"component": sealed}
-        made = self._cohort(state, statement)
-        if made is not None:
-            artefacts["cohort"] = made.sha256
+        cohort = self._cohort(state, statement)
+        if cohort is not None:
+            artefacts["cohort"] = cohort.sha256
         receipts = self._acknowledged(state, artefacts)
         for name, receipt in self.run.close(self.visits, "the study is complete").items():
             receipts.setdefault(name, []).append(receipt)
         state.releases = artefacts
         run.directory.write_state(state)
-        self.write_evidence(state, receipts, cohort=made is not None)
+        self.write_evidence(state, receipts, cohort=cohort is not None)
         self._verify()
-        cohort = {"rows": made.rows, "epsilon": made.epsilon} if made else None
+        cohort_figures = {"rows": cohort.rows, "epsilon": cohort.epsilon} if cohort else None
         paths = {"package": f"release/{run.planned.component.name}", "bundle": "bundle", "run": "run.json"}
-        paths |= {"cohort": "cohort"} if made else {}
+        paths |= {"cohort": "cohort"} if cohort else {}
         return Released(
-            figures=figures_of(run.directory, state, statement, cohort),
+            figures=figures_of(run.directory, state, statement, cohort_figures),
             paths={name: str(out / path) for name, path in paths.items()},
         )
 
@@ -86,8 +86,8 @@ class Release:
                 if node.lost is None:
                     raise
                 ran[name] = events_of_run(state, plan, name)
-        told = gradients_told(self.run.directory.recorded(state, "train", 1))
-        return privacy_statement(plan, {name: events for name, events in ran.items() if events}, told)
+        engines = gradients_told(self.run.directory.recorded(state, "train", 1))
+        return privacy_statement(plan, {name: events for name, events in ran.items() if events}, engines)
 
     def _package(self, state: RunState, statement: dict[str, Any]) -> str:
         planned, plan = self.run.planned, self.run.planned.request.plan
@@ -146,7 +146,7 @@ class Release:
             key=self.key,
         )
         try:
-            made: CohortResult = points[0].load()(request)
+            cohort: CohortResult = points[0].load()(request)
         except CohortError as error:
             if error.code != WITHHELD:
                 raise
@@ -155,7 +155,7 @@ class Release:
             self.run.say(f"the cohort is withheld: {error.message}")
             state.reason = f"{state.reason}; the cohort is withheld: {error.message}"
             return None
-        return made
+        return cohort
 
     # ---- evidence --------------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class Release:
         receipts: dict[str, list[str]] = {}
         for name in state.taking_part():
             try:
-                receipts[name] = [self.visits.acknowledge(name, kind, one) for kind, one in artefacts.items()]
+                receipts[name] = [self.visits.acknowledge(name, kind, sha256) for kind, sha256 in artefacts.items()]
             except UnavailableError as error:
                 state.lose(name, error)
         left, least = len(state.taking_part()), self.run.planned.minimum_nodes
@@ -201,7 +201,8 @@ class Release:
             nodes=nodes,
             run=(run.out / "run.json").read_bytes(),
             outputs={
-                f"{one.job}-{one.round}": run.directory.recorded(state, one.job, one.round) for one in state.rounds
+                f"{phase.job}-{phase.round}": run.directory.recorded(state, phase.job, phase.round)
+                for phase in state.rounds
             },
             receipts={name: tokens for name, tokens in receipts.items() if name in nodes},
             component=run.out / "release" / planned.component.name if "component" in released else None,

@@ -76,9 +76,9 @@ class Rounds:
         return self.state
 
     def _train(self) -> None:
-        done = {one.round for one in self.state.rounds if one.job == "train"}
+        done_rounds = {phase.round for phase in self.state.rounds if phase.job == "train"}
         for number in range(1, self.dispatch.plan.training.rounds + 1):
-            if number in done:
+            if number in done_rounds:
                 continue
             weights = self.directory.weights(number - 1)
             calls = {name: [self._call(name, "train", number, weights)] for name in self.state.taking_part()}
@@ -106,9 +106,9 @@ class Rounds:
         """Evaluation and the first marginals in one message, then the second marginals."""
         plan, directory = self.dispatch.plan, self.directory
         weights = directory.weights(plan.training.rounds)
-        first = [job for job, wanted in (("evaluate", plan.evaluation), ("marginals", plan.cohort)) if wanted]
-        done = {(one.job, one.round) for one in self.state.rounds}
-        if first and (first[-1], 1) not in done:
+        first = [job for job, job_plan in (("evaluate", plan.evaluation), ("marginals", plan.cohort)) if job_plan]
+        done_calls = {(phase.job, phase.round) for phase in self.state.rounds}
+        if first and (first[-1], 1) not in done_calls:
             tensors = {"evaluate": weights, "marginals": b""}
             names = self.state.taking_part()
             calls = {name: [self._call(name, job, 1, tensors[job]) for job in first] for name in names}
@@ -116,7 +116,7 @@ class Rounds:
         if plan.evaluation:
             tables = {name: reply.result for name, reply in directory.recorded(self.state, "evaluate", 1).items()}
             self.state.evaluation = summarise(tables, plan.evaluation.noise_multiplier)
-        if plan.cohort and ("marginals", 2) not in done:
+        if plan.cohort and ("marginals", 2) not in done_calls:
             first_tables = directory.recorded(self.state, "marginals", 1)
             one_way = {name: reply.tensors for name, reply in first_tables.items()}
             params: dict[str, Any] = {"pairs": self.choose_pairs()(dict(self.dispatch.codebook or {}), one_way)}
@@ -133,26 +133,36 @@ class Rounds:
         """
         if self.directory.stop_requested():
             raise Stopped
-        asked = next(iter(calls.values()), [])
+        phase_calls = next(iter(calls.values()), [])
         started = time.monotonic()
-        answers = self.asker.ask(calls, "+".join(f"{call.job}-{call.round}" for call in asked))
+        answers = self.asker.ask(calls, "+".join(f"{call.job}-{call.round}" for call in phase_calls))
         seconds, now = round(time.monotonic() - started, 3), self.clock()
         finished = [
-            RoundState(job=call.job, round=call.round, outputs={}, seconds=seconds, finished_at=now) for call in asked
+            RoundState(job=call.job, round=call.round, outputs={}, seconds=seconds, finished_at=now)
+            for call in phase_calls
         ]
-        replies = {name: self._keep(name, calls[name], mine, finished) for name, mine in answers.items()}
-        revoked = [one.error for mine in answers.values() for one in mine if isinstance(one.error, RevokedError)]
+        replies = {
+            name: self._keep(name, calls[name], node_answers, finished) for name, node_answers in answers.items()
+        }
+        revoked = [
+            answer.error
+            for node_answers in answers.values()
+            for answer in node_answers
+            if isinstance(answer.error, RevokedError)
+        ]
         if revoked or self.directory.stop_requested():
             self.state.rounds += finished
             self._save()
             raise revoked[0] if revoked else Stopped
-        return {name: mine for name, mine in replies.items() if self.state.nodes[name].lost is None}, finished
+        return {
+            name: node_replies for name, node_replies in replies.items() if self.state.nodes[name].lost is None
+        }, finished
 
     def _keep(
         self, name: str, calls: Sequence[Call], answers: Sequence[Answer], finished: Sequence[RoundState]
     ) -> list[Reply]:
         """What left a node is on record, whatever becomes of the round."""
-        kept = []
+        replies = []
         for call, answer, phase in zip(calls, answers, finished, strict=True):
             if answer.reply is None:
                 self.state.lose(name, answer.error or VhtError("no answer"))
@@ -160,8 +170,8 @@ class Rounds:
             self.directory.write_output(call.job, call.round, name, answer.reply)
             phase.outputs[name] = answer.sha256
             self.state.nodes[name].rounds.append(f"{call.job}-{call.round}")
-            kept.append(answer.reply)
-        return kept
+            replies.append(answer.reply)
+        return replies
 
     def _record(self, finished: Sequence[RoundState]) -> None:
         """Checkpoint a phase. Raises CohortError VHT-COHORT-NODES where fewer nodes than the minimum are left."""

@@ -167,7 +167,7 @@ class RunDirectory:
 
     def recorded(self, state: RunState, job: str, round_: int) -> dict[str, Reply]:
         """Of these outputs, those that ``run.json`` holds: a crash may have left others, from before a resume."""
-        names = {name for one in state.rounds if (one.job, one.round) == (job, round_) for name in one.outputs}
+        names = {name for phase in state.rounds if (phase.job, phase.round) == (job, round_) for name in phase.outputs}
         return {name: reply for name, reply in self.outputs(job, round_).items() if name in names}
 
     def request_stop(self) -> None:

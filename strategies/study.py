@@ -114,7 +114,9 @@ class StudySession:
         """Close the visits of a run that released nothing, and keep its evidence as far as it can be had."""
         receipts = self.run.close(self.visits, f"the run ended as {state.state}")
         try:
-            self._releaser().write_evidence(state, {name: [one] for name, one in receipts.items()}, cohort=False)
+            self._releaser().write_evidence(
+                state, {name: [receipt] for name, receipt in receipts.items()}, cohort=False
+            )
         except (VhtError, OSError) as error:
             self.say(f"[yellow]the evidence of this run is incomplete: {error}[/]")
 

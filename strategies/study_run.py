@@ -125,7 +125,7 @@ class StudyRun:
         self.directory.write_state(state)
         if len(taking_part) < planned.minimum_nodes:
             reasons = "; ".join(f"{name}: {state.nodes[name].code}" for name in failures)
-            error = next((one for one in failures.values() if one.exit_code == 6), None) or CohortError(
+            error = next((failure for failure in failures.values() if failure.exit_code == 6), None) or CohortError(
                 f"{len(taking_part)} nodes are ready, at least {planned.minimum_nodes} must be ({reasons})",
                 code="VHT-COHORT-NODES",
             )
@@ -135,7 +135,9 @@ class StudyRun:
         dispatch = Dispatch(
             study_id=planned.request.study_id,
             plan=planned.request.plan,
-            nodes=tuple(DispatchNode(name=name, visit=one.visit, flower_node=one.flower_node) for name, one in nodes),
+            nodes=tuple(
+                DispatchNode(name=name, visit=node.visit, flower_node=node.flower_node) for name, node in nodes
+            ),
             minimum_nodes=planned.minimum_nodes,
             round_deadline_s=planned.file.federation.round_deadline_s,
             doorbell=coordinator.doorbell.path,
@@ -168,15 +170,15 @@ class StudyRun:
         self.say("[yellow]not every SuperNode is connected; going on with those that are[/]")
 
     def _follow(self, number: int) -> RunState:
-        dispatch, told, seen_running = self.directory.dispatch(), 0, False
+        dispatch, phases_reported, seen_running = self.directory.dispatch(), 0, False
         started = time.monotonic()
         server = PidFile(self.directory.path / PID_FILE)
         while True:
             running = server.running() is not None
             state = self.directory.state()
-            for phase in state.rounds[told:]:
+            for phase in state.rounds[phases_reported:]:
                 self.say(self._phase_line(phase.job, phase.round, len(phase.outputs), phase.seconds, dispatch))
-            told = len(state.rounds)
+            phases_reported = len(state.rounds)
             if state.ended:
                 return state
             if seen_running and not running:
@@ -190,8 +192,8 @@ class StudyRun:
     @staticmethod
     def _phase_line(job: str, round_: int, answered: int, seconds: float, dispatch: Dispatch) -> str:
         rounds = {"train": dispatch.plan.training.rounds, "marginals": 2}.get(job, 1)
-        what = {"train": "round", "evaluate": "evaluation", "marginals": "marginals"}.get(job, job)
-        return f"{what} {round_}/{rounds}: {answered} of {len(dispatch.nodes)} nodes answered ({seconds:.1f} s)"
+        phase_name = {"train": "round", "evaluate": "evaluation", "marginals": "marginals"}.get(job, job)
+        return f"{phase_name} {round_}/{rounds}: {answered} of {len(dispatch.nodes)} nodes answered ({seconds:.1f} s)"
 
     def _died(self, why: str) -> VhtError:
         return UnavailableError(why, code="VHT-UNAVAILABLE-SERVERAPP", hint=f"vht study resume {self.out}")

@@ -88,14 +88,14 @@ def superexec_command(paths: SuperLinkPaths, parent_pid: int) -> list[str]:
 
 
 @contextmanager
-def _answering(what: str) -> Iterator[None]:
+def _answering(action: str) -> Iterator[None]:
     import httpx
 
     try:
         yield
     except httpx.HTTPStatusError as error:
         raise WireError(
-            f"the SuperLink refused to {what} (HTTP {error.response.status_code})", code="VHT-WIRE-SUPERLINK"
+            f"the SuperLink refused to {action} (HTTP {error.response.status_code})", code="VHT-WIRE-SUPERLINK"
         ) from error
     except httpx.HTTPError as error:
         raise UnavailableError(
@@ -136,16 +136,16 @@ class Control:
         from flwr.proto.control_pb2 import RegisterNodeRequest
 
         with self._client() as client, _answering("register this SuperNode"):
-            made = client.RegisterNode(RegisterNodeRequest(public_key=_key_bytes(ssh_public_key)))
-        return int(made.node_id)
+            response = client.RegisterNode(RegisterNodeRequest(public_key=_key_bytes(ssh_public_key)))
+        return int(response.node_id)
 
     def nodes(self) -> dict[int, str]:
         """Status ("online", "offline", …) of every registered SuperNode by its node id."""
         from flwr.proto.control_pb2 import ListNodesRequest
 
         with self._client() as client, _answering("list its nodes"):
-            found = client.ListNodes(ListNodesRequest())
-        return {int(node.node_id): str(node.status) for node in found.nodes_info}
+            response = client.ListNodes(ListNodesRequest())
+        return {int(node.node_id): str(node.status) for node in response.nodes_info}
 
     def start_run(self, app: Path, run_config: Mapping[str, str]) -> int:
         """Submit the Flower app in folder ``app``; the run's id."""

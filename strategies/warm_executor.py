@@ -63,13 +63,13 @@ class Executor:
             request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
             while not self.orphaned():
                 try:
-                    taken = runtime.AcquireTask(request)
+                    response = runtime.AcquireTask(request)
                 except (httpx.HTTPError, ValueError) as error:
                     log.debug("the SuperNode does not answer yet: %s", type(error).__name__)
                     time.sleep(0.5)
                     continue
-                if taken.HasField("task") and taken.token:
-                    self.run_task(taken.token)
+                if response.HasField("task") and response.token:
+                    self.run_task(response.token)
                 else:
                     time.sleep(self.poll_s)
 
@@ -116,11 +116,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--superexec-auth-secret-file", required=True, type=Path)
     parser.add_argument("--parent-pid", type=int, default=None, help="end when this process is gone")
     parser.add_argument("--poll-s", type=float, default=0.2)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     executor = Executor(
-        given.runtime_api_address, given.superexec_auth_secret_file.read_bytes(), given.poll_s, given.parent_pid
+        options.runtime_api_address, options.superexec_auth_secret_file.read_bytes(), options.poll_s, options.parent_pid
     )
 
     def stop(*_: object) -> None:

@@ -65,11 +65,11 @@ def _coarse_share(column: Column, counts: Counts) -> Counts:
 
 def spanning_tree(nodes: Sequence[str], weights: Mapping[Pair, float]) -> list[Pair]:
     """The maximum-weight spanning tree (Kruskal 1956); equal weights keep the order of ``weights``."""
-    part = {node: node for node in nodes}
+    root_of = {node: node for node in nodes}
     tree = []
     for pair in sorted(weights, key=lambda pair: -weights[pair]):
-        left, right = part[pair[0]], part[pair[1]]
+        left, right = root_of[pair[0]], root_of[pair[1]]
         if left != right:
             tree.append(pair)
-            part = {node: left if root == right else root for node, root in part.items()}
+            root_of = {node: left if root == right else root for node, root in root_of.items()}
     return tree

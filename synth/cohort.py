@@ -79,10 +79,10 @@ def metadata_of(book: Codebook) -> dict[str, Any]:
 
     sdtypes = {"quantity": "numerical", "boolean": "boolean", "category": "categorical"}
     columns = {name: {"sdtype": sdtypes[book.columns[name].kind]} for name in book.order}
-    made = Metadata.load_from_dict({"tables": {"cohort": {"columns": columns}}, "relationships": []})
-    made.validate()
-    found: dict[str, Any] = made.to_dict()
-    return found
+    metadata = Metadata.load_from_dict({"tables": {"cohort": {"columns": columns}}, "relationships": []})
+    metadata.validate()
+    content: dict[str, Any] = metadata.to_dict()
+    return content
 
 
 def _tables(
@@ -94,7 +94,7 @@ def _tables(
     two_way = sum_tables(two_way_tables(book, pairs), request.two_way, plan.two_way_noise_multiplier)
     total = total_of(one_way)
     scale = total / total_of(two_way) if set(request.two_way) != set(request.one_way) else 1.0
-    return one_way, [NoisyTable(two.table, two.counts * scale, two.stddev * scale) for two in two_way], total
+    return one_way, [NoisyTable(noisy.table, noisy.counts * scale, noisy.stddev * scale) for noisy in two_way], total
 
 
 def _pairs_in(book: Codebook, replies: Mapping[str, bytes]) -> Sequence[Pair]:

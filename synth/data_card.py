@@ -75,8 +75,8 @@ def _quality(quality: dict[str, Any]) -> str:
         "score; `expected` is that bound. A mean hides failure, so the worst column and the worst pair decide."
     )
     rows = [
-        (what, " × ".join(row["columns"]), row["metric"], row["score"], row["expected"])
-        for what, row in (("worst column", quality["worst_column"]), ("worst pair", quality["worst_pair"]))
+        (label, " × ".join(row["columns"]), row["metric"], row["score"], row["expected"])
+        for label, row in (("worst column", quality["worst_column"]), ("worst pair", quality["worst_pair"]))
     ]
     means = f"Mean over columns {quality['column_mean']}, over released pairs {quality['pair_mean']}."
     weak = len(quality["noise_dominated"])

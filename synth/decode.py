@@ -24,20 +24,20 @@ def decode(book: Codebook, codes: NDArray[np.int64], rng: np.random.Generator) -
 def decode_column(column: Column, cells: NDArray[np.int64], rng: np.random.Generator) -> "pd.Series[object]":
     """Values of one column; the cell after the last value is missing."""
     missing = cells >= column.values
-    known = np.where(missing, 0, cells)
+    filled = np.where(missing, 0, cells)
     if column.kind == "quantity":
         values = np.empty(len(cells))
-        for cell in np.unique(known):
+        for cell in np.unique(filled):
             grid = _grid(column, int(cell))
-            members = np.flatnonzero(known == cell)
+            members = np.flatnonzero(filled == cell)
             values[members] = grid[rng.integers(len(grid), size=len(members))]
-        made = pd.Series(values, dtype="Float64" if column.decimals else "Int64")
+        series = pd.Series(values, dtype="Float64" if column.decimals else "Int64")
     elif column.kind == "boolean":
-        made = pd.Series(known == 1, dtype="boolean")
+        series = pd.Series(filled == 1, dtype="boolean")
     else:
-        made = pd.Series(np.asarray(column.levels, dtype=object)[known], dtype="string")
-    made[missing] = pd.NA
-    return made
+        series = pd.Series(np.asarray(column.levels, dtype=object)[filled], dtype="string")
+    series[missing] = pd.NA
+    return series
 
 
 def extremes(column: Column) -> tuple[float, float]:

@@ -41,10 +41,10 @@ def sum_tables(tables: Sequence[Table], replies: Mapping[str, bytes], noise_mult
     for node in sorted(replies):
         tensors = read_reply(node, replies[node])
         for total, table in zip(sums, tables, strict=True):
-            part = tensors.get(table.name)
-            if part is None or part.shape != table.shape:
+            counts = tensors.get(table.name)
+            if counts is None or counts.shape != table.shape:
                 raise WireError(f"{node} sent no table {table.name} of the right shape", code="VHT-WIRE-TABLES")
-            total += part
+            total += counts
     stddev = noise_multiplier * sqrt(len(tables)) * sqrt(max(1, len(replies)))
     return [NoisyTable(table, total, stddev) for table, total in zip(tables, sums, strict=True)]
 

@@ -57,17 +57,17 @@ def marginals(data: VisitData, call: JobCall) -> JobReply:
     if call.tensors:
         raise RefusedError("marginals takes no tensors", code="VHT-REFUSED-CALL")
     if call.round == 1 and not call.params:
-        wanted = [
+        releases = [
             (one_way_tables(book), plan.one_way_noise_multiplier),
             (sketch_tables(book), plan.sketch_noise_multiplier),
         ]
     elif call.round == 2 and set(call.params) == {"pairs"}:
-        wanted = [(two_way_tables(book, read_pairs(book, call.params["pairs"])), plan.two_way_noise_multiplier)]
+        releases = [(two_way_tables(book, read_pairs(book, call.params["pairs"])), plan.two_way_noise_multiplier)]
     else:
         raise RefusedError("marginals has rounds 1 and 2 with their own parameters", code="VHT-REFUSED-CALL")
     codes = data.cohort.map(lambda cohort: encode(book, cohort.of(plan.population)))
     tensors: dict[str, NDArray[np.float32]] = {}
-    for tables, multiplier in wanted:
+    for tables, multiplier in releases:
         tensors.update(_released(codes, tables, multiplier, data.noise))
     return JobReply(result={"tables": len(tensors)}, tensors=tensors)
 
@@ -119,13 +119,13 @@ def encode(book: Codebook, cohort: CohortArrays) -> Codes:
 
 
 def _cells(column: Column, values: NDArray[np.float32]) -> Codes:
-    known = np.isfinite(values)
-    filled = np.round(np.where(known, values, 0.0).astype(np.float64), 4)  # float32 is no finer where edges lie
+    finite = np.isfinite(values)
+    filled = np.round(np.where(finite, values, 0.0).astype(np.float64), 4)  # float32 is no finer where edges lie
     if column.kind == "quantity":
         cells = np.searchsorted(np.asarray(column.edges[1:-1]), filled, side="right")
     else:
         cells = np.rint(np.clip(filled, 0, column.values - 1)).astype(np.int64)
-    return np.where(known, cells, column.values if column.missing else 0).astype(np.int64)
+    return np.where(finite, cells, column.values if column.missing else 0).astype(np.int64)
 
 
 def tables_of(codes: Codes, tables: Sequence[Table]) -> NDArray[np.float64]:
@@ -141,7 +141,7 @@ def tables_of(codes: Codes, tables: Sequence[Table]) -> NDArray[np.float64]:
 def _released(
     codes: Private[Codes], tables: Sequence[Table], multiplier: float, noise: NoiseSource
 ) -> Mapping[str, NDArray[np.float32]]:
-    exact: Private[Any] = codes.map(lambda known: tables_of(known, tables))
+    exact: Private[Any] = codes.map(lambda patient_codes: tables_of(patient_codes, tables))
     noisy = release_gaussian(exact, sqrt(len(tables)), multiplier, noise)
     sizes = [int(np.prod(table.shape)) for table in tables]
     parts = np.split(noisy, np.cumsum(sizes)[:-1])

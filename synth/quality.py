@@ -108,11 +108,11 @@ def diagnose(reference: pd.DataFrame, table: pd.DataFrame, metadata: dict[str, A
     from sdmetrics.reports import DiagnosticReport
 
     name = next(iter(metadata["tables"]))
-    found = DiagnosticReport()
+    diagnostic = DiagnosticReport()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found.generate({name: _plain(reference)}, {name: _plain(table)}, metadata, verbose=False)
-    properties = found.get_properties()
+        diagnostic.generate({name: _plain(reference)}, {name: _plain(table)}, metadata, verbose=False)
+    properties = diagnostic.get_properties()
     scores = dict(zip(properties["Property"], properties["Score"], strict=True))
     return {name: _json(float(scores[name])) for name in ("Data Validity", "Data Structure")}
 
@@ -122,8 +122,8 @@ def simplex(counts: Counts, total: float) -> Counts:
     flat = counts.ravel()
     falling = np.sort(flat)[::-1]
     excess = (np.cumsum(falling) - total) / np.arange(1, flat.size + 1)
-    kept = int(np.flatnonzero(falling > excess)[-1])
-    nearest: Counts = np.clip(flat - excess[kept], 0.0, None).reshape(counts.shape)
+    last_kept = int(np.flatnonzero(falling > excess)[-1])
+    nearest: Counts = np.clip(flat - excess[last_kept], 0.0, None).reshape(counts.shape)
     return nearest
 
 
@@ -158,8 +158,8 @@ def _compare(metric: str, reference: pd.DataFrame, synthetic: pd.DataFrame) -> f
 
 def _rows_of(counts: Counts, names: tuple[str, ...]) -> pd.DataFrame:
     """A table of cells with as many rows as ``counts`` says, rounded."""
-    whole = np.rint(counts).astype(np.int64).ravel()
-    cells = np.unravel_index(np.repeat(np.arange(whole.size), whole), counts.shape)
+    rounded = np.rint(counts).astype(np.int64).ravel()
+    cells = np.unravel_index(np.repeat(np.arange(rounded.size), rounded), counts.shape)
     return pd.DataFrame({name: index.astype(str) for name, index in zip(names, cells, strict=True)})
 
 

@@ -45,27 +45,27 @@ class _Measured:
     precision: float
 
     def residual(self, tables: Sequence[Array]) -> Array:
-        kept = tables[self.clique].sum(axis=self.away)
-        gap: Array = (kept.T if self.flipped else kept) - self.counts
+        margin = tables[self.clique].sum(axis=self.away)
+        gap: Array = (margin.T if self.flipped else margin) - self.counts
         return gap
 
     def spread(self, residual: Array) -> Array:
         """The loss's gradient with respect to the clique's table."""
-        kept = residual.T if self.flipped else residual
-        return np.expand_dims(kept, self.away) * self.precision
+        oriented = residual.T if self.flipped else residual
+        return np.expand_dims(oriented, self.away) * self.precision
 
 
 def rooted(tree: Sequence[Pair], first: str) -> list[Pair]:
     """The tree's edges as (parent, child), parents before their children, from ``first``."""
-    edges, reached, left = [], [first], list(tree)
-    while left:
-        for pair in left:
-            known = [name for name in pair if name in reached]
-            if known:
-                child = pair[0] if pair[1] == known[0] else pair[1]
-                edges.append((known[0], child))
+    edges, reached, remaining = [], [first], list(tree)
+    while remaining:
+        for pair in remaining:
+            reached_ends = [name for name in pair if name in reached]
+            if reached_ends:
+                child = pair[0] if pair[1] == reached_ends[0] else pair[1]
+                edges.append((reached_ends[0], child))
                 reached.append(child)
-                left.remove(pair)
+                remaining.remove(pair)
                 break
         else:
             break
@@ -79,16 +79,16 @@ def fit(book: Codebook, tables: Sequence[NoisyTable], total: float) -> Model:
     measured = [_measured(book, edges, table) for table in tables]
     shape = (book.cells(book.target), book.cells(book.inputs[0]))
     start = [np.zeros((shape[0], book.cells(parent), book.cells(child))) for parent, child in edges]
-    found = _descend([*start, np.zeros(shape)], edges, book.inputs[0], measured, total)
-    links = tuple((parent, child, table) for (parent, child), table in zip(edges, found, strict=False))
-    return Model(book.inputs[0], found[-1], links)
+    clique_tables = _descend([*start, np.zeros(shape)], edges, book.inputs[0], measured, total)
+    links = tuple((parent, child, table) for (parent, child), table in zip(edges, clique_tables, strict=False))
+    return Model(book.inputs[0], clique_tables[-1], links)
 
 
 def loss_of(book: Codebook, model: Model, tables: Sequence[NoisyTable]) -> float:
     """Half the sum of squared residuals over their variances: what ``fit`` makes small."""
     edges = [(parent, child) for parent, child, _ in model.links]
-    found = [*(table for _, _, table in model.links), model.root]
-    return _loss([_measured(book, edges, table) for table in tables], found)[0]
+    clique_tables = [*(table for _, _, table in model.links), model.root]
+    return _loss([_measured(book, edges, table) for table in tables], clique_tables)[0]
 
 
 def _descend(
@@ -97,11 +97,11 @@ def _descend(
     """Entropic mirror descent with Armijo's rule; the clique tables of the last accepted step."""
     tables = _beliefs(potentials, edges, first, total)
     loss, residuals = _loss(measured, tables)
-    step = 1.0 / (total * max(one.precision for one in measured))
+    step = 1.0 / (total * max(noisy.precision for noisy in measured))
     checked = loss
     for number in range(1, ITERATIONS + 1):
         gradient = _gradient(potentials, measured, residuals)
-        trial = [one - step * slope for one, slope in zip(potentials, gradient, strict=True)]
+        trial = [potential - step * slope for potential, slope in zip(potentials, gradient, strict=True)]
         there = _beliefs(trial, edges, first, total)
         lower, further = _loss(measured, there)
         gained = sum(
@@ -134,26 +134,26 @@ def _beliefs(potentials: Sequence[Array], edges: Sequence[Pair], first: str, tot
     weight = potentials[-1] + towards.get(first, 0.0)
     root = np.exp(weight - weight.max())
     root *= total / root.sum()
-    known = {first: root}
+    joints = {first: root}
     tables = []
     for (parent, child), conditional in zip(edges, downwards, strict=True):
-        table = known[parent][:, :, None] * conditional
-        known[child] = table.sum(axis=1)
+        table = joints[parent][:, :, None] * conditional
+        joints[child] = table.sum(axis=1)
         tables.append(table)
     return [*tables, root]
 
 
 def _loss(measured: Sequence[_Measured], tables: Sequence[Array]) -> tuple[float, list[Array]]:
-    residuals = [one.residual(tables) for one in measured]
-    loss = sum(one.precision * float((gap * gap).sum()) for one, gap in zip(measured, residuals, strict=True)) / 2
+    residuals = [noisy.residual(tables) for noisy in measured]
+    loss = sum(noisy.precision * float((gap * gap).sum()) for noisy, gap in zip(measured, residuals, strict=True)) / 2
     return loss, residuals
 
 
 def _gradient(like: Sequence[Array], measured: Sequence[_Measured], residuals: Sequence[Array]) -> list[Array]:
-    found = [np.zeros_like(one) for one in like]
-    for one, gap in zip(measured, residuals, strict=True):
-        found[one.clique] += one.spread(gap)
-    return found
+    gradient = [np.zeros_like(potential) for potential in like]
+    for noisy, gap in zip(measured, residuals, strict=True):
+        gradient[noisy.clique] += noisy.spread(gap)
+    return gradient
 
 
 def _measured(book: Codebook, edges: Sequence[Pair], table: NoisyTable) -> _Measured:

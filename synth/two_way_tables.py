@@ -56,23 +56,23 @@ def read_pairs(book: Codebook, raw: Any) -> list[Pair]:
 
 def _is_tree(nodes: Sequence[str], edges: Sequence[Pair]) -> bool:
     """True for ``len(nodes) - 1`` edges without a cycle."""
-    part = {node: node for node in nodes}
+    parent = {node: node for node in nodes}
 
     def root(node: str) -> str:
-        while part[node] != node:
-            node = part[node]
+        while parent[node] != node:
+            node = parent[node]
         return node
 
     for left, right in edges:
         if root(left) == root(right):
             return False
-        part[root(left)] = root(right)
+        parent[root(left)] = root(right)
     return len(edges) == len(nodes) - 1
 
 
-def _refused(what: str) -> RefusedError:
+def _refused(reason: str) -> RefusedError:
     return RefusedError(
-        f"the two-way tables asked for do not fit the codebook: {what}",
+        f"the two-way tables asked for do not fit the codebook: {reason}",
         code="VHT-REFUSED-PAIRS",
         hint="send what choose_pairs returned",
     )

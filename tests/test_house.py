@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 def _closure(name: str, extra: str = "") -> set[str]:
     """Every distribution that installing ``name[extra]`` brings, by the metadata of what is installed."""
-    found: set[str] = set()
+    distributions: set[str] = set()
     todo = [(name, extra)]
     seen: set[tuple[str, str]] = set()
     while todo:
@@ -31,16 +31,16 @@ def _closure(name: str, extra: str = "") -> set[str]:
             if requirement.marker and not requirement.marker.evaluate({"extra": wanted}):
                 continue
             canonical = re.sub(r"[-_.]+", "-", requirement.name).lower()
-            found.add(canonical)
-            todo += [(canonical, one) for one in ("", *requirement.extras)]
-    return found
+            distributions.add(canonical)
+            todo += [(canonical, extra_name) for extra_name in ("", *requirement.extras)]
+    return distributions
 
 
 def test_imports_run_one_way() -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [Path(sys.executable).parent / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout
+    assert completed.returncode == 0, completed.stdout
 
 
 def test_the_base_install_resolves_without_torch_and_sdv() -> None:
@@ -62,10 +62,10 @@ HEAVY = TRAINING | ACCOUNTING | UNITS | FLOWER | SERVER | DATABASE | STORE | {"n
 
 def _loaded(code: str, cwd: Path = ROOT) -> set[str]:
     """Which of the heavy packages a process has loaded when it has run ``code``."""
-    shown = f"import json, sys; print(json.dumps(sorted({HEAVY!r} & set(sys.modules))))"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{shown}"], capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stdout.splitlines()[-1]))
+    report = f"import json, sys; print(json.dumps(sorted({HEAVY!r} & set(sys.modules))))"
+    completed = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, cwd=cwd)
+    assert completed.returncode == 0, completed.stderr
+    return set(json.loads(completed.stdout.splitlines()[-1]))
 
 
 # Modules that commands and processes start with, by what they may load; the rest is loaded by whoever uses it.

@@ -21,10 +21,10 @@ def people_again() -> None:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """``vht`` with ``arguments``: exit code and stdout."""
     monkeypatch.setattr(sys, "argv", ["vht", *arguments])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as caught:
         cli.main()
-    assert isinstance(left.value.code, int)
-    return left.value.code, capsys.readouterr().out
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,6 @@ def test_ctrl_c_without_json_leaves_stdout_empty(
 
 
 def test_the_installed_command_keeps_its_words_off_stdout() -> None:
-    done = subprocess.run([VHT, "--json", "node"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert json.loads(done.stdout)["error"]["code"] == "VHT-INPUT-USAGE"
+    completed = subprocess.run([VHT, "--json", "node"], capture_output=True, text=True)
+    assert completed.returncode == 2
+    assert json.loads(completed.stdout)["error"]["code"] == "VHT-INPUT-USAGE"

@@ -32,21 +32,21 @@ def test_of_many_processes_that_start_at_once_exactly_one_gets_the_file(tmp_path
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     started = [subprocess.Popen(command, **pipes) for _ in range(6)]  # type: ignore[call-overload]
     try:
-        assert [one.stdout.readline() for one in started] == ["ready\n"] * len(started)
-        for one in started:
-            one.stdin.write("go\n")
-        said = sorted(one.stdout.readline() for one in started)
-        assert said == sorted(["VHT-UNAVAILABLE-RUNNING\n"] * (len(started) - 1) + ["mine\n"])
+        assert [process.stdout.readline() for process in started] == ["ready\n"] * len(started)
+        for process in started:
+            process.stdin.write("go\n")
+        lines = sorted(process.stdout.readline() for process in started)
+        assert lines == sorted(["VHT-UNAVAILABLE-RUNNING\n"] * (len(started) - 1) + ["mine\n"])
     finally:
-        for one in started:
-            one.communicate("end\n", timeout=120)
+        for process in started:
+            process.communicate("end\n", timeout=120)
     assert not path.exists()
 
 
 def test_a_file_that_a_dead_process_left_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "serve.pid"
     path.write_text(f"{os.getpid()} 1.0\n")  # this pid, another start: a number that was given away again
-    with PidFile(path) as held, pytest.raises(UnavailableError) as caught, PidFile(path):
+    with PidFile(path) as pid_file, pytest.raises(UnavailableError) as caught, PidFile(path):
         pass
-    assert held.running() is None
+    assert pid_file.running() is None
     assert caught.value.code == "VHT-UNAVAILABLE-RUNNING"

@@ -195,8 +195,8 @@ def test_a_process_that_stopped_in_the_middle_of_a_draw_is_a_typed_error(
 ) -> None:
     free_port()
     monkeypatch.setattr(tcp_ports, "LOCK_WAIT_S", 0.0)
-    with turn_file(own_root).open("r+") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with turn_file(own_root).open("r+") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
         with pytest.raises(UnavailableError) as caught:
             free_port()
     assert caught.value.code == "VHT-UNAVAILABLE-PORT"
@@ -273,17 +273,17 @@ def test_a_coordinator_that_chooses_its_ports_chooses_two(few_ports: set[int], t
         config = Coordinator.init(tmp_path / str(number), host=LOOPBACK, port=port, **tls).config
         assert config.port != config.superlink_port
         assert {config.port, config.superlink_port} <= few_ports
-    given = Coordinator.init(tmp_path / "given", host=LOOPBACK, port=4_001, superlink_port=4_002, **tls).config
-    assert (given.port, given.superlink_port) == (4_001, 4_002)
+    explicit = Coordinator.init(tmp_path / "given", host=LOOPBACK, port=4_001, superlink_port=4_002, **tls).config
+    assert (explicit.port, explicit.superlink_port) == (4_001, 4_002)
 
 
 def test_a_node_that_chooses_its_ports_chooses_three(
     few_ports: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Any] = []
+    provisioned: list[Any] = []
 
     def provision(_: Path, settings: Any, __: Path) -> dict[str, str]:
-        made.append(settings)
+        provisioned.append(settings)
         return {}
 
     monkeypatch.setattr("connector.provision.provision", provision)
@@ -293,14 +293,14 @@ def test_a_node_that_chooses_its_ports_chooses_three(
         "--issuer-key", file, "--issuer-url", "https://127.0.0.1:1", "--dataset", "urn:d", "--categories", "51.1.a",
         "--coordinator", "127.0.0.1:2",
     ]  # fmt: skip
-    for given in ([], ["--port", str(PORTS.start)], ["--supernode-port", str(PORTS.start + 5)]):
-        done = CliRunner().invoke(node_commands, [*arguments, *given])
-        assert done.exit_code == 0, done.output
-        settings = made.pop()
+    for options in ([], ["--port", str(PORTS.start)], ["--supernode-port", str(PORTS.start + 5)]):
+        result = CliRunner().invoke(node_commands, [*arguments, *options])
+        assert result.exit_code == 0, result.output
+        settings = provisioned.pop()
         ports = {settings.port, settings.internal_port, settings.coordinator.supernode_port}
         assert len(ports) == 3
         assert ports <= few_ports
-        assert not given or int(given[1]) in ports
+        assert not options or int(options[1]) in ports
 
 
 def test_a_port_that_another_process_holds_is_a_typed_error(tmp_path: Path) -> None:
@@ -320,10 +320,10 @@ def test_a_coordinator_whose_superlink_port_is_taken_says_so_and_starts_nothing(
     monkeypatch.setattr("vht_federate.serving.PATIENCE_S", 0.3)
     file = tmp_path / "file.pem"
     file.touch()
-    made = Coordinator.init(tmp_path / "c", host=LOOPBACK, port=0, certificate=file, key=file, ca=file)
+    coordinator = Coordinator.init(tmp_path / "c", host=LOOPBACK, port=0, certificate=file, key=file, ca=file)
     assert tomllib.loads((tmp_path / "c" / "coordinator.toml").read_text())["superlink_port"]
-    with socket.create_server((LOOPBACK, made.config.superlink_port)), pytest.raises(UnavailableError) as caught:
-        made.serve(lambda: None)
+    with socket.create_server((LOOPBACK, coordinator.config.superlink_port)), pytest.raises(UnavailableError) as caught:
+        coordinator.serve(lambda: None)
     assert caught.value.code == "VHT-UNAVAILABLE-PORT"
     assert not (tmp_path / "c" / "logs").exists()
-    assert made.pid_file.running() is None
+    assert coordinator.pid_file.running() is None

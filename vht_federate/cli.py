@@ -48,30 +48,30 @@ def _points() -> dict[str, EntryPoint]:
 def _load(name: str, point: EntryPoint) -> click.Command:
     loaded = point.load()
     if isinstance(loaded, typer.Typer):
-        made = get_command(loaded)
+        command = get_command(loaded)
     else:
         single = typer.Typer(add_completion=False)
         single.command(name=name)(loaded)
-        made = get_command(single)
-    made.name = name
-    _help_of_arguments(made)
+        command = get_command(single)
+    command.name = name
+    _help_of_arguments(command)
     if json_mode():
-        _miss_commands(made)
-    return made
+        _miss_commands(command)
+    return command
 
 
 def _miss_commands(command: click.Command) -> None:
     """A group named without one of its commands is then an error, where people are shown the group's help."""
     if isinstance(command, click.Group):
         command.no_args_is_help = False
-        for one in command.commands.values():
-            _miss_commands(one)
+        for subcommand in command.commands.values():
+            _miss_commands(subcommand)
 
 
 def _help_of_arguments(command: click.Command) -> None:
     """Typer 0.20 sets an argument's help before Click 8.5, which came to know it later, empties it: set it again."""
-    for one in command.commands.values() if isinstance(command, click.Group) else ():
-        _help_of_arguments(one)
+    for subcommand in command.commands.values() if isinstance(command, click.Group) else ():
+        _help_of_arguments(subcommand)
     declared = get_params_from_function(inspect.unwrap(command.callback)) if command.callback else {}
     for parameter in command.params:
         info = declared[parameter.name].default if parameter.name in declared else None
@@ -148,8 +148,8 @@ def _run(arguments: list[str]) -> Any:
 
 def _usage(error: click.ClickException) -> None:
     path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "vht"
-    told = InputError(error.format_message(), code="VHT-INPUT-USAGE", hint=f"{path} --help")
-    _leave(partial(fail, path.removeprefix("vht ").strip(), told))
+    usage_error = InputError(error.format_message(), code="VHT-INPUT-USAGE", hint=f"{path} --help")
+    _leave(partial(fail, path.removeprefix("vht ").strip(), usage_error))
 
 
 def _leave(say: Callable[[], None]) -> None:

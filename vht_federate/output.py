@@ -136,8 +136,8 @@ def _typed(error: Exception) -> VhtError:
             hint="nothing half done took effect: free the disk, then run the same command again",
         )
     if isinstance(error, OSError):
-        named = f" ({Path(str(error.filename)).name})" if error.filename else ""
-        return UnavailableError(f"{error.strerror or type(error).__name__}{named}", code="VHT-UNAVAILABLE-FILE")
+        suffix = f" ({Path(str(error.filename)).name})" if error.filename else ""
+        return UnavailableError(f"{error.strerror or type(error).__name__}{suffix}", code="VHT-UNAVAILABLE-FILE")
     return VhtError(
         f"internal error ({type(error).__name__})", hint="a fault of ours: VHT_DEBUG=1 shows where, for a report"
     )

@@ -70,11 +70,11 @@ class PidFile:
         """True once that very process listens on every one of these TCP ports: another's answer is not ours."""
         pid = self.running()
         try:
-            found = psutil.Process(pid).net_connections(kind="tcp") if pid is not None else []
+            connections = psutil.Process(pid).net_connections(kind="tcp") if pid is not None else []
         except psutil.Error:
             return False
-        mine = {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
-        return bool(ports) and mine.issuperset(ports)
+        listening = {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
+        return bool(ports) and listening.issuperset(ports)
 
     def __enter__(self) -> "PidFile":
         """Raises UnavailableError VHT-UNAVAILABLE-RUNNING where another process holds the file."""

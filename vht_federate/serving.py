@@ -156,14 +156,14 @@ async def serve(listeners: list[Listener], *, on_started: "list[asyncio.Event] |
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
 
-    async def run(server: "uvicorn.Server", one: Listener) -> None:
+    async def run(server: "uvicorn.Server", listener: Listener) -> None:
         try:
             await server.serve()
         except SystemExit as error:  # uvicorn leaves so when it cannot bind
             stop()
-            raise _taken(one.host, one.port) from error
+            raise _taken(listener.host, listener.port) from error
 
-    tasks = [asyncio.create_task(run(server, one)) for server, one in zip(servers, listeners, strict=True)]
+    tasks = [asyncio.create_task(run(server, listener)) for server, listener in zip(servers, listeners, strict=True)]
     while not all(server.started for server in servers) and not any(task.done() for task in tasks):
         await asyncio.sleep(0.02)
     for event in on_started or []:

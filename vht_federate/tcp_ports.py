@@ -133,10 +133,10 @@ def _own_directory(roots: Sequence[Path]) -> Path:
 
 def _is_ours_alone(directory: Path) -> bool:
     try:
-        held = directory.lstat()
+        status = directory.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(held.st_mode) and held.st_uid == os.geteuid() and not held.st_mode & 0o077
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
 
 
 def _no_port(message: str) -> UnavailableError:

@@ -52,7 +52,7 @@ def _dataset(
 ) -> dict[str, Any]:
     dataset = settings.dataset
     identity = dataset.id if ":" in dataset.id else f"urn:vht:dataset:{dataset.id}"
-    described: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "@id": identity,
         "@type": "dcat:Dataset",
         "dct:identifier": dataset.id,
@@ -79,13 +79,13 @@ def _dataset(
         "dcat:distribution": [_distribution(settings)],
     }
     if modified is not None:
-        described["dct:modified"] = {"@type": "xsd:dateTime", "@value": modified.isoformat()}
+        metadata["dct:modified"] = {"@type": "xsd:dateTime", "@value": modified.isoformat()}
     individuals, records = summary.get("patients_rounded"), summary.get("resources_rounded", {})
     if individuals is not None:
-        described["healthdcatap:numberOfUniqueIndividuals"] = _count(individuals)
+        metadata["healthdcatap:numberOfUniqueIndividuals"] = _count(individuals)
     if any(count is not None for count in records.values()):
-        described["healthdcatap:numberOfRecords"] = _count(sum(count or 0 for count in records.values()))
-    return described
+        metadata["healthdcatap:numberOfRecords"] = _count(sum(count or 0 for count in records.values()))
+    return metadata
 
 
 def _distribution(settings: NodeSettings) -> dict[str, Any]:

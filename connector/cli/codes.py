@@ -23,19 +23,19 @@ def codes(
     """List the code maps: codes and units of each clinical feature, and where they come from."""
     from connector.fhir.codes import features
 
-    known = features()
+    known_features = features()
     if feature is None:
-        listed = [_facts(one) for one in known.values()]
+        listed = [_facts(known_feature) for known_feature in known_features.values()]
         columns = ["feature", "kind", "codes", "unit", "other units"]
         rows = [
-            (one["name"], one["kind"], " ".join(one["codes"]), one["unit"] or "", " ".join(one["units"]))
-            for one in listed
+            (entry["name"], entry["kind"], " ".join(entry["codes"]), entry["unit"] or "", " ".join(entry["units"]))
+            for entry in listed
         ]
         output.emit("node codes", {"features": listed}, output.table("Code maps", columns, rows))
         return
-    if feature not in known:
+    if feature not in known_features:
         raise InputError(f"no feature {feature}", code="VHT-INPUT-FEATURE", hint="vht node codes lists them")
-    facts = _facts(known[feature])
+    facts = _facts(known_features[feature])
     output.emit("node codes", facts, output.table(facts["title"], ["what", ""], _told(facts)))
 
 

@@ -19,8 +19,8 @@ Operator = Annotated[str | None, typer.Option("--operator", help="Your name, for
 _COLUMNS = ["client", "name", "scope", "permit_id", "permit_expires_at", "used_at", "revoked_at"]
 
 
-def _table(title: str, found: list[dict[str, Any]]) -> Any:
-    return output.table(title, _COLUMNS, [[one[name] for name in _COLUMNS] for one in found])
+def _table(title: str, records: list[dict[str, Any]]) -> Any:
+    return output.table(title, _COLUMNS, [[record[name] for name in _COLUMNS] for record in records])
 
 
 @clients.command("add")
@@ -73,10 +73,10 @@ def listed(state: State) -> None:
     """List the clients, newest first, with what each may read and when it last did."""
     if running(state):
         with reach(state) as client:
-            found = list(client.get("/api/fhir-clients")["clients"])
+            records = list(client.get("/api/fhir-clients")["clients"])
     else:
-        found = alone(state, lambda node: node.fhir_api.clients.all())
-    output.emit("node client list", {"clients": found}, _table("Clients of the local FHIR API", found))
+        records = alone(state, lambda node: node.fhir_api.clients.all())
+    output.emit("node client list", {"clients": records}, _table("Clients of the local FHIR API", records))
 
 
 @clients.command("revoke")
@@ -105,22 +105,22 @@ def audit_events(
     raw: Annotated[bool, typer.Option("--raw", help="As FHIR AuditEvents (with --json).")] = False,
 ) -> None:
     """Show who read what over the local FHIR API."""
-    asked: dict[str, Any] = {"count": count, "refused": refused, "raw": raw} | ({"client": client} if client else {})
+    query: dict[str, Any] = {"count": count, "refused": refused, "raw": raw} | ({"client": client} if client else {})
     if running(state):
         with reach(state) as node:
-            events = list(node.request("GET", "/api/audit-events", params=asked).json()["events"])
+            events = list(node.request("GET", "/api/audit-events", params=query).json()["events"])
     else:
-        events = alone(state, lambda node: _newest(node, asked))
-    shown = [] if raw else [_events_table(events)]
-    output.emit("node audit-events", {"events": events}, *shown)
+        events = alone(state, lambda node: _newest(node, query))
+    tables = [] if raw else [_events_table(events)]
+    output.emit("node audit-events", {"events": events}, *tables)
 
 
-def _newest(node: Any, asked: dict[str, Any]) -> list[dict[str, Any]]:
+def _newest(node: Any, query: dict[str, Any]) -> list[dict[str, Any]]:
     from connector.fhir_api.administration import newest_events
 
-    return newest_events(node.fhir_api, **asked)
+    return newest_events(node.fhir_api, **query)
 
 
 def _events_table(events: list[dict[str, Any]]) -> Any:
     columns = ["recorded", "client_name", "what", "query", "resource", "count", "code"]
-    return output.table("Accesses", columns, [[one[name] for name in columns] for one in events])
+    return output.table("Accesses", columns, [[event[name] for name in columns] for event in events])

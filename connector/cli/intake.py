@@ -46,8 +46,8 @@ def take_in(
             body |= {"deletions": files, "deleted_at": deletions.at.isoformat()}
         with reach(state) as client:
             return dict(client.post("/api/ingest", json=body))
-    told = {"replace": replace, "deletions": deletions, "source": source}
-    return dict(alone(state, lambda node: node.ingest(folder, **told)))
+    options = {"replace": replace, "deletions": deletions, "source": source}
+    return dict(alone(state, lambda node: node.ingest(folder, **options)))
 
 
 @app.command("quarantine")
@@ -74,9 +74,9 @@ def quarantine(
     from connector.fhir.observation_values import Units
     from connector.fhir.quarantine_explanation import explain as explained
 
-    places = [path.resolve() for path in folders or ()] + [Path(one) for one in _taken_in_from(state)]
-    found = [one.to_dict() for one in explained(entries, places, Units(installed_ports()))]
-    output.emit("node quarantine", {"entries": found}, explanation_table(found))
+    places = [path.resolve() for path in folders or ()] + [Path(folder) for folder in _taken_in_from(state)]
+    explanations = [explanation.to_dict() for explanation in explained(entries, places, Units(installed_ports()))]
+    output.emit("node quarantine", {"entries": explanations}, explanation_table(explanations))
 
 
 def _taken_in_from(state: Path) -> list[str]:
@@ -86,7 +86,7 @@ def _taken_in_from(state: Path) -> list[str]:
             ingests = client.get("/api/ingests")["ingests"]
     else:
         ingests = alone(state, lambda node: node.books.ingests())
-    return [one["folder"] for one in ingests if one.get("folder")]
+    return [intake["folder"] for intake in ingests if intake.get("folder")]
 
 
 @app.command("opt-out")

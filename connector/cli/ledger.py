@@ -48,9 +48,11 @@ def export(state: State, out: Annotated[Path, typer.Option(help="File to write."
     database = open_database(settings, files)
     try:
         with database.read() as session:
-            made = export_ledger(session, Books(settings, files, database).ledger, settings, key, utc_now())
+            ledger_file = export_ledger(session, Books(settings, files, database).ledger, settings, key, utc_now())
     finally:
         database.close()
-    out.write_text(made.model_dump_json(indent=1) + "\n")
-    data = {"out": str(out), "runs": len(made.runs), "groups": len(made.groups), "kid": key.public.kid}
-    output.emit("node ledger export", data, f"{len(made.runs)} runs and {len(made.groups)} groups in {out}")
+    out.write_text(ledger_file.model_dump_json(indent=1) + "\n")
+    data = {"out": str(out), "runs": len(ledger_file.runs), "groups": len(ledger_file.groups), "kid": key.public.kid}
+    output.emit(
+        "node ledger export", data, f"{len(ledger_file.runs)} runs and {len(ledger_file.groups)} groups in {out}"
+    )

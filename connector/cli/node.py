@@ -34,8 +34,8 @@ def _categories(words: list[str]) -> tuple[DataCategory, ...]:
     try:
         return tuple(DataCategory(word) for part in words for word in part.split(","))
     except ValueError as error:
-        known = ", ".join(DataCategory)
-        raise InputError("a category is a point of Article 51(1)", code="VHT-INPUT-CATEGORY", hint=known) from error
+        allowed = ", ".join(DataCategory)
+        raise InputError("a category is a point of Article 51(1)", code="VHT-INPUT-CATEGORY", hint=allowed) from error
 
 
 @app.command("init")
@@ -69,9 +69,9 @@ def init(
     from connector.provision import provision
 
     described = {"id": dataset, "categories": _categories(categories)} | ({"title": title} if title else {})
-    given = (port, internal_port, supernode_port)
-    drawn = free_ports(host, internal_host, LOOPBACK, besides=given)
-    outward, internal, loopback = (one or other for one, other in zip(given, drawn, strict=True))
+    given_ports = (port, internal_port, supernode_port)
+    drawn_ports = free_ports(host, internal_host, LOOPBACK, besides=given_ports)
+    outward, internal, loopback = (given or drawn for given, drawn in zip(given_ports, drawn_ports, strict=True))
     fleet = None
     if coordinator is not None:
         ca_path = (coordinator_ca or ca).resolve()
@@ -145,8 +145,8 @@ def status(
         data = _offline_status(state)
     word = "running" if data["running"] else "not running"
     counts = ", ".join(f"{count} {state}" for state, count in data["visits"].items()) or "none"
-    shown = [budget_table(data["budget"])] + ([sources_table(data["sources"])] if data["sources"] else [])
-    output.emit("node status", data, f"node {data['name']} is {word}; visits: {counts}", *shown)
+    tables = [budget_table(data["budget"])] + ([sources_table(data["sources"])] if data["sources"] else [])
+    output.emit("node status", data, f"node {data['name']} is {word}; visits: {counts}", *tables)
 
 
 def _offline_status(state: Path) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _offline_status(state: Path) -> dict[str, Any]:
             "running": False,
             "outward": settings.outward_url,
             "internal": settings.internal_url,
-            "visits": {one: states.count(one) for one in sorted(set(states))},
+            "visits": {visit_state: states.count(visit_state) for visit_state in sorted(set(states))},
             "sources": Sources(files.sources).described(),
             "budget": books.budget(),
         }

@@ -26,9 +26,14 @@ MOST_IGNORED = 20
 def budget_table(budget: Mapping[str, Any]) -> Rows:
     """Every account of the ledger: the dataset over all permits, then each permit."""
     rows = [
-        (kind, name, one["cap"], *(f"{one[part][p]:.3f}" for part in ("spent", "reserved") for p in POPULATIONS))
+        (
+            kind,
+            name,
+            account["cap"],
+            *(f"{account[part][p]:.3f}" for part in ("spent", "reserved") for p in POPULATIONS),
+        )
         for kind in ("datasets", "permits")
-        for name, one in budget[kind].items()
+        for name, account in budget[kind].items()
     ]
     columns = ["account", "id", "cap", "spent train", "spent test", "reserved train", "reserved test"]
     return table("Budget (epsilon)", columns, rows)
@@ -59,18 +64,18 @@ def _ignored(entries: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, Any]]:
     """What lay in the folder and was not read."""
     if entries:
         yield "ignored", len(entries)
-    for one in entries[:MOST_IGNORED]:
-        yield f"  {one['name']}", one["reason"]
+    for entry in entries[:MOST_IGNORED]:
+        yield f"  {entry['name']}", entry["reason"]
     if len(entries) > MOST_IGNORED:
         yield "  and more, all with --json", len(entries) - MOST_IGNORED
 
 
 def _sampled(sample: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What FHIR's models say of the sample: "of 40 sampled Observation, 3 have an element that R4B does not know"."""
-    for kind, told in sample.items():
-        yield f"sampled {kind}: R4B finds fault with", f"{told['faulty']} of {told['sampled']}"
-        for one in told["findings"]:
-            yield f"  {one['path']}: {one['says']}", one["resources"]
+    for kind, report in sample.items():
+        yield f"sampled {kind}: R4B finds fault with", f"{report['faulty']} of {report['sampled']}"
+        for finding in report["findings"]:
+            yield f"  {finding['path']}: {finding['says']}", finding["resources"]
 
 
 def pull_table(name: str, pulled: Mapping[str, Any]) -> Rows:
@@ -82,14 +87,14 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Rows:
     """Where the data comes from, and whether it still does."""
     rows = [
         (
-            one["name"],
-            one["state"],
-            one.get("every") or "",
-            moment_text(one["succeeded_at"]),
-            moment_text(one["next_at"]),
-            one["error"]["code"] if one["error"] else "",
+            source["name"],
+            source["state"],
+            source.get("every") or "",
+            moment_text(source["succeeded_at"]),
+            moment_text(source["next_at"]),
+            source["error"]["code"] if source["error"] else "",
         )
-        for one in sources
+        for source in sources
     ]
     return table("Sources", ["source", "state", "every", "last success", "next", "error"], rows)
 
@@ -127,19 +132,19 @@ def quarantine_table(entries: Sequence[Mapping[str, Any]]) -> Rows:
 def explanation_table(explained: Sequence[Mapping[str, Any]]) -> Rows:
     """Entries that are wrong in one way in one file are one row."""
     groups: dict[tuple[str, ...], list[int]] = {}
-    for one in explained:
-        r4b = one["r4b"]
+    for entry in explained:
+        r4b = entry["r4b"]
         says = "not asked" if r4b is None else "; ".join(f"{f['path']}: {f['says']}" for f in r4b) or "fits"
-        key = (one["file"], one["reason"], one["path"], one["what"], says, one["do"], one["source"])
-        groups.setdefault(key, []).append(one["line"])
+        key = (entry["file"], entry["reason"], entry["path"], entry["what"], says, entry["do"], entry["source"])
+        groups.setdefault(key, []).append(entry["line"])
     columns = ["file", "reason", "element", "what is wrong", "R4B", "what to do", "source", "lines"]
     rows = [(*key, _lines(lines)) for key, lines in groups.items()]
     return table("Set aside, explained", columns, rows)
 
 
 def _lines(numbers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, numbers[:5]))
-    return shown if len(numbers) <= 5 else f"{shown} … ({len(numbers)})"
+    first = ", ".join(map(str, numbers[:5]))
+    return first if len(numbers) <= 5 else f"{first} … ({len(numbers)})"
 
 
 def visits_table(visits: Sequence[Mapping[str, Any]]) -> Rows:
@@ -149,19 +154,19 @@ def visits_table(visits: Sequence[Mapping[str, Any]]) -> Rows:
 
 def visit_tables(visit: Mapping[str, Any]) -> list[Rows]:
     """All that an operator decides on, and what has left so far."""
-    left = [
+    rows = [
         (
-            f"{one['job']} {one['round']}",
-            one["begun_at"],
-            one["released_at"] or "nothing left",
-            one["output_bytes"],
-            one["output_sha256"],
+            f"{call['job']} {call['round']}",
+            call["begun_at"],
+            call["released_at"] or "nothing left",
+            call["output_bytes"],
+            call["output_sha256"],
         )
-        for one in visit["rounds"]
+        for call in visit["rounds"]
     ]
     columns = ["call", "begun", "left", "bytes", "sha256 of what left"]
     facts = table(f"Visit {visit['visit']}", ["what", ""], _facts(visit))
-    return [facts, table("What left", columns, left)] if left else [facts]
+    return [facts, table("What left", columns, rows)] if rows else [facts]
 
 
 def _facts(visit: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -25,12 +25,14 @@ def quality(
 ) -> None:
     """Survey the data: per feature how many patients have it, units, losses, what was set aside, time span."""
     if running(state):
-        asked = {"component": component, "profile": profile, "shareable": shareable}
+        options = {"component": component, "profile": profile, "shareable": shareable}
         with reach(state) as client:
-            data = client.get("/api/quality", params={name: one for name, one in asked.items() if one is not None})
+            data = client.get(
+                "/api/quality", params={name: value for name, value in options.items() if value is not None}
+            )
     else:
         data = alone(state, lambda node: _alone(node, component, profile, shareable))
-    tables = [made for one in data["surveys"] for made in _tables(one)]
+    tables = [table for survey in data["surveys"] for table in _tables(survey)]
     output.emit("node quality", data, *tables)
 
 
@@ -47,7 +49,7 @@ def _tables(survey: Mapping[str, Any]) -> Iterator[output.Rows | str]:
         f"{name}: {_told(cohort['patients'], smallest)} of {_told(survey['store_patients'], smallest)} patients",
         ["what", "patients"],
         [
-            *((f"lost: {one['says']}", _told(one["patients"], smallest)) for one in survey["losses"]),
+            *((f"lost: {loss['says']}", _told(loss["patients"], smallest)) for loss in survey["losses"]),
             ("in the cohort", _told(cohort["patients"], smallest)),
             ("  with the outcome", _told(cohort["outcomes"], smallest)),
             ("  whose data end before the outcome's window", _told(cohort["unobserved"], smallest)),
@@ -55,19 +57,19 @@ def _tables(survey: Mapping[str, Any]) -> Iterator[output.Rows | str]:
         ],
     )
     yield output.table("Features", ["feature", "codes", "unit", "values", "patients", "share", "units seen"], [
-        (one["name"], " ".join(one["codes"]), one["unit"] or "", _told(one["values"], smallest),
-         _told(one["patients"], smallest), "" if one["share"] is None else f"{one['share']:.0%}",
-         ", ".join(_unit(unit, smallest) for unit in one["units"]))
-        for one in survey["features"]
+        (feature["name"], " ".join(feature["codes"]), feature["unit"] or "", _told(feature["values"], smallest),
+         _told(feature["patients"], smallest), "" if feature["share"] is None else f"{feature['share']:.0%}",
+         ", ".join(_unit(unit, smallest) for unit in feature["units"]))
+        for feature in survey["features"]
     ])  # fmt: skip
     yield output.table("Set aside so far", ["kind", "reason", "element", "entries", "what to do"], [
-        (one["kind"], one["reason"], one["path"], _told(one["entries"], smallest), one["do"])
-        for one in survey["quarantine"]
+        (entry["kind"], entry["reason"], entry["path"], _told(entry["entries"], smallest), entry["do"])
+        for entry in survey["quarantine"]
     ])  # fmt: skip
     yield output.table("In the store", ["type", "resources", "patients", "first", "last", "median each", "most"], [
-        (one["type"], _told(one["resources"], smallest), _told(one["patients"], smallest), one["first"], one["last"],
-         one["per_patient"]["median"], one["per_patient"]["most"])
-        for one in survey["holdings"]
+        (row["type"], _told(row["resources"], smallest), _told(row["patients"], smallest), row["first"], row["last"],
+         row["per_patient"]["median"], row["per_patient"]["most"])
+        for row in survey["holdings"]
     ])  # fmt: skip
 
 

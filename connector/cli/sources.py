@@ -70,9 +70,9 @@ def pull(
 @output.command("node sources")
 def sources(state: State) -> None:
     """List the FHIR servers that this node pulls from, and how the last pull of each went."""
-    found = _described(state)
+    installed = _described(state)
     none = "none is installed: vht node source-add STATE FILE"
-    output.emit("node sources", {"sources": found}, sources_table(found) if found else none)
+    output.emit("node sources", {"sources": installed}, sources_table(installed) if installed else none)
 
 
 @app.command("source-add")
@@ -135,5 +135,7 @@ def _ended(client: Client, state: Path, name: str) -> dict[str, Any]:
             return data
 
 
-def _one(found: list[dict[str, Any]], state: Path, name: str) -> dict[str, Any]:
-    return next((one for one in found if one["name"] == name), None) or _sources(state).get(name).described()
+def _one(installed: list[dict[str, Any]], state: Path, name: str) -> dict[str, Any]:
+    return (
+        next((source for source in installed if source["name"] == name), None) or _sources(state).get(name).described()
+    )

@@ -42,7 +42,7 @@ def read_view_file(path: Path) -> Any:
 
 
 def _columns(plan: Plan) -> list[dict[str, Any]]:
-    return [{"name": one.name, "type": one.type, "collection": one.collection} for one in plan.columns]
+    return [{"name": column.name, "type": column.type, "collection": column.collection} for column in plan.columns]
 
 
 @app.command()
@@ -51,9 +51,9 @@ def check(view: ViewFile) -> None:
     """Check a view against SQL on FHIR v2 and FHIR R4, and list its columns."""
     plan = compile_view(read_view_file(view))
     columns = _columns(plan)
-    rows = [[one["name"], one["type"], "yes" if one["collection"] else ""] for one in columns]
-    shown = output.table(f"{view.name}: valid, over {plan.resource}", ["column", "type", "collection"], rows)
-    output.emit("view check", {"resource": plan.resource, "columns": columns}, shown)
+    rows = [[column["name"], column["type"], "yes" if column["collection"] else ""] for column in columns]
+    table = output.table(f"{view.name}: valid, over {plan.resource}", ["column", "type", "collection"], rows)
+    output.emit("view check", {"resource": plan.resource, "columns": columns}, table)
 
 
 @app.command()
@@ -64,7 +64,7 @@ def explain(
 ) -> None:
     """Show the SQL that runs for a view."""
     plan = compile_view(read_view_file(view))
-    files = [str(one.resolve()) for one in find_files(data, plan.resource)] if data else [f"{plan.resource}.ndjson"]
+    files = [str(path.resolve()) for path in find_files(data, plan.resource)] if data else [f"{plan.resource}.ndjson"]
     sql = plan.script(files)
     if output.json_mode():
         output.emit("view explain", {"resource": plan.resource, "sql": sql})
@@ -107,19 +107,19 @@ def run(
 
 def _report(plan: Plan, account: Account, head: list[dict[str, Any]], out: Path | None) -> None:
     body = asdict(account) | {"resource": plan.resource, "columns": _columns(plan), "out": str(out) if out else None}
-    shown: list[Any] = []
+    parts: list[Any] = []
     if out is None:
         body["head"] = head
         names = [column.name for column in plan.columns]
         title = f"first {len(head)} of {account.rows} rows"
-        shown.append(output.table(title, names, [[row[name] for name in names] for row in head]))
+        parts.append(output.table(title, names, [[row[name] for name in names] for row in head]))
     else:
-        shown.append(f"{account.rows} rows in {out}")
-    shown.append(
+        parts.append(f"{account.rows} rows in {out}")
+    parts.append(
         f"{account.lines} lines: {account.resources} {plan.resource}, {account.other} other, "
         f"{len(account.faults)} left out"
     )
     if account.faults:
-        listed = [[one.file, one.line, one.reason] for one in account.faults[:SHOWN]]
-        shown.append(output.table("lines left out", ["file", "line", "reason"], listed))
-    output.emit("view run", body, *shown)
+        listed = [[fault.file, fault.line, fault.reason] for fault in account.faults[:SHOWN]]
+        parts.append(output.table("lines left out", ["file", "line", "reason"], listed))
+    output.emit("view run", body, *parts)

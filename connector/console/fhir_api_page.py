@@ -20,7 +20,7 @@ def add_access_page(app: FastAPI, pages: Pages) -> None:
     @pages.page
     def access(request: Request, client: str | None = None, refused: bool = False) -> Response:
         clients = api.clients.all()
-        chosen = next((one for one in clients if one["client"] == client), None)
+        chosen = next((entry for entry in clients if entry["client"] == client), None)
         return pages.render(
             request,
             "access.html",

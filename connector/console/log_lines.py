@@ -43,6 +43,6 @@ def refusals(log: EvidenceLog, count: int) -> list[dict[str, Any]]:
 def log_lines(log: EvidenceLog, count: int, before: int | None = None) -> tuple[list[dict[str, Any]], int | None]:
     """``count`` entries below index ``before`` (the newest), newest first, and where the next page starts."""
     entries = [entry for entry in log.entries() if before is None or entry.index < before]
-    shown = entries[-count:]
-    earlier = shown[0].index if shown and shown[0].index > 0 else None
-    return [_line(entry) for entry in reversed(shown)], earlier
+    page = entries[-count:]
+    earlier = page[0].index if page and page[0].index > 0 else None
+    return [_line(entry) for entry in reversed(page)], earlier

@@ -1,4 +1,4 @@
-"""Routes of the console. A page shows public values of the node's books and log; a form acts through ``Visits``."""
+"""Routes of the console. A page shows public values of the node's database and log; a form acts through ``Visits``."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -39,7 +39,7 @@ def _add_views(app: FastAPI, pages: Pages) -> None:
     @pages.page
     def overview(request: Request) -> Response:
         visits = node.books.visits()
-        shown = pages.render(
+        response = pages.render(
             request,
             "overview.html",
             waiting=[visit for visit in visits if visit["state"] == "requested"],
@@ -49,8 +49,8 @@ def _add_views(app: FastAPI, pages: Pages) -> None:
             refusals=refusals(node.evidence, 10),
             facts=node.status(),
         )
-        shown.headers["Refresh"] = str(REFRESH_S)
-        return shown
+        response.headers["Refresh"] = str(REFRESH_S)
+        return response
 
     @app.get("/console", include_in_schema=False)
     def console() -> Response:
@@ -59,9 +59,11 @@ def _add_views(app: FastAPI, pages: Pages) -> None:
     @app.get("/visits/{visit_id}", include_in_schema=False)
     @pages.page
     def visit(request: Request, visit_id: str) -> Response:
-        one = node.books.visit(visit_id)
+        details = node.books.visit(visit_id)
         trace = chain_of_custody(node.evidence, visit_id)
-        return pages.render(request, "visit.html", visit=one, trace=trace, open=one["state"] in ("approved", "ready"))
+        return pages.render(
+            request, "visit.html", visit=details, trace=trace, open=details["state"] in ("approved", "ready")
+        )
 
     @app.get("/datasets", include_in_schema=False)
     @pages.page

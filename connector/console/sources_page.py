@@ -18,9 +18,9 @@ def add_sources_page(app: FastAPI, pages: Pages) -> None:
     @app.get("/sources", include_in_schema=False)
     @pages.page
     def sources(request: Request) -> Response:
-        shown = pages.render(request, "sources.html", sources=node.pulls.described(), state=node.files.state)
-        shown.headers["Refresh"] = str(REFRESH_S)
-        return shown
+        response = pages.render(request, "sources.html", sources=node.pulls.described(), state=node.files.state)
+        response.headers["Refresh"] = str(REFRESH_S)
+        return response
 
     @app.post("/sources/{name}/run", include_in_schema=False)
     def run(request: Request, name: str, form_key: Annotated[str, Form(max_length=100)] = "") -> Response:

@@ -25,11 +25,11 @@ def read_cohort(folder: Path, component: Component, profile: str) -> Private[Coh
     try:
         digest, tensors = mapped_tensors(folder / "cohort.safetensors")
         manifest = json.loads((folder / "manifest.json").read_text())
-        named = tuple(manifest.get(name) for name in ("component", "profile", "inputs", "sha256"))
+        declared = tuple(manifest.get(name) for name in ("component", "profile", "inputs", "sha256"))
     except (OSError, ValueError, AttributeError) as error:
         raise _broken("it cannot be read") from error
     chosen = component.profile(profile)
-    if named != (component.name, profile, list(chosen.inputs), digest):
+    if declared != (component.name, profile, list(chosen.inputs), digest):
         raise _broken("its manifest names another component, profile, inputs or digest")
     if {name: value.dtype for name, value in tensors.items()} != (_TABULAR if chosen.layout == "tabular" else _STEPPED):
         raise _broken("names or types differ from the contract's")

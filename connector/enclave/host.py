@@ -84,8 +84,8 @@ class EnclaveHost:
         UnavailableError VHT-UNAVAILABLE-ENCLAVE where it does not become ready in time.
         """
         token = secrets.token_urlsafe(32)
-        one = self._spawn(visit, gate)
-        threading.Thread(target=self._converse, args=(one,), name=f"vht-enclave-{visit.visit}", daemon=True).start()
+        enclave = self._spawn(visit, gate)
+        threading.Thread(target=self._converse, args=(enclave,), name=f"vht-enclave-{visit.visit}", daemon=True).start()
         order = {
             "spec": visit.model_dump(mode="json"),
             "component": str(component_dir.resolve()),
@@ -93,15 +93,17 @@ class EnclaveHost:
             "token": token,
         }
         with contextlib.suppress(OSError):  # a child that is gone already shows in ``settled``
-            send_frame(one.channel, order)
-        in_time = one.settled.wait(self._start_timeout_s)
-        if one.info is None or one.stopping:
+            send_frame(enclave.channel, order)
+        in_time = enclave.settled.wait(self._start_timeout_s)
+        if enclave.info is None or enclave.stopping:
             self.stop(visit.visit)
             late = "it was not ready in time" if not in_time else "it ended before it was ready"
-            raise one.failure or UnavailableError(f"the enclave did not start: {late}", code="VHT-UNAVAILABLE-ENCLAVE")
+            raise enclave.failure or UnavailableError(
+                f"the enclave did not start: {late}", code="VHT-UNAVAILABLE-ENCLAVE"
+            )
         replace_file(self._path(visit.visit, "token"), token.encode())
-        log.info("enclave ready", extra={"facts": {"visit": visit.visit, "isolation": one.info.isolation}})
-        return one.info
+        log.info("enclave ready", extra={"facts": {"visit": visit.visit, "isolation": enclave.info.isolation}})
+        return enclave.info
 
     def stop(self, visit_id: str) -> None:
         """End the enclave of ``visit_id`` now, in the middle of whatever it does. One that is not there is fine.
@@ -109,18 +111,18 @@ class EnclaveHost:
         Only a refusal on its way to the courier is waited for, a second at most: the coordinator learns the reason.
         """
         with self._lock:
-            one = self._running.get(visit_id)
-            if one is not None:
-                one.stopping = True
-        if one is not None:
-            if one.refusing:
-                one.idle.wait(1.0)
-            self._end(one)
+            enclave = self._running.get(visit_id)
+            if enclave is not None:
+                enclave.stopping = True
+        if enclave is not None:
+            if enclave.refusing:
+                enclave.idle.wait(1.0)
+            self._end(enclave)
 
     def running(self) -> tuple[str, ...]:
         """Visits whose enclave is ready."""
         with self._lock:
-            return tuple(sorted(name for name, one in self._running.items() if one.info is not None))
+            return tuple(sorted(name for name, enclave in self._running.items() if enclave.info is not None))
 
     def close(self) -> None:
         """Stop all."""
@@ -137,17 +139,17 @@ class EnclaveHost:
     def _spawn(self, visit: VisitSpec, gate: Gate) -> _Running:
         if len(os.fsencode(self._path(visit.visit, "sock"))) > _SOCKET_PATH_LIMIT or "/" in visit.visit:
             raise InputError("the path of this visit's socket is too long", code="VHT-INPUT-VISIT")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with self._lock, theirs:
+        host_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with self._lock, child_end:
             if visit.visit in self._running:
-                ours.close()
+                host_end.close()
                 raise RefusedError("this visit has an enclave already", code="VHT-REFUSED-ENCLAVE")
             self._path(visit.visit, "sock").unlink(missing_ok=True)
             visit.folder.mkdir(parents=True, exist_ok=True)
             with (visit.folder / "enclave.log").open("ab") as output:
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-B", "-m", "connector.enclave.worker", str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
+                    [sys.executable, "-P", "-B", "-m", "connector.enclave.worker", str(child_end.fileno())],
+                    pass_fds=(child_end.fileno(),),
                     env=_environment(visit.folder),
                     cwd=visit.folder,
                     stdin=subprocess.DEVNULL,
@@ -155,81 +157,81 @@ class EnclaveHost:
                     stderr=output,
                     start_new_session=True,
                 )
-            one = _Running(visit, gate, process, ours)
-            self._running[visit.visit] = one
-        return one
+            enclave = _Running(visit, gate, process, host_end)
+            self._running[visit.visit] = enclave
+        return enclave
 
-    def _converse(self, one: _Running) -> None:
+    def _converse(self, enclave: _Running) -> None:
         """Answer one enclave until its channel closes."""
         try:
             while True:
-                header, _ = receive_frame(one.channel, max_body=0)
-                self._hear(one, header)
+                header, _ = receive_frame(enclave.channel, max_body=0)
+                self._hear(enclave, header)
         except (VhtError, OSError) as error:
             if isinstance(error, VhtError) and error.code != "VHT-WIRE-TRUNCATED":
-                one.failure = one.failure or error
+                enclave.failure = enclave.failure or error
         finally:
-            self._end(one)
-            one.settled.set()
-            self._report(one)
+            self._end(enclave)
+            enclave.settled.set()
+            self._report(enclave)
 
-    def _hear(self, one: _Running, header: dict[str, Any]) -> None:
+    def _hear(self, enclave: _Running, header: dict[str, Any]) -> None:
         kind = header.pop("kind", None)
-        if kind == "ready" and one.info is None:
-            one.info = _info_of(header, one)
-            one.settled.set()
+        if kind == "ready" and enclave.info is None:
+            enclave.info = _info_of(header, enclave)
+            enclave.settled.set()
         elif kind == "failed":
-            one.failure = error_from_envelope(dict(header.get("error") or {}))
+            enclave.failure = error_from_envelope(dict(header.get("error") or {}))
         elif kind == "breach":
-            one.failure = EgressError("code in the enclave tried to get out", code=str(header.get("code")))
+            enclave.failure = EgressError("code in the enclave tried to get out", code=str(header.get("code")))
         elif kind in ("begin", "release", "refused"):
-            one.idle.clear()
-            answer = _judged(one, kind, header)
-            one.refusing = not answer["ok"]
-            send_frame(one.channel, answer)
+            enclave.idle.clear()
+            answer = _judged(enclave, kind, header)
+            enclave.refusing = not answer["ok"]
+            send_frame(enclave.channel, answer)
         elif kind == "answered":
-            one.idle.set()
+            enclave.idle.set()
         else:
             raise WireError("an enclave said something unknown", code="VHT-WIRE-CONTROL")
 
-    def _end(self, one: _Running) -> None:
+    def _end(self, enclave: _Running) -> None:
         """Cut the tether, reap the child, remove its files. Twice is fine."""
         with contextlib.suppress(OSError):
-            one.channel.shutdown(socket.SHUT_RDWR)
+            enclave.channel.shutdown(socket.SHUT_RDWR)
         try:
-            one.process.wait(timeout=3.0)
+            enclave.process.wait(timeout=3.0)
         except subprocess.TimeoutExpired:
-            one.process.kill()
-            one.process.wait()
+            enclave.process.kill()
+            enclave.process.wait()
         with self._lock:
-            mine = self._running.get(one.spec.visit) is one
-            if mine:
-                del self._running[one.spec.visit]
+            current = self._running.get(enclave.spec.visit) is enclave
+            if current:
+                del self._running[enclave.spec.visit]
                 for suffix in ("sock", "token"):
-                    self._path(one.spec.visit, suffix).unlink(missing_ok=True)
+                    self._path(enclave.spec.visit, suffix).unlink(missing_ok=True)
 
-    def _report(self, one: _Running) -> None:
-        one.channel.close()
-        if one.stopping or one.info is None:
+    def _report(self, enclave: _Running) -> None:
+        enclave.channel.close()
+        if enclave.stopping or enclave.info is None:
             return
-        error = one.failure or UnavailableError(
+        error = enclave.failure or UnavailableError(
             "the enclave of this visit ended", code="VHT-UNAVAILABLE-ENCLAVE", hint="what it drew stays spent"
         )
-        log.warning("enclave lost", extra={"facts": {"visit": one.spec.visit, "code": error.code}})
+        log.warning("enclave lost", extra={"facts": {"visit": enclave.spec.visit, "code": error.code}})
         if self.on_lost is not None:
-            self.on_lost(one.spec.visit, error)
+            self.on_lost(enclave.spec.visit, error)
 
 
-def _judged(one: _Running, kind: str, header: dict[str, Any]) -> dict[str, Any]:
+def _judged(enclave: _Running, kind: str, header: dict[str, Any]) -> dict[str, Any]:
     """The gate's answer to one question. A gate that fails says no."""
-    visit, job, round_ = one.spec.visit, str(header.get("job")), int(header.get("round") or 0)
+    visit, job, round_ = enclave.spec.visit, str(header.get("job")), int(header.get("round") or 0)
     try:
         if kind == "begin":
-            one.gate.begin(visit, job, round_, str(header["request_sha256"]))
+            enclave.gate.begin(visit, job, round_, str(header["request_sha256"]))
         elif kind == "release":
-            one.gate.release(visit, job, round_, str(header["output_sha256"]), int(header["output_bytes"]))
+            enclave.gate.release(visit, job, round_, str(header["output_sha256"]), int(header["output_bytes"]))
         else:
-            one.gate.refused(visit, job, round_, str(header["code"]))
+            enclave.gate.refused(visit, job, round_, str(header["code"]))
     except VhtError as error:
         return {"ok": False, "error": error.envelope()}
     except Exception as error:
@@ -238,15 +240,15 @@ def _judged(one: _Running, kind: str, header: dict[str, Any]) -> dict[str, Any]:
     return {"ok": True}
 
 
-def _info_of(header: dict[str, Any], one: _Running) -> EnclaveInfo:
+def _info_of(header: dict[str, Any], enclave: _Running) -> EnclaveInfo:
     try:
         info = EnclaveInfo(**header)
     except TypeError as error:
         raise WireError("an enclave said something unknown", code="VHT-WIRE-CONTROL") from error
     if (info.visit, info.pid, info.component_digest) != (
-        one.spec.visit,
-        one.process.pid,
-        one.spec.component.digest,
+        enclave.spec.visit,
+        enclave.process.pid,
+        enclave.spec.component.digest,
     ):
         raise WireError("an enclave introduced itself as another", code="VHT-WIRE-CONTROL")
     return info
@@ -254,5 +256,5 @@ def _info_of(header: dict[str, Any], one: _Running) -> EnclaveInfo:
 
 def _environment(folder: Path) -> dict[str, str]:
     """Nothing secret, one thread, and temporary files in the visit's own folder."""
-    kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return {**kept, **dict.fromkeys(_THREADS, "1"), "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {**inherited, **dict.fromkeys(_THREADS, "1"), "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -35,12 +35,12 @@ def train(data: VisitData, call: JobCall) -> JobReply:
     plan, model = data.plan.training, _model(data)
     load_weights(model, call.tensors)
     patients = _patients_noised(data, call.round)
-    held, engine = _training_tensors(data), _engine(data, model)
-    held.map(lambda tensors: engine.prepare((tensors.values,), tensors.outcome))
+    private_tensors, engine = _training_tensors(data), _engine(data, model)
+    private_tensors.map(lambda tensors: engine.prepare((tensors.values,), tensors.outcome))
     if patients is None:
-        patients = noised_count(held, plan, data.noise)
+        patients = noised_count(private_tensors, plan, data.noise)
     check_population(plan, patients)
-    trained = train_round(engine, held, patients, plan, data.noise, _clipping_norm(data, call.round))
+    trained = train_round(engine, private_tensors, patients, plan, data.noise, _clipping_norm(data, call.round))
     result = {
         "patients_noised": patients,
         "steps": plan.local_steps,
@@ -124,8 +124,8 @@ def _training_tensors(data: VisitData) -> "Private[TrainingTensors]":
 
     if "training" not in data.state:
         data.state["training"] = data.cohort.map(tensors)
-    held: Private[TrainingTensors] = data.state["training"]
-    return held
+    private_tensors: Private[TrainingTensors] = data.state["training"]
+    return private_tensors
 
 
 def _patients_noised(data: VisitData, round_: int) -> float | None:

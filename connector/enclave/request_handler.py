@@ -1,4 +1,4 @@
-"""The enclave's desk: judges each call that a courier brings, runs the job, and lets the answer leave.
+"""Handles requests in the enclave: judges each call that a courier brings, runs the job, and lets the answer leave.
 
 Nothing a courier sends is trusted. Order for a new round: token, plan, record of replies, the job's own checks; at the
 first use of randomness the connector's ``begin``; then noise; the connector's ``release``; the record; the answer.
@@ -122,17 +122,17 @@ class Desk:
             return self._run(header, body)
         except VhtError as error:
             if error is not self._control.refusal:
-                named = job if isinstance(job, str) else ""
-                self._control.ask("refused", job=named, round=_integer(round_) or 0, code=error.code)
+                job_name = job if isinstance(job, str) else ""
+                self._control.ask("refused", job=job_name, round=_integer(round_) or 0, code=error.code)
             raise
 
     # --- parts --------------------------------------------------------------------------------------------------
 
     def _run(self, header: dict[str, Any], body: bytes) -> Reply:
         call, request_sha256 = self._read(header, body)
-        known = self._replies.find(call.job, call.round, request_sha256)
-        if known is not None:
-            return known
+        stored_reply = self._replies.find(call.job, call.round, request_sha256)
+        if stored_reply is not None:
+            return stored_reply
 
         def begin() -> None:
             self._control.ask("begin", job=call.job, round=call.round, request_sha256=request_sha256)

@@ -34,10 +34,12 @@ def is_fhir(path: Path, *, limit: int = BUNDLE_LIMIT) -> bool:
     if fault:
         return fault != TOO_LONG or _says_resource(path)
     try:
-        found = parsed_in_parts(content)
+        document = parsed_in_parts(content)
     except Quarantine:
         return _WORD in content
-    return any(type(one) is dict and "resourceType" in one for one in (found if type(found) is list else [found]))
+    return any(
+        type(item) is dict and "resourceType" in item for item in (document if type(document) is list else [document])
+    )
 
 
 def _whole(path: Path, limit: int, *, enough: re.Pattern[bytes] | None = None) -> tuple[bytes, str | None]:
@@ -99,14 +101,14 @@ def read_bundle(path: Path, *, limit: int = BUNDLE_LIMIT) -> Iterator[Line]:
 
 def _patients(entries: list[Any]) -> dict[str, str]:
     """``fullUrl`` of each Patient entry -> reference by its id."""
-    found = {}
+    references = {}
     for entry in entries:
         resource = entry.get("resource") if type(entry) is dict else None
         if type(resource) is dict and resource.get("resourceType") == "Patient":
-            address, own = entry.get("fullUrl"), resource.get("id")
-            if type(address) is str and type(own) is str:
-                found[address] = f"Patient/{own}"
-    return found
+            address, patient_id = entry.get("fullUrl"), resource.get("id")
+            if type(address) is str and type(patient_id) is str:
+                references[address] = f"Patient/{patient_id}"
+    return references
 
 
 def _resolve(resource: dict[str, Any], patients: dict[str, str]) -> None:

@@ -87,7 +87,7 @@ def _listed(line: Line, at: datetime) -> Listed:
             gone.append(_gone(entry, at))
         except ValueError:
             unreadable += 1
-    return Listed(line.number, tuple(one for one in gone if one), unreadable)
+    return Listed(line.number, tuple(deletion for deletion in gone if deletion), unreadable)
 
 
 def _entries(content: Any) -> list[Any] | None:
@@ -106,12 +106,12 @@ def _gone(entry: Any, at: datetime) -> Gone | None:
     url = request.get("url")
     if not isinstance(url, str):
         raise ValueError("no address")
-    named = _URL.fullmatch(url)
-    if named and named[1] in TABLES:
+    match = _URL.fullmatch(url)
+    if match and match[1] in TABLES:
         if request.get("method") != "DELETE":
             raise ValueError("no deletion")
         moment = _moment(response.get("lastModified"), at)
-        return Gone(named[1], named[2], moment, _version(named[3], response.get("etag")))
+        return Gone(match[1], match[2], moment, _version(match[3], response.get("etag")))
     before_last = _SEPARATOR.split(url)[:-1]
     if any(part in TABLES for part in before_last) or not any(map(_TYPE.fullmatch, before_last)):
         raise ValueError("which type, or which one of it, is not said")
@@ -123,21 +123,21 @@ def _part(entry: Any, name: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def _moment(said: Any, at: datetime) -> datetime:
+def _moment(last_modified: Any, at: datetime) -> datetime:
     """When it was deleted: ``at`` the latest where that is not said, or not as a time with a zone."""
     try:
-        moment = datetime.fromisoformat(said)
+        moment = datetime.fromisoformat(last_modified)
         return moment.astimezone(UTC) if moment.tzinfo else at
     except (TypeError, ValueError, OverflowError):
         return at
 
 
-def _version(told: str | None, etag: Any) -> int | None:
+def _version(version_id: str | None, etag: Any) -> int | None:
     """The deletion's own place among the versions, where it is a number."""
-    if told and _NUMBER.fullmatch(told):
-        return int(told)
-    found = _ETAG.fullmatch(etag) if isinstance(etag, str) else None
-    return int(found[1]) if found else None
+    if version_id and _NUMBER.fullmatch(version_id):
+        return int(version_id)
+    match = _ETAG.fullmatch(etag) if isinstance(etag, str) else None
+    return int(match[1]) if match else None
 
 
 def _tombstones(before: Generation | None) -> str:
@@ -159,14 +159,14 @@ def bury(query: Query, before: Generation | None, *, deletions: str, lines: str,
     query(f"""CREATE TEMP TABLE late AS SELECT file, line FROM {lines}
         WHERE resource IN (SELECT resource FROM buried)
             OR subject IN (SELECT subject FROM buried WHERE subject IS NOT NULL)""")
-    held = [
+    of_buried_patients = [
         f"SELECT resource, {quoted(kind)} AS type FROM read_parquet([{', '.join(map(quoted, parts))}]) "
         "WHERE subject IN (SELECT subject FROM buried WHERE subject IS NOT NULL)"
         for kind in TABLES
         if before and (parts := before.parts(table_name(kind)))
     ]
     of_themselves = f"SELECT b.resource, b.type FROM buried b SEMI JOIN ({seen}) USING (resource)"
-    query(f"CREATE TEMP TABLE left_store AS {' UNION '.join([of_themselves, *held])}")
+    query(f"CREATE TEMP TABLE left_store AS {' UNION '.join([of_themselves, *of_buried_patients])}")
 
 
 def write_tombstones(query: Query, before: Generation | None, *, deletions: str, part: Path) -> bool:

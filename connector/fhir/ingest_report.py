@@ -61,7 +61,7 @@ class IngestReport:
         plain = asdict(self)
         plain["files"] = len(self.by_file)
         plain["by_file"], plain["ignored"] = list(plain["by_file"]), list(plain["ignored"])
-        plain["sample"] = None if self.sample is None else {one.type: one.to_dict() for one in self.sample}
+        plain["sample"] = None if self.sample is None else {sample.type: sample.to_dict() for sample in self.sample}
         plain["values"] = {"accepted": plain.pop("values_accepted"), "quarantined": plain.pop("values_quarantined")}
         return plain
 

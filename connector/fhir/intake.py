@@ -60,33 +60,33 @@ def ingest(
     """
     if len(node_key) != KEY_BYTES:
         raise InputError("the node's key has 32 bytes", code="VHT-INPUT-KEY")
-    found = _sources(folder, required=deletions is None)
+    contents = _sources(folder, required=deletions is None)
     units = Units(tuple(installed_ports() if ports is None else ports))
     store = Store(store_dir.resolve())
     with on_this_disk(), store.writing() as work:
         staging, sample = Staging(work), Sample(sample_size)
         try:
-            for number, path in enumerate(found.files):
+            for number, path in enumerate(contents.files):
                 _Reader(staging, node_key, units, number, sample).read(path)
-            listed = _bury(staging, node_key, deletions, first=len(found.files))
+            deletion_files = _bury(staging, node_key, deletions, first=len(contents.files))
         finally:
             staging.close()
-        names = [path.name for path in [*found.files, *listed]]
+        names = [path.name for path in [*contents.files, *deletion_files]]
         report = settle(staging, store, work, dataset, names, replace=replace)
-    return changed(report, sample=sample.validated(), ignored=found.ignored)
+    return changed(report, sample=sample.validated(), ignored=contents.ignored)
 
 
 def _sources(folder: Path, *, required: bool) -> Folder:
     if not folder.is_dir():
         raise InputError(f"{folder.name} is not a folder", code="VHT-INPUT-FHIR-FOLDER")
-    found = look_into(folder)
-    if required and not found.files:
+    contents = look_into(folder)
+    if required and not contents.files:
         raise InputError(
             f"{folder.name} holds no NDJSON",
             code="VHT-INPUT-FHIR-FOLDER",
             hint="expected are files such as Patient.ndjson or Observation.ndjson.gz, one resource a line",
         )
-    return found
+    return contents
 
 
 def _bury(staging: Staging, node_key: bytes, deletions: Deletions | None, *, first: int) -> tuple[Path, ...]:
@@ -94,13 +94,13 @@ def _bury(staging: Staging, node_key: bytes, deletions: Deletions | None, *, fir
     if deletions is None:
         return ()
     for number, path in enumerate(deletions.files, first):
-        for listed in read_deletions(path, deletions.at):
-            if listed.unreadable:
-                staging.add("fault", (number, listed.number, "line", UNREADABLE, ""))
-            for one in listed.gone:
-                key = resource_key(node_key, one.type, one.id)
-                subject = subject_key(node_key, one.id) if one.type == "Patient" else None
-                staging.add("deletion", (one.type, key, subject, one.at, one.version))
+        for line in read_deletions(path, deletions.at):
+            if line.unreadable:
+                staging.add("fault", (number, line.number, "line", UNREADABLE, ""))
+            for deletion in line.gone:
+                key = resource_key(node_key, deletion.type, deletion.id)
+                subject = subject_key(node_key, deletion.id) if deletion.type == "Patient" else None
+                staging.add("deletion", (deletion.type, key, subject, deletion.at, deletion.version))
     return deletions.files
 
 
@@ -156,9 +156,9 @@ class _Reader:
         self._staging.add("fault", (self._number, line, kind, reason, path))
 
     def _subject(self, patient_id: str) -> str:
-        known = self._subjects.get(patient_id)
-        if known is None:
+        subject = self._subjects.get(patient_id)
+        if subject is None:
             if len(self._subjects) >= SUBJECTS_HELD:
                 self._subjects.clear()
-            known = self._subjects[patient_id] = subject_key(self._key, patient_id)
-        return known
+            subject = self._subjects[patient_id] = subject_key(self._key, patient_id)
+        return subject

@@ -40,16 +40,16 @@ def parsed_in_parts(content: bytes) -> Any:
 def _cut(content: bytes) -> bytes:
     """``content`` with a 0 for each array and object below ``LEVELS``."""
     kept, depth, start = [], 0, 0
-    for found in _MARKS.finditer(content):
-        mark = found[0]
+    for match in _MARKS.finditer(content):
+        mark = match[0]
         if mark in (b"[", b"{"):
             depth += 1
             if depth == LEVELS + 1:
-                kept.append(content[start : found.start()])
+                kept.append(content[start : match.start()])
         elif mark in (b"]", b"}"):
             if depth == LEVELS + 1:
                 kept.append(b"0")
-                start = found.end()
+                start = match.end()
             depth -= 1
     return b"".join([*kept, content[start:] if depth <= LEVELS else b""])
 
@@ -71,16 +71,16 @@ def written(value: Any) -> bytes:
 
 
 def _spelled(value: Any) -> bytes:
-    made: list[bytes] = []
+    pieces: list[bytes] = []
     waiting = [value]  # bytes are JSON already
     while waiting:
-        one = waiting.pop()
-        if type(one) is dict:
-            parts = [part for key, item in one.items() for part in (b",", orjson.dumps(key), b":", item)]
+        node = waiting.pop()
+        if type(node) is dict:
+            parts = [part for key, item in node.items() for part in (b",", orjson.dumps(key), b":", item)]
             waiting += [b"}", *reversed(parts[1:]), b"{"]
-        elif type(one) is list:
-            parts = [part for item in one for part in (b",", item)]
+        elif type(node) is list:
+            parts = [part for item in node for part in (b",", item)]
             waiting += [b"]", *reversed(parts[1:]), b"["]
         else:
-            made.append(one if type(one) is bytes else orjson.dumps(one))
-    return b"".join(made)
+            pieces.append(node if type(node) is bytes else orjson.dumps(node))
+    return b"".join(pieces)

@@ -40,8 +40,8 @@ class _Settling:
     names: list[str]
 
     def rows(self, sql: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
-        found: list[tuple[Any, ...]] = self.connection.execute(sql, parameters or []).fetchall()
-        return found
+        rows: list[tuple[Any, ...]] = self.connection.execute(sql, parameters or []).fetchall()
+        return rows
 
     def staged(self, table: str, *, numbered: bool = False) -> str:
         return f"read_parquet({quoted(self.staging.path(table))}, file_row_number = {numbered})"
@@ -91,8 +91,8 @@ class _Settling:
         for part in (part for table in tables for part in self.before.parts(table)):  # type: ignore[union-attr]
             [(count,)] = self.rows(f"SELECT count(*) FROM read_parquet({quoted(part)}) SEMI JOIN gone USING (resource)")
             if count:
-                kept = f"SELECT p.* FROM read_parquet({quoted(part)}) p ANTI JOIN gone USING (resource)"
-                self.rows(f"COPY ({kept}) TO {quoted(self.fresh / part.name)} (FORMAT parquet, COMPRESSION zstd)")
+                survivors = f"SELECT p.* FROM read_parquet({quoted(part)}) p ANTI JOIN gone USING (resource)"
+                self.rows(f"COPY ({survivors}) TO {quoted(self.fresh / part.name)} (FORMAT parquet, COMPRESSION zstd)")
                 shutil.copystat(part, self.fresh / part.name)  # its time says when this was taken in
         return gone
 
@@ -108,8 +108,8 @@ class _Settling:
         if old:
             columns = f"{{{', '.join(f'{name}: {quoted(kind)}' for name, kind in _LISTED_TYPES.items())}}}"
             entries += f" UNION FROM read_json({quoted(old)}, format = 'newline_delimited', columns = {columns})"
-        listed = f"SELECT DISTINCT {_LISTED} FROM ({entries}) ORDER BY {_LISTED}"
-        self.rows(f"COPY ({listed}) TO {quoted(path)} (FORMAT json)", [self.dataset])
+        distinct_entries = f"SELECT DISTINCT {_LISTED} FROM ({entries}) ORDER BY {_LISTED}"
+        self.rows(f"COPY ({distinct_entries}) TO {quoted(path)} (FORMAT json)", [self.dataset])
         return path.stat().st_size > (old.stat().st_size if old else 0)
 
     def _old_quarantine(self) -> Path | None:

@@ -36,8 +36,8 @@ class Units:
                     table.setdefault(coding, []).append(Measure.of_feature(feature))
         for port in self.ports:
             if port.source.type == "observation" and port.unit is not None:
-                for spelled in port.source.codes:
-                    table.setdefault((port.source.code_system, spelled), []).append(Measure.of_port(port))
+                for port_code in port.source.codes:
+                    table.setdefault((port.source.code_system, port_code), []).append(Measure.of_port(port))
         return table
 
     @cached_property
@@ -45,13 +45,13 @@ class Units:
         return {}
 
     def accept(self, unit: str, meanings: Iterable[Coding]) -> bool:
-        meant = tuple(meanings)
-        asked = (unit, meant)
-        verdict = self._verdicts.get(asked)
+        meaning_tuple = tuple(meanings)
+        key = (unit, meaning_tuple)
+        verdict = self._verdicts.get(key)
         if verdict is None:
             if len(self._verdicts) >= VERDICTS_HELD:
                 self._verdicts.clear()
-            verdict = self._verdicts[asked] = self._judge(unit, meant)
+            verdict = self._verdicts[key] = self._judge(unit, meaning_tuple)
         return verdict
 
     def _judge(self, unit: str, meanings: tuple[Coding, ...]) -> bool:
@@ -109,25 +109,25 @@ def _quantity(node: Node, where: str, meanings: list[Coding], units: Units) -> V
     quantity = member(node, "valueQuantity", where) or {}
     where = f"{where}.valueQuantity"
     amount = number(quantity, "value", where)
-    system, coded = code(quantity, "system", where), code(quantity, "code", where)
+    system, unit_code = code(quantity, "system", where), code(quantity, "code", where)
     if amount is None:
         return "missing-number"
     if code(quantity, "comparator", where) is not None:
         return "comparator"
-    if coded is None:
+    if unit_code is None:
         unit = text(quantity, "unit", where)
         if unit is None:
             return "missing-unit"
     elif system != UCUM:
         return "unit-system"
     else:
-        unit = coded
+        unit = unit_code
     return Value(number=amount, unit=unit) if units.accept(unit, meanings) else "unknown-unit"
 
 
 def _concept(node: Node, where: str, _meanings: list[Coding], _units: Units) -> Value | str:
-    found = codings(member(node, "valueCodeableConcept", where), f"{where}.valueCodeableConcept")
-    return Value(codes=tuple(found)) if found else "no-code"
+    value_codings = codings(member(node, "valueCodeableConcept", where), f"{where}.valueCodeableConcept")
+    return Value(codes=tuple(value_codings)) if value_codings else "no-code"
 
 
 def _truth(node: Node, where: str, _meanings: list[Coding], _units: Units) -> Value | str:

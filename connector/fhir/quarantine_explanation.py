@@ -45,10 +45,10 @@ class Explanation:
     r4b: tuple[Finding, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        told = reason(self.reason)
-        listed = None if self.r4b is None else [one.to_dict() for one in self.r4b]
+        meaning = reason(self.reason)
+        r4b_findings = None if self.r4b is None else [finding.to_dict() for finding in self.r4b]
         place = {name: getattr(self, name) for name in ("file", "line", "kind", "reason", "path", "source", "type")}
-        return {**place, "what": told.what, "do": told.do, "at_character": self.at_character, "r4b": listed}
+        return {**place, "what": meaning.what, "do": meaning.do, "at_character": self.at_character, "r4b": r4b_findings}
 
 
 def explain(entries: Iterable[Mapping[str, Any]], folders: Sequence[Path], units: Units) -> Iterator[Explanation]:
@@ -63,8 +63,8 @@ def explain(entries: Iterable[Mapping[str, Any]], folders: Sequence[Path], units
                 yield _explained(entry, line, units)
             if not waiting:
                 break
-        for listed in waiting.values():
-            for entry in listed:
+        for line_entries in waiting.values():
+            for entry in line_entries:
                 yield _explained(entry, None, units)
 
 
@@ -79,12 +79,12 @@ def _explained(entry: Mapping[str, Any], line: Line | None, units: Units) -> Exp
     except orjson.JSONDecodeError as error:
         return Explanation(**place, source=FOUND, at_character=error.pos)
     kind = resource.get("resourceType") if isinstance(resource, dict) else None
-    known = kind if isinstance(kind, str) and is_known(kind) else None
+    known_type = kind if isinstance(kind, str) and is_known(kind) else None
     return Explanation(
         **place,
         source=FOUND if _still(entry, resource, units) else CHANGED,
-        type=known,
-        r4b=findings(known, line.content) if known and available() else None,
+        type=known_type,
+        r4b=findings(known_type, line.content) if known_type and available() else None,
     )
 
 

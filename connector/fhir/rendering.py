@@ -74,8 +74,8 @@ def rendered(
     connection: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, Any] | None = None
 ) -> Iterator[tuple[str, bytes]]:
     """(subject, JSON) of each row that ``sql``, made of a ``relation``, gives. Memory holds one batch."""
-    found = connection.execute(sql, parameters or {})
-    while batch := found.fetchmany(BATCH):
+    cursor = connection.execute(sql, parameters or {})
+    while batch := cursor.fetchmany(BATCH):
         yield from ((subject, text.encode()) for subject, text in batch)
 
 
@@ -134,12 +134,12 @@ def _grouped(generation: Generation, resource_type: str, rows: str) -> str:
     if cells is None:
         return chosen
     shared = [name for name, _ in TABLES[resource_type] if name not in cells]
-    kept = ", ".join(f"any_value({name}) AS {name}" for name in ("subject", "taken", *shared))
-    listed = ", ".join(f"'{name}': {name}" for name in ("nth", *cells))
+    shared_columns = ", ".join(f"any_value({name}) AS {name}" for name in ("subject", "taken", *shared))
+    cell_fields = ", ".join(f"'{name}': {name}" for name in ("nth", *cells))
     # Nearly all resources have one row, and a list of one needs no order.
     return (
         f"SELECT * REPLACE (CASE WHEN len(cells) = 1 THEN cells ELSE list_sort(cells) END AS cells) FROM ("
-        f"SELECT resource, {kept}, list({{{listed}}}) AS cells FROM ({chosen}) GROUP BY resource)"
+        f"SELECT resource, {shared_columns}, list({{{cell_fields}}}) AS cells FROM ({chosen}) GROUP BY resource)"
     )
 
 
@@ -167,13 +167,13 @@ def _coding(system: str, code: str) -> str:
     return f"""CASE WHEN {system} IS NULL THEN '{{' || {member} ELSE {with_system} END"""
 
 
-def _codings(cells: str, system: str, code: str, one: str) -> str:
+def _codings(cells: str, system: str, code: str, cell: str) -> str:
     """The different codings in a list of cells, joined; of a single cell, at once."""
-    each = f"list_transform({cells}, lambda c: {_coding(f'c.{system}', f'c.{code}')})"
-    listed = f"list_filter({each}, lambda x: x IS NOT NULL)"
-    single = _coding(f"{one}.{system}", f"{one}.{code}")
+    all_codings = f"list_transform({cells}, lambda c: {_coding(f'c.{system}', f'c.{code}')})"
+    present_codings = f"list_filter({all_codings}, lambda x: x IS NOT NULL)"
+    single = _coding(f"{cell}.{system}", f"{cell}.{code}")
     return (
-        f"CASE WHEN len({cells}) = 1 THEN {single} ELSE nullif(array_to_string(list_transform([{listed}], "
+        f"CASE WHEN len({cells}) = 1 THEN {single} ELSE nullif(array_to_string(list_transform([{present_codings}], "
         "lambda l: list_filter(l, lambda x, i: list_position(l, x) = i))[1], ','), '') END"
     )
 
@@ -200,26 +200,28 @@ _STATUS = """',"status":' || """ + _text("status")
 
 def _about(cells: str) -> str:
     """``code`` and ``value[x]`` of the cells of one part of an Observation."""
-    one = f"{cells}[1]"
-    unit = f"""concat(',"unit":' || {_text(f"{one}.unit")} || ',"system":"{UCUM}","code":' || {_text(f"{one}.unit")})"""
-    quantity = f"""',"valueQuantity":{{"value":' || {_text(f"{one}.number")} || {unit} || '}}'"""
-    truth = f"""',"valueBoolean":' || CAST({one}.truth AS VARCHAR)"""
-    coded = (
-        f"""',"valueCodeableConcept":{{"coding":[' || {_codings(cells, "value_system", "value_code", one)} || ']}}'"""
+    cell = f"{cells}[1]"
+    unit = (
+        f"""concat(',"unit":' || {_text(f"{cell}.unit")} || ',"system":"{UCUM}","code":' || {_text(f"{cell}.unit")})"""
     )
-    code = f"""'"code":{{"coding":[' || {_codings(cells, "code_system", "code", one)} || ']}}'"""
-    return f"""concat(coalesce({code}, '{_MASKED}'), CASE WHEN isfinite({one}.number) THEN {quantity}
-        WHEN {one}.truth IS NOT NULL THEN {truth} WHEN {one}.value_code IS NOT NULL THEN {coded} END)"""
+    quantity = f"""',"valueQuantity":{{"value":' || {_text(f"{cell}.number")} || {unit} || '}}'"""
+    truth = f"""',"valueBoolean":' || CAST({cell}.truth AS VARCHAR)"""
+    coded = (
+        f"""',"valueCodeableConcept":{{"coding":[' || {_codings(cells, "value_system", "value_code", cell)} || ']}}'"""
+    )
+    code = f"""'"code":{{"coding":[' || {_codings(cells, "code_system", "code", cell)} || ']}}'"""
+    return f"""concat(coalesce({code}, '{_MASKED}'), CASE WHEN isfinite({cell}.number) THEN {quantity}
+        WHEN {cell}.truth IS NOT NULL THEN {truth} WHEN {cell}.value_code IS NOT NULL THEN {coded} END)"""
 
 
 def _observation() -> str:
     whole = "list_filter(cells, lambda c: c.part = 0)"
     parts = "list_sort(list_distinct(list_transform(list_filter(cells, lambda c: c.part > 0), lambda c: c.part)))"
     part = f"list_transform([list_filter(cells, lambda c: c.part = p)], lambda q: '{{' || {_about('q')} || '}}')[1]"
-    listed = f"nullif(array_to_string(list_transform({parts}, lambda p: {part}), ','), '')"
+    components = f"nullif(array_to_string(list_transform({parts}, lambda p: {part}), ','), '')"
     about = f"""CASE WHEN len(cells) = 1 AND cells[1].part = 0 THEN ',' || {_about("cells")}
         ELSE list_transform([{whole}], lambda w: ',' || {_about("w")})[1]
-            || coalesce(',"component":[' || {listed} || ']', '') END"""
+            || coalesce(',"component":[' || {components} || ']', '') END"""
     return f"""concat({_head("Observation", "resource")}, {_STATUS}, {about}, {_SUBJECT}, {_ENCOUNTER},
         ',"effectiveDateTime":' || {_instant("effective")}, '}}')"""
 

@@ -165,8 +165,8 @@ def read_version(resource: Node) -> Version:
     meta = member(resource, "meta", kind)
     if meta is None:
         return None, None
-    spelled = text(meta, "versionId", f"{kind}.meta")
-    number = int(spelled) if spelled and _NUMBER.fullmatch(spelled) else None
+    version_id = text(meta, "versionId", f"{kind}.meta")
+    number = int(version_id) if version_id and _NUMBER.fullmatch(version_id) else None
     return instant(meta, "lastUpdated", f"{kind}.meta"), number
 
 
@@ -178,20 +178,25 @@ def _status(node: Node, where: str, allowed: frozenset[str], key: str = "status"
 
 
 def _patient(node: Node, _units: Units) -> Reading:
-    own = identifier(node, "Patient")
+    patient_id = identifier(node, "Patient")
     gender = code(node, "gender", "Patient")
     if gender is not None and gender not in GENDERS:
         raise Quarantine("code", "Patient.gender")
-    died = moment(node, "deceasedDateTime", "Patient")
-    dead = boolean(node, "deceasedBoolean", "Patient")
+    deceased_at = moment(node, "deceasedDateTime", "Patient")
+    deceased = boolean(node, "deceasedBoolean", "Patient")
     replaced = any(code(link, "type", "Patient.link") == "replaced-by" for link in members(node, "link", "Patient"))
     active = boolean(node, "active", "Patient") is not False and not replaced
-    born = partial_date(node, "birthDate", "Patient")
-    return Reading("Patient", own, own, [(bucket_of(own), born, gender, active, bool(dead) or died is not None, died)])
+    birth_date = partial_date(node, "birthDate", "Patient")
+    return Reading(
+        "Patient",
+        patient_id,
+        patient_id,
+        [(bucket_of(patient_id), birth_date, gender, active, bool(deceased) or deceased_at is not None, deceased_at)],
+    )
 
 
 def _observation(node: Node, units: Units) -> Reading:
-    own, patient = identifier(node, "Observation"), subject(node, "Observation")
+    resource_id, patient = identifier(node, "Observation"), subject(node, "Observation")
     status = _status(node, "Observation", OBSERVATION_STATUS)
     effective = _when(node, "effective", "Observation")
     if effective is None:
@@ -206,7 +211,9 @@ def _observation(node: Node, units: Units) -> Reading:
         # of a panel, or of a value set aside, it is kept that it was observed
         cells = _cells(value) if value else _NO_VALUE if meanings else []
         rows += [(status, effective, part, *meaning, *cell) for meaning in meanings or _NO_CODE for cell in cells]
-    return Reading("Observation", own, patient, rows, verdict, status == MISTAKEN, encounter(node, "Observation"))
+    return Reading(
+        "Observation", resource_id, patient, rows, verdict, status == MISTAKEN, encounter(node, "Observation")
+    )
 
 
 def _cells(value: Value) -> list[Row]:
@@ -215,22 +222,24 @@ def _cells(value: Value) -> list[Row]:
 
 
 def _condition(node: Node, _units: Units) -> Reading:
-    own, patient = identifier(node, "Condition"), subject(node, "Condition")
+    resource_id, patient = identifier(node, "Condition"), subject(node, "Condition")
     recorded = moment(node, "recordedDate", "Condition")
     onset = _when(node, "onset", "Condition") or recorded
     if onset is None:
         raise Quarantine("missing", "Condition.onset[x]")
     abated = _when(node, "abatement", "Condition")
     verification, clinical = (_first(node, f"{which}Status", "Condition")[1] for which in ("verification", "clinical"))
-    found = codings(member(node, "code", "Condition"), "Condition.code")
-    rows: list[Row] = [(verification, clinical, onset, abated, recorded, *coding) for coding in found]
-    seen = encounter(node, "Condition")
-    return Reading("Condition", own, patient, rows, mistaken=verification == MISTAKEN, encounter_id=seen)
+    concept_codings = codings(member(node, "code", "Condition"), "Condition.code")
+    rows: list[Row] = [(verification, clinical, onset, abated, recorded, *coding) for coding in concept_codings]
+    encounter_id = encounter(node, "Condition")
+    return Reading(
+        "Condition", resource_id, patient, rows, mistaken=verification == MISTAKEN, encounter_id=encounter_id
+    )
 
 
 def _medication_request(node: Node, _units: Units) -> Reading:
     kind = "MedicationRequest"
-    own, patient = identifier(node, kind), subject(node, kind)
+    resource_id, patient = identifier(node, kind), subject(node, kind)
     status = _status(node, kind, REQUEST_STATUS)
     intent = _status(node, kind, REQUEST_INTENT, "intent")
     prohibited = boolean(node, "doNotPerform", kind) or False
@@ -242,33 +251,33 @@ def _medication_request(node: Node, _units: Units) -> Reading:
     concept = member(node, "medicationCodeableConcept", kind)
     if concept is None:
         raise Quarantine("missing", f"{kind}.medication[x]")
-    found = codings(concept, f"{kind}.medicationCodeableConcept")
-    rows: list[Row] = [(status, intent, prohibited, authored, *coding) for coding in found]
-    return Reading(kind, own, patient, rows, mistaken=status == MISTAKEN, encounter_id=encounter(node, kind))
+    concept_codings = codings(concept, f"{kind}.medicationCodeableConcept")
+    rows: list[Row] = [(status, intent, prohibited, authored, *coding) for coding in concept_codings]
+    return Reading(kind, resource_id, patient, rows, mistaken=status == MISTAKEN, encounter_id=encounter(node, kind))
 
 
 def _encounter(node: Node, _units: Units) -> Reading:
-    own, patient = identifier(node, "Encounter"), subject(node, "Encounter")
+    resource_id, patient = identifier(node, "Encounter"), subject(node, "Encounter")
     status = _status(node, "Encounter", ENCOUNTER_STATUS)
-    kind = member(node, "class", "Encounter")
+    encounter_class = member(node, "class", "Encounter")
     period = member(node, "period", "Encounter") or {}
     started, ended = (moment(period, key, "Encounter.period") for key in ("start", "end"))
-    class_code = code(kind, "code", "Encounter.class") if kind else None
-    told = (*_first_of(node, "type", "Encounter"), *_first_of(node, "reasonCode", "Encounter"))
-    row = (status, class_code, started, ended, *told)
-    return Reading("Encounter", own, patient, [row], mistaken=status == MISTAKEN)
+    class_code = code(encounter_class, "code", "Encounter.class") if encounter_class else None
+    type_and_reason = (*_first_of(node, "type", "Encounter"), *_first_of(node, "reasonCode", "Encounter"))
+    row = (status, class_code, started, ended, *type_and_reason)
+    return Reading("Encounter", resource_id, patient, [row], mistaken=status == MISTAKEN)
 
 
 def _first(node: Node, key: str, where: str) -> tuple[str | None, str | None]:
     """The first coding of a CodeableConcept."""
-    found = codings(member(node, key, where), f"{where}.{key}")
-    return found[0] if found else _NO_CODE[0]
+    concept_codings = codings(member(node, key, where), f"{where}.{key}")
+    return concept_codings[0] if concept_codings else _NO_CODE[0]
 
 
 def _first_of(node: Node, key: str, where: str) -> tuple[str | None, str | None]:
     """The first coding of the first CodeableConcept that has one."""
-    found = (codings(concept, f"{where}.{key}") for concept in members(node, key, where))
-    return next((listed[0] for listed in found if listed), _NO_CODE[0])
+    codings_by_concept = (codings(concept, f"{where}.{key}") for concept in members(node, key, where))
+    return next((concept_codings[0] for concept_codings in codings_by_concept if concept_codings), _NO_CODE[0])
 
 
 def _when(node: Node, stem: str, where: str) -> Any:

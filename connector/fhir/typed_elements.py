@@ -139,13 +139,13 @@ def codings(node: Node | None, where: str) -> list[Coding]:
     """Each coding of a CodeableConcept that has a code, in order, each once. Its text and displays are not read."""
     if node is None:
         return []
-    found: dict[Coding, None] = {}
+    distinct: dict[Coding, None] = {}
     for item in members(node, "coding", where):
-        spelled = code(item, "code", f"{where}.coding")
+        code_value = code(item, "code", f"{where}.coding")
         system = code(item, "system", f"{where}.coding")
-        if spelled is not None:
-            found[system, spelled] = None
-    return list(found)
+        if code_value is not None:
+            distinct[system, code_value] = None
+    return list(distinct)
 
 
 def partial_date(node: Node, key: str, where: str) -> date | None:
@@ -168,10 +168,10 @@ def moment(node: Node, key: str, where: str) -> datetime | None:
     month = month or 12
     if day is None and 1 <= month <= 12 and year:
         day = monthrange(year, month)[1]
-    made = _date(year, month, day or 1, f"{where}.{key}")
+    last_day = _date(year, month, day or 1, f"{where}.{key}")
     if len(value) == 10:
-        return datetime(made.year, made.month, made.day, tzinfo=UTC)
-    return datetime(made.year, made.month, made.day, 23, 59, 59, tzinfo=UTC)
+        return datetime(last_day.year, last_day.month, last_day.day, tzinfo=UTC)
+    return datetime(last_day.year, last_day.month, last_day.day, 23, 59, 59, tzinfo=UTC)
 
 
 def instant(node: Node, key: str, where: str) -> datetime | None:
@@ -190,10 +190,10 @@ def _instant(value: str, path: str) -> datetime:
 
 
 def _parts(value: str, path: str) -> tuple[int, int | None, int | None]:
-    found = _DATE.fullmatch(value)
-    if not found:
+    match = _DATE.fullmatch(value)
+    if not match:
         raise Quarantine("format", path)
-    year, month, day = found.groups()
+    year, month, day = match.groups()
     return int(year), int(month) if month else None, int(day) if day else None
 
 

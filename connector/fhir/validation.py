@@ -65,8 +65,8 @@ class TypeSample:
     findings: tuple[tuple[Finding, int], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        listed = [{**one.to_dict(), "resources": count} for one, count in self.findings]
-        return {"sampled": self.sampled, "faulty": self.faulty, "findings": listed}
+        finding_counts = [{**finding.to_dict(), "resources": count} for finding, count in self.findings]
+        return {"sampled": self.sampled, "faulty": self.faulty, "findings": finding_counts}
 
 
 @cache
@@ -99,11 +99,11 @@ def findings(kind: str, content: bytes) -> tuple[Finding, ...]:
     try:
         _model(kind).model_validate_json(content)
     except Exception as error:  # some faults make the models fail in ways of their own, such as a KeyError
-        told = getattr(error, "errors", None)
-        if told is None:
+        list_errors = getattr(error, "errors", None)
+        if list_errors is None:
             return (Finding(kind, "unreadable"),)
-        listed = told(include_url=False, include_input=False, include_context=False)
-        return tuple(sorted({_finding(kind, one["type"], one["loc"]) for one in listed})[:MOST_FINDINGS])
+        details = list_errors(include_url=False, include_input=False, include_context=False)
+        return tuple(sorted({_finding(kind, detail["type"], detail["loc"]) for detail in details})[:MOST_FINDINGS])
     return ()
 
 
@@ -112,8 +112,8 @@ def _finding(kind: str, error: str, place: tuple[int | str, ...]) -> Finding:
     word = _KINDS.get(error)
     if word is None:
         word = "type" if error.endswith("_type") else "length" if "too_" in error else "format" if names else "rule"
-    known = names[:-1] if word == "unknown-element" else names
-    return Finding(".".join([kind, *known]), word)
+    known_names = names[:-1] if word == "unknown-element" else names
+    return Finding(".".join([kind, *known_names]), word)
 
 
 class Sample:
@@ -131,7 +131,7 @@ class Sample:
         full = len(least) >= self._size
         if (full and (not least or rank <= least[0][0])) or len(content) > LARGEST_SAMPLED:
             return
-        if any(rank == one for one, _ in least):
+        if any(rank == other_rank for other_rank, _ in least):
             return
         first = self._first.setdefault(kind, [])
         if len(first) < self._size:
@@ -145,11 +145,11 @@ class Sample:
         """What the models say, type by type; None where ``fhir.resources`` is not installed or nothing is sampled."""
         if not self._size or not available():
             return None
-        made = []
+        samples = []
         for kind, first in sorted(self._first.items()):
             chosen = {*first, *(content for _, content in self._least[kind])}
-            each = [findings(kind, content) for content in chosen]
-            counts = Counter(found for several in each for found in several)
+            per_resource = [findings(kind, content) for content in chosen]
+            counts = Counter(finding for resource_findings in per_resource for finding in resource_findings)
             common = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_FINDINGS])
-            made.append(TypeSample(kind, len(each), sum(map(bool, each)), common))
-        return tuple(made)
+            samples.append(TypeSample(kind, len(per_resource), sum(map(bool, per_resource)), common))
+        return tuple(samples)

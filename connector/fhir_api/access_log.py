@@ -83,14 +83,14 @@ class AuditLog:
             self._open_file(_LONGEST_EVENT, stranger=False)
 
     def _open_file(self, size: int, *, stranger: bool) -> Path:
-        held = self._files()
-        most = self.limits.audit_files_max // (2 if stranger else 1)
-        if held and len(held) <= most and held[-1].stat().st_size + size <= self.limits.audit_file:
-            return held[-1]
-        number = int(held[-1].stem) + 1 if held else 1
-        while held and len(held) >= self.limits.audit_files and self._is_old(held[0]):
-            held.pop(0).unlink()
-        if len(held) >= most:
+        files = self._files()
+        maximum = self.limits.audit_files_max // (2 if stranger else 1)
+        if files and len(files) <= maximum and files[-1].stat().st_size + size <= self.limits.audit_file:
+            return files[-1]
+        number = int(files[-1].stem) + 1 if files else 1
+        while files and len(files) >= self.limits.audit_files and self._is_old(files[0]):
+            files.pop(0).unlink()
+        if len(files) >= maximum:
             raise UnavailableError(
                 "the access log is full, so nothing can be answered",
                 code="VHT-UNAVAILABLE-DISK",
@@ -118,7 +118,9 @@ def told(event: dict[str, Any]) -> dict[str, Any]:
     """An AuditEvent in an operator's words."""
     agent = event["agent"][0]
     details = {
-        one["type"]: one.get("valueString") for entity in event.get("entity", []) for one in entity.get("detail", [])
+        detail["type"]: detail.get("valueString")
+        for entity in event.get("entity", [])
+        for detail in entity.get("detail", [])
     }
     entities = {entity.get("role", {}).get("code", ""): entity for entity in event.get("entity", [])}
     query = entities.get("24", {}).get("query")
@@ -143,7 +145,7 @@ def _resource(event: Event, node: str, base: str, now: datetime) -> dict[str, An
     kind, subtype, action, profile = _meaning(event)
     reading = event.what in ("read", "download")  # data flows from us to the client; a query's words flow to us
     client, server = (_DESTINATION, _SOURCE) if reading else (_SOURCE, _DESTINATION)
-    made: dict[str, Any] = {
+    resource: dict[str, Any] = {
         "resourceType": "AuditEvent",
         "type": kind,
         "subtype": [subtype],
@@ -165,28 +167,28 @@ def _resource(event: Event, node: str, base: str, now: datetime) -> dict[str, An
         "source": {"observer": {"display": node}, "type": [{"system": _SOURCES, "code": "4"}]},
     }
     if event.code is not None:
-        made["outcomeDesc"] = event.code
+        resource["outcomeDesc"] = event.code
     elif profile:
-        made["meta"] = {"profile": [_BALP + profile]}
+        resource["meta"] = {"profile": [_BALP + profile]}
     entities = list(_entities(event))
-    return made | ({"entity": entities} if entities else {})
+    return resource | ({"entity": entities} if entities else {})
 
 
 _SOURCES = "http://terminology.hl7.org/CodeSystem/security-source-type"
 
 
 def _client(event: Event, role: dict[str, str]) -> dict[str, Any]:
-    made: dict[str, Any] = {
+    agent: dict[str, Any] = {
         "type": {"coding": [role]},
         "who": {"identifier": {"value": event.client}} if event.client else {"display": "unknown"},
         "requestor": True,
         "network": {"address": event.address, "type": "2"},
     }
     if event.client_name:
-        made["name"] = event.client_name
+        agent["name"] = event.client_name
     if event.permit:
-        made["policy"] = [f"urn:vht:permit:{event.permit}"]
-    return made
+        agent["policy"] = [f"urn:vht:permit:{event.permit}"]
+    return agent
 
 
 def _meaning(event: Event) -> tuple[dict[str, str], dict[str, str], str, str | None]:
@@ -198,11 +200,11 @@ def _meaning(event: Event) -> tuple[dict[str, str], dict[str, str], str, str | N
         kind = {"system": _DICOM, "code": "110106", "display": "Export"}
         return kind, {"system": _INTERACTIONS, "code": "operation", "display": "download"}, "R", None
     kind = {"system": _TYPES, "code": "rest", "display": "Restful Operation"}
-    named = "Patient" if event.patient else ""
+    prefix = "Patient" if event.patient else ""
     if event.what == "read":
-        return kind, {"system": _INTERACTIONS, "code": "read", "display": "read"}, "R", f"{named}Read"
+        return kind, {"system": _INTERACTIONS, "code": "read", "display": "read"}, "R", f"{prefix}Read"
     if event.what == "search":
-        return kind, {"system": _INTERACTIONS, "code": "search-type", "display": "search"}, "E", f"{named}Query"
+        return kind, {"system": _INTERACTIONS, "code": "search-type", "display": "search"}, "E", f"{prefix}Query"
     return kind, {"system": _INTERACTIONS, "code": "operation", "display": event.what}, "E", None
 
 
@@ -220,12 +222,12 @@ def _entities(event: Event) -> Iterator[dict[str, Any]]:
             "query": base64.b64encode(event.query.encode()).decode(),
         }
     if event.resource or event.count is not None:
-        made: dict[str, Any] = {
+        entity: dict[str, Any] = {
             "type": {"system": _ENTITIES, "code": "2", "display": "System Object"},
             "role": {"system": _ROLES, "code": "4", "display": "Domain Resource"},
         }
         if event.resource:
-            made["what"] = {"reference": event.resource}
+            entity["what"] = {"reference": event.resource}
         if event.count is not None:
-            made["detail"] = [{"type": "count", "valueString": str(event.count)}]
-        yield made
+            entity["detail"] = [{"type": "count", "valueString": str(event.count)}]
+        yield entity

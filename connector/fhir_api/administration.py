@@ -43,13 +43,13 @@ def newest_events(
     api: LocalApi, count: int, *, client: str | None = None, refused: bool = False, raw: bool = False
 ) -> list[dict[str, Any]]:
     """Newest first; ``raw``: as AuditEvents."""
-    found = (
-        (event, shown)
+    matches = (
+        (event, summary)
         for event in api.audit.events()
-        for shown in [told(event)]
-        if (client is None or shown["client"] == client) and (not refused or shown["outcome"] == "refused")
+        for summary in [told(event)]
+        if (client is None or summary["client"] == client) and (not refused or summary["outcome"] == "refused")
     )
-    return [event if raw else shown for event, shown in islice(found, count)]
+    return [event if raw else summary for event, summary in islice(matches, count)]
 
 
 def add_fhir_api(app: FastAPI, api: LocalApi, accounts: Accounts, who: Any) -> None:
@@ -62,9 +62,9 @@ def add_fhir_api(app: FastAPI, api: LocalApi, accounts: Accounts, who: Any) -> N
 
     @app.post("/api/fhir-clients", status_code=201)
     def add(actor: Who, asked: ClientRequest) -> dict[str, Any]:
-        decided = accounts.as_operator(actor, asked.operator).require_approver()
+        approver = accounts.as_operator(actor, asked.operator).require_approver()
         jwks = read_keys(orjson.dumps(asked.jwks)) if asked.jwks is not None else None
-        return api.clients.add(asked.name, asked.permit.strip(), asked.scope, decided, jwks=jwks, jku=asked.jku)
+        return api.clients.add(asked.name, asked.permit.strip(), asked.scope, approver, jwks=jwks, jku=asked.jku)
 
     @app.post("/api/fhir-clients/{client}/revoke")
     def revoke(actor: Who, client: str, asked: Revocation | None = None) -> dict[str, Any]:

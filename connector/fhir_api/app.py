@@ -61,9 +61,9 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 async def _failed_http(_: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    known = {404: "this API has no such address", 405: "this address takes another method"}
+    messages = {404: "this API has no such address", 405: "this address takes another method"}
     code = {404: "VHT-INPUT-NOT-FOUND", 405: "VHT-INPUT-METHOD"}.get(status, "VHT-INPUT")
-    return _outcome(InputError(known.get(status, "the request cannot be understood"), code=code), status)
+    return _outcome(InputError(messages.get(status, "the request cannot be understood"), code=code), status)
 
 
 async def _failed_unforeseen(_: Request, __: Exception) -> Response:
@@ -136,26 +136,26 @@ class _Routes:
         headers = {"Cache-Control": "no-store", "Pragma": "no-cache"}
         try:
             self._api.require_pace(f"token {address}")
-            asked = self._api.tokens.asked(_form(request, body))
-            client = asked.client
-            answer = self._api.tokens.grant(asked)
+            token_request = self._api.tokens.asked(_form(request, body))
+            client = token_request.client
+            token_response = self._api.tokens.grant(token_request)
         except VhtError as error:
             self._api.note_refusal("token", address, error, client)
-            word = oauth_error(error)
-            return JSONResponse(word, 401 if word["error"] == "invalid_client" else 400, headers)
+            error_object = oauth_error(error)
+            return JSONResponse(error_object, 401 if error_object["error"] == "invalid_client" else 400, headers)
         except Exception:
             self._api.note_refusal("token", address, UNFORESEEN, client)
             raise
-        self._api.note(Event("token", address, query=f"scope={answer['scope']}"), client)
-        return JSONResponse(answer, headers=headers)
+        self._api.note(Event("token", address, query=f"scope={token_response['scope']}"), client)
+        return JSONResponse(token_response, headers=headers)
 
     # --- exports --------------------------------------------------------------------------------------------------
 
     def _export(self, request: Request, body: bytes, access: Access) -> tuple[Response, Event]:
         if "respond-async" not in request.headers.get("prefer", ""):
             raise InputError("an export is asynchronous", code="VHT-INPUT-EXPORT", hint="Prefer: respond-async")
-        asked = posted(body) if request.method == "POST" else list(request.query_params.multi_items())
-        kickoff = read_kickoff(asked, access.types)
+        parameters = posted(body) if request.method == "POST" else list(request.query_params.multi_items())
+        kickoff = read_kickoff(parameters, access.types)
         level = "Patient/" if request.url.path.endswith("Patient/$export") else ""
         query = f"{level}$export?{kickoff.spelled()}"
         job = self._api.exports.begin(access, f"{self._api.base}/{query}", kickoff)

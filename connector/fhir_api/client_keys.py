@@ -24,8 +24,8 @@ _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "k", "oth"})
 def read_keys(content: bytes) -> dict[str, Any]:
     """A JWKS with at least one key for RS384 or ES384. Raises InputError VHT-INPUT-JWKS."""
     try:
-        found = orjson.loads(content[: MAXIMUM + 1])
-        keys = found["keys"]
+        key_set = orjson.loads(content[: MAXIMUM + 1])
+        keys = key_set["keys"]
         usable = [key for key in keys if _usable(key)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("this is not a JWKS", code="VHT-INPUT-JWKS", hint='{"keys": [{"kty": …}]}') from error
@@ -46,19 +46,19 @@ def read_keys(content: bytes) -> dict[str, Any]:
 
 def fetch_keys(address: str, ca: Path) -> dict[str, Any]:
     """The JWKS behind ``address``. Raises RefusedError VHT-REFUSED-CLIENT-KEYS: without keys nobody is known."""
-    trusted = ssl.create_default_context()
-    trusted.load_verify_locations(ca)
+    context = ssl.create_default_context()
+    context.load_verify_locations(ca)
     try:
         with (
-            httpx.Client(verify=trusted, timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as http,
-            http.stream("GET", address, headers={"Accept": "application/json"}) as answer,
+            httpx.Client(verify=context, timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as http,
+            http.stream("GET", address, headers={"Accept": "application/json"}) as response,
         ):
             content = b""
-            for piece in answer.iter_bytes():
-                content += piece
+            for chunk in response.iter_bytes():
+                content += chunk
                 if len(content) > MAXIMUM:
                     break
-            if answer.status_code == 200:
+            if response.status_code == 200:
                 return read_keys(content)
     except (httpx.HTTPError, InputError, OSError):
         pass
@@ -82,9 +82,9 @@ def _usable(key: dict[str, Any]) -> bool:
     if key.get("kty") not in {"RSA", "EC"} or not isinstance(key.get("kid"), str) or _PRIVATE & set(key):
         return False
     try:
-        made = jwt.PyJWK(key, algorithm="RS384" if key["kty"] == "RSA" else "ES384").key
+        public_key = jwt.PyJWK(key, algorithm="RS384" if key["kty"] == "RSA" else "ES384").key
     except (jwt.PyJWTError, ValueError):
         return False
-    if isinstance(made, RSAPublicKey):
-        return made.key_size >= RSA_BITS
-    return isinstance(made, EllipticCurvePublicKey) and isinstance(made.curve, SECP384R1)
+    if isinstance(public_key, RSAPublicKey):
+        return public_key.key_size >= RSA_BITS
+    return isinstance(public_key, EllipticCurvePublicKey) and isinstance(public_key.curve, SECP384R1)

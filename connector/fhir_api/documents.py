@@ -58,8 +58,8 @@ def operation_outcome(error: VhtError, status: int) -> bytes:
     """The answer to everything that goes wrong: our own words and code."""
     code = _ISSUES.get(status, "exception" if status >= 500 else "processing")
     code = "not-supported" if error.code == _NOT_SUPPORTED else code
-    told = f"{error.message} ({error.code})" + (f" – {error.hint}" if error.hint else "")
-    issue = {"severity": "error", "code": code, "details": {"text": error.code}, "diagnostics": told}
+    diagnostics = f"{error.message} ({error.code})" + (f" – {error.hint}" if error.hint else "")
+    issue = {"severity": "error", "code": code, "details": {"text": error.code}, "diagnostics": diagnostics}
     return checked({"resourceType": "OperationOutcome", "issue": [issue]})
 
 
@@ -69,17 +69,21 @@ def bundle(
     """A searchset."""
     links = [{"relation": "self", "url": own}] + ([{"relation": "next", "url": following}] if following else [])
     entries = [
-        {"fullUrl": f"{base}/{one['resourceType']}/{one['id']}", "resource": one, "search": {"mode": "match"}}
-        for one in resources
+        {
+            "fullUrl": f"{base}/{resource['resourceType']}/{resource['id']}",
+            "resource": resource,
+            "search": {"mode": "match"},
+        }
+        for resource in resources
     ]
-    made = {
+    searchset = {
         "resourceType": "Bundle",
         "type": "searchset",
         "timestamp": at.isoformat(),
         "total": total,
         "link": links,
     }
-    return checked(made | ({"entry": entries} if entries else {}))
+    return checked(searchset | ({"entry": entries} if entries else {}))
 
 
 def smart_configuration(base: str, token_url: str) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def capability_statement(base: str, token_url: str, at: datetime) -> bytes:
             }
         ]
     }
-    made = {
+    statement = {
         "resourceType": "CapabilityStatement",
         "status": "active",
         "date": at.isoformat(),
@@ -135,19 +139,19 @@ def capability_statement(base: str, token_url: str, at: datetime) -> bytes:
             }
         ],
     }
-    return checked(made)
+    return checked(statement)
 
 
 def _resource(kind: str) -> dict[str, Any]:
     searches = (*_COMMON, *(_SUBJECT if kind != "Patient" else ()), *SEARCHES[kind])
-    made: dict[str, Any] = {
+    resource: dict[str, Any] = {
         "type": kind,
         "interaction": [{"code": "read"}, {"code": "search-type"}],
         "versioning": "no-version",
         "searchParam": [{"name": name, "type": type_} for name, type_ in searches],
     }
     if kind == "Patient":
-        made["operation"] = [
+        resource["operation"] = [
             {"name": "export", "definition": f"{_OPERATION}patient-export", "documentation": _NO_SINCE}
         ]
-    return made
+    return resource

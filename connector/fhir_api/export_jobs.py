@@ -2,7 +2,7 @@
 
 A job's files are written below ``exports/JOB`` and go when they expire, when their client deletes the job, when it is
 revoked, when the permit ends, and when the node starts or stops: nothing of an export outlives the process that made
-it. The node's upkeep sees to it, whether anybody asks or not. Before the manifest is told, the evidence log holds what
+it. The node's upkeep sees to it, whether anybody asks or not. Before the manifest is sent, the evidence log holds what
 was made: rounded counts and a digest.
 """
 
@@ -53,7 +53,7 @@ class Job:
 
     id: str
     access: Access
-    request: str  # as it is told in the manifest: our own spelling
+    request: str  # as it stands in the manifest: our own spelling
     kickoff: Kickoff
     begun: datetime
     state: str = "waiting"
@@ -102,8 +102,8 @@ class Exports:
         """Raises RefusedError VHT-REFUSED-RATE where the client, or all of them, have too many."""
         self._drop_over()
         with self._guard:
-            own = sum(job.access.client.id == access.client.id for job in self._jobs.values())
-            if own >= self.limits.jobs_per_client or len(self._jobs) >= self.limits.jobs:
+            client_jobs = sum(job.access.client.id == access.client.id for job in self._jobs.values())
+            if client_jobs >= self.limits.jobs_per_client or len(self._jobs) >= self.limits.jobs:
                 raise RefusedError(
                     "too many exports at once",
                     code="VHT-REFUSED-RATE",
@@ -217,34 +217,34 @@ class Exports:
             raise RefusedError("the client was revoked", code="VHT-REFUSED-CLIENT")
         self.clients.permit_of(job.access.client)
 
-    def _write(self, job: Job, kind: str, told: Iterator[Resource], still_allowed: Callable[[], None]) -> None:
+    def _write(self, job: Job, kind: str, resources: Iterator[Resource], still_allowed: Callable[[], None]) -> None:
         number = 0
-        while lines := list(islice(told, 1)):
+        while batch := list(islice(resources, 1)):
             number += 1
             name, digest, count = f"{kind}.{number:04d}.ndjson", hashlib.sha256(), 0
             with (self._place(job) / name).open("wb") as file:
-                while lines:
-                    for one in lines:
-                        line = orjson.dumps(one) + b"\n"
+                while batch:
+                    for resource in batch:
+                        line = orjson.dumps(resource) + b"\n"
                         digest.update(line)
                         file.write(line)
                         job.size += len(line)
-                    count += len(lines)
+                    count += len(batch)
                     job.progress = f"{kind}: {count + (number - 1) * self.limits.file_resources}"
                     if job.size > self.limits.job_bytes:
                         raise InputError("the export is larger than one may be", code="VHT-INPUT-SIZE")
                     still_allowed()
-                    lines = list(islice(told, min(1_000, self.limits.file_resources - count)))
+                    batch = list(islice(resources, min(1_000, self.limits.file_resources - count)))
             job.outputs.append(Output(kind, name, count, digest.hexdigest()))
 
     def _finish(self, job: Job) -> None:
         """In the evidence before anybody hears of it."""
-        made = sorted((output.type, output.count, output.sha256) for output in job.outputs)
-        counts = {kind: sum(count for one, count, _ in made if one == kind) for kind in job.kickoff.types}
+        outputs = sorted((output.type, output.count, output.sha256) for output in job.outputs)
+        counts = {kind: sum(count for type_, count, _ in outputs if type_ == kind) for kind in job.kickoff.types}
         exported = FhirExported(
             client=job.access.client.id,
             resources_rounded={kind: self.rounded(count) for kind, count in counts.items()},
-            digest=hashlib.sha256(orjson.dumps([sha256 for _, _, sha256 in made])).hexdigest(),
+            digest=hashlib.sha256(orjson.dumps([sha256 for _, _, sha256 in outputs])).hexdigest(),
         )
         with self._guard:
             self._require_wanted(job)
@@ -280,7 +280,7 @@ def manifest(job: Job, address: Callable[[Output], str]) -> dict[str, Any]:
         "transactionTime": job.transaction.isoformat() if job.transaction else None,
         "request": job.request,
         "requiresAccessToken": True,
-        "output": [{"type": one.type, "url": address(one), "count": one.count} for one in job.outputs],
+        "output": [{"type": output.type, "url": address(output), "count": output.count} for output in job.outputs],
         "deleted": [],
         "error": [],
     }

@@ -26,18 +26,18 @@ class Kickoff:
 def posted(body: bytes) -> list[tuple[str, str]]:
     """The parameters of a POST (Bulk Data 4.0): repeated, or joined by commas. Raises InputError VHT-INPUT-EXPORT."""
     try:
-        sent = orjson.loads(body)
-        if sent["resourceType"] != "Parameters":
+        resource = orjson.loads(body)
+        if resource["resourceType"] != "Parameters":
             raise ValueError
-        found = []
-        for one in sent.get("parameter", []):
-            [value] = [value for key, value in one.items() if key.startswith("value")]
-            if not isinstance(one["name"], str) or not isinstance(value, str):
+        parameters = []
+        for parameter in resource.get("parameter", []):
+            [value] = [value for key, value in parameter.items() if key.startswith("value")]
+            if not isinstance(parameter["name"], str) or not isinstance(value, str):
                 raise ValueError
-            found.append((one["name"], value))
+            parameters.append((parameter["name"], value))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("an export is asked for with a Parameters resource", code="VHT-INPUT-EXPORT") from error
-    return found
+    return parameters
 
 
 def since_refused() -> InputError:

@@ -37,22 +37,22 @@ def _key() -> bytes:
 def written(cursor: Cursor) -> str:
     """As it stands in a link."""
     values = cursor.generation, cursor.offset, int(cursor.ends.timestamp())
-    said = b"".join(value.to_bytes(size, "big") for value, size in zip(values, _NUMBERS, strict=True))
-    return base64.urlsafe_b64encode(said + hmac.digest(_key(), said, "sha256")).decode().rstrip("=")
+    payload = b"".join(value.to_bytes(size, "big") for value, size in zip(values, _NUMBERS, strict=True))
+    return base64.urlsafe_b64encode(payload + hmac.digest(_key(), payload, "sha256")).decode().rstrip("=")
 
 
 def read_cursor(text: str, now: datetime) -> Cursor:
     """Raises InputError VHT-INPUT-SEARCH for what this process has not written, NotFoundError VHT-INPUT-GONE for what
     has ended."""
     try:
-        sent = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except ValueError:
-        sent = b""
-    said, digest = sent[:-_DIGEST_BYTES], sent[-_DIGEST_BYTES:]
-    if len(said) != sum(_NUMBERS) or not hmac.compare_digest(digest, hmac.digest(_key(), said, "sha256")):
+        decoded = b""
+    payload, digest = decoded[:-_DIGEST_BYTES], decoded[-_DIGEST_BYTES:]
+    if len(payload) != sum(_NUMBERS) or not hmac.compare_digest(digest, hmac.digest(_key(), payload, "sha256")):
         raise InputError("_page is not one of ours", code="VHT-INPUT-SEARCH", hint="search again")
-    generation, offset, ends = (int.from_bytes(said[at : at + 6], "big") for at in (0, 6, 12))
-    found = Cursor(generation, offset, datetime.fromtimestamp(ends, UTC))
-    if now >= found.ends:
+    generation, offset, ends = (int.from_bytes(payload[at : at + 6], "big") for at in (0, 6, 12))
+    cursor = Cursor(generation, offset, datetime.fromtimestamp(ends, UTC))
+    if now >= cursor.ends:
         raise NotFoundError("the pages of this search have ended", code="VHT-INPUT-GONE", hint="search again")
-    return found
+    return cursor

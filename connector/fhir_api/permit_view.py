@@ -1,8 +1,8 @@
-"""One permit's face of the store: who and what it shows, under which names, on which days.
+"""One permit's view of the store: who and what it shows, under which names, on which days.
 
-A face belongs to one generation of the store, to the permit's content, and to the opt-outs in force for it; it is made
-when it is first needed and kept while all stay. Names and shifted days are the permit's own, so searches speak of
-those, too.
+A view (``Face``) belongs to one generation of the store, to the permit's content, and to the opt-outs in force for it;
+it is made when it is first needed and kept while all stay. Names and shifted days are the permit's own, so searches
+speak of those, too.
 """
 
 # ruff: noqa: S608 - SQL is put together from our own conditions and keys.
@@ -88,12 +88,12 @@ class Face:
 
     def tell(self, text: bytes) -> Resource | None:
         """A rendered resource as the permit may see it. When it was taken in is not told: it is a true date."""
-        told = self.deidentifier.resource(orjson.loads(text))
-        if told is None:
+        resource = self.deidentifier.resource(orjson.loads(text))
+        if resource is None:
             return None
-        for name in self.scope.withheld(told["resourceType"]):
-            told.pop(name, None)
-        return told
+        for name in self.scope.withheld(resource["resourceType"]):
+            resource.pop(name, None)
+        return resource
 
     def everything(
         self,
@@ -103,9 +103,9 @@ class Face:
         names: frozenset[str] | None = None,
     ) -> Iterator[Resource]:
         """All that is shown of a type, in the permit's own order; of ``names`` alone, by the permit's names."""
-        named = f" AND name IN ({', '.join(map(quoted, sorted(names))) or 'NULL'})" if names is not None else ""
+        condition = f" AND name IN ({', '.join(map(quoted, sorted(names))) or 'NULL'})" if names is not None else ""
         for low, high in slices(self.generation.counts().get(resource_type, 0)):
-            people = f"SELECT subject FROM person WHERE name >= '{low}' AND name < '{high}'{named}"
+            people = f"SELECT subject FROM person WHERE name >= '{low}' AND name < '{high}'{condition}"
             yield from self._told(connection, resource_type, f"subject IN ({people})")
 
     def chosen(self, connection: duckdb.DuckDBPyConnection, resource_type: str) -> Iterator[Resource]:
@@ -113,18 +113,18 @@ class Face:
         key = "subject" if resource_type == "Patient" else "resource"
         yield from self._told(connection, resource_type, f"{key} IN (SELECT key FROM page)")
 
-    def _told(self, connection: duckdb.DuckDBPyConnection, resource_type: str, which: str) -> Iterator[Resource]:
-        rows = f"{self.scope.rows[resource_type]} AND {which}"
+    def _told(self, connection: duckdb.DuckDBPyConnection, resource_type: str, condition: str) -> Iterator[Resource]:
+        rows = f"{self.scope.rows[resource_type]} AND {condition}"
         stored = keyed(self.generation, resource_type, rows=rows)
         sql = f"SELECT subject, resource FROM ({stored}) JOIN person USING (subject) ORDER BY {in_order('id')}"
         for _, text in rendered(connection, sql):
-            if (told := self.tell(text)) is not None:
-                yield told
+            if (resource := self.tell(text)) is not None:
+                yield resource
 
 
 @dataclass
 class Faces:
-    """Makes faces, and keeps the last few."""
+    """Makes the permits' views, and keeps the last few."""
 
     store_dir: Path
     database: Database
@@ -134,30 +134,30 @@ class Faces:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def face(self, permit: Permit, *, generation: int | None = None) -> Face:
-        """The face of ``permit`` over the store as it is, or as it was at ``generation`` while that lasts; whoever is
+        """The view of ``permit`` over the store as it is, or as it was at ``generation`` while that lasts; whoever is
         not there any more is not in an old one either.
 
         Raises CohortError VHT-COHORT-EMPTY-STORE, VHT-COHORT-TOO-SMALL; ComponentError VHT-COMPONENT-NOT-INSTALLED;
         PermitError VHT-PERMIT-ERASED; NotFoundError VHT-INPUT-GONE for a generation that is gone.
         """
         current = self._current()
-        held = self._generation(current, generation)
+        requested = self._generation(current, generation)
         with self.database.write() as session:
             key = permit_key(session, permit.permit_id, self.clock())
             excluded = frozenset(excluded_subjects(session, permit))
         today = self.clock().date()
-        name = _content(permit), held.number, current.number, today.isoformat()
+        cache_key = _content(permit), requested.number, current.number, today.isoformat()
         with self._guard:
-            kept = self._kept.get(name)
-        if kept is not None and kept[0] == excluded:
-            return kept[1]
+            cached = self._kept.get(cache_key)
+        if cached is not None and cached[0] == excluded:
+            return cached[1]
         scope = permit_scope(permit, self.installed)
-        subjects = sorted(set.intersection(*map(_subjects, {held, current})) - excluded)
-        face = _made(held, scope, Deidentifier(key, now=today, codes=scope.codes), subjects)
+        subjects = sorted(set.intersection(*map(_subjects, {requested, current})) - excluded)
+        face = _made(requested, scope, Deidentifier(key, now=today, codes=scope.codes), subjects)
         if face.people.num_rows < permit.minimum_cohort:
             raise CohortError("this node has fewer patients than the permit's minimum", code="VHT-COHORT-TOO-SMALL")
         with self._guard:
-            self._kept[name] = excluded, face
+            self._kept[cache_key] = excluded, face
             while len(self._kept) > KEPT:
                 del self._kept[next(iter(self._kept))]
         return face
@@ -192,11 +192,11 @@ def _subjects(generation: Generation) -> set[str]:
 
 
 def _made(generation: Generation, scope: PermitScope, deidentifier: Deidentifier, subjects: list[str]) -> Face:
-    moment = timedelta(microseconds=1)
+    microsecond = timedelta(microseconds=1)
     columns = {
         "subject": pa.array(subjects, pa.string()),
-        "name": pa.array([deidentifier.patient(one) for one in subjects], pa.string()),
-        "shift": pa.array([deidentifier.shift(one) // moment for one in subjects], pa.int64()),
+        "name": pa.array([deidentifier.patient(subject) for subject in subjects], pa.string()),
+        "shift": pa.array([deidentifier.shift(subject) // microsecond for subject in subjects], pa.int64()),
     }
     times = [time for kind in TABLES for time in taken_in(generation, table_name(kind))]
     return Face(generation, scope, deidentifier, pa.table(columns), max(times))

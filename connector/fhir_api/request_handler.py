@@ -34,20 +34,20 @@ class Answers:
         face, page = self._found(access, query)
         if not page.resources:
             raise NotFoundError("this permit sees no such resource")
-        [one] = page.resources
-        patient = one["id"] if kind == "Patient" else one["subject"]["reference"].removeprefix("Patient/")
-        event = Event("read", _address(request), patient=patient, resource=f"{kind}/{one['id']}")
+        [resource] = page.resources
+        patient = resource["id"] if kind == "Patient" else resource["subject"]["reference"].removeprefix("Patient/")
+        event = Event("read", _address(request), patient=patient, resource=f"{kind}/{resource['id']}")
         headers = {"ETag": f'W/"{face.generation.number}"'}
-        return Response(orjson.dumps(one), headers=headers, media_type=FHIR), event
+        return Response(orjson.dumps(resource), headers=headers, media_type=FHIR), event
 
     def search(self, request: Request, body: bytes, access: Access) -> tuple[Response, Event]:
         kind = _covered(request.path_params["type"], access)
-        asked = list(request.query_params.multi_items())
+        parameters = list(request.query_params.multi_items())
         if request.method == "POST":
-            asked += _form(body)
-        if len(asked) > self._api.limits.search_parameters:
+            parameters += _form(body)
+        if len(parameters) > self._api.limits.search_parameters:
             raise InputError("a search has too many parameters", code="VHT-INPUT-SEARCH")
-        query = read_query(kind, asked, self._api.limits, self._api.clock())
+        query = read_query(kind, parameters, self._api.limits, self._api.clock())
         face, page = self._found(access, query)
         understood, patient = _understood(query, face, page)
         logged = f"{kind}?{understood}"
@@ -58,21 +58,23 @@ class Answers:
                 hint="ask for fewer patients, ids or codes at once",
             )
         number, base = face.generation.number, self._api.base
-        following = query.link(base, number, page.following) if page.following is not None else None
-        own = query.link(base, number, query.offset)
-        told = bundle(base, page.resources, total=page.total, own=own, following=following, at=self._api.clock())
+        next_link = query.link(base, number, page.following) if page.following is not None else None
+        self_link = query.link(base, number, query.offset)
+        searchset = bundle(
+            base, page.resources, total=page.total, own=self_link, following=next_link, at=self._api.clock()
+        )
         event = Event("search", _address(request), patient=patient, query=logged, count=len(page.resources))
-        return Response(told, media_type=FHIR), event
+        return Response(searchset, media_type=FHIR), event
 
     def view(self, request: Request, body: bytes, access: Access) -> tuple[Response, Event]:
-        asked = read_parameters(body, request.query_params, self._api.limits)
-        _covered(asked.plan.resource, access)
+        view_request = read_parameters(body, request.query_params, self._api.limits)
+        _covered(view_request.plan.resource, access)
         with self._api.working():
             face = self._api.faces.face(access.permit)
-            rows, count = run_view(face, asked, self._api.limits, self._api.scratch)
-        query = f"{asked.plan.resource}: {', '.join(column.name for column in asked.plan.columns)}"
+            rows, count = run_view(face, view_request, self._api.limits, self._api.scratch)
+        query = f"{view_request.plan.resource}: {', '.join(column.name for column in view_request.plan.columns)}"
         event = Event("view", _address(request), query=query[:2_000], count=count)
-        return Response(rows, media_type=FORMATS[asked.format]), event
+        return Response(rows, media_type=FORMATS[view_request.format]), event
 
     def _found(self, access: Access, query: Query) -> tuple[Face, Page]:
         with self._api.working():
@@ -103,20 +105,22 @@ def _form(body: bytes) -> list[tuple[str, str]]:
 def _understood(query: Query, face: Face, page: Page) -> tuple[str, str | None]:
     """The search for the access log: only patients, ids and codes that this permit knows are repeated."""
     people = set(face.people.column("name").to_pylist()) if query.names is not None else set()
-    shown = {one["id"] for one in page.resources}
+    shown_ids = {resource["id"] for resource in page.resources}
     codes = {code for _, code in face.scope.codes}
-    kept: list[tuple[str, str]] = []
+    parameters: list[tuple[str, str]] = []
     for name, value in query.asked:
         if name.startswith(("patient", "subject")):
-            values = [one if one in people else "unknown" for one in value.replace("Patient/", "").split(",")]
+            values = [
+                patient if patient in people else "unknown" for patient in value.replace("Patient/", "").split(",")
+            ]
         elif name == "_id":
-            values = [one if one in shown else "unknown" for one in value.split(",")]
+            values = [resource_id if resource_id in shown_ids else "unknown" for resource_id in value.split(",")]
         elif name in ("code", "combo-code", "type", "class"):
-            values = [one if one.rpartition("|")[2] in codes else "other" for one in value.split(",")]
+            values = [token if token.rpartition("|")[2] in codes else "other" for token in value.split(",")]
         else:
             values = [value]
-        kept.append((name, ",".join(dict.fromkeys(values))))
-    named = [one for one in query.names or () if one in people]
+        parameters.append((name, ",".join(dict.fromkeys(values))))
+    patients = [patient for patient in query.names or () if patient in people]
     if query.type == "Patient" and query.ids:
-        named = [one for one in query.ids if one in shown]
-    return urlencode(kept), named[0] if len(named) == 1 else None
+        patients = [resource_id for resource_id in query.ids if resource_id in shown_ids]
+    return urlencode(parameters), patients[0] if len(patients) == 1 else None

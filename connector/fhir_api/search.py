@@ -1,4 +1,4 @@
-"""Search parameters as SQL over a permit's face, and pages of what they find.
+"""Search parameters as SQL over a permit's view of the store, and pages of what they find.
 
 What is not understood is refused, never ignored: an ignored filter would answer with more than was asked. Days are
 compared as the permit sees them, shifted.
@@ -111,11 +111,11 @@ def read_query(resource_type: str, parameters: Sequence[tuple[str, str]], limits
             raise _refused("a search parameter is not one that this API has", hint="see /fhir/metadata")
     if plain.get("_format", "json") not in ("json", "application/json", "application/fhir+json"):
         raise _refused("answers come as JSON")
-    page = read_cursor(plain["_page"], now) if "_page" in plain else None
-    at, offset, ends = (page.generation, page.offset, page.ends) if page else (None, 0, now + LASTS)
+    cursor = read_cursor(plain["_page"], now) if "_page" in plain else None
+    generation, offset, ends = (cursor.generation, cursor.offset, cursor.ends) if cursor else (None, 0, now + LASTS)
     asked = tuple((name, value) for name, value in parameters if name != "_page")
     count = _count(plain.get("_count"), limits)
-    return Query(resource_type, tuple(conditions), names, ids, count, offset, at, ends, asked)
+    return Query(resource_type, tuple(conditions), names, ids, count, offset, generation, ends, asked)
 
 
 def find(face: Face, connection: duckdb.DuckDBPyConnection, query: Query) -> Page:
@@ -123,13 +123,13 @@ def find(face: Face, connection: duckdb.DuckDBPyConnection, query: Query) -> Pag
     key = "subject" if query.type == "Patient" else "resource"
     if query.type == "Encounter" and query.conditions:
         _list_told(face, connection)
-    chosen = " AND ".join(f"({one})" for one in query.conditions) or "true"
+    where = " AND ".join(f"({condition})" for condition in query.conditions) or "true"
     if query.names is not None:
-        chosen += f" AND name IN ({_listed(query.names)})"
-    found = f"SELECT DISTINCT {key} AS key, name FROM ({face.shown(query.type)}) WHERE {chosen}"
+        where += f" AND name IN ({_listed(query.names)})"
+    hits_sql = f"SELECT DISTINCT {key} AS key, name FROM ({face.shown(query.type)}) WHERE {where}"
     if query.ids is not None:
-        found = f"SELECT * FROM ({found}) WHERE key IN ({_listed(_keys(face, connection, query, found))})"
-    connection.execute(f"CREATE TEMP TABLE hit AS {found}")
+        hits_sql = f"SELECT * FROM ({hits_sql}) WHERE key IN ({_listed(_keys(face, connection, query, hits_sql))})"
+    connection.execute(f"CREATE TEMP TABLE hit AS {hits_sql}")
     connection.execute(
         f"CREATE TEMP TABLE page AS SELECT key FROM hit ORDER BY {in_order('key')} "
         f"LIMIT {query.count} OFFSET {query.offset}"
@@ -150,7 +150,10 @@ def _list_told(face: Face, connection: duckdb.DuckDBPyConnection) -> None:
         f"SELECT {_CLASSES}, class_code FROM ({shown}) UNION SELECT type_system, type_code FROM ({shown})"
     ).fetchall()
     public = [(system, code) for system, code in stored if system and code and _is_told(face, system, code)]
-    columns = {name: pa.array([one[at] for one in public], pa.string()) for at, name in enumerate(("system", "code"))}
+    columns = {
+        name: pa.array([row[position] for row in public], pa.string())
+        for position, name in enumerate(("system", "code"))
+    }
     connection.register("told", pa.table(columns))
 
 
@@ -158,10 +161,10 @@ def _is_told(face: Face, system: str, code: str) -> bool:
     return is_public(system, code, face.deidentifier.codes)
 
 
-def _keys(face: Face, connection: duckdb.DuckDBPyConnection, query: Query, found: str) -> list[str]:
+def _keys(face: Face, connection: duckdb.DuckDBPyConnection, query: Query, hits_sql: str) -> list[str]:
     """The stored keys behind the asked ids: names cannot be turned back, so those of all hits are made."""
     wanted = set(query.ids or ())
-    cursor = connection.execute(f"SELECT key FROM ({found})")
+    cursor = connection.execute(f"SELECT key FROM ({hits_sql})")
     keys: list[str] = []
     while wanted and (rows := cursor.fetchmany(10_000)):
         for (key,) in rows:
@@ -177,21 +180,21 @@ def _listed(values: Sequence[str]) -> str:
 
 
 def _both(held: tuple[str, ...] | None, more: tuple[str, ...]) -> tuple[str, ...]:
-    return more if held is None else tuple(one for one in held if one in more)
+    return more if held is None else tuple(value for value in held if value in more)
 
 
 def _ids(value: str) -> tuple[str, ...]:
-    found = tuple(value.split(","))
-    if len(found) > _VALUES or not all(_ID.fullmatch(one) for one in found):
+    ids = tuple(value.split(","))
+    if len(ids) > _VALUES or not all(_ID.fullmatch(resource_id) for resource_id in ids):
         raise _refused("an id is not one of FHIR's")
-    return found
+    return ids
 
 
 def _token(system: str, code: str, further: str, value: str) -> str:
     parts = value.split(",")
     if len(parts) > _VALUES:
         raise _refused("too many codes at once")
-    each = []
+    alternatives = []
     for part in parts:
         first, bar, second = part.partition("|")
         spelled = second if bar else first
@@ -200,14 +203,14 @@ def _token(system: str, code: str, further: str, value: str) -> str:
             conditions.append(f"{system} = {quoted(first)}" if first else f"{system} IS NULL")
         if not conditions:
             raise _refused("a code is empty")
-        each.append(" AND ".join(conditions))
-    return f"{further} AND ({' OR '.join(f'({one})' for one in each)})"
+        alternatives.append(" AND ".join(conditions))
+    return f"{further} AND ({' OR '.join(f'({alternative})' for alternative in alternatives)})"
 
 
 def _date(start: str, end: str, value: str, oldest: datetime) -> str:
     """A date parameter: the value stands for the interval that its precision leaves open (FHIR R4, 3.1.1.5.4)."""
-    each = [_dated(start, end, part) for part in value.split(",")[:_VALUES]]
-    return f"({' OR '.join(each)}) AND {start} > TIMESTAMPTZ '{oldest.isoformat()}'"
+    alternatives = [_dated(start, end, part) for part in value.split(",")[:_VALUES]]
+    return f"({' OR '.join(alternatives)}) AND {start} > TIMESTAMPTZ '{oldest.isoformat()}'"
 
 
 def _told(column: str) -> tuple[str, str]:
@@ -245,10 +248,10 @@ def _dated(start: str, end: str, value: str) -> str:
 
 def _interval(value: str) -> tuple[str, int, int]:
     """Prefix, and [low, high) in microseconds since 1970; a time without an offset is UTC."""
-    found = _DATE.fullmatch(value)
-    if not found:
+    match = _DATE.fullmatch(value)
+    if not match:
         raise _refused("a date is not one of FHIR's")
-    prefix, year, month, day, hour, minute, second, fraction, zone = found.groups()
+    prefix, year, month, day, hour, minute, second, fraction, zone = match.groups()
     try:
         low = datetime(int(year), int(month or 1), int(day or 1), int(hour or 0), int(minute or 0), int(second or 0))
         if zone and zone != "Z":

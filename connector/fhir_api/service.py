@@ -86,7 +86,9 @@ class LocalApi:
         now, burst = time.monotonic(), float(self.limits.burst)
         with self._guard:
             if len(self._buckets) >= BUCKETS:
-                self._buckets = {one: kept for one, kept in self._buckets.items() if self._level(kept, now) < burst}
+                self._buckets = {
+                    key: bucket for key, bucket in self._buckets.items() if self._level(bucket, now) < burst
+                }
             level = self._level(self._buckets.get(who, (burst, now)), now)
             self._buckets[who] = max(0.0, level - 1), now
         if level < 1:

@@ -114,7 +114,7 @@ class Tokens:
             if row is not None:
                 row.used_at = now
         with self._guard:
-            self._held = {digest: one for digest, one in self._held.items() if now < one.ends}
+            self._held = {digest: held for digest, held in self._held.items() if now < held.ends}
             if len(self._held) >= self.limits.tokens:
                 raise RefusedError("too many tokens are in force", code="VHT-REFUSED-RATE")
             self._held[_digest(token)] = _Held(client.id, types, now + timedelta(seconds=self.limits.token_s))
@@ -223,10 +223,10 @@ def _unknown() -> RefusedError:
 
 def oauth_error(error: VhtError) -> dict[str, str]:
     """RFC 6749, 5.2: our code and message are the description; nothing of the request is repeated."""
-    words = {"VHT-INPUT-GRANT": "unsupported_grant_type", "VHT-REFUSED-SCOPE": "invalid_scope"}
-    word = words.get(error.code)
-    if word is None:
-        word = "invalid_request" if isinstance(error, InputError) else "invalid_client"
+    error_codes = {"VHT-INPUT-GRANT": "unsupported_grant_type", "VHT-REFUSED-SCOPE": "invalid_scope"}
+    error_code = error_codes.get(error.code)
+    if error_code is None:
+        error_code = "invalid_request" if isinstance(error, InputError) else "invalid_client"
         if error.code.startswith("VHT-PERMIT"):
-            word = "unauthorized_client"
-    return {"error": word, "error_description": f"{error.code}: {error.message}"}
+            error_code = "unauthorized_client"
+    return {"error": error_code, "error_description": f"{error.code}: {error.message}"}

@@ -1,4 +1,4 @@
-"""``$viewdefinition-run`` of SQL on FHIR v2: a view over a permit's face, as rows.
+"""``$viewdefinition-run`` of SQL on FHIR v2: a view over what a permit shows, as rows.
 
 The view reads NDJSON of its type as the permit sees it, in a database that sees nothing else; rows, bytes and time are
 bounded.
@@ -45,44 +45,44 @@ class Asked:
 def read_parameters(body: bytes, query: Mapping[str, str], limits: Limits) -> Asked:
     """A Parameters resource (and ``_format`` in the address). Raises InputError VHT-INPUT-VIEW-RUN,
     VHT-INPUT-SINCE; ViewError."""
-    view, given, patients = _parts(body)
-    given = {"_format": query["_format"]} | given if "_format" in query else given
+    view, options, patients = _parts(body)
+    options = {"_format": query["_format"]} | options if "_format" in query else options
     if view is None:
         raise _refused("the parameters lack viewResource")
     plan = compile_view(view)
     if plan.resource not in TABLES:
         raise _refused("resources of the view's type are not kept")
-    format_ = str(given.get("_format", given.get("format", "json")))
+    format_ = str(options.get("_format", options.get("format", "json")))
     format_ = _SPELLED.get(format_, format_)
-    limit = given.get("_limit", limits.view_rows)
-    header = given.get("header", True)
+    limit = options.get("_limit", limits.view_rows)
+    header = options.get("header", True)
     if format_ not in FORMATS or type(limit) is not int or limit < 0 or type(header) is not bool:
         raise _refused("_format is json, ndjson or csv; _limit a number; header true or false")
-    if "_since" in given:
+    if "_since" in options:
         raise since_refused()
-    names = frozenset(one.removeprefix("Patient/") for one in patients) if patients else None
+    names = frozenset(reference.removeprefix("Patient/") for reference in patients) if patients else None
     return Asked(plan, format_, header, min(limit, limits.view_rows), names)
 
 
 def _parts(body: bytes) -> tuple[Any, dict[str, Any], list[str]]:
-    view, given, patients = None, {}, []
+    view, options, patients = None, {}, []
     try:
-        sent = orjson.loads(body)
-        if sent["resourceType"] != "Parameters":
+        resource = orjson.loads(body)
+        if resource["resourceType"] != "Parameters":
             raise _refused("a view is sent in a Parameters resource")
-        for one in sent.get("parameter", []):
-            name = one["name"]
+        for parameter in resource.get("parameter", []):
+            name = parameter["name"]
             if name == "viewResource":
-                view = one["resource"]
+                view = parameter["resource"]
             elif name in ("patient", "subject"):
-                patients.append(str(one["valueReference"]["reference"]))
+                patients.append(str(parameter["valueReference"]["reference"]))
             elif name in ("_format", "format", "header", "_limit", "_since"):
-                [given[name]] = [value for key, value in one.items() if key.startswith("value")]
+                [options[name]] = [value for key, value in parameter.items() if key.startswith("value")]
             else:
                 raise _refused("a parameter is not one that this operation has")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _refused("the parameters are no Parameters resource") from error
-    return view, given, patients
+    return view, options, patients
 
 
 def run_view(face: Face, asked: Asked, limits: Limits, scratch: Path) -> tuple[bytes, int]:
@@ -95,33 +95,33 @@ def run_view(face: Face, asked: Asked, limits: Limits, scratch: Path) -> tuple[b
         path = Path(folder).resolve() / "resources.ndjson"
         _spool(face, asked, limits, path)
         with locked([str(path)], limit=TimeLimit(limits.query_s)) as connection:
-            most = {"max_rows": limits.view_rows, "max_bytes": limits.view_answer}
-            rows = run_plan(asked.plan, connection, [str(path)], **most)[: asked.limit]
+            bounds = {"max_rows": limits.view_rows, "max_bytes": limits.view_answer}
+            rows = run_plan(asked.plan, connection, [str(path)], **bounds)[: asked.limit]
     return _written(rows, asked), len(rows)
 
 
-def _spool(face: Face, asked: Asked, limits: Limits, path: Path) -> None:
+def _spool(face: Face, view_request: Asked, limits: Limits, path: Path) -> None:
     size = 0
     with (
         face.open() as connection,
         interrupted_after(connection, limits.query_s),
         path.open("wb") as file,
     ):
-        for one in face.everything(connection, asked.plan.resource, names=asked.names):
-            size += file.write(orjson.dumps(one) + b"\n")
+        for resource in face.everything(connection, view_request.plan.resource, names=view_request.names):
+            size += file.write(orjson.dumps(resource) + b"\n")
             if size > limits.view_bytes:
                 raise InputError("the view reads more than one request may", code="VHT-INPUT-SIZE")
 
 
-def _written(rows: list[dict[str, Any]], asked: Asked) -> bytes:
-    if asked.format == "json":
+def _written(rows: list[dict[str, Any]], view_request: Asked) -> bytes:
+    if view_request.format == "json":
         return orjson.dumps(rows)
-    if asked.format == "ndjson":
+    if view_request.format == "ndjson":
         return b"".join(orjson.dumps(row) + b"\n" for row in rows)
     sheet = io.StringIO()
     writer = csv.writer(sheet, lineterminator="\r\n")  # RFC 4180
-    if asked.header:
-        writer.writerow(column.name for column in asked.plan.columns)
+    if view_request.header:
+        writer.writerow(column.name for column in view_request.plan.columns)
     for row in rows:
         writer.writerow(_cells(row))
     return sheet.getvalue().encode()

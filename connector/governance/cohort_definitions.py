@@ -91,18 +91,18 @@ def count_query(plan: Plan, generation: Generation, scope: PermitScope) -> str:
 
 def _paths(selects: Any, name: str) -> list[str]:
     """Of the columns ``name``; of those that stand in an iteration, that they do."""
-    found: list[str] = []
-    for one in selects if isinstance(selects, list) else ():
-        own = [column["path"] for column in one.get("column", ()) if column.get("name") == name]
-        own += _paths(one.get("select"), name)
-        found += ["(in an iteration)"] * len(own) if ITERATING & one.keys() else own
-    return found
+    paths: list[str] = []
+    for select in selects if isinstance(selects, list) else ():
+        own_paths = [column["path"] for column in select.get("column", ()) if column.get("name") == name]
+        own_paths += _paths(select.get("select"), name)
+        paths += ["(in an iteration)"] * len(own_paths) if ITERATING & select.keys() else own_paths
+    return paths
 
 
 def _multiplying(selects: Any) -> list[str]:
     """What makes several rows of one, in all selects and their branches."""
-    found: list[str] = []
-    for one in selects if isinstance(selects, list) else ():
-        found += sorted((ITERATING | MULTIPLYING) & one.keys())
-        found += _multiplying(one.get("select")) + _multiplying(one.get("unionAll"))
-    return found
+    keywords: list[str] = []
+    for select in selects if isinstance(selects, list) else ():
+        keywords += sorted((ITERATING | MULTIPLYING) & select.keys())
+        keywords += _multiplying(select.get("select")) + _multiplying(select.get("unionAll"))
+    return keywords

@@ -25,7 +25,7 @@ _KEY_BYTES, _SPAN_DAYS = 32, 365
 
 
 class Deidentifier:
-    """One permit's face of the node's resources. ``now`` is the day of the telling; ``codes`` are (system, code) that
+    """One permit's view of the node's resources. ``now`` is the day of the telling; ``codes`` are (system, code) that
     are public though their system is local: those of installed components.
 
     Raises InputError VHT-INPUT-KEY for a key that has not 32 bytes.
@@ -55,21 +55,26 @@ class Deidentifier:
         """A new resource; None for one that may not be told."""
         kind = resource.get("resourceType")
         rules = RULES.get(kind) if type(kind) is str else None
-        own = resource.get("id")
-        if rules is None or type(own) is not str or not ID.fullmatch(own) or resource.get("implicitRules") is not None:
+        resource_id = resource.get("id")
+        if (
+            rules is None
+            or type(resource_id) is not str
+            or not ID.fullmatch(resource_id)
+            or resource.get("implicitRules") is not None
+        ):
             return None
         try:
             refuse_modifiers(dict(resource))
         except Quarantine:
             return None
-        subject = own if kind == "Patient" else patient_of(resource.get("subject"))
+        subject = resource_id if kind == "Patient" else patient_of(resource.get("subject"))
         if subject is None or resource.get("link") is not None:
             return None
-        told: dict[str, Any] = {"resourceType": kind, "id": self.identifier(str(kind), own)}
+        deidentified: dict[str, Any] = {"resourceType": kind, "id": self.identifier(str(kind), resource_id)}
         telling = Telling(self, subject)
-        told |= telling.observed(resource, rules) if kind == "Observation" else telling.members(resource, rules)
-        if kind == "Patient" and resource.get("birthDate") is not None and "birthDate" not in told:
-            told["_birthDate"] = masked()
+        deidentified |= telling.observed(resource, rules) if kind == "Observation" else telling.members(resource, rules)
+        if kind == "Patient" and resource.get("birthDate") is not None and "birthDate" not in deidentified:
+            deidentified["_birthDate"] = masked()
         if kind == "Encounter":
-            told.setdefault("class", masked())  # FHIR requires it
-        return told
+            deidentified.setdefault("class", masked())  # FHIR requires it
+        return deidentified

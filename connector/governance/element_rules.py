@@ -61,18 +61,18 @@ def _years(since: date, now: date) -> int:
 def _read(value: Any) -> tuple[date, date, int, str] | None:
     """The first and the middle day that a date or dateTime may mean, its characters, and its time, without a fraction
     of a second."""
-    if type(value) is not str or not (found := _DATE.match(value)):
+    if type(value) is not str or not (match := _DATE.match(value)):
         return None
-    rest = value[found.end() :]
-    time = _TIME.fullmatch(rest) if rest and found[3] else None
+    rest = value[match.end() :]
+    time = _TIME.fullmatch(rest) if rest and match[3] else None
     if rest and time is None:
         return None
     try:
-        first = date(int(found[1]), int(found[2] or 1), int(found[3] or 1))
-        middle = date(int(found[1]), int(found[2] or 7), int(found[3] or (15 if found[2] else 1)))
+        first = date(int(match[1]), int(match[2] or 1), int(match[3] or 1))
+        middle = date(int(match[1]), int(match[2] or 7), int(match[3] or (15 if match[2] else 1)))
     except ValueError:
         return None
-    return first, middle, found.end(), time[1] + time[2] if time else ""
+    return first, middle, match.end(), time[1] + time[2] if time else ""
 
 
 def _meant(last: date) -> tuple[date, date]:
@@ -96,23 +96,23 @@ class Telling:
         self._face, self._shift, self._subject = face, face.shift(subject), subject
 
     def members(self, node: Mapping[str, Any], rules: "Rules") -> Node:
-        told: Node = {}
+        members: Node = {}
         for name, rule in rules.items():
             value = node.get(name)
-            if value is not None and (kept := rule(self, value)) is not None:
-                told[name] = kept
-        return told
+            if value is not None and (deidentified := rule(self, value)) is not None:
+                members[name] = deidentified
+        return members
 
     def observed(self, node: Mapping[str, Any], rules: "Rules") -> Node:
         """An Observation or a component; an age is told in a unit of time, or not at all."""
-        told = self.members(node, rules)
-        meant = (self.concept(node.get("code")) or {}).get("coding", [])
-        if any((one["system"], one["code"]) in _AGES for one in meant):
-            told.pop("valueInteger", None)
-            unit = told.get("valueQuantity", {}).get("code")
+        members = self.members(node, rules)
+        codings = (self.concept(node.get("code")) or {}).get("coding", [])
+        if any((coding["system"], coding["code"]) in _AGES for coding in codings):
+            members.pop("valueInteger", None)
+            unit = members.get("valueQuantity", {}).get("code")
             if unit is None or conversion(unit, "a") is None:
-                told.pop("valueQuantity", None)
-        return told
+                members.pop("valueQuantity", None)
+        return members
 
     def truth(self, value: Any) -> bool | None:
         return value if type(value) is bool else None
@@ -165,8 +165,8 @@ class Telling:
 
     def encounter(self, value: Any) -> Node | None:
         target = value.get("reference") if type(value) is dict else None
-        own = encounter_id_of(target) if type(target) is str else None
-        return {"reference": f"Encounter/{self._face.identifier('Encounter', own)}"} if own else None
+        encounter_id = encounter_id_of(target) if type(target) is str else None
+        return {"reference": f"Encounter/{self._face.identifier('Encounter', encounter_id)}"} if encounter_id else None
 
     def coding(self, value: Any) -> Node | None:
         system, code = (value.get("system"), value.get("code")) if type(value) is dict else (None, None)
@@ -179,40 +179,46 @@ class Telling:
         return self.coding(value) or masked()
 
     def concept(self, value: Any) -> Node | None:
-        listed = value.get("coding") if type(value) is dict else None
-        told = [kept for one in listed if (kept := self.coding(one))] if type(listed) is list else []
-        return {"coding": told} if told else None
+        codings = value.get("coding") if type(value) is dict else None
+        public_codings = (
+            [public for coding in codings if (public := self.coding(coding))] if type(codings) is list else []
+        )
+        return {"coding": public_codings} if public_codings else None
 
     def concept_or_masked(self, value: Any) -> Node:
         """For elements that FHIR requires."""
         return self.concept(value) or masked()
 
     def concepts(self, value: Any) -> list[Node] | None:
-        return ([kept for one in value if (kept := self.concept(one))] or None) if type(value) is list else None
+        return (
+            ([public for concept in value if (public := self.concept(concept))] or None)
+            if type(value) is list
+            else None
+        )
 
     def quantity(self, value: Any) -> Node | None:
         if type(value) is not dict or (amount := _number(value.get("value"))) is None:
             return None
-        told: Node = {"value": amount}
+        quantity: Node = {"value": amount}
         if (comparator := value.get("comparator")) is not None:
             if comparator not in ("<", "<=", ">=", ">"):
                 return None
-            told["comparator"] = comparator
+            quantity["comparator"] = comparator
         if (code := value.get("code")) is None:
-            return told if value.get("unit") is None else None
+            return quantity if value.get("unit") is None else None
         unit = public_unit(code) if type(code) is str and value.get("system") == _UCUM else None
         if unit is None:
             return None
         years = conversion(unit, "a")
         if years is not None and abs(years(amount)) >= OLDEST_AGE:
-            told, unit = {"value": OLDEST_AGE}, "a"
-        return told | {"unit": unit, "system": _UCUM, "code": unit}
+            quantity, unit = {"value": OLDEST_AGE}, "a"
+        return quantity | {"unit": unit, "system": _UCUM, "code": unit}
 
     def components(self, value: Any) -> list[Node] | None:
         if type(value) is not list:
             return None
-        told = [self.observed(one, _COMPONENT) for one in value if type(one) is dict]
-        return [one for one in told if one] or None
+        components = [self.observed(component, _COMPONENT) for component in value if type(component) is dict]
+        return [component for component in components if component] or None
 
 
 Rule = Callable[[Telling, Any], Any]

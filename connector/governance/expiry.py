@@ -1,6 +1,6 @@
 """What ends by itself: visits whose permit ran out or was withdrawn, visits nobody uses, pseudonyms past retention.
 
-Other parts of the node hand in what ends by itself in their rooms, such as the files of exports.
+Other parts of the node hand in what ends by itself in their care, such as the files of exports.
 
 A round is judged when it begins; this is for the visit whose coordinator never comes back, so that its cohort does
 not stay. The issuer's list being out of reach ends nothing: no round begins without it, and it may come back.
@@ -110,8 +110,10 @@ class Upkeep:
         """The log says it before the key goes: a crash in between erases at the next look."""
         with self._visits.steps.step() as step:
             session = step.session
-            kept = session.scalars(select(PseudonymKeyRow.permit_id).where(PseudonymKeyRow.key.is_not(None))).all()
-            for permit_id in kept:
+            permit_ids = session.scalars(
+                select(PseudonymKeyRow.permit_id).where(PseudonymKeyRow.key.is_not(None))
+            ).all()
+            for permit_id in permit_ids:
                 until = self._retained_until(session, permit_id)
                 if until is None or self._clock() < until:
                     continue
@@ -125,7 +127,7 @@ class Upkeep:
         of_clients = select(FhirClientRow.permit).where(FhirClientRow.permit_id == permit_id)
         tokens = session.scalars(union(of_visits, of_clients))
         permits: list[Permit] = [read_permit(token, self._visits.judge.issuer) for token in tokens]
-        ends = [one.expires_at + timedelta(days=one.retention_days_after_expiry) for one in permits]
+        ends = [permit.expires_at + timedelta(days=permit.retention_days_after_expiry) for permit in permits]
         return max(ends, default=None)
 
 

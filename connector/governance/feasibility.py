@@ -130,14 +130,14 @@ class Feasibility:
         plan = compile_definition(judged.question.view)
         self.queries.steps.catch_up()
         scope = opened(judged.permit, self.judge.installed, plan.resource)
-        asked = digest_of({"asks": judged.question.asks(self.judge.dataset_id), "opened": _facts(scope)})
+        asked_digest = digest_of({"asks": judged.question.asks(self.judge.dataset_id), "opened": _facts(scope)})
         with self.database.read() as session:
-            same = session.scalars(
-                select(FeasibilityRow).where(FeasibilityRow.asked == asked).order_by(FeasibilityRow.id.desc())
+            previous = session.scalars(
+                select(FeasibilityRow).where(FeasibilityRow.asked == asked_digest).order_by(FeasibilityRow.id.desc())
             ).first()
             excluded = sorted(excluded_subjects(session, judged.permit))
-        if same is not None and self.clock() < same.answered_at + STANDS:
-            return {**self._told(same), "repeated": True}
+        if previous is not None and self.clock() < previous.answered_at + STANDS:
+            return {**self._told(previous), "repeated": True}
         if judged.question.epsilon > self.settings.feasibility_epsilon:
             raise BudgetError(
                 f"one feasibility question costs at most epsilon {self.settings.feasibility_epsilon:g} here",
@@ -149,29 +149,31 @@ class Feasibility:
             raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE")
         sql = count_query(plan, generation, scope)
         return {
-            **self._told(self._draw(judged, asked, lambda: self._count(plan, sql, generation, excluded))),
+            **self._told(self._draw(judged, asked_digest, lambda: self._count(plan, sql, generation, excluded))),
             "repeated": False,
         }
 
-    def _draw(self, judged: Questioned, asked: str, counted: Callable[[], int]) -> FeasibilityRow:
+    def _draw(self, judged: Questioned, asked_digest: str, count_patients: Callable[[], int]) -> FeasibilityRow:
         delta = self.judge.ledger.delta
         count = Count(calibrate_gaussian(judged.question.epsilon, delta))
-        user = next(one.name for one in judged.permit.data_users if one.kid == judged.question.user_kid)
+        user = next(
+            data_user.name for data_user in judged.permit.data_users if data_user.kid == judged.question.user_kid
+        )
         actor = Actor(user, "viewer", "signed-question")
         with self.queries.spending(LABEL, (count.event("all"),), actor, permit=judged.permit) as query:
             query.draw()
-            noised = round(count.release(self._held(counted), self.noise()))
-            told = noised if noised >= self.settings.smallest_cell else None
-            return self._keep(judged, asked, user, query.run.name, count.noise_multiplier, told)
+            noised = round(count.release(self._held(count_patients), self.noise()))
+            released = noised if noised >= self.settings.smallest_cell else None
+            return self._keep(judged, asked_digest, user, query.run.name, count.noise_multiplier, released)
 
-    def _held(self, counted: Callable[[], int]) -> Private[PatientValues]:
-        """What ``counted`` gives, or nobody where it fails or is late; at the same moment whatever it does."""
+    def _held(self, count_patients: Callable[[], int]) -> Private[PatientValues]:
+        """What ``count_patients`` gives, or nobody where it fails or is late; at the same moment whatever it does."""
         ends = self.timer() + self.settings.feasibility_seconds
         patients: list[int] = []
 
         def work() -> None:
             with suppress(Exception):  # the kind of an error would tell of the data as the error does
-                patients.append(counted())
+                patients.append(count_patients())
 
         worker = threading.Thread(target=work, name="vht-feasibility", daemon=True)
         worker.start()
@@ -191,7 +193,7 @@ class Feasibility:
     def _keep(
         self,
         judged: Questioned,
-        asked: str,
+        asked_digest: str,
         user: str,
         query: str,
         noise_multiplier: float,
@@ -200,7 +202,7 @@ class Feasibility:
         """The answer is in the log, then in the database; it is told after that."""
         question, permit = judged.question, judged.permit
         row = FeasibilityRow(
-            asked=asked,
+            asked=asked_digest,
             query_id=query,
             permit_id=permit.permit_id,
             user=user,

@@ -49,14 +49,14 @@ class Clients:
             raise InputError("the address of a key set is an https URL", code="VHT-INPUT-CLIENT")
         if not read_scope(scope):
             raise InputError("a client has a scope", code="VHT-INPUT-SCOPE", hint="for everything: system/*.rs")
-        held = self.judge.require_permit(permit, self.categories)
+        valid_permit = self.judge.require_permit(permit, self.categories)
         row = FhirClientRow(
             id=secrets.token_hex(16),
             name=name,
             jwks=jwks,
             jku=jku,
             scope=" ".join(scope.split()),
-            permit_id=held.permit_id,
+            permit_id=valid_permit.permit_id,
             permit=permit,
             registered_at=self.clock(),
             registered_by=actor.name,
@@ -65,7 +65,7 @@ class Clients:
             step.session.add(row)
             step.session.flush()
             registered = FhirClientRegistered(client=row.id, name=name, scope=row.scope, **actor.facts())
-            step.record(registered, permit_id=held.permit_id)
+            step.record(registered, permit_id=valid_permit.permit_id)
         return _told(row)
 
     def revoke(self, client_id: str, actor: Actor) -> dict[str, Any]:

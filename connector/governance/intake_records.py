@@ -1,4 +1,4 @@
-"""What was taken in goes into the books and the evidence log: by folder, or from a FHIR server."""
+"""What was taken in goes into the database and the evidence log: by folder, or from a FHIR server."""
 
 import logging
 from collections.abc import Callable
@@ -25,7 +25,7 @@ COUNTED = ("files", "lines", "accepted", "quarantined", "duplicate", "deleted")
 
 @dataclass(frozen=True)
 class Intakes:
-    """The door of one dataset. ``store`` is the folder of its FHIR store."""
+    """The intake of one dataset. ``store`` is the folder of its FHIR store."""
 
     dataset: str
     store: Path
@@ -62,9 +62,9 @@ class Intakes:
     ) -> None:
         """An intake that has happened; ``source`` names the FHIR server that it came from."""
         totals = {name: report[name] for name in COUNTED} | ({"source": source} if source else {})
-        kept = totals | {name: report[name] for name in SHOWN if name in report}
+        saved_report = totals | {name: report[name] for name in SHOWN if name in report}
         with self.database.write() as session:
-            session.add(IngestRow(dataset_id=self.dataset, at=self.clock(), report=kept))
+            session.add(IngestRow(dataset_id=self.dataset, at=self.clock(), report=saved_report))
             session.flush()
             actor = actor or system_user()
             self.evidence.record(DatasetIngested(dataset=self.dataset, replaces=replace, **totals, **actor.facts()))

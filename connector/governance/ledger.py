@@ -63,12 +63,12 @@ class Ledger:
 
     def caps(self, permit: Permit | None, dataset_id: str) -> tuple[Cap, ...]:
         """Those that bound a run, each for one patient."""
-        made = [Cap("patient", self.epsilon_cap, self.delta)]
+        caps = [Cap("patient", self.epsilon_cap, self.delta)]
         if self.dataset_epsilon_cap is not None:
-            made.append(Cap("dataset", self.dataset_epsilon_cap, self.delta, dataset=dataset_id))
+            caps.append(Cap("dataset", self.dataset_epsilon_cap, self.delta, dataset=dataset_id))
         if permit is not None:
-            made.append(Cap("permit", permit.epsilon, permit.delta, permit=permit.permit_id))
-        return tuple(made)
+            caps.append(Cap("permit", permit.epsilon, permit.delta, permit=permit.permit_id))
+        return tuple(caps)
 
     def remaining(self, session: Session, plan: Run, permit: Permit | None) -> dict[str, Remaining]:
         """How many patients remain under each cap, and how many could pay for ``plan``, by the cap's name."""
@@ -88,10 +88,12 @@ class Ledger:
         self._afford_together(session, run, permit)
         accounts = self.patient_accounts(session)
         accounts.require_new(run, self.caps(None, dataset_id))
-        held = self.patients()
-        if held is None:
+        patient_count = self.patients()
+        if patient_count is None:
             return
-        left = accounts.remaining(self.caps(None, dataset_id)[0], run, max(0, held - len(accounts.participation)))
+        left = accounts.remaining(
+            self.caps(None, dataset_id)[0], run, max(0, patient_count - len(accounts.participation))
+        )
         if left.able < min(permit.minimum_cohort, left.patients):
             raise BudgetError(
                 "fewer patients than the permit's smallest cohort could still pay for this plan under the node's cap "
@@ -158,10 +160,10 @@ class Ledger:
 
     def close(self, session: Session, visit_id: str, now: datetime) -> None:
         """Give back what the visit did not draw. A visit without a reservation changes nothing."""
-        held = session.get(Reservation, visit_id)
-        if held is None or not held.open:
+        reservation = session.get(Reservation, visit_id)
+        if reservation is None or not reservation.open:
             return
-        held.open, held.released_at = False, now
+        reservation.open, reservation.released_at = False, now
         session.flush()
         if not self.spent_by(session, visit_id):
             self._forget(session, visit_id)
@@ -241,9 +243,9 @@ class Ledger:
 
     def _forget(self, session: Session, name: str) -> None:
         """A run that drew nothing leaves no trace in anybody's history."""
-        held = self.participation.read(session)
-        if name in held.placed:
-            self.participation.write(session, held.remove(name))
+        participation = self.participation.read(session)
+        if name in participation.placed:
+            self.participation.write(session, participation.remove(name))
 
 
 def _not_held() -> BudgetError:

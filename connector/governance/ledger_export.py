@@ -33,7 +33,7 @@ def export_ledger(
         )
         for run in accounts.runs.values()
     )
-    made = LedgerFile(
+    ledger_file = LedgerFile(
         node=settings.name,
         at=now,
         smallest_cell=settings.smallest_cell,
@@ -42,25 +42,25 @@ def export_ledger(
         groups=_groups(accounts, ledger, settings.smallest_cell),
         spent={scope: _spent(runs, scope, ledger.delta) for scope in _scopes(runs)},
     )
-    return made.model_copy(update={"statement": key.sign(made.claims(), typ=LEDGER_TYP)})
+    return ledger_file.model_copy(update={"statement": key.sign(ledger_file.claims(), typ=LEDGER_TYP)})
 
 
 def _caps(session: Session, ledger: Ledger, dataset: str, permits: set[str | None]) -> tuple[CapLine, ...]:
-    made = [CapLine(name="patient", of=None, epsilon=ledger.epsilon_cap, delta=ledger.delta)]
+    lines = [CapLine(name="patient", of=None, epsilon=ledger.epsilon_cap, delta=ledger.delta)]
     if ledger.dataset_epsilon_cap is not None:
-        made.append(CapLine(name="dataset", of=dataset, epsilon=ledger.dataset_epsilon_cap, delta=ledger.delta))
+        lines.append(CapLine(name="dataset", of=dataset, epsilon=ledger.dataset_epsilon_cap, delta=ledger.delta))
     for permit_id, permit in known_permits(session).items():
         if permit_id not in permits:
             continue
-        made.append(CapLine(name="permit", of=permit_id, epsilon=permit.epsilon, delta=permit.delta))
-    return tuple(made)
+        lines.append(CapLine(name="permit", of=permit_id, epsilon=permit.epsilon, delta=permit.delta))
+    return tuple(lines)
 
 
 def _groups(accounts: PatientAccounts, ledger: Ledger, smallest: int) -> tuple[GroupLine, ...]:
-    held, rule = accounts.participation, RdpFilter(ledger.epsilon_cap, ledger.delta)
-    everywhere = {name: run for name, run in accounts.runs.items() if name not in held.placed}
+    participation, rule = accounts.participation, RdpFilter(ledger.epsilon_cap, ledger.delta)
+    everywhere = {name: run for name, run in accounts.runs.items() if name not in participation.placed}
     lines = []
-    for group, size in zip(held.groups, held.sizes().tolist(), strict=True):
+    for group, size in zip(participation.groups, participation.sizes().tolist(), strict=True):
         if size < smallest:
             continue
         known = tuple(run for run in group.runs if run in accounts.runs)
@@ -78,4 +78,4 @@ def _scopes(runs: tuple[RunLine, ...]) -> list[str]:
 
 def _spent(runs: tuple[RunLine, ...], scope: str, delta: float) -> dict[str, float]:
     kind, _, name = scope.partition(" ")
-    return epsilon_by_population([e for line in runs if getattr(line, kind) == name for e in line.drew], delta)
+    return epsilon_by_population([event for line in runs if getattr(line, kind) == name for event in line.drew], delta)

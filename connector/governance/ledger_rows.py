@@ -95,12 +95,12 @@ class ParticipationStore:
         version = session.scalars(select(ParticipationRow.version)).one_or_none()
         if version is None:
             return Participation.empty()
-        known, held = self._known
-        if version != known:
+        known_version, participation = self._known
+        if version != known_version:
             row = session.get_one(ParticipationRow, ONLY)
-            held = _participation(row)
-            self._known = row.version, held
-        return held
+            participation = _participation(row)
+            self._known = row.version, participation
+        return participation
 
     def write(self, session: Session, held: Participation) -> None:
         """Replace what is held, in the session's transaction."""

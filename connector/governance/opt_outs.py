@@ -24,11 +24,11 @@ __all__ = ["excluded_subjects", "opt_out", "opted_out", "restore", "withdraw"]
 
 def opt_out(session: Session, subject: str, since: datetime, now: datetime) -> bool:
     """Record an opt-out that holds from ``since``. False where one that already holds then is in force."""
-    held = _in_force(session, subject)
-    if held is not None and held.since <= since:
+    row = _in_force(session, subject)
+    if row is not None and row.since <= since:
         return False
-    if held is not None:
-        held.since = since
+    if row is not None:
+        row.since = since
     else:
         session.add(OptOutRow(subject=subject, since=since, recorded_at=now))
     session.flush()
@@ -43,23 +43,23 @@ def withdraw(session: Session, subject: str, at: datetime, now: datetime) -> boo
             code="VHT-INPUT-OPT-OUT",
             hint="leave out the time, or name one that lies ahead",
         )
-    held = _in_force(session, subject)
-    if held is None:
+    row = _in_force(session, subject)
+    if row is None:
         return False
-    if at < held.since:
+    if at < row.since:
         raise InputError("an opt-out cannot be withdrawn before it began", code="VHT-INPUT-OPT-OUT")
-    held.until = at
+    row.until = at
     session.flush()
     return True
 
 
 def restore(session: Session, entries: Iterable[LogEntry]) -> None:
     """Enter what the evidence log says and the database lacks, never less than the database protects."""
-    told: dict[str, list[LogEntry]] = {}
+    histories: dict[str, list[LogEntry]] = {}
     for entry in entries:
         if entry.kind in (OptOutRecorded.entry_kind, OptOutWithdrawn.entry_kind):
-            told.setdefault(entry.body["subject"], []).append(entry)
-    for subject, history in told.items():
+            histories.setdefault(entry.body["subject"], []).append(entry)
+    for subject, history in histories.items():
         unknown = session.scalars(select(OptOutRow.id).where(OptOutRow.subject == subject)).first() is None
         for entry in history if unknown else history[-1:]:
             recorded = datetime.fromisoformat(entry.time)

@@ -68,14 +68,16 @@ def permit_scope(permit: Permit, installed: InstalledComponents) -> PermitScope:
 
 def _scope_of(columns: Iterable[str], components: Iterable[Component]) -> PermitScope:
     wanted = frozenset(columns)
-    sources = [port.source for one in components for port in one.ports if port.name in wanted]
+    sources = [port.source for component in components for port in component.ports if port.name in wanted]
     conditions: dict[str, list[str]] = {kind: [] for kind in TABLES}
     for source in sources:
         if source.type in _VALUES:
             conditions["Observation"].append(_observed(source))
         elif source.type in _KINDS:
             conditions[_KINDS[source.type]].append(f"(system = {quoted(source.system)} AND {_among(source)})")
-    rows = {kind: f"({' OR '.join(dict.fromkeys(found))})" if found else "false" for kind, found in conditions.items()}
+    rows = {
+        kind: f"({' OR '.join(dict.fromkeys(clauses))})" if clauses else "false" for kind, clauses in conditions.items()
+    }
     rows["Patient"] = "active"
     rows["Encounter"] = "true" if ENCOUNTERS in wanted else "false"
     types = {source.type for source in sources}
@@ -93,7 +95,7 @@ def _among(source: Source) -> str:
 
 def _codes(sources: Iterable[Source]) -> Iterable[tuple[str, str]]:
     for source in sources:
-        own = source.code_system if source.type in _VALUES else source.system
-        yield from ((own, code) for code in source.codes)
+        system = source.code_system if source.type in _VALUES else source.system
+        yield from ((system, code) for code in source.codes)
         if source.type == "observation-code":
             yield from ((source.system, code) for code in (*source.values, *source.negatives))

@@ -73,10 +73,10 @@ class PermitStatus:
         check_time(permit, self._clock())
         token = self._source.fetch()
         with self._database.read() as session:
-            seen = session.get(IssuerState, self._issuer.kid)
-            newest = seen.serial if seen else 0
+            state = session.get(IssuerState, self._issuer.kid)
+            newest = state.serial if state else 0
         status = check_status(token, self._issuer, permit, self._clock(), minimum_serial=newest)
-        if seen is None or status.serial > newest:
+        if state is None or status.serial > newest:
             self._remember(status.serial, token)
         return status
 

@@ -104,19 +104,19 @@ class LogRecovery:
 
     def _enter_acknowledgement(self, session: Session, entry: LogEntry) -> None:
         body = entry.body
-        named = {"visit_id": entry.visit, "kind": body["kind"], "sha256": body["artifact_sha256"]}
-        held = session.scalars(select(Acknowledgement).filter_by(**named)).first()
-        if held is not None or session.get(VisitRow, entry.visit) is None:
+        key_fields = {"visit_id": entry.visit, "kind": body["kind"], "sha256": body["artifact_sha256"]}
+        acknowledgement = session.scalars(select(Acknowledgement).filter_by(**key_fields)).first()
+        if acknowledgement is not None or session.get(VisitRow, entry.visit) is None:
             return
         receipt = self.evidence.receipt(entry)
-        session.add(Acknowledgement(**named, receipt=receipt, at=datetime.fromisoformat(entry.time)))
+        session.add(Acknowledgement(**key_fields, receipt=receipt, at=datetime.fromisoformat(entry.time)))
         session.flush()
 
 
 def abandon_open_visits(visits: Visits, *, reason: str) -> list[str]:
     """End visits that were approved or ready: their enclaves are gone. Requested ones wait on for an operator."""
-    seen_revoked = {e.visit for e in visits.evidence.entries() if e.kind == PermitRevokedSeen.entry_kind}
-    approved = {e.visit for e in visits.evidence.entries() if e.kind == VisitApproved.entry_kind}
+    seen_revoked = {entry.visit for entry in visits.evidence.entries() if entry.kind == PermitRevokedSeen.entry_kind}
+    approved = {entry.visit for entry in visits.evidence.entries() if entry.kind == VisitApproved.entry_kind}
     ended = []
     for visit in visits.all():
         if visit.state not in OPEN or (visit.state == "requested" and visit.id not in approved | seen_revoked):

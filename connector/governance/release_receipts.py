@@ -43,11 +43,11 @@ class Releases:
             session = step.session
             if not self._visits.ledger.spent_by(session, visit.id):
                 raise RefusedError("this node contributed nothing to that release", code="VHT-REFUSED-STATE")
-            held = session.scalars(
+            acknowledgement = session.scalars(
                 select(Acknowledgement).filter_by(visit_id=visit.id, kind=kind, sha256=sha256)
             ).one_or_none()
-            if held is not None:
-                return held.receipt
+            if acknowledgement is not None:
+                return acknowledgement.receipt
             acknowledged = ReleaseAcknowledged(kind=kind, artifact_sha256=sha256)
             entry = step.record(acknowledged, permit_id=visit.permit_id, visit=visit.id)
             receipt = self._visits.evidence.receipt(entry)

@@ -15,20 +15,20 @@ def read_scope(scope: str) -> frozenset[str]:
     """The resource types that ``scope`` opens. Raises InputError VHT-INPUT-SCOPE for any word that is not of these."""
     types: set[str] = set()
     for word in scope.split():
-        found = _SCOPE.fullmatch(word)
-        if not found or (found[1] != "*" and found[1] not in EVERYTHING):
+        match = _SCOPE.fullmatch(word)
+        if not match or (match[1] != "*" and match[1] not in EVERYTHING):
             raise InputError(
                 "a scope is not one of those that this API has",
                 code="VHT-INPUT-SCOPE",
                 hint=f"system/*.rs, or system/TYPE.rs of {', '.join(EVERYTHING)}",
             )
-        types |= EVERYTHING if found[1] == "*" else {found[1]}
+        types |= EVERYTHING if match[1] == "*" else {match[1]}
     return frozenset(types)
 
 
 def granted(registered: str, asked: str) -> frozenset[str]:
     """What both open. A word that was asked and that this API does not know opens nothing (RFC 6749, 3.3)."""
-    types = {found[1] for word in asked.split() if (found := _SCOPE.fullmatch(word))}
+    types = {match[1] for word in asked.split() if (match := _SCOPE.fullmatch(word))}
     wanted = EVERYTHING if "*" in types else EVERYTHING & types
     return read_scope(registered) & wanted
 

@@ -115,20 +115,20 @@ class Judge:
     ) -> tuple[Permit, Asked, str, int]:
         """The permit, what is asked under it, that one's digest, and the serial of the status list."""
         about: dict[str, Any] = {"permit_sha256": sha256_hex(permit_token.encode())}
-        asked: Asked | None = None
+        request: Asked | None = None
         try:
             permit = self._permit(permit_token)
             about["permit_id"] = permit.permit_id
             serial = self.status.require_good(permit).serial
             about["status_serial"] = serial
-            asked = read(token, permit, PublicKey.from_jwk(user_key))
-            digest = digest_of(asked.claims())
+            request = read(token, permit, PublicKey.from_jwk(user_key))
+            digest = digest_of(request.claims())
             about["request_digest"] = digest
-            check(permit, asked)
+            check(permit, request)
         except VhtError as error:
-            self.refused(error, stranger=asked is None or not self._fresh(asked), **about)
+            self.refused(error, stranger=request is None or not self._fresh(request), **about)
             raise
-        return permit, asked, digest, serial
+        return permit, request, digest, serial
 
     def _check_study(self, permit: Permit, request: StudyRequest) -> None:
         check_request(permit, request)

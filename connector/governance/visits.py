@@ -108,9 +108,9 @@ class Visits:
         key = sha256_hex(retry_key.encode()) if retry_key else None
         with self.steps.step() as step:
             session = step.session
-            same = session.scalars(select(VisitRow).where(VisitRow.request_digest == judged.request_digest)).first()
-            if same is not None:
-                return self._repeated(same, judged, key)
+            previous = session.scalars(select(VisitRow).where(VisitRow.request_digest == judged.request_digest)).first()
+            if previous is not None:
+                return self._repeated(previous, judged, key)
             self.judge.require_fresh(judged)
             visit_id = f"v-{secrets.token_hex(8)}"
             self.judge.afford(session, visit_id, judged)
@@ -211,8 +211,8 @@ class Visits:
             visit.decided_by = actor.name if actor else visit.decided_by
             self.ledger.close(session, visit_id, self._clock())
             session.flush()
-            said = {"reason": reason, "state": state, "code": code, **(actor.facts() if actor else {})}
-            ended = VisitRejected(**said) if unapproved else VisitClosed(**said, **self._cost(session, visit))
+            outcome = {"reason": reason, "state": state, "code": code, **(actor.facts() if actor else {})}
+            ended = VisitRejected(**outcome) if unapproved else VisitClosed(**outcome, **self._cost(session, visit))
             entry = _record(step, visit, ended)
             visit.receipt = self.evidence.receipt(entry)
         log.info("visit ended", extra={"facts": {"visit": visit_id, "state": state, "code": code}})
@@ -226,9 +226,9 @@ class Visits:
         delta = request_of(visit).plan.delta
         return {"spent": spent, "epsilon": epsilon_by_population(spent, delta), "delta": delta}
 
-    def _repeated(self, same: VisitRow, judged: Judgement, retry_key: str | None) -> VisitRow:
-        if same.state in OPEN and retry_key is not None and same.retry_key == retry_key:
-            return same
+    def _repeated(self, previous: VisitRow, judged: Judgement, retry_key: str | None) -> VisitRow:
+        if previous.state in OPEN and retry_key is not None and previous.retry_key == retry_key:
+            return previous
         error = RefusedError(
             "this signed request already had a visit here",
             code="VHT-REFUSED-DUPLICATE",

@@ -69,14 +69,14 @@ def internal_app(node: Node) -> FastAPI:
     sessions = Sessions(node.accounts, node.settings.name)
 
     def actor(request: Request) -> Actor:
-        found = sessions.actor(request)
-        if found is None:
+        signed_in = sessions.actor(request)
+        if signed_in is None:
             raise RefusedError(
                 "log in first", code="VHT-REFUSED-LOGIN", hint="at /login, or with the token in operator.token"
             )
         if request.method != "GET":  # forms have routes of their own, with the session's key
             sessions.require_token(request)
-        return found
+        return signed_in
 
     @app.get("/health")
     def health() -> dict[str, str]:
@@ -144,12 +144,12 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
     Who = Annotated[Actor, who]  # noqa: N806 - a type
 
     @app.post("/api/ingest")
-    def ingest(actor: Who, asked: IngestRequest) -> dict[str, Any]:
+    def ingest(actor: Who, body: IngestRequest) -> dict[str, Any]:
         actor.require_approver()
-        if asked.dataset not in (None, node.settings.dataset.id):
+        if body.dataset not in (None, node.settings.dataset.id):
             raise RefusedError(f"this node holds dataset {node.settings.dataset.id}", code="VHT-REFUSED-DATASET")
-        folder, listed = Path(asked.folder), asked.listed()
-        return node.ingest(folder, replace=asked.replace, deletions=listed, source=asked.source, actor=actor)
+        folder, listed = Path(body.folder), body.listed()
+        return node.ingest(folder, replace=body.replace, deletions=listed, source=body.source, actor=actor)
 
     @app.get("/api/ingests")
     def ingests(_: Who) -> dict[str, Any]:
@@ -160,8 +160,8 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
         return {"sources": node.pulls.described()}
 
     @app.post("/api/sources/{name}/run")
-    def run(name: str, actor: Who, asked: PullRequest) -> dict[str, Any]:
-        node.pulls.ask(name, actor.require_approver(), whole=asked.whole)
+    def run(name: str, actor: Who, body: PullRequest) -> dict[str, Any]:
+        node.pulls.ask(name, actor.require_approver(), whole=body.whole)
         return {"source": name, "asked": True}
 
     @app.get("/api/feasibility")
@@ -169,12 +169,12 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
         return {"answers": node.feasibility.answers()}
 
     @app.post("/api/opt-outs")
-    def opt_out(actor: Who, asked: OptOutRequest) -> dict[str, Any]:
+    def opt_out(actor: Who, body: OptOutRequest) -> dict[str, Any]:
         actor.require_approver()
-        node.opt_out(asked.patient_id, since=asked.at, actor=actor)
+        node.opt_out(body.patient_id, since=body.at, actor=actor)
         return {"recorded": True}
 
     @app.delete("/api/opt-outs")
-    def withdraw(actor: Who, asked: OptOutRequest) -> dict[str, Any]:
+    def withdraw(actor: Who, body: OptOutRequest) -> dict[str, Any]:
         actor.require_approver()
-        return {"withdrawn": node.withdraw_opt_out(asked.patient_id, at=asked.at, actor=actor)}
+        return {"withdrawn": node.withdraw_opt_out(body.patient_id, at=body.at, actor=actor)}

@@ -68,9 +68,9 @@ def outward_app(node: Node) -> FastAPI:
         return node.identity
 
     @app.post("/feasibility")
-    def feasibility(asked: QuestionRequest) -> dict[str, Any]:
-        told = node.feasibility.answer(asked.permit.strip(), asked.question.strip(), asked.user_key)
-        return {"node": node.settings.name, "dataset": node.settings.dataset.id, **told}
+    def feasibility(body: QuestionRequest) -> dict[str, Any]:
+        answer = node.feasibility.answer(body.permit.strip(), body.question.strip(), body.user_key)
+        return {"node": node.settings.name, "dataset": node.settings.dataset.id, **answer}
 
     _add_visits(app, node)
     app.add_middleware(Guarded, service="outward")
@@ -80,9 +80,9 @@ def outward_app(node: Node) -> FastAPI:
 def _add_visits(app: FastAPI, node: Node) -> None:
     @app.post("/visits", status_code=201)
     def request_visit(
-        asked: VisitRequest, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+        body: VisitRequest, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
     ) -> dict[str, Any]:
-        visit = node.visits.request(asked.permit.strip(), asked.study.strip(), asked.user_key, idempotency_key)
+        visit = node.visits.request(body.permit.strip(), body.study.strip(), body.user_key, idempotency_key)
         return {
             "visit": visit.id,
             "state": visit.state,
@@ -101,9 +101,9 @@ def _add_visits(app: FastAPI, node: Node) -> None:
         return {"receipt": node.releases.acknowledge(visit, notice.kind, notice.sha256)}
 
     @app.post("/visits/{visit_id}/close")
-    def close_visit(visit_id: str, token: Token, asked: CloseRequest) -> dict[str, Any]:
+    def close_visit(visit_id: str, token: Token, body: CloseRequest) -> dict[str, Any]:
         node.visits.of_token(visit_id, token)
-        visit = node.visits.end(visit_id, "closed", code=None, reason=f"closed by the coordinator: {asked.reason}")
+        visit = node.visits.end(visit_id, "closed", code=None, reason=f"closed by the coordinator: {body.reason}")
         return {"state": visit.state, "code": visit.code, "receipt": visit.receipt}
 
     @app.get("/visits/{visit_id}/evidence")

@@ -18,7 +18,7 @@ def quality(node: Node, component: str | None, profile: str | None, *, shareable
         "node": node.settings.name,
         "dataset": node.settings.dataset.id,
         "shareable": shareable,
-        "surveys": [one.to_dict(shown) for one in node.surveys.all_of(component, profile)],
+        "surveys": [survey.to_dict(shown) for survey in node.surveys.all_of(component, profile)],
     }
 
 

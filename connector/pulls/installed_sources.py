@@ -47,14 +47,14 @@ class Source:
     def described(self, phase: str | None = None) -> dict[str, Any]:
         """For people and their programs. ``phase``: of the pull that runs, if one does."""
         standing = self.standing
-        told = {"name": self.name, "running": phase is not None, **standing.described()}
+        summary = {"name": self.name, "running": phase is not None, **standing.described()}
         try:
             settings = self.settings
         except InputError as error:
-            return {**told, "state": "unusable", "error": {"code": error.code, "message": error.message}}
+            return {**summary, "state": "unusable", "error": {"code": error.code, "message": error.message}}
         resting = "failing" if standing.failures else "waiting" if settings.every else "on request"
         return {
-            **told,
+            **summary,
             "state": phase or resting,
             "base_url": settings.base_url,
             "mode": settings.mode,
@@ -90,21 +90,21 @@ class Sources:
         Raises InputError VHT-INPUT-SOURCE, VHT-INPUT-SOURCE-KEY; UnavailableError VHT-UNAVAILABLE-SOURCE-BUSY.
         """
         settings = SourceSettings.read(file)
-        kept: dict[str, bytes] = {}
-        told = settings.model_dump(mode="json", exclude_none=True, exclude_unset=True)
-        told["schema_version"] = settings.schema_version
+        copies: dict[str, bytes] = {}
+        document = settings.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+        document["schema_version"] = settings.schema_version
         if settings.authorization:
             BackendKey.read(settings.authorization.key, settings.authorization.kid)
-            kept["source.key"] = settings.authorization.key.read_bytes()
-            told["authorization"]["key"] = "source.key"
+            copies["source.key"] = settings.authorization.key.read_bytes()
+            document["authorization"]["key"] = "source.key"
         if settings.ca:
-            kept["ca.pem"] = _read(settings.ca)
-            told["ca"] = "ca.pem"
+            copies["ca.pem"] = _read(settings.ca)
+            document["ca"] = "ca.pem"
         source = Source(self._root / settings.name)
         with pulling(source.home):
-            for name, content in kept.items():
+            for name, content in copies.items():
                 replace_file(source.home / name, content)
-            replace_file(source.home / "source.toml", tomli_w.dumps(told).encode())
+            replace_file(source.home / "source.toml", tomli_w.dumps(document).encode())
             source.note(source.standing.model_copy(update={"next_at": None}))  # the interval may be another
         return source
 

@@ -52,7 +52,7 @@ class _Pull:
 class Schedule:
     """Looks every ``tick_s`` which of the installed sources is due, from ``start`` until ``close``.
 
-    ``record(report, source=, actor=)`` puts an intake into the books before the pull is settled.
+    ``record(report, source=, actor=)`` enters an intake in the database before the pull is settled.
     """
 
     def __init__(
@@ -180,11 +180,11 @@ class Schedule:
             assert process.stdin is not None
             assert process.stdout is not None
             for line in process.stdout:
-                told = orjson.loads(line)
-                pull.phase = told.get("phase", pull.phase)
-                pull.told |= told
-                if "report" in told:
-                    self._record(told["report"], source=pull.source.name, actor=pull.actor or _SCHEDULE)
+                message = orjson.loads(line)
+                pull.phase = message.get("phase", pull.phase)
+                pull.told |= message
+                if "report" in message:
+                    self._record(message["report"], source=pull.source.name, actor=pull.actor or _SCHEDULE)
                     process.stdin.write(b"recorded\n")
                     process.stdin.flush()
 
@@ -201,8 +201,8 @@ _SCHEDULE = Actor("schedule", "viewer", "interval")
 
 
 def _run_of(pull: _Pull, begun: datetime, now: datetime) -> Run:
-    told = pull.told
-    pulled, report, error = told.get("pulled", {}), told.get("report") or {}, told.get("error")
+    outcome = pull.told
+    pulled, report, error = outcome.get("pulled", {}), outcome.get("report") or {}, outcome.get("error")
     if not pulled and error is None:
         error = {"code": "VHT-UNAVAILABLE-SOURCE-PULL", "message": "the process of this pull ended before it was done"}
     return Run(

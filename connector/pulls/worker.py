@@ -1,6 +1,6 @@
 """``python -m connector.pulls.worker STATE NAME [--whole]``: one pull in a process of its own, for the running node.
 
-Downloading and taking in need a core and memory; the node that started this only keeps the books. On stdout, a JSON
+Downloading and taking in need a core and memory; the node that started this only records the outcome. On stdout, a JSON
 object a line: ``{"phase"}``, then ``{"report"}`` of an intake, after which a line on stdin says that it is recorded;
 at the end ``{"pulled"}`` or ``{"error"}``. Ended at any point, the next pull of this source goes on from there.
 """
@@ -71,8 +71,8 @@ def _ingest(state: Path, pulled: Pulled) -> dict[str, Any]:
     raise AssertionError("unreachable")
 
 
-def _say(told: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE))
+def _say(message: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE))
     sys.stdout.buffer.flush()
 
 

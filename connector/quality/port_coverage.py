@@ -66,10 +66,10 @@ def read_features(
     _want(connection, ports)
     observation = parts(generation, "observation")
     tokens: Counts = defaultdict(list)
-    for place, *told in connection.execute(_SEEN.format(token=_SPELLED, observation=observation)).fetchall():
-        tokens[place].append(tuple(told))
+    for place, *row in connection.execute(_SEEN.format(token=_SPELLED, observation=observation)).fetchall():
+        tokens[place].append(tuple(row))
     connection.execute("CREATE TEMP TABLE usable (port INTEGER, token VARCHAR)")
-    usable = sorted({(place, token) for place, seen in tokens.items() for _, token, *_ in seen
+    usable = sorted({(place, token) for place, rows in tokens.items() for _, token, *_ in rows
                      if _use(ports[place], token)[0] != "unusable"})  # fmt: skip
     if usable:
         connection.execute(
@@ -100,12 +100,12 @@ def _want(connection: duckdb.DuckDBPyConnection, ports: Sequence[Port]) -> None:
 
 
 def _read_ever(connection: duckdb.DuckDBPyConnection, generation: Generation) -> dict[int, int]:
-    found: dict[int, int] = {}
+    counts: dict[int, int] = {}
     for kind, (table, moment, real) in EVER.items():
-        named = {"table": parts(generation, table), "moment": moment, "real": real, "type": kind}
-        connection.execute(_EVER.format(**named))
-        found |= dict(connection.execute(_EVER_VALUES.format(**named)).fetchall())
-    return found
+        parameters = {"table": parts(generation, table), "moment": moment, "real": real, "type": kind}
+        connection.execute(_EVER.format(**parameters))
+        counts |= dict(connection.execute(_EVER_VALUES.format(**parameters)).fetchall())
+    return counts
 
 
 def _use(port: Port, token: str) -> tuple[str, str | None]:
@@ -127,7 +127,7 @@ def _feature(place: int, port: Port, tokens: Counts, ever: dict[int, int], had: 
     units = tuple(
         UnitSeen(code, token, values, patients, *_use(port, token)) for code, token, values, patients in tokens[place]
     )
-    values = sum(one.values for one in units) + ever.get(place, 0)
+    values = sum(unit.values for unit in units) + ever.get(place, 0)
     absent = "no" if port.source.type in EVER else "missing"
     kind, source = port.source.type, port.source
     of_person = had.get(place, 0) if kind in _KNOWN else values

@@ -97,23 +97,23 @@ class Survey:
     holdings: tuple[Holding, ...]
 
     def to_dict(self, shown: Shown) -> dict[str, Any]:
-        told = {name: getattr(self, name) for name in ("component", "version", "profile", "index", "horizon_years")}
+        fields = {name: getattr(self, name) for name in ("component", "version", "profile", "index", "horizon_years")}
         cohort = self.course.patients
         return {
-            **told,
+            **fields,
             "days": list(self.days),
             "generation": self.generation,
             "smallest_cell": shown.smallest_cell,
             "store_patients": shown.count(self.store_patients),
             "cohort": self.course.to_dict(shown),
-            "losses": [one.to_dict(shown) for one in self.losses],
-            "features": [one.to_dict(shown, cohort) for one in self.features],
+            "losses": [loss.to_dict(shown) for loss in self.losses],
+            "features": [feature.to_dict(shown, cohort) for feature in self.features],
             "quarantine": [
                 {"kind": kind, "reason": why, "path": path, "entries": shown.count(count),
                  "what": reason(why).what, "do": reason(why).do}
                 for (kind, why, path), count in self.quarantine.items()
             ],
-            "holdings": [one.to_dict(shown) for one in self.holdings],
+            "holdings": [holding.to_dict(shown) for holding in self.holdings],
         }  # fmt: skip
 
 
@@ -172,8 +172,10 @@ def _losses(
     ages = "age" in {component.port(name).source.type for name in (*profile.inputs, profile.outcome)}
     sql = _LOSSES.format(patient=parts(generation, "patient"))
     parameters = {"ages": ages, "horizon": profile.horizon_years, "adult": ADULT_YEARS}
-    found = dict(connection.execute(sql, parameters).fetchall())
-    return tuple(Loss(why, says, found[why]) for why, says in LOSSES.items() if found.get(why))
+    patients_by_reason = dict(connection.execute(sql, parameters).fetchall())
+    return tuple(
+        Loss(why, says, patients_by_reason[why]) for why, says in LOSSES.items() if patients_by_reason.get(why)
+    )
 
 
 def _course(
@@ -206,8 +208,8 @@ def _quarantine(connection: duckdb.DuckDBPyConnection, generation: Generation) -
     if not path.exists() or not path.stat().st_size:
         return {}
     columns = "{kind: 'VARCHAR', reason: 'VARCHAR', path: 'VARCHAR'}"
-    found = connection.execute(
+    rows = connection.execute(
         f"SELECT kind, reason, path, count(*) AS n FROM read_json({quoted(path.resolve())}, "
         f"format = 'newline_delimited', columns = {columns}) GROUP BY ALL ORDER BY n DESC, kind, reason, path"
     ).fetchall()
-    return {(kind, why, place): count for kind, why, place, count in found}
+    return {(kind, why, place): count for kind, why, place, count in rows}

@@ -26,12 +26,18 @@ class Shown:
 
     def of_patients(self, patients: int, **others: int) -> dict[str, int | None]:
         """The count of patients, and counts of what is theirs: these are not told where that is not."""
-        told = self.count(patients)
-        return {"patients": told} | {name: None if told is None else self.count(n) for name, n in others.items()}
+        patient_count = self.count(patients)
+        return {"patients": patient_count} | {
+            name: None if patient_count is None else self.count(n) for name, n in others.items()
+        }
 
     def share(self, part: int, whole: int) -> float | None:
-        told, of = self.count(part), self.count(whole)
-        return None if not of or told is None else min(1.0, round(told / of, 4 if self.exact else 2))
+        numerator, denominator = self.count(part), self.count(whole)
+        return (
+            None
+            if not denominator or numerator is None
+            else min(1.0, round(numerator / denominator, 4 if self.exact else 2))
+        )
 
     def moment(self, when: datetime | None) -> str | None:
         return None if when is None else when.date().isoformat() if self.exact else str(when.year)
@@ -52,8 +58,8 @@ class UnitSeen:
     becomes: str | None = None
 
     def to_dict(self, shown: Shown) -> dict[str, Any]:
-        told = {name: getattr(self, name) for name in ("code", "unit", "use", "becomes")}
-        return {**told, **shown.of_patients(self.patients, values=self.values)}
+        fields = {name: getattr(self, name) for name in ("code", "unit", "use", "becomes")}
+        return {**fields, **shown.of_patients(self.patients, values=self.values)}
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,13 @@ class Feature:
     units: tuple[UnitSeen, ...] = ()
 
     def to_dict(self, shown: Shown, cohort: int) -> dict[str, Any]:
-        told = {name: getattr(self, name) for name in ("name", "title", "source", "unit", "absent_means")}
+        fields = {name: getattr(self, name) for name in ("name", "title", "source", "unit", "absent_means")}
         return {
-            **told,
+            **fields,
             "codes": list(self.codes),
             **shown.of_patients(self.patients, values=self.values),
             "share": shown.share(self.patients, cohort),
-            "units": [one.to_dict(shown) for one in self.units],
+            "units": [unit.to_dict(shown) for unit in self.units],
         }
 
 

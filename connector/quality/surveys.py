@@ -33,8 +33,8 @@ class Surveys:
         """Every profile of every component, in the order of their names."""
         return [
             {"component": name, "profile": profile, "title": chosen.title}
-            for name, one in installed(self.paths).items()
-            for profile, chosen in sorted(one.component.profiles.items())
+            for name, installation in installed(self.paths).items()
+            for profile, chosen in sorted(installation.component.profiles.items())
         ]
 
     def of(self, component: str, profile: str) -> Survey:
@@ -44,22 +44,27 @@ class Surveys:
     def all_of(self, component: str | None, profile: str | None) -> list[Survey]:
         """Of every profile, or those of one component, or those of one name."""
         chosen = [find_component(component, self.paths)] if component else list(installed(self.paths).values())
-        names = [(one, name) for one in chosen for name in sorted(one.component.profiles) if profile in (None, name)]
+        names = [
+            (installation, name)
+            for installation in chosen
+            for name in sorted(installation.component.profiles)
+            if profile in (None, name)
+        ]
         if not names and profile is not None:
             chosen[0].component.profile(profile)
-        return [self._survey(one, name) for one, name in names]
+        return [self._survey(installation, name) for installation, name in names]
 
-    def _survey(self, one: Installed, profile: str) -> Survey:
+    def _survey(self, installation: Installed, profile: str) -> Survey:
         with self.database.read() as session:
             excluded = frozenset(opted_out(session, self.clock()))
         generation = Store(self.store).current()
-        files = ComponentFiles.read(one.folder)
+        files = ComponentFiles.read(installation.folder)
         key = (generation.number if generation else None, files.digest, profile, excluded)
-        made = self._made.get(key)
-        if made is None:
+        result = self._made.get(key)
+        if result is None:
             view = files.cohort_view(profile)
-            made = survey(self.store, files.component(), profile, excluded_subjects=excluded, cohort_view=view)
+            result = survey(self.store, files.component(), profile, excluded_subjects=excluded, cohort_view=view)
             while len(self._made) >= KEPT:
                 self._made.pop(next(iter(self._made)), None)
-            self._made[key] = made
-        return made
+            self._made[key] = result
+        return result

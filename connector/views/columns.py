@@ -100,8 +100,8 @@ class _Reader:
         )
         if windows:
             more["window"] = self.profile.window_days * _DAY
-        record, back, before, *found = self.find(sql, steps=self.profile.steps, **more)
-        return [record, back, before / _DAY, *found]
+        record, back, before, *payload = self.find(sql, steps=self.profile.steps, **more)
+        return [record, back, before / _DAY, *payload]
 
     def state(self, value_at: Callable[[Array, Array], Array]) -> Column:
         """A column that has a value at any time: ``value_at(record, days)``, at the end of each window, or once."""
@@ -113,15 +113,15 @@ class _Reader:
     def age(self) -> Column:
         record, age = self.connection.execute("SELECT record, age FROM record ORDER BY record").fetchnumpy().values()
         assert len(record) == self.records
-        known = np.ma.filled(age.astype(np.float64), np.nan)
-        return self.state(lambda record, _: known[record])
+        values = np.ma.filled(age.astype(np.float64), np.nan)
+        return self.state(lambda record, _: values[record])
 
     def sex(self) -> Column:
-        known = np.full(self.records, np.nan)
+        values = np.full(self.records, np.nan)
         sql = "SELECT record, (sex = ?)::FLOAT AS truth FROM record WHERE sex IN ('male', 'female')"
         record, truth = self.connection.execute(sql, [self.port.source.equals]).fetchnumpy().values()
-        known[record] = truth
-        return self.state(lambda record, _: known[record])
+        values[record] = truth
+        return self.state(lambda record, _: values[record])
 
     def quantity(self) -> Column:
         counts = self._unit_counts()

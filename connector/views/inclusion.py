@@ -69,7 +69,7 @@ def make_included(
 def _paths_of(selects: Any) -> Iterator[str]:
     """The path of every column named ``patient``, in any branch."""
     for select in selects if isinstance(selects, list) else ():
-        yield from (str(one["path"]).strip() for one in select.get("column", ()) if one["name"] == COLUMN)
+        yield from (str(column["path"]).strip() for column in select.get("column", ()) if column["name"] == COLUMN)
         for inner in ("select", "unionAll"):
             yield from _paths_of(select.get(inner))
 

@@ -146,8 +146,8 @@ def _each(codings: list[Coding], system: str, place: str = "") -> View:
     """A row for each coding of ``code`` (of the concept at ``place``) that is among ``codings``."""
     columns = [_column(system, "system", "uri"), _column("code", "code", "code")]
     branches = [
-        {"forEach": f"{place or 'code.'}coding.where({_among(some)})", "column": columns}
-        for some in (codings[at : at + _CODES_AT_ONCE] for at in range(0, len(codings), _CODES_AT_ONCE))
+        {"forEach": f"{place or 'code.'}coding.where({_among(batch)})", "column": columns}
+        for batch in (codings[at : at + _CODES_AT_ONCE] for at in range(0, len(codings), _CODES_AT_ONCE))
     ]
     return branches[0] if len(branches) == 1 else {"unionAll": branches}
 
@@ -164,7 +164,7 @@ def _among(codings: list[Coding]) -> str:
 
 def _text(value: str) -> str:
     """A FHIRPath string (N1, 4.1) that no code can end."""
-    return "'" + "".join(f"\\u{ord(one):04x}" if one in "'\\" or one < " " else one for one in value) + "'"
+    return "'" + "".join(f"\\u{ord(char):04x}" if char in "'\\" or char < " " else char for char in value) + "'"
 
 
 def _recorded() -> dict[str, View]:

@@ -78,8 +78,8 @@ def measure_baselines(root: Path) -> dict[str, Any]:
         "accuracy_local_mean": mean_over_nodes(accuracy, local),
         "accuracy_majority": mean_of(majority),
         "real_auc": auc_when_trained_on(learner, trains, tests),
-        "patients": sum(len(one) for one in labels),
-        "patients_with_outcome": int(sum(one.sum() for one in labels)),
+        "patients": sum(len(label) for label in labels),
+        "patients_with_outcome": int(sum(label.sum() for label in labels)),
         "test_patients": sum(len(label) for _, label in pooled),
         "test_patients_with_outcome": int(sum(label.sum() for _, label in pooled)),
         **giveaways(trains, tests, learner.component.inputs(learner.profile)),
@@ -98,8 +98,8 @@ def measure_release(root: Path) -> dict[str, Any]:
     weights = run / "bundle" / "release" / learner.component.name / "weights.safetensors"
     scored = learner.predict(load_file(weights), tests)
     figures = json.loads((root / "harness" / "baselines.json").read_text())
-    for name, one in zip(cohorts, scored, strict=True):
-        figures["by_node"][name] |= _judged("federated", one)
+    for name, node_scored in zip(cohorts, scored, strict=True):
+        figures["by_node"][name] |= _judged("federated", node_scored)
     return {
         "private": False,
         "about": ABOUT,
@@ -152,18 +152,18 @@ def _likeness(
 def _by_node(
     names: Sequence[str], scored: Mapping[str, Sequence[Scored]], majority: Sequence[float | None]
 ) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for index, name in enumerate(names):
         labels = next(iter(scored.values()))[index][1]
-        found[name] = {"test_patients": len(labels), "test_patients_with_outcome": int(labels.sum())}
-        for what, nodes in scored.items():
-            found[name] |= _judged(what, nodes[index])
-        found[name]["accuracy_majority"] = majority[index]
-    return found
+        figures[name] = {"test_patients": len(labels), "test_patients_with_outcome": int(labels.sum())}
+        for kind, nodes in scored.items():
+            figures[name] |= _judged(kind, nodes[index])
+        figures[name]["accuracy_majority"] = majority[index]
+    return figures
 
 
-def _judged(what: str, scored: Scored) -> dict[str, float | None]:
-    return {f"auc_{what}": mean_over_nodes(auc, [scored]), f"accuracy_{what}": mean_over_nodes(accuracy, [scored])}
+def _judged(kind: str, scored: Scored) -> dict[str, float | None]:
+    return {f"auc_{kind}": mean_over_nodes(auc, [scored]), f"accuracy_{kind}": mean_over_nodes(accuracy, [scored])}
 
 
 def _majority(cohort: "CohortArrays") -> float | None:

@@ -52,11 +52,11 @@ def marginals_of(learner: Learner, real: Sequence[CohortArrays], synthetic: Coho
     """
     book = _book(learner)
     codes = np.concatenate([encode(book, cohort) for cohort in real]), encode(book, synthetic)
-    found = {}
+    marginals = {}
     for index, name in enumerate(book.order):
         column = book.columns[name]
         shares = [_shares(part[:, index], column.cells) for part in codes]
-        found[name] = {
+        marginals[name] = {
             "unit": column.unit,
             "edges": list(column.edges),
             "cells": list(column.labels),
@@ -64,13 +64,13 @@ def marginals_of(learner: Learner, real: Sequence[CohortArrays], synthetic: Coho
             "synthetic": np.round(shares[1], 5).tolist(),
             "tvd": round(float(np.abs(shares[0] - shares[1]).sum() / 2), 5),
         }
-    return found
+    return marginals
 
 
 def distances(marginals: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """``tvd_mean`` and ``tvd_worst`` over the variables, and which variable is the worst."""
     worst = max(marginals, key=lambda name: marginals[name]["tvd"])
-    mean = float(np.mean([one["tvd"] for one in marginals.values()]))
+    mean = float(np.mean([marginal["tvd"] for marginal in marginals.values()]))
     return {"tvd_mean": mean, "tvd_worst": marginals[worst]["tvd"], "tvd_worst_variable": worst}
 
 
@@ -81,8 +81,8 @@ def _book(learner: Learner) -> Codebook:
 def _numbers(column: Column, values: Sequence[Any]) -> NDArray[np.float64]:
     """As the connector's view writes them: booleans 0 and 1, categories by index, NaN where missing."""
     levels = {level: float(index) for index, level in enumerate(column.levels)} if column.kind == "category" else {}
-    known = (value if value is None else levels[value] if levels else float(value) for value in values)
-    return np.array([np.nan if value is None else value for value in known], dtype=np.float64)
+    numbers = (value if value is None else levels[value] if levels else float(value) for value in values)
+    return np.array([np.nan if value is None else value for value in numbers], dtype=np.float64)
 
 
 def _shares(cells: NDArray[np.int64], count: int) -> NDArray[np.float64]:

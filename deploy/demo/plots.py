@@ -32,8 +32,8 @@ def curve(
 ) -> Markup:
     """``values`` by round as a line, and ``levels`` (class name -> value) as horizontal lines to compare with."""
     height, bottom = 210, 34
-    known = [value for value in (*values, *levels.values()) if value is not None]
-    low, high, step = _range(known)
+    defined = [value for value in (*values, *levels.values()) if value is not None]
+    low, high, step = _range(defined)
     last = max(rounds, default=1)
 
     def across(number: float) -> float:
@@ -64,11 +64,11 @@ def budgets(title: str, spent: Mapping[str, tuple[float, float]]) -> Markup:
     parts = []
     for index, (name, (epsilon, cap)) in enumerate(spent.items()):
         top, wide = TOP + row * index, WIDTH - 2
-        said = f"{epsilon:.3f} of {cap:g}"
+        label = f"{epsilon:.3f} of {cap:g}"
         parts.append(_TEXT.format(1, top + 8, "start", name))
-        parts.append(_TEXT.format(WIDTH - 1, top + 8, "end", said))
+        parts.append(_TEXT.format(WIDTH - 1, top + 8, "end", label))
         parts.append(_RECT.format("track", 1, top + 14, wide * cap / most, 12, f"{name}: cap {cap:g}"))
-        parts.append(_RECT.format("spent", 1, top + 14, wide * min(epsilon, cap) / most, 12, f"{name}: {said}"))
+        parts.append(_RECT.format("spent", 1, top + 14, wide * min(epsilon, cap) / most, 12, f"{name}: {label}"))
     return _drawn(TOP + row * len(spent), title, parts)
 
 
@@ -85,20 +85,20 @@ def marginal(title: str, found: Mapping[str, Any]) -> Markup:
         _TEXT.format(LEFT - 6, TOP + tall + 4, "end", "0"),
     ]
     for index, cell in enumerate(cells):
-        for offset, who in enumerate(("real", "synthetic")):
-            share = found[who][index]
+        for offset, source in enumerate(("real", "synthetic")):
+            share = found[source][index]
             x = LEFT + wide * (index + 0.1 + 0.4 * offset)
             y = TOP + tall * (1 - share / most)
             parts.append(
-                _RECT.format(who, x, y, wide * 0.4, tall * share / most, f"{cell}, {who}: {100 * share:.1f} %")
+                _RECT.format(source, x, y, wide * 0.4, tall * share / most, f"{cell}, {source}: {100 * share:.1f} %")
             )
     parts += [_TEXT.format(x, height - 6, "middle", label) for x, label in _ticks(found, wide)]
     return _drawn(height, title, parts)
 
 
-def _ticks(found: Mapping[str, Any], wide: float) -> list[tuple[float, str]]:
+def _ticks(histogram: Mapping[str, Any], wide: float) -> list[tuple[float, str]]:
     """Edges of bins where they lie, names of levels under their bars; no label runs into the next."""
-    cells, edges = found["cells"], found["edges"]
+    cells, edges = histogram["cells"], histogram["edges"]
     if not edges:
         room = max(3, int(wide / LETTER))
         return [(LEFT + wide * (index + 0.5), _cut(cell, room)) for index, cell in enumerate(cells)]
@@ -106,8 +106,8 @@ def _ticks(found: Mapping[str, Any], wide: float) -> list[tuple[float, str]]:
     places = [(LEFT + wide * index, f"{edge:g}") for index, edge in enumerate(edges)]
     free = LEFT + wide * (len(cells) - 0.5) - LETTER * 7 if missing else WIDTH
     every = ceil(max(len(label) + 1 for _, label in places) * LETTER / wide)
-    kept = [place for place in places[::every] if place[0] + LETTER * len(place[1]) / 2 < free]
-    return [*kept, (LEFT + wide * (len(cells) - 0.5), "missing")] if missing else kept
+    fitting = [place for place in places[::every] if place[0] + LETTER * len(place[1]) / 2 < free]
+    return [*fitting, (LEFT + wide * (len(cells) - 0.5), "missing")] if missing else fitting
 
 
 def _cut(text: str, room: int) -> str:

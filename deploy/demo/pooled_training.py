@@ -34,7 +34,7 @@ OPEN_KEY = b"\0" * 32  # pseudonyms of data that the demo itself made
 
 def cohorts_of(hospitals: Mapping[str, Path], learner: "Learner", place: Path) -> dict[str, CohortArrays]:
     """Each hospital's cohort, built by the connector's own intake and view; kept under ``place`` for the next call."""
-    made = {}
+    cohorts = {}
     for name, folder in sorted(hospitals.items()):
         cohort = place / name / "cohort"
         if not (cohort / "cohort.safetensors").exists():
@@ -42,8 +42,8 @@ def cohorts_of(hospitals: Mapping[str, Path], learner: "Learner", place: Path) -
             specification = CohortSpecification.of_every_column(learner.component, learner.profile)
             build_cohort(place / name / "store", specification, cohort)
         arrays = load_file(cohort / "cohort.safetensors")
-        made[name] = CohortArrays(arrays["values"], arrays["outcome"], arrays["patient"], arrays["bucket"])
-    return made
+        cohorts[name] = CohortArrays(arrays["values"], arrays["outcome"], arrays["patient"], arrays["bucket"])
+    return cohorts
 
 
 class Learner:
@@ -91,14 +91,14 @@ class Learner:
             f"node-{i}": Private(TrainingTensors(c.values, c.outcome, c.patient, c.patients))
             for i, c in enumerate(cohorts)
         }
-        counts = {name: noised_count(one, plan.training, noise) for name, one in data.items()}
+        counts = {name: noised_count(tensors, plan.training, noise) for name, tensors in data.items()}
         norms: dict[str, float] = {}
         weights: Weights = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
         for number in range(1, plan.training.rounds + 1):
             updates = {}
-            for name, one in data.items():
+            for name, tensors in data.items():
                 load_weights(model, weights)
-                trained = train_round(engine, one, counts[name], plan.training, noise, norms.get(name))
+                trained = train_round(engine, tensors, counts[name], plan.training, noise, norms.get(name))
                 updates[name], norms[name] = trained.weights, trained.clipping_norm
             weights = protocol.combine(updates, counts)
             if after_round:

@@ -21,22 +21,22 @@ def report_html(summary: Mapping[str, Any], *, made_at: datetime) -> str:
         summary=summary,
         truth=truth,
         made_at=made_at,
-        curves={what: _curve(truth, what) for what in ("auc", "accuracy")},
+        curves={metric: _curve(truth, metric) for metric in ("auc", "accuracy")},
         budget=budgets(
             "Epsilon spent of the cap, by node",
-            {name: (one["spent"], one["cap"]) for name, one in summary["ledger"].items()},
+            {name: (account["spent"], account["cap"]) for name, account in summary["ledger"].items()},
         ),
         marginals={
-            name: marginal(f"{name}: real and synthetic shares", one)
-            for name, one in (truth["marginals"] or {}).items()
+            name: marginal(f"{name}: real and synthetic shares", histogram)
+            for name, histogram in (truth["marginals"] or {}).items()
         },
         style=Markup(bytes(stylesheet().body).decode()),  # noqa: S704 - our own file
     )
 
 
-def _curve(truth: Mapping[str, Any], what: str) -> Markup:
+def _curve(truth: Mapping[str, Any], metric: str) -> Markup:
     learned = truth["learning_curve"]
-    levels = {"pooled": truth[f"{what}_pooled_nonprivate"], "alone": truth[f"{what}_local_mean"]}
-    if what == "accuracy":
+    levels = {"pooled": truth[f"{metric}_pooled_nonprivate"], "alone": truth[f"{metric}_local_mean"]}
+    if metric == "accuracy":
         levels["majority"] = truth["accuracy_majority"]
-    return curve(f"{what} of the component after each round", learned["round"], learned[what], levels)
+    return curve(f"{metric} of the component after each round", learned["round"], learned[metric], levels)

@@ -87,10 +87,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - 
 
 def _check_input(options: DemoOptions, out: Path) -> None:
     """What the demo is to read is there, is what it should be, and is nothing that the demo would write over."""
-    given = options.uci or options.fhir
-    if given is not None and given.resolve().is_relative_to(out):
+    source = options.uci or options.fhir
+    if source is not None and source.resolve().is_relative_to(out):
         raise InputError(
-            f"{given} lies in --out, which the demo writes", code="VHT-INPUT-DEMO", hint="choose another --out"
+            f"{source} lies in --out, which the demo writes", code="VHT-INPUT-DEMO", hint="choose another --out"
         )
     if options.uci is not None:
         read_folder(options.uci)
@@ -134,15 +134,15 @@ def _data(options: DemoOptions, out: Path, commands: Commands) -> list[Hospital]
 
 def _split(export: Path, hospitals: int, out: Path, commands: Commands) -> None:
     progress(f"splitting the export into {hospitals} hospitals by a public rule on Patient.id")
-    made = commands.run(
+    report = commands.run(
         "data", "split", str(export.resolve()), "--hospitals", str(hospitals), "--out", str(out / "data")
     )
-    left_out = {"of types that no node reads": made["unread"], "of no patient in the export": made["stray"]}
-    for what, counts in left_out.items():
+    left_out = {"of types that no node reads": report["unread"], "of no patient in the export": report["stray"]}
+    for reason, counts in left_out.items():
         if counts:
-            progress(f"  left out, {what}: {', '.join(f'{kind} {count}' for kind, count in counts.items())}")
-    if made["malformed"]:
-        progress(f"  left out, not a resource: {made['malformed']} lines")
+            progress(f"  left out, {reason}: {', '.join(f'{kind} {count}' for kind, count in counts.items())}")
+    if report["malformed"]:
+        progress(f"  left out, not a resource: {report['malformed']} lines")
 
 
 def _run(federation: LocalFederation, started: float) -> dict[str, Any]:
@@ -179,7 +179,9 @@ def _run(federation: LocalFederation, started: float) -> dict[str, Any]:
 def prepare_harness(federation: LocalFederation, study: Path, names: Sequence[str] | None = None) -> None:
     """Write what the harness needs: where the data of the hospitals ``names`` (else: of all) are, and the plan."""
     plan = federation.commands.run("study", "plan", str(study))["plan"]
-    hospitals = {one.name: one.folder for one in federation.hospitals if names is None or one.name in names}
+    hospitals = {
+        hospital.name: hospital.folder for hospital in federation.hospitals if names is None or hospital.name in names
+    }
     HarnessRequest.model_validate(
         {
             "hospitals": hospitals,

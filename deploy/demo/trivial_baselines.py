@@ -27,14 +27,14 @@ def giveaways(train: Sequence[CohortArrays], test: Sequence[CohortArrays], ports
     test sets, in the direction that the training patients have; categories, which have no order, are left out. None
     where an AUC is not defined.
     """
-    values = np.concatenate([one.values for one in train])
-    outcome = np.concatenate([one.outcome for one in train])
+    values = np.concatenate([cohort.values for cohort in train])
+    outcome = np.concatenate([cohort.outcome for cohort in train])
     middles = [_middle(values[:, index]) for index in range(len(ports))]
     ordered = [index for index, port in enumerate(ports) if port.kind != "category"]
     ranked = {index: auc(_filled(values, index, middles[index]), outcome) for index in ordered}
     best = max(ranked, key=lambda index: abs(np.nan_to_num(ranked[index], nan=0.5) - 0.5))
-    alone = [(_filled(one.values, best, middles[best]), one.outcome) for one in test]
-    missing = [(_missing(one.values), one.outcome) for one in test]
+    alone = [(_filled(cohort.values, best, middles[best]), cohort.outcome) for cohort in test]
+    missing = [(_missing(cohort.values), cohort.outcome) for cohort in test]
     return {
         "single_input": ports[best].name,
         "auc_single_input": mean_over_nodes(auc, _directed(alone, ranked[best])),

@@ -31,9 +31,9 @@ VHT = [sys.executable, "-m", "vht_federate"]
 
 def vht(*arguments: str, code: int = 0) -> dict[str, Any]:
     """``vht … --json`` in this process: only ``serve`` needs its own."""
-    done = contextvars.copy_context().run(CliRunner().invoke, app, ["--json", *arguments])
-    assert done.exit_code == code, done.output
-    envelope = json.loads(done.stdout)
+    result = contextvars.copy_context().run(CliRunner().invoke, app, ["--json", *arguments])
+    assert result.exit_code == code, result.output
+    envelope = json.loads(result.stdout)
     assert envelope["ok"] is (code == 0)
     answer: dict[str, Any] = envelope["data" if code == 0 else "error"]
     return answer
@@ -67,11 +67,11 @@ class Issuer:
         make_authority(root / "pki", now=datetime.now(UTC))
         tls = issue_certificate(root / "pki", "authority", root / "tls", now=datetime.now(UTC))
         vht("permit", "keygen", str(root), "--name", "user")
-        made = vht(
+        authority = vht(
             "permit", "init", "--state", str(self.state), "--certificate", str(tls.certificate), "--key", str(tls.key),
             "--port", "0",
         )  # fmt: skip
-        self.url, self.ca = made["url"], tls.ca
+        self.url, self.ca = authority["url"], tls.ca
         self.process = subprocess.Popen(
             [*VHT, "permit", "serve", "--state", str(self.state)], stderr=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -104,11 +104,11 @@ class Issuer:
 
 @pytest.fixture(scope="module")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
-    made = Issuer(tmp_path_factory.mktemp("issuer"))
-    yield made
-    if made.process.poll() is None:
-        made.process.send_signal(signal.SIGTERM)
-    made.process.communicate(timeout=300)
+    service = Issuer(tmp_path_factory.mktemp("issuer"))
+    yield service
+    if service.process.poll() is None:
+        service.process.send_signal(signal.SIGTERM)
+    service.process.communicate(timeout=300)
 
 
 def test_the_service_publishes_the_key_that_signs(issuer: Issuer) -> None:

@@ -26,9 +26,9 @@ def bundle(bundle_and_trust: tuple[Path, dict[str, Any]], tmp_path: Path) -> Pat
 
 @pytest.fixture
 def platform(bundle_and_trust: tuple[Path, dict[str, Any]], tmp_path: Path) -> Platform:
-    made = Platform(tmp_path / "platform")
-    made.trust.write_text(json.dumps(bundle_and_trust[1]))
-    return made
+    new_platform = Platform(tmp_path / "platform")
+    new_platform.trust.write_text(json.dumps(bundle_and_trust[1]))
+    return new_platform
 
 
 @pytest.fixture

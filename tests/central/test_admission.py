@@ -32,18 +32,18 @@ def code_of(action: Callable[[], object]) -> str:
 
 
 def member(name: str, content: bytes = b"x", **attributes: object) -> tuple[tarfile.TarInfo, bytes]:
-    made = tarfile.TarInfo(name)
-    made.size = len(content)
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
     for key, value in attributes.items():
-        setattr(made, key, value)
-    return made, content
+        setattr(info, key, value)
+    return info, content
 
 
 def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> io.BytesIO:
     archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as made:
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         for info, content in members:
-            made.addfile(info, io.BytesIO(content))
+            tar.addfile(info, io.BytesIO(content))
     archive.seek(0)
     return archive
 
@@ -320,6 +320,9 @@ def test_a_cohort_whose_tables_came_from_a_node_that_was_lost_later_is_admitted(
         rehearsal.play(lost={"hospital-3": ("marginals", 2)}).bundle(tmp_path / "bundle")
         rehearsal.trust.write(platform.trust)
     publication, new = platform.send(tmp_path / "bundle")
-    nodes = {kind: platform.catalogue.release(kind, one).facts["nodes"] for kind, one in publication.releases.items()}
+    nodes = {
+        kind: platform.catalogue.release(kind, release_id).facts["nodes"]
+        for kind, release_id in publication.releases.items()
+    }
     assert new
     assert nodes == {"component": 2, "cohort": 3}

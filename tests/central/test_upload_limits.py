@@ -45,9 +45,9 @@ def at_most(mib: int) -> Iterator[None]:
 
 
 def header(kind: bytes, size: int, name: str = "x") -> bytes:
-    made = tarfile.TarInfo(name)
-    made.type, made.size = kind, size
-    return made.tobuf(format=tarfile.GNU_FORMAT)
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(format=tarfile.GNU_FORMAT)
 
 
 def block(content: bytes) -> bytes:
@@ -55,15 +55,15 @@ def block(content: bytes) -> bytes:
 
 
 def packed(*parts: bytes, zeros: int = 0) -> io.BytesIO:
-    made = io.BytesIO()
-    with gzip.GzipFile(fileobj=made, mode="wb", compresslevel=1) as file:
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1) as file:
         for part in parts:
             file.write(part)
         for _ in range(zeros // MIB):
             file.write(bytes(MIB))
         file.write(bytes(1024))
-    made.seek(0)
-    return made
+    buffer.seek(0)
+    return buffer
 
 
 def pax(key: str, value: str) -> bytes:
@@ -132,11 +132,11 @@ def test_archives_of_usual_tools_unpack_whole(form: int, tmp_path: Path) -> None
         path = tmp_path / "from" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes([number]) * (511 + number))
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:gz", format=form) as archive:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=form) as archive:
         archive.add(tmp_path / "from", arcname=".")
-    made.seek(0)
-    unpack(made, tmp_path / "to", Limits())
+    buffer.seek(0)
+    unpack(buffer, tmp_path / "to", Limits())
     assert [(tmp_path / "to" / name).read_bytes() for name in names] == [
         (tmp_path / "from" / name).read_bytes() for name in names
     ]
@@ -204,8 +204,8 @@ DRESSES: dict[str, tuple[str, str | bytes]] = {
     "columns in chunks": ("provenance.json", json.dumps({f"age-{at}": COLUMN[at : at + 50] for at in COLUMN[::50]})),
     "an object by person": ("provenance.json", json.dumps({f"p{row}": row for row in COLUMN})),
     "rows of objects": ("provenance.json", json.dumps({"rounds": PEOPLE})),
-    "rows of lists": ("provenance.json", json.dumps([list(one.values()) for one in PEOPLE])),
-    "rows of written numbers": ("provenance.json", json.dumps([[str(v) for v in one.values()] for one in PEOPLE])),
+    "rows of lists": ("provenance.json", json.dumps([list(row.values()) for row in PEOPLE])),
+    "rows of written numbers": ("provenance.json", json.dumps([[str(v) for v in row.values()] for row in PEOPLE])),
     "rows as texts": ("provenance.json", json.dumps({"reason": [f"{row};{row}.5" for row in COLUMN]})),
     "rows as names": ("provenance.json", json.dumps({f"{row},1": "lost" for row in COLUMN})),
     "CSV in a text": ("provenance.json", json.dumps({"reason": "\n".join(f"{row},1" for row in COLUMN)})),

@@ -113,9 +113,9 @@ def test_files_of_a_component_import_each_other_relatively(tmp_path: Path) -> No
 def test_two_versions_of_one_component_live_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    one = load_entry(folder_with(tmp_path / "a", model="def build(c, p):\n    return 1\n"))
-    two = load_entry(folder_with(tmp_path / "b", model="def build(c, p):\n    return 2\n"))
-    assert (one(None, ""), two(None, "")) == (1, 2)
+    first = load_entry(folder_with(tmp_path / "a", model="def build(c, p):\n    return 1\n"))
+    second = load_entry(folder_with(tmp_path / "b", model="def build(c, p):\n    return 2\n"))
+    assert (first(None, ""), second(None, "")) == (1, 2)
 
 
 @pytest.mark.parametrize(

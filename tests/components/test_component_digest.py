@@ -125,12 +125,12 @@ def test_the_commands_print_one_envelope_and_load_no_torch(arguments: list[str])
         "try:\n    main()\nexcept SystemExit as left:\n    assert not left.code, left\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code, "component", *arguments, "--json"], capture_output=True, text=True, check=True
     )
-    envelope = json.loads(done.stdout)
+    envelope = json.loads(completed.stdout)
     assert envelope["ok"]
-    assert component_digest(SHIPPED) in done.stdout
+    assert component_digest(SHIPPED) in completed.stdout
 
 
 def test_borrowed_files_are_covered_wherever_they_lie(copy: Path) -> None:

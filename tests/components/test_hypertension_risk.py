@@ -63,21 +63,21 @@ def cohort(resources: list[dict[str, Any]], place: Path) -> dict[str, dict[str, 
     """Record by systolic pressure before the index day, which each test makes unique: input -> value, and outcome."""
     folder = place / "fhir"
     folder.mkdir()
-    (folder / "all.ndjson").write_text("".join(f"{json.dumps(one)}\n" for one in resources))
+    (folder / "all.ndjson").write_text("".join(f"{json.dumps(resource)}\n" for resource in resources))
     ingest(folder, place / "store", node_key=b"h" * 32, dataset="own")
     specification = CohortSpecification.of_every_column(COMPONENT, PROFILE)
     build_cohort(place / "store", specification, place / "visit" / "cohort")
-    made = load_file(place / "visit" / "cohort" / "cohort.safetensors")
-    rows = [dict(zip(INPUTS, map(float, row), strict=True)) for row in made["values"]]
+    tensors = load_file(place / "visit" / "cohort" / "cohort.safetensors")
+    rows = [dict(zip(INPUTS, map(float, row), strict=True)) for row in tensors["values"]]
     return {
         f"{row['systolic_bp']:g}": row | {"outcome": float(outcome)}
-        for row, outcome in zip(rows, made["outcome"], strict=True)
+        for row, outcome in zip(rows, tensors["outcome"], strict=True)
     }
 
 
 @pytest.mark.parametrize("code", ["38341003", "59621000"])
 def test_a_case_is_seen_before_its_first_diagnosis_and_not_on_that_day(tmp_path: Path, code: str) -> None:
-    found = cohort(
+    records = cohort(
         [
             person("a"),
             reading("a", ONSET - timedelta(days=400), 131, "earlier"),
@@ -88,16 +88,16 @@ def test_a_case_is_seen_before_its_first_diagnosis_and_not_on_that_day(tmp_path:
         ],
         tmp_path,
     )
-    assert set(found) == {"132"}
-    assert (found["132"]["outcome"], found["132"]["age"], found["132"]["diastolic_bp"]) == (1, 55, 87)
+    assert set(records) == {"132"}
+    assert (records["132"]["outcome"], records["132"]["age"], records["132"]["diastolic_bp"]) == (1, 55, 87)
 
 
 def test_a_control_is_seen_before_the_last_recorded_day(tmp_path: Path) -> None:
-    found = cohort(
+    records = cohort(
         [person("b"), reading("b", date(2018, 1, 1), 121, "first"), reading("b", date(2019, 1, 1), 122, "last")],
         tmp_path,
     )
-    assert {name: row["outcome"] for name, row in found.items()} == {"121": 0}
+    assert {name: row["outcome"] for name, row in records.items()} == {"121": 0}
 
 
 def test_who_was_not_measured_before_has_no_record(tmp_path: Path) -> None:
@@ -126,10 +126,10 @@ def test_its_model_is_the_shared_one_and_starts_at_zero() -> None:
 
 
 def test_show_says_what_it_reads_and_on_which_day() -> None:
-    shown = CliRunner().invoke(app, ["component", "show", "hypertension-risk"], env={"COLUMNS": "200"})
-    assert shown.exit_code == 0
+    result = CliRunner().invoke(app, ["component", "show", "hypertension-risk"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
     for word in ("before-onset", "systolic_bp", "mm[Hg]", "first onset", "hypertension"):
-        assert word in shown.stdout
+        assert word in result.stdout
 
 
 def test_the_card_names_what_the_model_cannot_claim() -> None:

@@ -24,9 +24,9 @@ UNPRIVILEGED = 65534
 @pytest.fixture
 def hospital(tmp_path: Path) -> Iterator[Hospital]:
     """A provisioned node without data, its issuer running."""
-    made = make_hospital(tmp_path)
-    yield made
-    made.issuer.stop()
+    new_hospital = make_hospital(tmp_path)
+    yield new_hospital
+    new_hospital.issuer.stop()
 
 
 @pytest.fixture
@@ -40,18 +40,18 @@ def stocked(hospital: Hospital) -> Hospital:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
     """One ``stocked`` node for all tests of a file."""
-    made = make_hospital(tmp_path_factory.mktemp("home"))
-    with made.open(start=False) as node:
-        node.ingest(write_fhir(made.root / "fhir"))
-    yield made
-    made.issuer.stop()
+    new_hospital = make_hospital(tmp_path_factory.mktemp("home"))
+    with new_hospital.open(start=False) as node:
+        node.ingest(write_fhir(new_hospital.root / "fhir"))
+    yield new_hospital
+    new_hospital.issuer.stop()
 
 
 @pytest.fixture(scope="module")
 def program(home: Hospital) -> Iterator[Program]:
     """A program registered at ``home``, which runs."""
-    with serving(home) as made:
-        yield made
+    with serving(home) as registered_program:
+        yield registered_program
 
 
 @pytest.fixture(scope="session")

@@ -81,8 +81,8 @@ def test_what_the_test_patients_do_not_define_is_none() -> None:
     controls = cohort_of([[30, 120, 0], [40, 130, 0]], [0, 0])
     empty = cohort_of([], [])
     for test in (controls, empty):
-        found = giveaways([train], [test], PORTS)
-        assert (found["auc_single_input"], found["auc_missing_count"]) == (None, None)
+        figures = giveaways([train], [test], PORTS)
+        assert (figures["auc_single_input"], figures["auc_missing_count"]) == (None, None)
 
 
 def test_categories_have_no_order_and_are_left_out() -> None:
@@ -118,16 +118,16 @@ def test_a_hospital_without_test_patients_leaves_the_baselines_defined(tmp_path:
         hospitals={name: tmp_path / "data" / name for name in ("hospital-1", "hospital-2")},
         component=terms.component, profile=terms.profile, plan=StudyPlan(delta=1e-4, training=training),
     ).write(tmp_path)  # fmt: skip
-    found = measure_baselines(tmp_path)
-    assert json.loads((tmp_path / "harness" / "baselines.json").read_text()) == found
-    assert found["patients"] >= found["test_patients"] > 0
-    numbers = [value for value in found.values() if isinstance(value, float)]
+    baselines = measure_baselines(tmp_path)
+    assert json.loads((tmp_path / "harness" / "baselines.json").read_text()) == baselines
+    assert baselines["patients"] >= baselines["test_patients"] > 0
+    numbers = [value for value in baselines.values() if isinstance(value, float)]
     assert numbers
     assert all(math.isfinite(number) for number in numbers)
-    first, lone = (found["by_node"][name] for name in ("hospital-1", "hospital-2"))
+    first, lone = (baselines["by_node"][name] for name in ("hospital-1", "hospital-2"))
     assert (lone["test_patients"], lone["accuracy_pooled_nonprivate"]) == (0, None)
-    assert found["accuracy_pooled_nonprivate"] == first["accuracy_pooled_nonprivate"] is not None
-    assert found["auc_pooled_nonprivate"] == first["auc_pooled_nonprivate"]
+    assert baselines["accuracy_pooled_nonprivate"] == first["accuracy_pooled_nonprivate"] is not None
+    assert baselines["auc_pooled_nonprivate"] == first["auc_pooled_nonprivate"]
 
 
 def test_figures_are_of_the_hospitals_that_took_part(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_figures_are_of_the_hospitals_that_took_part(tmp_path: Path) -> None:
 
 
 def test_a_released_auc_is_shown_with_what_noise_did_to_it() -> None:
-    told = {"auc_released": 0.91, "auc_released_radius": 0.25}
-    assert released_auc(told) == "0.910, moved by noise by up to 0.250"
+    summary = {"auc_released": 0.91, "auc_released_radius": 0.25}
+    assert released_auc(summary) == "0.910, moved by noise by up to 0.250"
     assert released_auc({"auc_released": None, "auc_released_radius": None}) == "-"
 
 

@@ -53,11 +53,11 @@ def test_a_cohort_is_at_no_distance_from_itself_and_at_one_from_what_shares_no_c
     young, old = rows.values.copy(), rows.values.copy()
     young[:, age], old[:, age] = book.columns["age"].edges[0], book.columns["age"].edges[-1]
     moved = [CohortArrays(values, rows.outcome, rows.patient, rows.bucket) for values in (young, old)]
-    found = marginals_of(learner, [moved[0]], moved[1])
-    apart = distances(found)
+    marginals = marginals_of(learner, [moved[0]], moved[1])
+    apart = distances(marginals)
     assert (apart["tvd_worst_variable"], apart["tvd_worst"]) == ("age", 1.0)
     assert apart["tvd_mean"] == pytest.approx(1 / len(book.order))
-    assert sum(found["age"]["real"]) == pytest.approx(1.0)
+    assert sum(marginals["age"]["real"]) == pytest.approx(1.0)
 
 
 def test_a_quarter_of_the_patients_moved_is_a_distance_of_a_quarter(
@@ -77,7 +77,7 @@ def test_a_model_learns_from_rows_what_the_rows_hold(tmp_path: Path, learner: Le
     written(tmp_path / "two", book, 300, 5)
     train, test = (read_synthetic(tmp_path / name, learner) for name in ("one", "two"))
     upside_down = CohortArrays(train.values, 1 - train.outcome, train.patient, train.bucket)
-    right, wrong = (auc_when_trained_on(learner, [one], [test]) for one in (train, upside_down))
+    right, wrong = (auc_when_trained_on(learner, [cohort], [test]) for cohort in (train, upside_down))
     assert right is not None
     assert wrong is not None
     assert right > 0.9 > 0.1 > wrong

@@ -78,9 +78,11 @@ def test_every_command_argument_and_option_says_what_it_is() -> None:
     def silent(command: click.Command, name: str) -> list[str]:
         if isinstance(command, click.Group):
             context = click.Context(command)
-            inner = [(one, command.get_command(context, one)) for one in command.list_commands(context)]
-            return [line for one, made in inner if made for line in silent(made, f"{name} {one}")]
-        mute = [f"{name} {one.name}" for one in command.params if not getattr(one, "help", None)]
+            inner = [
+                (child_name, command.get_command(context, child_name)) for child_name in command.list_commands(context)
+            ]
+            return [line for child_name, child in inner if child for line in silent(child, f"{name} {child_name}")]
+        mute = [f"{name} {parameter.name}" for parameter in command.params if not getattr(parameter, "help", None)]
         return mute + ([] if command.help else [name])
 
     assert silent(get_command(app), "vht") == []
@@ -95,28 +97,28 @@ def test_the_commands_of_the_readme_run() -> None:
             words.insert(1, "-n")
         else:
             words[0] = str(Path(sys.executable).parent / words[0])
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}: {done.stderr}"
+        completed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert completed.returncode == 0, f"{line}: {completed.stderr}"
 
 
 def test_every_error_code_in_the_documentation_exists() -> None:
-    known = {one.code for one in codes()}
+    known = {entry.code for entry in codes()}
     for page in PAGES:
         named = set(FULL.findall(page.read_text()))
         assert named <= known | {code.rsplit("-", 1)[0] for code in known}, page.name
 
 
 def test_every_error_code_of_the_product_is_found_and_says_something() -> None:
-    found = codes()
+    entries = codes()
     spelled = {
         code
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
         for code in re.findall(rf'code="({FULL.pattern})"', path.read_text())
     }
-    assert spelled <= {one.code for one in found}
-    assert [one.code for one in found if not one.messages] == []
-    assert set(NOTES) <= {one.code for one in found}
+    assert spelled <= {entry.code for entry in entries}
+    assert [entry.code for entry in entries if not entry.messages] == []
+    assert set(NOTES) <= {entry.code for entry in entries}
 
 
 def test_every_reason_of_the_intake_is_explained() -> None:

@@ -16,9 +16,9 @@ AMOUNTS = st.floats(min_value=0.01, max_value=1e4, allow_nan=False)
 
 
 def way(unit: str, to: str, **more: Any) -> Affine:
-    found = conversion(unit, to, **more)
-    assert found is not None, (unit, to)
-    return found
+    affine = conversion(unit, to, **more)
+    assert affine is not None, (unit, to)
+    return affine
 
 
 def test_a_cholesterol_of_5_mmol_per_litre_is_193_mg_per_decilitre() -> None:
@@ -141,12 +141,12 @@ def test_every_installed_port_accepts_its_own_unit_as_it_is() -> None:
 
 
 def test_equal_units_and_the_command_line_load_no_table() -> None:
-    asked = (
+    script = (
         "import sys; from vht_federate.domain.units import conversion; import connector.fhir, vht_federate.cli, "
         "connector.cli.node, vht_federate.samples.charts; conversion('mm[Hg]', 'mm[Hg]'); "
         "conversion('mmol/mol', '%', loinc='4548-4'); sys.exit('pint' in sys.modules or 'lark' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", asked], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 class Definitions:
@@ -213,19 +213,19 @@ def test_every_unit_of_ucum_converts_as_ucum_defines_it_or_not_at_all() -> None:
     for unit in plain:
         _, dimension = definitions.value(unit.code_cs)
         groups.setdefault(tuple(sorted(dimension.items())), []).append(unit.code_cs)
-    met = 0
+    checked = 0
     for codes in groups.values():
         anchor = next((code for code in codes if code not in ucum.UNCONVERTED), None)
         for code in codes:
-            found = conversion(code, anchor) if anchor else None
-            if found is None or anchor is None or code == anchor:
+            affine = conversion(code, anchor) if anchor else None
+            if affine is None or anchor is None or code == anchor:
                 continue
-            met += 1
+            checked += 1
             expected = definitions.value(code)[0] / definitions.value(anchor)[0]
-            assert found.offset == 0.0
-            assert found.scale == pytest.approx(expected, rel=2e-4), (code, anchor)
-    assert met > 120
+            assert affine.offset == 0.0
+            assert affine.scale == pytest.approx(expected, rel=2e-4), (code, anchor)
+    assert checked > 120
     anchors = [next((code for code in codes if code not in ucum.UNCONVERTED), codes[0]) for codes in groups.values()]
-    assert all(conversion(one, other) is None for one in anchors for other in anchors if one != other)
+    assert all(conversion(first, second) is None for first in anchors for second in anchors if first != second)
     every = [unit.code_cs for unit in definitions.atoms.values()]
     assert all(conversion(code, to) is None for code in ucum.UNCONVERTED for to in every if code != to)

@@ -15,8 +15,8 @@ from vht_federate.testing.rehearsal import Rehearsal
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    done = contextvars.copy_context().run(CliRunner().invoke, app, list(arguments))
-    return done.exit_code, done.output
+    result = contextvars.copy_context().run(CliRunner().invoke, app, list(arguments))
+    return result.exit_code, result.output
 
 
 def vht(*arguments: str, code: int = 0) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def trust(played: Rehearsal, tmp_path: Path) -> Path:
     out, root = tmp_path / "trust.json", played.root
     nodes = [part for name in played.names for part in ("--node", f"{name}={root / f'{name}.pub.json'}")]
     keys = ["--issuer", str(root / "issuer.pub.json"), "--coordinator", str(root / "coordinator.pub.json")]
-    made = vht("audit", "trust", *keys, *nodes, "--out", str(out))
-    assert made["keys"]["issuer"] == played.issuer.public.kid
+    data = vht("audit", "trust", *keys, *nodes, "--out", str(out))
+    assert data["keys"]["issuer"] == played.issuer.public.kid
     return out
 
 

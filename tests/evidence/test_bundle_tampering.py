@@ -65,11 +65,11 @@ def files_of(folder: Path) -> list[str]:
 
 
 def test_the_untouched_bundle_holds(bundle: Path, played: Rehearsal) -> None:
-    held = verify_bundle(bundle, played.trust)
-    assert held.run.present() == ["hospital-1", "hospital-2", "hospital-3"]
-    assert len(held.trace) > 50
-    assert held.notes == ()
-    assert set(held.releases) == {"component", "cohort"}
+    verification = verify_bundle(bundle, played.trust)
+    assert verification.run.present() == ["hospital-1", "hospital-2", "hospital-3"]
+    assert len(verification.trace) > 50
+    assert verification.notes == ()
+    assert set(verification.releases) == {"component", "cohort"}
 
 
 def test_a_flipped_bit_anywhere_in_any_file_names_that_file(bundle: Path, played: Rehearsal) -> None:
@@ -114,12 +114,12 @@ def test_json_written_with_other_spaces_counts_as_changed(bundle: Path, played: 
 
 def test_a_missing_an_unknown_and_a_linked_file_are_named(bundle: Path, played: Rehearsal, tmp_path: Path) -> None:
     for name in files_of(bundle):
-        kept = (bundle / name).rename(tmp_path / "kept")
+        original = (bundle / name).rename(tmp_path / "kept")
         assert Path(name).name in failure(bundle, played).message
-        (bundle / name).symlink_to(kept)
+        (bundle / name).symlink_to(original)
         assert name in failure(bundle, played).message
         (bundle / name).unlink()
-        kept.rename(bundle / name)
+        original.rename(bundle / name)
     for name in ("note.txt", "nodes/hospital-9.json", "release/cardio-risk/extra.py", "status/.hidden"):
         (bundle / name).write_text("{}")
         assert name in failure(bundle, played).message
@@ -299,8 +299,8 @@ def parts_with(played: Rehearsal, tmp_path: Path, **changes: Any) -> Path:
 def test_papers_that_their_owner_did_not_sign_are_named(
     file: str, changes: Callable[[Rehearsal], dict[str, Any]], played: Rehearsal, tmp_path: Path
 ) -> None:
-    again = parts_with(played, tmp_path, **changes(played))
-    assert file in failure(again, played).message
+    changed_bundle = parts_with(played, tmp_path, **changes(played))
+    assert file in failure(changed_bundle, played).message
 
 
 def test_a_component_changed_after_the_nodes_acknowledged_it_is_caught(bundle: Path, played: Rehearsal) -> None:

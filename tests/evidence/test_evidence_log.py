@@ -222,16 +222,16 @@ def test_an_export_shows_its_permit_and_hides_others_behind_salted_hashes(tmp_pa
     with opened(tmp_path) as log:
         log.append("node.started", {})
         log.append("visit.requested", {"secret": "other study"}, permit_id="p-2", visit="v-2")
-        mine = log.append("visit.requested", {"study": "mine"}, permit_id="p-1", visit="v-1")
+        own_entry = log.append("visit.requested", {"study": "mine"}, permit_id="p-1", visit="v-1")
         log.append("dataset.ingested", {"dataset": "d"})
         export = log.export("p-1")
-        receipt = KEY.public.verify(log.receipt(mine), typ=RECEIPT_TYP)
+        receipt = KEY.public.verify(log.receipt(own_entry), typ=RECEIPT_TYP)
         salts = {entry.salt for entry in log.entries()}
     assert [set(item) == {"leaf"} for item in export["entries"]] == [False, True, False, True]
     assert "other study" not in json.dumps(export)
-    assert export["entries"][2] == mine.as_dict()
+    assert export["entries"][2] == own_entry.as_dict()
     assert receipt["index"] == 2
     assert receipt["size"] == 3
-    assert receipt["leaf"] == mine.leaf().hex()
+    assert receipt["leaf"] == own_entry.leaf().hex()
     assert len(salts) == 4
     assert all(len(salt) == 32 for salt in salts)

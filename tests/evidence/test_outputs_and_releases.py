@@ -70,56 +70,59 @@ def test_an_output_that_the_coordinator_changed_is_named(
     assert named in error.message
 
 
-def _other_weights(made: Rehearsal) -> str:
-    weights = {name: value + np.float32(1e-6) for name, value in load(made.outputs.weights).items()}
-    made.outputs.weights = save(weights)
+def _other_weights(rehearsal: Rehearsal) -> str:
+    weights = {name: value + np.float32(1e-6) for name, value in load(rehearsal.outputs.weights).items()}
+    rehearsal.outputs.weights = save(weights)
     return "release/cardio-risk/weights.safetensors"
 
 
-def _other_names(made: Rehearsal) -> str:
-    made.outputs.weights = save({"other": np.zeros(3, dtype=np.float32)})
+def _other_names(rehearsal: Rehearsal) -> str:
+    rehearsal.outputs.weights = save({"other": np.zeros(3, dtype=np.float32)})
     return "does not fit release/cardio-risk/weights.safetensors"
 
 
-def _other_counts(made: Rehearsal) -> str:
-    made.run["patients_noised"] = {**made.run["patients_noised"], NODE: 1e6}
+def _other_counts(rehearsal: Rehearsal) -> str:
+    rehearsal.run["patients_noised"] = {**rehearsal.run["patients_noised"], NODE: 1e6}
     return "run.json: names other noised counts"
 
 
-def _better_figures(made: Rehearsal) -> str:
-    made.run["evaluation"] = {**made.run["evaluation"], "pooled": {**made.run["evaluation"]["pooled"], "auc": 0.99}}
+def _better_figures(rehearsal: Rehearsal) -> str:
+    rehearsal.run["evaluation"] = {
+        **rehearsal.run["evaluation"],
+        "pooled": {**rehearsal.run["evaluation"]["pooled"], "auc": 0.99},
+    }
     return "run.json: names other figures"
 
 
-def _better_card(made: Rehearsal) -> str:
-    figures = made.outputs.evaluation()
+def _better_card(rehearsal: Rehearsal) -> str:
+    figures = rehearsal.outputs.evaluation()
     figures["pooled"]["auc"] = 0.99
-    made.outputs.evaluation = lambda: figures  # type: ignore[method-assign]
+    rehearsal.outputs.evaluation = lambda: figures  # type: ignore[method-assign]
     return "release/cardio-risk/manifest.json: names other figures"
 
 
-def _other_sums(made: Rehearsal) -> str:
-    sums = {name: table + 1.0 for name, table in load(made.outputs.tables()).items()}
-    made.outputs.tables = lambda: save(sums)  # type: ignore[method-assign]
+def _other_sums(rehearsal: Rehearsal) -> str:
+    sums = {name: table + 1.0 for name, table in load(rehearsal.outputs.tables()).items()}
+    rehearsal.outputs.tables = lambda: save(sums)  # type: ignore[method-assign]
     return "cohort/marginals.safetensors"
 
 
-def _other_tables(made: Rehearsal) -> str:
-    made.outputs.table_digests = dict  # type: ignore[method-assign]
+def _other_tables(rehearsal: Rehearsal) -> str:
+    rehearsal.outputs.table_digests = dict  # type: ignore[method-assign]
     return "cohort/manifest.json"
 
 
-def _other_engine(made: Rehearsal) -> str:
-    reply = made.outputs.replies["train", 1][NODE]
+def _other_engine(rehearsal: Rehearsal) -> str:
+    reply = rehearsal.outputs.replies["train", 1][NODE]
     other = Reply({**reply.result, "engine": "torch.func"}, reply.tensors)
-    outputs, release = made.outputs, made.release
+    outputs, release = rehearsal.outputs, rehearsal.release
 
     def claiming() -> None:  # the statement is made while the node seems to have said something else
         outputs.replies["train", 1][NODE] = other
         release()
         outputs.replies["train", 1][NODE] = reply
 
-    made.release = claiming  # type: ignore[method-assign]
+    rehearsal.release = claiming  # type: ignore[method-assign]
     return "release/cardio-risk/privacy_statement.json: names another gradient engine"
 
 
@@ -139,34 +142,34 @@ def _other_engine(made: Rehearsal) -> str:
 def test_a_release_that_does_not_follow_from_the_outputs_is_refused_though_every_node_acknowledged_it(
     spoil: Callable[[Rehearsal], str], tmp_path: Path
 ) -> None:
-    with Rehearsal(tmp_path, names=("hospital-1", NODE)) as made:
-        made.status("start")
-        made.negotiate()
-        for job, number in made.plan.calls():
-            made.round(job, number, made.names)
-        words = spoil(made)
-        made.release()
-        made.close()
-        made.status("end")
-        error = failure(made.bundle(tmp_path / "bundle"), made)
+    with Rehearsal(tmp_path, names=("hospital-1", NODE)) as rehearsal:
+        rehearsal.status("start")
+        rehearsal.negotiate()
+        for job, number in rehearsal.plan.calls():
+            rehearsal.round(job, number, rehearsal.names)
+        words = spoil(rehearsal)
+        rehearsal.release()
+        rehearsal.close()
+        rehearsal.status("end")
+        error = failure(rehearsal.bundle(tmp_path / "bundle"), rehearsal)
     assert error.code == "VHT-VERIFY-OUTPUT"
     assert words in error.message
 
 
 def test_nodes_that_were_asked_with_other_weights_than_the_mean_are_named(tmp_path: Path) -> None:
-    with Rehearsal(tmp_path, names=("hospital-1", NODE)) as made:
-        made.status("start")
-        made.negotiate()
-        made.round("train", 1, made.names)
-        mean = made.outputs.weights
-        made.outputs.weights = save({"weight": np.ones(3, dtype=np.float32)})
-        for call in [call for call in made.plan.calls() if call != ("train", 1)]:
-            made.round(*call, made.names)
-        assert made.outputs.weights != mean
-        made.release()
-        made.close()
-        made.status("end")
-        error = failure(made.bundle(tmp_path / "bundle"), made)
+    with Rehearsal(tmp_path, names=("hospital-1", NODE)) as rehearsal:
+        rehearsal.status("start")
+        rehearsal.negotiate()
+        rehearsal.round("train", 1, rehearsal.names)
+        mean = rehearsal.outputs.weights
+        rehearsal.outputs.weights = save({"weight": np.ones(3, dtype=np.float32)})
+        for call in [call for call in rehearsal.plan.calls() if call != ("train", 1)]:
+            rehearsal.round(*call, rehearsal.names)
+        assert rehearsal.outputs.weights != mean
+        rehearsal.release()
+        rehearsal.close()
+        rehearsal.status("end")
+        error = failure(rehearsal.bundle(tmp_path / "bundle"), rehearsal)
     assert "nodes/hospital-1.json entry" in error.message
     assert "other weights than the mean" in error.message
 
@@ -180,29 +183,29 @@ def as_the_maker_sums(outputs: MadeUpOutputs) -> bytes:
     one_way = sum_tables([Table("one-way/age", (0,), (age,)), Table("one-way/male", (1,), (male,))], replies[0], 14.0)
     (pair,) = sum_tables([Table("pair/age|male", (0, 1), (age, male))], replies[1], 14.0)
     scale = total_of(one_way) / total_of([pair]) if replies[0].keys() != replies[1].keys() else 1.0
-    return save({one.table.name: one.counts for one in one_way} | {pair.table.name: pair.counts * scale})
+    return save({marginal.table.name: marginal.counts for marginal in one_way} | {pair.table.name: pair.counts * scale})
 
 
 @pytest.mark.parametrize("lost", [{}, {NODE: ("marginals", 2)}])
 def test_the_cohort_makers_sums_hold_also_where_a_node_gave_half_its_tables(
     lost: dict[str, tuple[str, int]], tmp_path: Path
 ) -> None:
-    with Rehearsal(tmp_path) as made:
-        made.outputs.tables = lambda: as_the_maker_sums(made.outputs)  # type: ignore[method-assign]
-        verify_bundle(made.play(lost=lost).bundle(tmp_path / "bundle"), made.trust)
+    with Rehearsal(tmp_path) as rehearsal:
+        rehearsal.outputs.tables = lambda: as_the_maker_sums(rehearsal.outputs)  # type: ignore[method-assign]
+        verify_bundle(rehearsal.play(lost=lost).bundle(tmp_path / "bundle"), rehearsal.trust)
 
 
 def test_a_node_whose_update_is_none_and_that_was_given_up_is_not_in_the_mean(tmp_path: Path) -> None:
-    with Rehearsal(tmp_path) as made:
-        made.status("start")
-        made.negotiate()
-        made.round("train", 1, made.names)
-        made.outputs.spoilt.add((NODE, "train", 2))
-        made.round("train", 2, made.names)
-        made.run["nodes"][NODE]["lost"] = "its update cannot be used"
-        for call in made.plan.calls()[2:]:
-            made.round(*call, made.present())
-        made.release()
-        made.close()
-        made.status("end")
-        assert NODE not in verify_bundle(made.bundle(tmp_path / "bundle"), made.trust).run.present()
+    with Rehearsal(tmp_path) as rehearsal:
+        rehearsal.status("start")
+        rehearsal.negotiate()
+        rehearsal.round("train", 1, rehearsal.names)
+        rehearsal.outputs.spoilt.add((NODE, "train", 2))
+        rehearsal.round("train", 2, rehearsal.names)
+        rehearsal.run["nodes"][NODE]["lost"] = "its update cannot be used"
+        for call in rehearsal.plan.calls()[2:]:
+            rehearsal.round(*call, rehearsal.present())
+        rehearsal.release()
+        rehearsal.close()
+        rehearsal.status("end")
+        assert NODE not in verify_bundle(rehearsal.bundle(tmp_path / "bundle"), rehearsal.trust).run.present()

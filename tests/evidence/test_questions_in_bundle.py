@@ -21,36 +21,38 @@ def ask(
     """One question at a node, outside of its visit."""
     permit, log = made.permit.permit_id, made.logs[NODE]
     event = Count(noise_multiplier).event("all").model_dump(mode="json")
-    drawn = {"query": name, "label": "feasibility", "dataset": DATASET, "events": [event], "delta": PLAN.delta}
-    log.append("query.drawn", drawn, permit_id=permit, visit=visit)
+    body = {"query": name, "label": "feasibility", "dataset": DATASET, "events": [event], "delta": PLAN.delta}
+    log.append("query.drawn", body, permit_id=permit, visit=visit)
     if answered:
         log.append("feasibility.answered", {"query": name, "count": 40, "epsilon": 0.1}, permit_id=permit)
 
 
 def played(root: Path, *questions: Any) -> Rehearsal:
-    made = Rehearsal(root, names=(NODE, "hospital-2"), plan=PLAN)
-    made.status("start")
-    made.negotiate()
-    made.round("train", 1, made.names)
+    rehearsal = Rehearsal(root, names=(NODE, "hospital-2"), plan=PLAN)
+    rehearsal.status("start")
+    rehearsal.negotiate()
+    rehearsal.round("train", 1, rehearsal.names)
     for question in questions:
-        question(made)
-    made.round("train", 2, made.names)
-    made.release()
-    made.close()
-    made.status("end")
-    return made
+        question(rehearsal)
+    rehearsal.round("train", 2, rehearsal.names)
+    rehearsal.release()
+    rehearsal.close()
+    rehearsal.status("end")
+    return rehearsal
 
 
 def test_a_bundle_holds_with_questions_among_its_rounds_and_its_page_tells_of_them(tmp_path: Path) -> None:
-    with played(tmp_path, lambda made: ask(made, "q-1"), lambda made: ask(made, "q-2", answered=False)) as made:
-        report = verify_bundle(made.bundle(tmp_path / "bundle"), made.trust)
+    with played(
+        tmp_path, lambda rehearsal: ask(rehearsal, "q-1"), lambda rehearsal: ask(rehearsal, "q-2", answered=False)
+    ) as rehearsal:
+        report = verify_bundle(rehearsal.bundle(tmp_path / "bundle"), rehearsal.trust)
     assert [line.what for line in report.trace if "feasibility question" in line.what]
 
 
 def test_questions_count_towards_the_permits_ceiling(tmp_path: Path) -> None:
-    with played(tmp_path, lambda made: ask(made, "q-1", 1.2)) as made:
+    with played(tmp_path, lambda rehearsal: ask(rehearsal, "q-1", 1.2)) as rehearsal:
         with pytest.raises(VerificationError, match="the permit's ceiling") as caught:
-            verify_bundle(made.bundle(tmp_path / "bundle"), made.trust)
+            verify_bundle(rehearsal.bundle(tmp_path / "bundle"), rehearsal.trust)
         assert caught.value.code == "VHT-VERIFY-LEDGER"
 
 
@@ -61,14 +63,14 @@ def unpaid(made: Rehearsal, query: str) -> None:
 @pytest.mark.parametrize(
     ("questions", "words"),
     [
-        ([lambda made: ask(made, "q-1", visit="visit-hospital-1")], "unknown kind|belongs to a visit"),
-        ([lambda made: ask(made, "q-1"), lambda made: ask(made, "q-1")], "stands twice"),
-        ([lambda made: unpaid(made, "q-0")], "follows no"),
-        ([lambda made: ask(made, "q-1"), lambda made: unpaid(made, "q-1")], "follows no"),
+        ([lambda rehearsal: ask(rehearsal, "q-1", visit="visit-hospital-1")], "unknown kind|belongs to a visit"),
+        ([lambda rehearsal: ask(rehearsal, "q-1"), lambda rehearsal: ask(rehearsal, "q-1")], "stands twice"),
+        ([lambda rehearsal: unpaid(rehearsal, "q-0")], "follows no"),
+        ([lambda rehearsal: ask(rehearsal, "q-1"), lambda rehearsal: unpaid(rehearsal, "q-1")], "follows no"),
     ],
 )
 def test_an_answer_that_was_not_paid_for_is_named(tmp_path: Path, questions: list[Any], words: str) -> None:
-    with played(tmp_path, *questions) as made:
+    with played(tmp_path, *questions) as rehearsal:
         with pytest.raises(VerificationError, match=words) as caught:
-            verify_bundle(made.bundle(tmp_path / "bundle"), made.trust)
+            verify_bundle(rehearsal.bundle(tmp_path / "bundle"), rehearsal.trust)
         assert caught.value.code == "VHT-VERIFY-ORDER"

@@ -13,44 +13,44 @@ from vht_federate.testing.rehearsal import Rehearsal
 
 
 def test_a_release_acknowledged_before_its_last_round_is_refused(tmp_path: Path) -> None:
-    with prepared(tmp_path) as made:
-        made.release()
-        made.round("train", 2, NAMES)
-        made.close()
-        made.status("end")
-        assert code_of(made, tmp_path / "bundle", "before the rounds that it is made of") == "VHT-VERIFY-RELEASE"
+    with prepared(tmp_path) as study:
+        study.release()
+        study.round("train", 2, NAMES)
+        study.close()
+        study.status("end")
+        assert code_of(study, tmp_path / "bundle", "before the rounds that it is made of") == "VHT-VERIFY-RELEASE"
 
 
 def test_a_completed_run_below_the_permits_minimum_of_nodes_is_refused(tmp_path: Path) -> None:
-    with rehearsal(tmp_path) as made:
-        made.play(lost={"hospital-2": ("train", 2)})
-        assert code_of(made, tmp_path / "bundle", "the permit asks for 2") == "VHT-VERIFY-RUN"
+    with rehearsal(tmp_path) as study:
+        study.play(lost={"hospital-2": ("train", 2)})
+        assert code_of(study, tmp_path / "bundle", "the permit asks for 2") == "VHT-VERIFY-RUN"
 
 
 def test_a_release_that_a_node_did_not_acknowledge_is_refused(tmp_path: Path) -> None:
-    with prepared(tmp_path) as made:
-        made.round("train", 2, NAMES)
-        logged = made.log
-        made.log = lambda *args: None if args[:2] == (NODE, "release.acknowledged") else logged(*args)  # type: ignore
+    with prepared(tmp_path) as study:
+        study.round("train", 2, NAMES)
+        logged = study.log
+        study.log = lambda *args: None if args[:2] == (NODE, "release.acknowledged") else logged(*args)  # type: ignore
         with pytest.raises(AttributeError):  # no entry, no receipt
-            made.release()
-        made.log = logged  # type: ignore[method-assign]
-        made.close()
-        made.status("end")
+            study.release()
+        study.log = logged  # type: ignore[method-assign]
+        study.close()
+        study.status("end")
         words = "does not acknowledge the release of release/cardio-risk"
-        assert code_of(made, tmp_path / "bundle", words) == "VHT-VERIFY-RELEASE"
+        assert code_of(study, tmp_path / "bundle", words) == "VHT-VERIFY-RELEASE"
 
 
 def test_a_kind_of_release_that_the_permit_does_not_allow_is_refused(tmp_path: Path) -> None:
-    with prepared(tmp_path, permit_fields={"release_types": ["cohort"]}) as made:
-        finish(made)
-        assert code_of(made, tmp_path / "bundle", "does not allow to be released") == "VHT-VERIFY-RELEASE"
+    with prepared(tmp_path, permit_fields={"release_types": ["cohort"]}) as study:
+        finish(study)
+        assert code_of(study, tmp_path / "bundle", "does not allow to be released") == "VHT-VERIFY-RELEASE"
 
 
 def again(made: Rehearsal, built: dict[str, Any]) -> None:
     """The visit once more, under another id that the run names, with other facts about its cohort."""
     log = made.logs[NODE]
-    for entry in [one for one in log.entries() if one.visit == f"visit-{NODE}"]:
+    for entry in [entry for entry in log.entries() if entry.visit == f"visit-{NODE}"]:
         body = {**entry.body, **(built if entry.kind == "cohort.built" else {})}
         log.append(entry.kind, body, permit_id=entry.permit_id, visit="visit-again")
     made.run["nodes"][NODE]["visit"] = "visit-again"
@@ -58,31 +58,31 @@ def again(made: Rehearsal, built: dict[str, Any]) -> None:
 
 
 def test_opt_outs_of_another_day_are_named(tmp_path: Path) -> None:
-    with prepared(tmp_path) as made:
-        late = (made.permit.issued_at + timedelta(days=1)).isoformat()
-        again(made, {"opt_outs_as_of": late})
-        assert code_of(made, tmp_path / "bundle", "Article 71") == "VHT-VERIFY-RUN"
+    with prepared(tmp_path) as study:
+        late = (study.permit.issued_at + timedelta(days=1)).isoformat()
+        again(study, {"opt_outs_as_of": late})
+        assert code_of(study, tmp_path / "bundle", "Article 71") == "VHT-VERIFY-RUN"
 
 
 def test_columns_beyond_the_study_are_named(tmp_path: Path) -> None:
-    with prepared(tmp_path) as made:
-        again(made, {"columns": ["age", "genome"]})
-        assert code_of(made, tmp_path / "bundle", "genome") == "VHT-VERIFY-RUN"
+    with prepared(tmp_path) as study:
+        again(study, {"columns": ["age", "genome"]})
+        assert code_of(study, tmp_path / "bundle", "genome") == "VHT-VERIFY-RUN"
 
 
 def test_a_node_that_does_not_close_its_visit_is_named(tmp_path: Path) -> None:
-    with prepared(tmp_path) as made:
-        made.round("train", 2, NAMES)
-        made.release()
-        made.close(["hospital-2"])
-        made.status("end")
-        assert code_of(made, tmp_path / "bundle", f"nodes/{NODE}.json: does not close") == "VHT-VERIFY-RUN"
+    with prepared(tmp_path) as study:
+        study.round("train", 2, NAMES)
+        study.release()
+        study.close(["hospital-2"])
+        study.status("end")
+        assert code_of(study, tmp_path / "bundle", f"nodes/{NODE}.json: does not close") == "VHT-VERIFY-RUN"
 
 
 def test_an_unknown_node_is_refused_even_with_a_perfect_log(tmp_path: Path) -> None:
-    with prepared(tmp_path) as made:
-        finish(made)
-        nodes = {name: jwk for name, jwk in made.trust.nodes.items() if name != NODE}
-        trust = made.trust.model_copy(update={"nodes": nodes})
+    with prepared(tmp_path) as study:
+        finish(study)
+        nodes = {name: jwk for name, jwk in study.trust.nodes.items() if name != NODE}
+        trust = study.trust.model_copy(update={"nodes": nodes})
         with pytest.raises(VerificationError, match=f"nodes/{NODE}.json"):
-            verify_bundle(made.bundle(tmp_path / "bundle"), trust)
+            verify_bundle(study.bundle(tmp_path / "bundle"), trust)

@@ -38,9 +38,9 @@ def shared() -> Iterator[LocalFederation]:
         )
         folders = sorted(path for path in (place / "data").iterdir() if (path / "Patient.ndjson").exists())
         terms = small_terms(round_deadline_s=ROUND_DEADLINE_S, epsilon_cap=20.0)
-        made = LocalFederation(place, [Hospital(folder.name, folder) for folder in folders], terms, commands)
-        made.start()
-        yield made
+        federation = LocalFederation(place, [Hospital(folder.name, folder) for folder in folders], terms, commands)
+        federation.start()
+        yield federation
     shutil.rmtree(place, ignore_errors=True)
 
 

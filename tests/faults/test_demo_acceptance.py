@@ -51,15 +51,15 @@ def uci() -> Iterator[Path]:
 
 def _ledger_agrees(out: Path, summary: dict[str, Any]) -> None:
     """Node by node: what its ledger holds, what the bundle proves and what the summary says are one number."""
-    held = verify_bundle(out / "run" / "bundle", TrustFile.read(out / "trust.json"))
-    assert set(summary["ledger"]) == set(held.epsilon) == set(summary["participants"])
+    verification = verify_bundle(out / "run" / "bundle", TrustFile.read(out / "trust.json"))
+    assert set(summary["ledger"]) == set(verification.epsilon) == set(summary["participants"])
     for name, account in summary["ledger"].items():
         assert account["spent"] == pytest.approx(summary["epsilon"], abs=1e-6)
-        assert account["spent"] == pytest.approx(max(held.epsilon[name].values()), abs=1e-6)
-        assert account["spent_by_population"] == pytest.approx(held.epsilon[name], abs=1e-6)
+        assert account["spent"] == pytest.approx(max(verification.epsilon[name].values()), abs=1e-6)
+        assert account["spent_by_population"] == pytest.approx(verification.epsilon[name], abs=1e-6)
         assert all(abs(left) < 1e-9 for left in account["reserved_by_population"].values())
         assert account["entries"] > 0
-    assert summary["audit"]["entries"] == sum(held.entries.values())
+    assert summary["audit"]["entries"] == sum(verification.entries.values())
 
 
 def test_the_four_real_hospitals_reach_their_accuracy_within_the_budget(uci: Path) -> None:

@@ -119,9 +119,9 @@ def test_all_evidence_of_the_export_verifies_again(summary: dict[str, Any], walk
 
 
 def test_a_person_reads_that_one_input_alone_would_do(walked: Path) -> None:
-    said = (walked / "said.txt").read_text()
+    transcript = (walked / "said.txt").read_text()
     for words in ("the number of missing inputs alone", "pooled data, without privacy", "log entries verified offline"):
-        assert words in said
+        assert words in transcript
 
 
 def test_the_release_is_the_component_with_the_model_that_it_borrows(summary: dict[str, Any], walked: Path) -> None:

@@ -76,9 +76,9 @@ def test_a_log_that_cannot_be_written_accepts_nothing_more_and_opens_again(tmp_p
         "    print(done, getattr(error, 'code', type(error).__name__), flush=True)\n"
         "import os; os._exit(0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    count, code = done.stdout.split()
-    assert int(count) > 2, done.stderr
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    count, code = completed.stdout.split()
+    assert int(count) > 2, completed.stderr
     assert code == "VHT-UNAVAILABLE-LOG"
     with EvidenceLog(tmp_path / "log", key, "h", lambda: datetime.now(UTC)) as again:
         assert [entry.body["n"] for entry in again.entries()] == list(range(int(count)))

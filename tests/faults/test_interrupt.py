@@ -87,14 +87,14 @@ MOMENTS = (
 
 def _marked(mark: str) -> list[psutil.Process]:
     """Processes with the demo's environment: those, too, that started too late to be seen as its descendants."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("VHT_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                processes.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return processes
 
 
 def _interruptible() -> None:
@@ -165,8 +165,8 @@ def _assert_that_states_open(out: Path) -> None:
     for state in sorted((out / "nodes").glob("*")):
         if not (state / "evidence.key").exists():
             continue
-        done = subprocess.run([VHT, "--json", "node", "status", str(state)], capture_output=True, text=True)
-        assert done.returncode in (0, 2), done.stdout + done.stderr
+        completed = subprocess.run([VHT, "--json", "node", "status", str(state)], capture_output=True, text=True)
+        assert completed.returncode in (0, 2), completed.stdout + completed.stderr
         if (state / "evidence").exists():
             key = SigningKey.read(state / "evidence.key")
             with EvidenceLog(state / "evidence", key, state.name, lambda: datetime.now(UTC)) as again:

@@ -126,15 +126,15 @@ def test_revoked_in_the_middle_no_node_contributes_to_the_next_round(federation:
     the others, who may have answered the round that it held open, by contributing to none beyond.
     """
     study = Study.planned(federation, "revoked-midway", 3, UNHURRIED_S)
-    held, *others = [hospital.name for hospital in federation.hospitals]
+    held_hospital, *others = [hospital.name for hospital in federation.hospitals]
     last: list[int] = []
     serial: list[int] = []
 
     def revoke() -> None:
-        study.await_first_round(held)
-        frozen = _freeze_between_rounds(study, held)
+        study.await_first_round(held_hospital)
+        frozen = _freeze_between_rounds(study, held_hospital)
         try:
-            last.extend(study.rounds(held, "round.released"))
+            last.extend(study.rounds(held_hospital, "round.released"))
             federation.commands.run("permit", "revoke", "--state", str(federation.root / "authority"), study.permit)
             with Client(federation.url("authority"), federation.ca) as client:
                 listed = unverified_claims(client.request("GET", "/status-list").text.strip())
@@ -148,18 +148,18 @@ def test_revoked_in_the_middle_no_node_contributes_to_the_next_round(federation:
         federation.run_study(study.file, study.out, during=revoke)
     assert study.run["state"] == "revoked"
     assert max(last) < ROUNDS - 1, "the permit was revoked too late for the plan to tell"
-    assert study.rounds(held, "round.released") == last
-    assert "permit.revoked-seen" in study.kinds(held)
+    assert study.rounds(held_hospital, "round.released") == last
+    assert "permit.revoked-seen" in study.kinds(held_hospital)
     for name in others:
         assert max(study.rounds(name, "round.begun")) <= max(last) + 1
         assert not {"evaluate", "marginals"} & {entry["body"].get("job") for entry in study.entries(name)}
-    for name in (held, *others):
-        begun = [entry["body"] for entry in study.entries(name) if entry["kind"] in ("round.begun", "round.released")]
-        assert all(body["status_serial"] < serial[0] for body in begun), "judged by a list that says revoked"
+    for name in (held_hospital, *others):
+        bodies = [entry["body"] for entry in study.entries(name) if entry["kind"] in ("round.begun", "round.released")]
+        assert all(body["status_serial"] < serial[0] for body in bodies), "judged by a list that says revoked"
         kinds = study.kinds(name)
         if "permit.revoked-seen" in kinds:
-            seen = kinds.index("permit.revoked-seen")
-            assert not {"round.begun", "round.released"} & set(kinds[seen:])
+            seen_at = kinds.index("permit.revoked-seen")
+            assert not {"round.begun", "round.released"} & set(kinds[seen_at:])
         assert study.spent(name) > 0, "spent budget stays spent"
         account = federation.ledgers()[name]["permits"][study.permit]
         assert account["reserved"]["train"] == pytest.approx(0, abs=1e-9)
@@ -172,7 +172,11 @@ def _freeze_between_rounds(study: Study, name: str) -> list[psutil.Process]:
         processes = processes_of(study.federation, name)
         for process in processes:
             process.suspend()
-        await_that(lambda: all(one.status() == psutil.STATUS_STOPPED for one in processes), 30, f"{name} stands still")  # noqa: B023
+        await_that(
+            lambda: all(process.status() == psutil.STATUS_STOPPED for process in processes),  # noqa: B023
+            30,
+            f"{name} stands still",
+        )
         if study.rounds(name, "round.begun") == study.rounds(name, "round.released"):
             return processes
         for process in processes:

@@ -22,11 +22,11 @@ BIN = Path(sys.executable).parent
 
 def test_the_evidence_of_the_guide_verifies_with_keys_from_outside(ran: Ran) -> None:
     walked = ran.guide.folder
-    held = verify_bundle(walked / "run" / "bundle", TrustFile.read(walked / "trust.json"))
-    assert held.run.completed
-    assert held.run.present() == ["hospital-1", "hospital-2"]
-    assert set(held.releases) == {"component", "cohort"}
-    assert max(max(account.values()) for account in held.epsilon.values()) <= held.permit.epsilon
+    verification = verify_bundle(walked / "run" / "bundle", TrustFile.read(walked / "trust.json"))
+    assert verification.run.completed
+    assert verification.run.present() == ["hospital-1", "hospital-2"]
+    assert set(verification.releases) == {"component", "cohort"}
+    assert max(max(account.values()) for account in verification.epsilon.values()) <= verification.permit.epsilon
     assert (walked / "report.html").stat().st_size > 5000
 
 
@@ -50,11 +50,11 @@ def test_what_the_data_scientist_s_page_does_works_on_the_bundle_of_the_guide(ra
     shutil.copytree(ran.bundle, tmp_path / "bundle")
     shutil.copy(ran.federation.trust, tmp_path)
     python = "\n".join(blocks(READER, "python"))
-    done = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "mg/dL" in done.stdout
+    completed = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    assert "mg/dL" in completed.stdout
     views = [line for block in blocks(READER) for line in block.splitlines() if line.startswith("vht view")]
     assert views
     for line in views:
-        done = subprocess.run([BIN / "vht", *line.split()[1:]], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        completed = subprocess.run([BIN / "vht", *line.split()[1:]], cwd=tmp_path, capture_output=True, text=True)
+        assert completed.returncode == 0, completed.stderr

@@ -72,9 +72,9 @@ def test_no_canary_is_on_any_page_or_in_any_error(ran: Ran) -> None:
     for hospital in federation.hospitals:
         with federation.operator(hospital.name) as client:
             visits = client.get("/api/visits")["visits"]
-            shown = [*PAGES, *[f"/visits/{visit['visit']}" for visit in visits]]
-            pages = {path: client.request("GET", path).content for path in [*shown, "/api/status"]}
-        assert all(b"</html>" in pages[path] for path in shown)
+            paths = [*PAGES, *[f"/visits/{visit['visit']}" for visit in visits]]
+            pages = {path: client.request("GET", path).content for path in [*paths, "/api/status"]}
+        assert all(b"</html>" in pages[path] for path in paths)
         answers += [(f"{hospital.name}{path}", content) for path, content in pages.items()]
         with httpx.Client(base_url=federation.url(hospital.name), verify=_trusting(ran), trust_env=False) as out:
             for path in ("/catalogue", "/identity", "/visits/nobody", "/nothing"):

@@ -134,9 +134,9 @@ def _flipped(token: str) -> str:
 
 
 def test_each_refusal_has_its_own_code_is_logged_and_reads_no_data(asking: Asking) -> None:
-    for what, (code, given) in _refusals(asking).items():
+    for what, (code, changes) in _refusals(asking).items():
         entries, folders = len(asking.log()), asking.cohorts()
-        assert asking.ask(**given) == code, what
+        assert asking.ask(**changes) == code, what
         fresh = asking.log()[entries:]
         assert any(entry["body"].get("code") == code for entry in fresh), what
         assert not [entry for entry in fresh if entry["kind"] in ("cohort.built", "budget.reserved")], what

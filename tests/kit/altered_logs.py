@@ -30,8 +30,8 @@ Export = dict[str, Any]
 
 
 def place_of(export: Export, kind: str, number: int = 0) -> int:
-    found = [item["index"] for item in export["entries"] if item.get("kind") == kind]
-    return int(found[number])
+    indices = [item["index"] for item in export["entries"] if item.get("kind") == kind]
+    return int(indices[number])
 
 
 def drop(export: Export) -> str:

@@ -75,14 +75,16 @@ class BulkServer:
         return [headers for method, path, headers in self.asked if method == "GET" and f"/files/{kind}" in path]
 
     def chosen(self, kind: str, since: str | None) -> list[dict[str, Any]]:
-        held = self.resources.get(kind, [])
+        resources = self.resources.get(kind, [])
         if since is None or self.ignores_since:
-            return held
+            return resources
         start = datetime.fromisoformat(since)
-        return [one for one in held if datetime.fromisoformat(one["meta"]["lastUpdated"]) >= start]
+        return [resource for resource in resources if datetime.fromisoformat(resource["meta"]["lastUpdated"]) >= start]
 
     def content(self, kind: str, number: int, since: str | None) -> bytes:
-        return b"".join(json.dumps(one).encode() + b"\n" for one in self.chosen(kind, since)[number :: self.files])
+        return b"".join(
+            json.dumps(resource).encode() + b"\n" for resource in self.chosen(kind, since)[number :: self.files]
+        )
 
     @contextmanager
     def running(self) -> Iterator["BulkServer"]:
@@ -158,9 +160,9 @@ def _add_authorization(app: FastAPI, server: BulkServer) -> None:
             server.jtis.add(claims["jti"])
         except (jwt.PyJWTError, AssertionError, KeyError):
             return JSONResponse({"error": "invalid_client"}, status_code=400)
-        made = f"token-{len(server.tokens)}"
-        server.tokens[made] = time.monotonic() + server.token_life_s
-        return JSONResponse({"access_token": made, "token_type": "bearer", "expires_in": 300})
+        access_token = f"token-{len(server.tokens)}"
+        server.tokens[access_token] = time.monotonic() + server.token_life_s
+        return JSONResponse({"access_token": access_token, "token_type": "bearer", "expires_in": 300})
 
 
 def _add_export(app: FastAPI, server: BulkServer) -> None:
@@ -176,8 +178,8 @@ def _add_export(app: FastAPI, server: BulkServer) -> None:
     def get(request: Request) -> Response:
         if server.dialect != "get":
             return Response(status_code=405)
-        asked = request.query_params
-        return begin(asked["_type"].split(","), asked.get("_since"), request)
+        query = request.query_params
+        return begin(query["_type"].split(","), query.get("_since"), request)
 
     @app.post("/fhir/$export")
     async def post(request: Request) -> Response:
@@ -185,8 +187,8 @@ def _add_export(app: FastAPI, server: BulkServer) -> None:
         if server.dialect != "post" or request.headers["Content-Type"] != ACCEPTED:
             return Response(status_code=400)
         assert body["resourceType"] == "Parameters"
-        types = [one["valueString"] for one in body["parameter"] if one["name"] == "_type"]
-        since = [one["valueInstant"] for one in body["parameter"] if one["name"] == "_since"]
+        types = [parameter["valueString"] for parameter in body["parameter"] if parameter["name"] == "_type"]
+        since = [parameter["valueInstant"] for parameter in body["parameter"] if parameter["name"] == "_since"]
         return begin(types, since[0] if since else None, request)
 
     @app.get("/jobs/{job}")
@@ -197,12 +199,12 @@ def _add_export(app: FastAPI, server: BulkServer) -> None:
         if server.fails:
             server.fails -= 1
             return JSONResponse({"resourceType": "OperationOutcome"}, status_code=500)
-        made = server.jobs[job]
-        made["polls"] += 1
-        if made["polls"] <= server.polls:
+        export = server.jobs[job]
+        export["polls"] += 1
+        if export["polls"] <= server.polls:
             headers = {"Retry-After": server.retry_after} if server.retry_after else {}
             return Response(status_code=202, headers=headers | {"X-Progress": "working"})
-        return JSONResponse(_manifest(server, job, made))
+        return JSONResponse(_manifest(server, job, export))
 
     @app.delete("/jobs/{job}")
     def forget(job: str) -> Response:
@@ -214,7 +216,8 @@ def _add_export(app: FastAPI, server: BulkServer) -> None:
             return Response(status_code=404)
         if kind == "deleted":
             entries = [
-                {"request": {"method": "DELETE", "url": one}} if isinstance(one, str) else one for one in server.deleted
+                {"request": {"method": "DELETE", "url": item}} if isinstance(item, str) else item
+                for item in server.deleted
             ]
             bundle = {"resourceType": "Bundle", "type": "transaction", "entry": entries}
             return Response(json.dumps(bundle) + "\n")
@@ -222,16 +225,16 @@ def _add_export(app: FastAPI, server: BulkServer) -> None:
         return _sent(server, kind, number, content, request)
 
 
-def _manifest(server: BulkServer, job: str, made: dict[str, Any]) -> dict[str, Any]:
-    since = f"&since={made['since'].replace('+', '%2B')}" if made["since"] else ""
+def _manifest(server: BulkServer, job: str, export: dict[str, Any]) -> dict[str, Any]:
+    since = f"&since={export['since'].replace('+', '%2B')}" if export["since"] else ""
     output = [
         {"type": kind, "url": f"{server.origin}/files/{kind}?number={number}{since}",
-         "count": len(server.chosen(kind, made["since"])[number :: server.files])}
-        for kind in made["types"] for number in range(server.files) if server.chosen(kind, made["since"])
+         "count": len(server.chosen(kind, export["since"])[number :: server.files])}
+        for kind in export["types"] for number in range(server.files) if server.chosen(kind, export["since"])
     ]  # fmt: skip
     gone = [{"type": "Bundle", "url": f"{server.origin}/files/deleted?job={job}"}] if server.deleted else []
     return {
-        "transactionTime": made["at"].isoformat(),
+        "transactionTime": export["at"].isoformat(),
         "requiresAccessToken": True,
         "output": output,
         "deleted": gone,
@@ -244,9 +247,9 @@ def _sent(server: BulkServer, kind: str, number: int, content: bytes, request: R
     start, status, headers = 0, 200, {"Content-Type": "application/fhir+ndjson"}
     if server.ranges:
         headers["ETag"] = f'"{kind}-{number}-{len(content)}"'
-        asked = request.headers.get("Range")
-        if asked and request.headers.get("If-Range") == headers["ETag"]:
-            start, status = int(asked.removeprefix("bytes=").removesuffix("-")), 206
+        range_header = request.headers.get("Range")
+        if range_header and request.headers.get("If-Range") == headers["ETag"]:
+            start, status = int(range_header.removeprefix("bytes=").removesuffix("-")), 206
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
     headers["Content-Length"] = str(len(content) - start)
     cut = server.cuts[kind].pop(0) if server.cuts.get(kind) else None
@@ -280,13 +283,13 @@ def _add_search(app: FastAPI, server: BulkServer) -> None:
         if page and server.expire_page == kind:
             server.expire_page = None
             return Response(status_code=410)
-        held = server.chosen(kind, changed.removeprefix("ge") if changed else None)
+        matches = server.chosen(kind, changed.removeprefix("ge") if changed else None)
         size = min(int(request.query_params["_count"]), server.per_page)
-        shown = held[page * size : (page + 1) * size]
-        entries = [{"resource": one, "search": {"mode": "match"}} for one in shown]
+        shown = matches[page * size : (page + 1) * size]
+        entries = [{"resource": resource, "search": {"mode": "match"}} for resource in shown]
         entries.append({"resource": {"resourceType": "OperationOutcome"}, "search": {"mode": "outcome"}})
         links = [{"relation": "self", "url": str(request.url)}]
-        if (page + 1) * size < len(held):
+        if (page + 1) * size < len(matches):
             more = request.url.include_query_params(page=page + 1)
             links.append({"relation": "next", "url": f"{server.origin}{more.path}?{more.query}"})
         bundle = {"resourceType": "Bundle", "type": "searchset", "link": links, "entry": entries}

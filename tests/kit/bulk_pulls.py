@@ -49,8 +49,8 @@ def pull(settings: SourceSettings, home: Path, **more: Any) -> Pulled:
 
 def resources(pulled: Pulled) -> list[tuple[str, str]]:
     lines = [line for path in sorted(pulled.folder.iterdir()) for line in path.read_bytes().splitlines()]
-    return sorted((one["resourceType"], one["id"]) for one in map(json.loads, lines))
+    return sorted((resource["resourceType"], resource["id"]) for resource in map(json.loads, lines))
 
 
 def everything(server: BulkServer) -> list[tuple[str, str]]:
-    return sorted((kind, one["id"]) for kind, several in server.resources.items() for one in several)
+    return sorted((kind, resource["id"]) for kind, several in server.resources.items() for resource in several)

@@ -15,8 +15,8 @@ __all__ = ["exit_and_envelope", "vht_node"]
 def exit_and_envelope(*arguments: object) -> tuple[int, dict[str, Any]]:
     """The exit code and the envelope of ``vht --json …``; JSON mode ends with the call."""
     line = ["--json", *map(str, arguments)]
-    done = contextvars.copy_context().run(CliRunner().invoke, app, line)
-    return done.exit_code, json.loads(done.stdout)
+    result = contextvars.copy_context().run(CliRunner().invoke, app, line)
+    return result.exit_code, json.loads(result.stdout)
 
 
 def vht_node(*arguments: object) -> dict[str, Any]:

@@ -23,6 +23,6 @@ class Console:
         return self.browser.post("/login", data={"name": name, "password": password})
 
     def form_key(self) -> str:
-        found = re.search(r'name="form_key" value="([^"]+)"', self.browser.get("/").text)
-        assert found
-        return found[1]
+        match = re.search(r'name="form_key" value="([^"]+)"', self.browser.get("/").text)
+        assert match
+        return match[1]

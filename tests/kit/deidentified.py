@@ -21,9 +21,9 @@ SECRET = "Grace Hopper 555-0142"
 
 
 def told(resource: dict[str, Any], face: Deidentifier = ONE) -> dict[str, Any]:
-    found = face.resource(resource)
-    assert found is not None
-    return found
+    deidentified = face.resource(resource)
+    assert deidentified is not None
+    return deidentified
 
 
 def encounter(**more: Any) -> dict[str, Any]:

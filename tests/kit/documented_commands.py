@@ -65,17 +65,17 @@ def _find(words: tuple[str, ...]) -> tuple[click.Command, list[str]]:
     command: click.Command = get_command(app)
     rest = [word for word in words[1:] if word != "--json"]
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
-        found = command.get_command(click.Context(command), rest[0])
-        if found is None:
+        subcommand = command.get_command(click.Context(command), rest[0])
+        if subcommand is None:
             raise click.UsageError(f"there is no command {rest[0]}")
-        command, rest = found, rest[1:]
+        command, rest = subcommand, rest[1:]
     return command, rest
 
 
 def check_names(words: tuple[str, ...]) -> None:
     """Do command and options exist? Raises click.UsageError."""
     command, rest = _find(words)
-    known = GLOBAL | {spelled for one in command.params for spelled in (*one.opts, *one.secondary_opts)}
+    known = GLOBAL | {spelled for param in command.params for spelled in (*param.opts, *param.secondary_opts)}
     for word in rest:
         if word.startswith("--") and word.split("=")[0] not in known:
             raise click.UsageError(f"{command.name} has no option {word}")
@@ -86,9 +86,9 @@ def check_whole(words: tuple[str, ...]) -> None:
     command, rest = _find(words)
     if isinstance(command, click.Group):
         return check_names(words)
-    for one in command.params:
-        if isinstance(one.type, click.Path):
-            one.type.exists = False
+    for param in command.params:
+        if isinstance(param.type, click.Path):
+            param.type.exists = False
     if "--help" not in rest:
         command.make_context(str(command.name), rest)
     return None

@@ -17,8 +17,8 @@ __all__ = ["HIGH", "INFARCT", "SNOMED", "ask", "asked_of", "question", "silence"
 
 def view(resource: str = "Patient", where: str | None = None, **more: Any) -> dict[str, Any]:
     path = "getResourceKey()" if resource == "Patient" else "subject.getReferenceKey(Patient)"
-    made = {"resource": resource, "select": [{"column": [{"name": "patient", "path": path}]}], **more}
-    return {**made, "where": [{"path": where}]} if where else made
+    definition = {"resource": resource, "select": [{"column": [{"name": "patient", "path": path}]}], **more}
+    return {**definition, "where": [{"path": where}]} if where else definition
 
 
 SNOMED = "http://snomed.info/sct"

@@ -57,18 +57,18 @@ class Program:
 
     def assertion(self, *, headers: dict[str, Any] | None = None, **claims: Any) -> str:
         now = int(time.time())
-        said = {"iss": self.id, "sub": self.id, "aud": self.token_url, "exp": now + 240, "jti": str(uuid.uuid4())}
-        said = {name: one for name, one in (said | claims).items() if one is not None}
-        return jwt.encode(said, self.key, algorithm=self.algorithm, headers={"kid": self.kid} | (headers or {}))
+        payload = {"iss": self.id, "sub": self.id, "aud": self.token_url, "exp": now + 240, "jti": str(uuid.uuid4())}
+        payload = {name: value for name, value in (payload | claims).items() if value is not None}
+        return jwt.encode(payload, self.key, algorithm=self.algorithm, headers={"kid": self.kid} | (headers or {}))
 
     def ask(self, assertion: str | None = None, scope: str = "system/*.rs", **form: str) -> Any:
-        sent = {
+        fields = {
             "grant_type": "client_credentials",
             "scope": scope,
             "client_assertion_type": ASSERTION_TYPE,
             "client_assertion": assertion or self.assertion(),
         }
-        return self.web.post("/fhir/token", data=sent | form)
+        return self.web.post("/fhir/token", data=fields | form)
 
     def token(self, scope: str = "system/*.rs") -> str:
         answer = self.ask(scope=scope)
@@ -84,16 +84,16 @@ class Program:
 
     def search(self, path: str, token: str | None = None) -> list[dict[str, Any]]:
         """All pages of a search."""
-        token, found, where = token or self.token(), [], f"/fhir/{path}"
+        token, resources, where = token or self.token(), [], f"/fhir/{path}"
         while where:
             answer = self.call("GET", where, token)
             assert answer.status_code == 200, answer.text
             page = answer.json()
-            found += [entry["resource"] for entry in page.get("entry", [])]
+            resources += [entry["resource"] for entry in page.get("entry", [])]
             links = {link["relation"]: urlsplit(link["url"]) for link in page["link"]}
             where = f"{links['next'].path}?{links['next'].query}" if "next" in links else ""
-        assert len(found) == page["total"]
-        return found
+        assert len(resources) == page["total"]
+        return resources
 
     def export(self, path: str = "$export", token: str | None = None, **more: Any) -> Any:
         """The answer to a kick-off."""
@@ -112,14 +112,14 @@ class Program:
         return answer
 
     def download(self, manifest: dict[str, Any], token: str | None = None) -> dict[str, list[dict[str, Any]]]:
-        token, found = token or self.token(), {}
+        token, by_type = token or self.token(), {}
         for output in manifest["output"]:
             answer = self.call("GET", urlsplit(output["url"]).path, token)
             assert answer.status_code == 200, answer.text
             lines = [json.loads(line) for line in answer.text.splitlines()]
             assert len(lines) == output["count"]
-            found.setdefault(output["type"], []).extend(lines)
-        return found
+            by_type.setdefault(output["type"], []).extend(lines)
+        return by_type
 
 
 @contextmanager
@@ -136,5 +136,5 @@ def events(node: Node) -> list[dict[str, Any]]:
 
 
 def queries(event: dict[str, Any]) -> str | None:
-    found = [entity["query"] for entity in event.get("entity", []) if "query" in entity]
-    return base64.b64decode(found[0]).decode() if found else None
+    encoded = [entity["query"] for entity in event.get("entity", []) if "query" in entity]
+    return base64.b64decode(encoded[0]).decode() if encoded else None

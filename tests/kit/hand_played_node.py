@@ -46,9 +46,9 @@ class HandPlayedNode:
     def next_announced(self) -> tuple[Message, ObjectTree]:
         """The next message to this node, without its content, and the tree of its parts."""
         _, receive, *_ = self._connection
-        while (came := receive()) is None:  # the coordinator holds the question for some seconds
+        while (announced := receive()) is None:  # the coordinator holds the question for some seconds
             time.sleep(0.5)
-        message, tree = came
+        message, tree = announced
         return message, tree
 
     def receive(self) -> Message:
@@ -56,7 +56,7 @@ class HandPlayedNode:
         _, _, _, _, _, pull_object, _, confirm = self._connection
         message, tree = self.next_announced()
         run, identifier = message.metadata.run_id, message.metadata.message_id
-        parts = [one.object_id for one in iterate_object_tree(tree)]
+        parts = [subtree.object_id for subtree in iterate_object_tree(tree)]
         contents = pull_objects(parts, lambda part: pull_object(run, part))
         confirm(run, identifier)
         whole = inflate_object_from_contents(identifier, contents)

@@ -46,8 +46,8 @@ def built() -> None:
         return
     if shutil.which("mvn") is None:
         pytest.skip("the FHIR server is not built, and Maven is missing")
-    made = subprocess.run(["mvn", "-q", "-B", "package"], cwd=FOLDER, capture_output=True, timeout=550, check=False)
-    if made.returncode:
+    build = subprocess.run(["mvn", "-q", "-B", "package"], cwd=FOLDER, capture_output=True, timeout=550, check=False)
+    if build.returncode:
         pytest.skip("the FHIR server cannot be built here: is Maven Central within reach?")
 
 
@@ -68,12 +68,12 @@ class Hapi:
         """Returns when it answers."""
         options = ["-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         command = ["java", *options, "-cp", "target/fhir-server-1.jar:target/lib/*", "fhirserver.Main"]
-        told = {"FHIR_PORT": str(self.port), "FHIR_EXPORT_ROWS": "100"}
+        environment = {"FHIR_PORT": str(self.port), "FHIR_EXPORT_ROWS": "100"}
         if self.database:
-            told["FHIR_DB"] = self.database
+            environment["FHIR_DB"] = self.database
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                command, cwd=FOLDER, env=os.environ | told, stdout=out, stderr=subprocess.STDOUT
+                command, cwd=FOLDER, env=os.environ | environment, stdout=out, stderr=subprocess.STDOUT
             )
         deadline = time.monotonic() + START_S
         while b"FHIR server ready" not in self.log.read_bytes():
@@ -102,8 +102,8 @@ def put(base: str, resources: list[Resource], *, at_once: int = 500) -> None:
     """Create or replace, by transaction Bundles; patients come first."""
     for start in range(0, len(resources), at_once):
         entries = [
-            {"resource": one, "request": {"method": "PUT", "url": f"{one['resourceType']}/{one['id']}"}}
-            for one in resources[start : start + at_once]
+            {"resource": resource, "request": {"method": "PUT", "url": f"{resource['resourceType']}/{resource['id']}"}}
+            for resource in resources[start : start + at_once]
         ]
         bundle = {"resourceType": "Bundle", "type": "transaction", "entry": entries}
         httpx.post(base, content=orjson.dumps(bundle), headers={"Content-Type": "application/fhir+json"},
@@ -125,17 +125,17 @@ def generated(folder: Path, patients: int) -> list[Resource]:
 def synthea(most: int) -> list[Resource]:
     """Whole patients of the cohort that ``make synthea`` makes, else of Synthea's sample export; skips without."""
     if SYNTHEA.is_dir():
-        held = {kind: (SYNTHEA / f"{kind}.ndjson").read_bytes() for kind in TYPES}
+        contents = {kind: (SYNTHEA / f"{kind}.ndjson").read_bytes() for kind in TYPES}
     elif GSD.is_file():
-        held = _sample_export()
+        contents = _sample_export()
     else:
         pytest.skip("no Synthea patients: make synthea")
     by_patient: dict[bytes, list[bytes]] = {}
-    for content in held.values():
+    for content in contents.values():
         for line in content.splitlines():
-            found = _SUBJECT.search(line) or _ID.search(line)
-            assert found
-            by_patient.setdefault(found[1], []).append(line)
+            match = _SUBJECT.search(line) or _ID.search(line)
+            assert match
+            by_patient.setdefault(match[1], []).append(line)
     chosen: list[bytes] = []
     for several in sorted(by_patient.values(), key=len):
         if len(chosen) + len(several) > most:
@@ -145,13 +145,13 @@ def synthea(most: int) -> list[Resource]:
 
 
 def _sample_export() -> dict[str, bytes]:
-    found = {}
+    contents = {}
     with tarfile.open(GSD) as archive:
         for member in archive:
             kind, file = Path(member.name).stem, archive.extractfile(member)
             if kind in TYPES and file is not None:
-                found[kind] = file.read()
-    return found
+                contents[kind] = file.read()
+    return contents
 
 
 def _patient(resource: Resource) -> str:
@@ -162,10 +162,10 @@ def _patient(resource: Resource) -> str:
 def referenced(resources: list[Resource]) -> list[Resource]:
     """Patients first, then what is said of them: no other reference, which the server would want to resolve."""
     kept = []
-    for one in sorted(resources, key=lambda one: TYPES.index(one["resourceType"])):
-        patient = _patient(one)
-        pruned = _without_references(one)
-        if one["resourceType"] != "Patient":
+    for resource in sorted(resources, key=lambda resource: TYPES.index(resource["resourceType"])):
+        patient = _patient(resource)
+        pruned = _without_references(resource)
+        if resource["resourceType"] != "Patient":
             pruned["subject"] = {"reference": f"Patient/{patient}"}
         kept.append(pruned)
     return kept
@@ -173,12 +173,12 @@ def referenced(resources: list[Resource]) -> list[Resource]:
 
 def _without_references(value: Any) -> Any:
     if isinstance(value, list):
-        return [made for made in map(_without_references, value) if made not in ({}, [])]
+        return [child for child in map(_without_references, value) if child not in ({}, [])]
     if isinstance(value, dict):
         if "reference" in value:
             return {}
-        made = {key: _without_references(one) for key, one in value.items() if key not in {"text", "contained"}}
-        return {key: one for key, one in made.items() if one not in ({}, [])}
+        pruned = {key: _without_references(child) for key, child in value.items() if key not in {"text", "contained"}}
+        return {key: child for key, child in pruned.items() if child not in ({}, [])}
     return value
 
 
@@ -187,8 +187,8 @@ def viewed(folder: Path) -> bytes:
     resources: dict[str, list[Resource]] = {}
     for path in sorted(folder.iterdir()):
         for line in path.read_bytes().splitlines():
-            one = json.loads(line)
-            resources.setdefault(one["resourceType"], []).append(one)
+            resource = json.loads(line)
+            resources.setdefault(resource["resourceType"], []).append(resource)
     parts = []
     for name in names():
         view = shipped(name)

@@ -56,11 +56,11 @@ class Scripts:
 @contextmanager
 def scripts(imports: str, folder: Path) -> Iterator[Scripts]:
     """``imports``: what is imported once, beside the kits of this folder."""
-    said = folder / "scripts.log"
-    with said.open("wb") as log:
+    log_path = folder / "scripts.log"
+    with log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", _FORKING.format(kits=str(TESTS), imports=imports)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
     with process:  # closing its input ends it
-        yield Scripts(process, said)
+        yield Scripts(process, log_path)

@@ -59,14 +59,14 @@ class Outgoing:
                 owners |= {process.pid: name for process in [top, *top.children(recursive=True)]}
             except psutil.NoSuchProcess:
                 continue
-        found = [one for one in psutil.net_connections("inet") if one.pid in owners]
-        for one in found:
-            if one.status == psutil.CONN_LISTEN:
-                self._of(owners[one.pid]).listens.add(one.laddr.port)
-        for one in found:
-            mine = self._of(owners[one.pid])
-            if one.raddr and one.laddr.port not in mine.listens:  # else somebody else connected to the hospital
-                mine.reached.add((one.raddr.ip, one.raddr.port))
+        connections = [conn for conn in psutil.net_connections("inet") if conn.pid in owners]
+        for conn in connections:
+            if conn.status == psutil.CONN_LISTEN:
+                self._of(owners[conn.pid]).listens.add(conn.laddr.port)
+        for conn in connections:
+            record = self._of(owners[conn.pid])
+            if conn.raddr and conn.laddr.port not in record.listens:  # else somebody else connected to the hospital
+                record.reached.add((conn.raddr.ip, conn.raddr.port))
         self.samples += 1
 
     def _of(self, name: str) -> Connections:

@@ -21,15 +21,15 @@ def clipped_sum_by_definition(
 ) -> dict[str, Tensor]:
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    for one in patient.unique().tolist():
-        rows = torch.nonzero(patient == one).flatten().tolist()
+    for patient_id in patient.unique().tolist():
+        rows = torch.nonzero(patient == patient_id).flatten().tolist()
         mean = {name: torch.zeros_like(value) for name, value in parameters.items()}
         for row in rows:
             outputs = model(*(value[row : row + 1] for value in inputs))
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 loss(outputs, targets[row : row + 1]), list(parameters.values()), allow_unused=True
             )
-            for name, value in zip(parameters, found, strict=True):
+            for name, value in zip(parameters, gradients, strict=True):
                 if value is not None:
                     mean[name] += value / len(rows)
         flat = torch.cat([value.flatten() for value in mean.values()])
@@ -59,19 +59,21 @@ def check_broken_patients_cost_themselves_alone(
     Everybody for whom the definition is well conditioned has exactly the share that it gives. What remains belongs to
     the others: no longer than the norm each, and, of one patient, the same at half the norm but for the clipping.
     """
-    found = [sum_of(bound) for bound in (norm, norm / 2)]
-    assert all(bool(torch.isfinite(value).all()) for one in found for value in one.values())
+    sums = [sum_of(bound) for bound in (norm, norm / 2)]
+    assert all(bool(torch.isfinite(value).all()) for total in sums for value in total.values())
     if all(
-        largest_difference(one, definition(patients, bound)) < 1e-10
-        for one, bound in zip(found, (norm, norm / 2), strict=True)
+        largest_difference(total, definition(patients, bound)) < 1e-10
+        for total, bound in zip(sums, (norm, norm / 2), strict=True)
     ):
         return
-    unclear = [one for one in broken if not well_conditioned(lambda one=one: definition([one], norm))]
+    unclear = [
+        patient for patient in broken if not well_conditioned(lambda patient=patient: definition([patient], norm))
+    ]
     assert unclear, "the engine and a well conditioned definition differ"
-    clear = [one for one in patients if one not in unclear]
+    clear = [patient for patient in patients if patient not in unclear]
     remainders = []
-    for one, bound in zip(found, (norm, norm / 2), strict=True):
-        remainder = torch.cat([(one[name] - value).flatten() for name, value in definition(clear, bound).items()])
+    for total, bound in zip(sums, (norm, norm / 2), strict=True):
+        remainder = torch.cat([(total[name] - value).flatten() for name, value in definition(clear, bound).items()])
         assert float(remainder.norm()) <= len(unclear) * bound + 1e-10
         remainders.append(remainder)
     if len(unclear) == 1:

@@ -60,15 +60,15 @@ class Family:
 
     def look(self) -> None:
         """Note who is there now. One reading of the process table, so that it can be done often."""
-        table = [(one, one.info["ppid"]) for one in psutil.process_iter(["ppid"])]
+        table = [(process, process.info["ppid"]) for process in psutil.process_iter(["ppid"])]
         with self._lock:
-            ours = {one.pid for one in self._seen if running(one)}
-            found = [one for one, _ in table if one in self._seen]
-            while more := [one for one, parent in table if parent in ours and one.pid not in ours]:
-                ours |= {one.pid for one in more}
-                found += more
-            for one in found:
-                self._seen[one] = _words(one) or self._seen.get(one, "")
+            pids = {process.pid for process in self._seen if running(process)}
+            members = [process for process, _ in table if process in self._seen]
+            while more := [process for process, parent in table if parent in pids and process.pid not in pids]:
+                pids |= {process.pid for process in more}
+                members += more
+            for process in members:
+                self._seen[process] = _words(process) or self._seen.get(process, "")
 
     def _keep_looking(self) -> None:
         while not self._over.wait(self._every_s):
@@ -77,7 +77,7 @@ class Family:
     def seen(self, words: str) -> list[psutil.Process]:
         """Those whose command line held ``words``."""
         with self._lock:
-            return [one for one, line in self._seen.items() if words in line]
+            return [process for process, line in self._seen.items() if words in line]
 
     def left(self, deadline_s: float) -> list[str]:
         """Wait until all are gone; the command lines of those that are not."""
@@ -85,7 +85,7 @@ class Family:
         while True:
             self.look()
             with self._lock:
-                left = [f"{one.pid} {line}" for one, line in self._seen.items() if running(one)]
+                left = [f"{process.pid} {line}" for process, line in self._seen.items() if running(process)]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)

@@ -74,7 +74,7 @@ class Publishable(Rehearsal):
             "rows": ROWS,
             "tables_sha256": self.outputs.table_digests(),
             "columns": list(BOOK.order),
-            "nodes": next(len(one["outputs"]) for one in self.run["rounds"] if one["job"] == "marginals"),
+            "nodes": next(len(entry["outputs"]) for entry in self.run["rounds"] if entry["job"] == "marginals"),
             "epsilon": statement["epsilon"],
             "cohort_epsilon": spent,
             "delta": statement["delta"],

@@ -18,19 +18,19 @@ _KEY = re.compile(r"(?:^|/)([A-Z][A-Za-z]+)/([A-Za-z0-9.-]{1,64})(?:/_history/[^
 
 def _reference_key(inputs: list[Any], wanted: Any = None) -> list[str]:
     name = getattr(wanted, "name", wanted)
-    found = []
+    keys = []
     for reference in inputs:
         data = getattr(reference, "data", reference)
         text = data.get("reference", "")
         if text.startswith("urn:uuid:"):
-            found.append(text.removeprefix("urn:uuid:"))
+            keys.append(text.removeprefix("urn:uuid:"))
         elif (match := _KEY.search(text)) and name in {None, match.group(1)}:
-            found.append(match.group(2))
-    return found
+            keys.append(match.group(2))
+    return keys
 
 
 def _resource_key(inputs: list[Any]) -> list[str]:
-    return [getattr(one, "data", one)["id"] for one in inputs]
+    return [getattr(node, "data", node)["id"] for node in inputs]
 
 
 _OPTIONS = {
@@ -43,8 +43,8 @@ _OPTIONS = {
 
 @functools.cache
 def _compiled(path: str) -> Callable[..., list[Any]]:
-    made: Callable[..., list[Any]] = compile_path(path, models["r4"], {**_OPTIONS, "returnRawData": True})
-    return made
+    evaluator: Callable[..., list[Any]] = compile_path(path, models["r4"], {**_OPTIONS, "returnRawData": True})
+    return evaluator
 
 
 def _plain(value: Any) -> Any:
@@ -56,8 +56,8 @@ class _Runner:
     def __init__(self, view: dict[str, Any]) -> None:
         self.view = view
         self.constants = {
-            one["name"]: next(value for key, value in one.items() if key.startswith("value"))
-            for one in view.get("constant", [])
+            constant["name"]: next(value for key, value in constant.items() if key.startswith("value"))
+            for constant in view.get("constant", [])
         }
 
     def evaluate(self, path: str, item: Any, index: int) -> list[Any]:
@@ -67,59 +67,59 @@ class _Runner:
         return list(_compiled(path)(item, {**self.constants, "rowIndex": index}))
 
     def truth(self, path: str, item: Any) -> bool:
-        return [_plain(one) for one in self.evaluate(path, item, 0)] == [True]
+        return [_plain(value) for value in self.evaluate(path, item, 0)] == [True]
 
     def select(self, select: dict[str, Any], item: Any, index: int) -> list[Row]:
-        made = []
+        selected_rows = []
         for inner, position in self.items(select, item, index):
             parts: list[list[Row]] = []
             if "column" in select:
-                parts.append([{one["name"]: self.cell(one, inner, position) for one in select["column"]}])
-            parts += [self.select(one, inner, position) for one in select.get("select", [])]
+                parts.append([{column["name"]: self.cell(column, inner, position) for column in select["column"]}])
+            parts += [self.select(nested, inner, position) for nested in select.get("select", [])]
             if "unionAll" in select:
-                parts.append([row for one in select["unionAll"] for row in self.select(one, inner, position)])
+                parts.append([row for branch in select["unionAll"] for row in self.select(branch, inner, position)])
             for combination in itertools.product(*parts):
-                made.append({name: value for part in combination for name, value in part.items()})
-        return made
+                selected_rows.append({name: value for part in combination for name, value in part.items()})
+        return selected_rows
 
     def items(self, select: dict[str, Any], item: Any, index: int) -> Iterator[tuple[Any, int]]:
         if "repeat" in select:
-            yield from ((one, position) for position, one in enumerate(self.walk(select["repeat"], item)))
+            yield from ((element, position) for position, element in enumerate(self.walk(select["repeat"], item)))
         elif "forEach" in select:
-            found = self.evaluate(select["forEach"], item, index)
-            yield from ((one, position) for position, one in enumerate(found))
+            elements = self.evaluate(select["forEach"], item, index)
+            yield from ((element, position) for position, element in enumerate(elements))
         elif "forEachOrNull" in select:
-            found = self.evaluate(select["forEachOrNull"], item, index) or [{}]
-            yield from ((one, position) for position, one in enumerate(found))
+            elements = self.evaluate(select["forEachOrNull"], item, index) or [{}]
+            yield from ((element, position) for position, element in enumerate(elements))
         else:
             yield item, index
 
     def walk(self, paths: list[str], item: Any) -> Iterator[Any]:
         for path in paths:
-            for one in self.evaluate(path, item, 0):
-                yield one
-                yield from self.walk(paths, one)
+            for element in self.evaluate(path, item, 0):
+                yield element
+                yield from self.walk(paths, element)
 
     def cell(self, column: dict[str, Any], item: Any, index: int) -> Any:
-        found = [_plain(one) for one in self.evaluate(column["path"], item, index)]
+        values = [_plain(value) for value in self.evaluate(column["path"], item, index)]
         if column.get("collection"):
-            return found
-        if len(found) > 1:
-            raise ValueError(f"{column['name']} has {len(found)} values")
-        return found[0] if found else None
+            return values
+        if len(values) > 1:
+            raise ValueError(f"{column['name']} has {len(values)} values")
+        return values[0] if values else None
 
 
 def rows(view: dict[str, Any], resources: list[dict[str, Any]]) -> list[Row]:
     """All rows of ``view``. Raises: ValueError where a column has more than one value."""
     runner = _Runner(view)
-    made = []
+    view_rows = []
     for resource in resources:
         if resource["resourceType"] != view["resource"]:
             continue
-        if all(runner.truth(one["path"], resource) for one in view.get("where", [])):
-            parts = [runner.select(one, resource, 0) for one in view["select"]]
-            made += [
+        if all(runner.truth(clause["path"], resource) for clause in view.get("where", [])):
+            parts = [runner.select(select, resource, 0) for select in view["select"]]
+            view_rows += [
                 {name: value for part in combination for name, value in part.items()}
                 for combination in itertools.product(*parts)
             ]
-    return made
+    return view_rows

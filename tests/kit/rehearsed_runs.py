@@ -34,11 +34,11 @@ def code_of(played: Rehearsal, folder: Path, needle: str = "") -> str:
 
 def prepared(root: Path, **changes: Any) -> Rehearsal:
     """Negotiated, first round played."""
-    made = rehearsal(root, **changes)
-    made.status("start")
-    made.negotiate()
-    made.round("train", 1, NAMES)
-    return made
+    played = rehearsal(root, **changes)
+    played.status("start")
+    played.negotiate()
+    played.round("train", 1, NAMES)
+    return played
 
 
 def finish(made: Rehearsal) -> Rehearsal:

@@ -62,7 +62,7 @@ def in_force(setting: Setting) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """As a plugin (``-p kit.rounding_settings``): puts the chosen setting in force, or ends the run."""
-    setting = next(one for one in SETTINGS if one.name == os.environ.get(_CHOSEN))
+    setting = next(candidate for candidate in SETTINGS if candidate.name == os.environ.get(_CHOSEN))
     torch.backends.mkldnn.enabled = setting.onednn  # torch has no environment variable for it
     if not in_force(setting):
         pytest.exit(f"{setting.name} is not in force", returncode=pytest.ExitCode.INTERNAL_ERROR)
@@ -77,17 +77,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=[setting.name for setting in SETTINGS])
     parser.add_argument("arguments", nargs="*", help="for pytest, after --; the privacy tests where none is given")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     lines, failed = [], False
     for setting in SETTINGS:
-        if asked.only not in (None, setting.name):
+        if options.only not in (None, setting.name):
             continue
         reason, began = missing(setting), time.monotonic()
         if reason:
             lines.append(f"{setting.name:12} skipped: {reason}")
             continue
         print(f"--- {setting.name}", flush=True)
-        code = run(setting, asked.arguments or [str(PRIVACY_TESTS)])
+        code = run(setting, options.arguments or [str(PRIVACY_TESTS)])
         failed = failed or code != 0
         lines.append(f"{setting.name:12} {'FAILED' if code else 'passed'} in {time.monotonic() - began:.0f} s")
     print("\n--- rounding, by setting", *lines, sep="\n")

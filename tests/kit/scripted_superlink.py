@@ -98,7 +98,9 @@ class ScriptedSuperLink:
 
     def PushMessages(self, request: PushAppMessagesRequest) -> PushAppMessagesResponse:  # noqa: N802
         self._fails("PushMessages")
-        self._session = [(one.metadata.message_id, one.metadata.dst_node_id) for one in request.messages_list]
+        self._session = [
+            (message.metadata.message_id, message.metadata.dst_node_id) for message in request.messages_list
+        ]
         identifiers = [identifier for identifier, _ in self._session]
         self.pushed += [identifier for identifier in identifiers if identifier not in self.pushed]
         parts = [part.object_id for tree in request.message_object_trees for part in (tree, *tree.children)]
@@ -114,10 +116,10 @@ class ScriptedSuperLink:
     def PullMessages(self, request: PullAppMessagesRequest) -> PullAppMessagesResponse:  # noqa: N802
         """Those that were asked for, once each, and those that answer nothing: Flower adds them for its agents."""
         self._fails("PullMessages")
-        found = [entry for entry in self._announced if entry[0] in request.message_ids or not entry[0]]
-        self._announced = [entry for entry in self._announced if entry not in found]
+        pulled = [entry for entry in self._announced if entry[0] in request.message_ids or not entry[0]]
+        self._announced = [entry for entry in self._announced if entry not in pulled]
         return PullAppMessagesResponse(
-            messages_list=[message for _, message, _ in found], message_object_trees=[tree for _, _, tree in found]
+            messages_list=[message for _, message, _ in pulled], message_object_trees=[tree for _, _, tree in pulled]
         )
 
     def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802

@@ -95,8 +95,8 @@ class SmallFederation:
         stop_tree(self.service.pid, patience_s=15)
         self.service.wait()
         for folder in self.enclaves.values():
-            for left in folder.iterdir():
-                left.unlink()
+            for path in folder.iterdir():
+                path.unlink()
             with contextlib.suppress(OSError):
                 folder.rmdir()
 

@@ -102,10 +102,10 @@ class _Fetched(HTMLParser):
 
 def check_report(page: str) -> list[str]:
     """The elements of a report that fetches nothing, runs nothing, and marks what is not private."""
-    read = _Fetched()
-    read.feed(page)
-    assert [one for one in read.addresses if not one.startswith("data:")] == []
-    assert not {"script", "iframe", "object", "embed", "img", "form"} & set(read.elements)
+    parser = _Fetched()
+    parser.feed(page)
+    assert [address for address in parser.addresses if not address.startswith("data:")] == []
+    assert not {"script", "iframe", "object", "embed", "img", "form"} & set(parser.elements)
     assert re.search(r"@import|url\(", page) is None
     assert "Not private" in page
-    return read.elements
+    return parser.elements

@@ -98,12 +98,12 @@ def _await_pause(reader: "subprocess.Popen[bytes]", folder: Path, log: Path) -> 
 
 def _left_of(folder: Path) -> list[int]:
     """Processes that still run in ``folder``: whatever the script started works there, enclaves in a visit's own."""
-    left = []
+    pids = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                left.append(process.pid)
-    return left
+                pids.append(process.pid)
+    return pids
 
 
 def _end(reader: "subprocess.Popen[bytes]", folder: Path) -> None:

@@ -83,11 +83,11 @@ def test_the_sum_and_the_count_together_have_the_noise_multiplier_that_is_accoun
 
 
 def test_a_step_draws_noise_for_the_sum_and_once_for_the_count_and_a_fixed_norm_only_for_the_sum() -> None:
-    held, noise = Private(of_lengths(np.linspace(0.1, 2, 40))), Recorder()
-    train_round(PerPatientEngine(Towards(3), along), held, 40.0, plan(), noise)
+    tensors, noise = Private(of_lengths(np.linspace(0.1, 2, 40))), Recorder()
+    train_round(PerPatientEngine(Towards(3), along), tensors, 40.0, plan(), noise)
     assert noise.shapes == [(3,), ()] * 5
     noise = Recorder()
-    trained = train_round(PerPatientEngine(Towards(3), along), held, 40.0, plan(adaptive_clipping=None), noise)
+    trained = train_round(PerPatientEngine(Towards(3), along), tensors, 40.0, plan(adaptive_clipping=None), noise)
     assert noise.shapes == [(3,)] * 5
     assert trained.clipping_norm == 1.0
 
@@ -102,10 +102,10 @@ def test_one_patient_more_moves_what_a_step_releases_by_no_more_than_its_multipl
     lengths: list[float], norm: float, noise: float
 ) -> None:
     chosen = plan(noise_multiplier=noise)
-    held, engine = of_lengths(np.array(lengths)), PerPatientEngine(Towards(3), along)
+    tensors, engine = of_lengths(np.array(lengths)), PerPatientEngine(Towards(3), along)
 
     def released(patients: int) -> np.ndarray:
-        batch = Private(held.records_of(np.arange(patients)))
+        batch = Private(tensors.records_of(np.arange(patients)))
         total, centred = noised_sum_and_count(
             engine, batch, norm, chosen.sum_noise_multiplier, chosen.count_noise, SeededNoise(0, scale=0.0)
         )
@@ -165,10 +165,12 @@ def test_every_way_counts_the_patients_within_the_norm(
     batch.clipped_sum(PerPatientEngine(model, loss, options), norm, dict(model.named_parameters()), fast)
     clipped_sum(model, loss, values, targets, patient, norm, general)
     expected = Tally()
-    for one in patient.unique().tolist():
-        whole = clipped_sum(model, loss, *(part[patient == one] for part in (values, targets, patient)), 1e300)
+    for patient_index in patient.unique().tolist():
+        whole = clipped_sum(
+            model, loss, *(part[patient == patient_index] for part in (values, targets, patient)), 1e300
+        )
         alone = float(torch.cat([part.flatten() for part in whole.values()]).norm())
-        finite = bool(torch.isfinite(values[patient == one]).all())
+        finite = bool(torch.isfinite(values[patient == patient_index]).all())
         expected.add(int(finite and alone <= norm), int(finite))
     assert (fast.within, fast.seen) == (general.within, general.seen) == (expected.within, expected.seen)
     assert "1" not in repr(fast)

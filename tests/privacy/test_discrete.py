@@ -32,8 +32,8 @@ def chi_square(sample: np.ndarray, support: np.ndarray, chance: np.ndarray) -> f
     """p-value; neighbouring values are pooled until each cell expects ENOUGH."""
     order, cells, expected, room = np.argsort(support), [], [], 0.0
     edges = []
-    for value, one in zip(support[order], chance[order] * len(sample), strict=True):
-        room += one
+    for value, expected_count in zip(support[order], chance[order] * len(sample), strict=True):
+        room += expected_count
         if room >= ENOUGH:
             edges.append(value)
             expected.append(room)
@@ -88,8 +88,8 @@ def test_variance_and_tails_are_those_of_the_law(draw) -> None:
     assert abs(sample.var() / 10_000 - 1) < SIGMAS * spread
     for sigmas in (1, 2, 3):
         tail = 2 * stats.norm.sf((100 * sigmas + 0.5) / 100)
-        seen = np.mean(np.abs(sample) > 100 * sigmas)
-        assert abs(seen - tail) < SIGMAS * math.sqrt(tail / count) + 1e-4
+        share = np.mean(np.abs(sample) > 100 * sigmas)
+        assert abs(share - tail) < SIGMAS * math.sqrt(tail / count) + 1e-4
     assert np.abs(sample).max() < 800
 
 
@@ -109,9 +109,9 @@ def test_where_floats_never_decide_the_coins_are_as_fair(monkeypatch: pytest.Mon
 
 def test_where_the_first_bits_never_decide_poisson_is_as_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     source = SecureNoise()
-    drawn = [poisson_module._settle(int(word >> 2), Fraction(3), source) for word in source.words(4_000)]
+    draws = [poisson_module._settle(int(word >> 2), Fraction(3), source) for word in source.words(4_000)]
     x = np.arange(40)
-    assert chi_square(np.array(drawn), x, stats.poisson.pmf(x, 3)) > RARE
+    assert chi_square(np.array(draws), x, stats.poisson.pmf(x, 3)) > RARE
     monkeypatch.setattr(poisson_module, "_FIRST_BITS", 4)  # sixteen cells: nearly every draw needs more bits
     assert chi_square(poisson(Fraction(3), 4_000, source), x, stats.poisson.pmf(x, 3)) > RARE
 
@@ -123,8 +123,8 @@ class Words:
         self.given = list(given)
 
     def words(self, count: int) -> np.ndarray:
-        taken = [self.given.pop(0) if self.given else 0 for _ in range(count)]
-        return np.array(taken, dtype=np.uint64)
+        words = [self.given.pop(0) if self.given else 0 for _ in range(count)]
+        return np.array(words, dtype=np.uint64)
 
 
 def test_a_coin_draws_more_bits_exactly_where_its_chance_is_near() -> None:
@@ -156,20 +156,20 @@ def test_certain_and_impossible_coins() -> None:
 
 @pytest.mark.parametrize("limit", [2, 3, 1000, (1 << 61) + 1])
 def test_integers_below_a_limit_are_uniform(limit: int) -> None:
-    drawn = integers_below(limit, 20_000, SecureNoise())
-    assert drawn.min() >= 0
-    assert drawn.max() < limit
+    draws = integers_below(limit, 20_000, SecureNoise())
+    assert draws.min() >= 0
+    assert draws.max() < limit
     cells = min(limit, 10)
-    counts = np.bincount((drawn / limit * cells).astype(int).clip(0, cells - 1), minlength=cells)
+    counts = np.bincount((draws / limit * cells).astype(int).clip(0, cells - 1), minlength=cells)
     assert stats.chisquare(counts).pvalue > RARE
     assert integers_below(1, 50, SecureNoise()).tolist() == [0] * 50
 
 
 def test_two_runs_never_share_noise_and_shapes_are_kept() -> None:
-    one, other = (discrete_gaussian(10**6, (20, 30), SecureNoise()) for _ in range(2))
-    assert one.shape == (20, 30)
-    assert one.dtype == np.int64
-    assert np.mean(one == other) < 0.05
+    first, second = (discrete_gaussian(10**6, (20, 30), SecureNoise()) for _ in range(2))
+    assert first.shape == (20, 30)
+    assert first.dtype == np.int64
+    assert np.mean(first == second) < 0.05
     assert skellam(4, (), SecureNoise()).shape == ()
     assert discrete_gaussian(4, (0, 3), SecureNoise()).shape == (0, 3)
     assert isinstance(SecureNoise(), RandomWords)

@@ -21,15 +21,15 @@ def test_bounds_hold_for_the_exact_laws_shifted_by_the_sensitivity(order: int, v
     x = np.arange(-150, 151)
     weights = np.exp(-np.square(x) / (2 * variance))
     shifted = np.exp(-np.square(x - moved) / (2 * variance))
-    held = weights > 1e-280
-    exact = divergence((shifted / shifted.sum())[held & (shifted > 1e-280)], (weights / weights.sum())[
-        held & (shifted > 1e-280)], order)  # fmt: skip
+    mask = weights > 1e-280
+    exact = divergence((shifted / shifted.sum())[mask & (shifted > 1e-280)], (weights / weights.sum())[
+        mask & (shifted > 1e-280)], order)  # fmt: skip
     assert exact <= discrete_gaussian_renyi(moved, variance)(order) * (1 + 1e-9)
 
     p, q = (stats.skellam.pmf(x - shift, variance / 2, variance / 2) for shift in (moved, 0))
     good = (p > 1e-250) & (q > 1e-250)
-    found = divergence(p[good], q[good], order)
-    assert found <= skellam_renyi(moved, moved, variance)(order) * (1 + 1e-9)
+    exact_skellam = divergence(p[good], q[good], order)
+    assert exact_skellam <= skellam_renyi(moved, moved, variance)(order) * (1 + 1e-9)
 
 
 def test_discrete_gaussian_costs_what_the_gaussian_costs_and_skellam_a_little_more() -> None:
@@ -42,9 +42,9 @@ def test_discrete_gaussian_costs_what_the_gaussian_costs_and_skellam_a_little_mo
 
 
 def test_less_noise_and_more_releases_cost_more() -> None:
-    one, two = ([skellam_renyi(3.0, 2.0, variance)] for variance in (400, 100))
-    assert epsilon_of(one, 1e-5) < epsilon_of(two, 1e-5)
-    assert epsilon_of(one, 1e-5) < epsilon_of(one * 2, 1e-5)
+    at_400, at_100 = ([skellam_renyi(3.0, 2.0, variance)] for variance in (400, 100))
+    assert epsilon_of(at_400, 1e-5) < epsilon_of(at_100, 1e-5)
+    assert epsilon_of(at_400, 1e-5) < epsilon_of(at_400 * 2, 1e-5)
     assert epsilon_of([], 1e-5) == 0.0
 
 

@@ -67,11 +67,11 @@ def test_it_equals_clipping_one_patient_at_a_time(seed, sizes, inputs, hidden, c
     parameters = sum(p.numel() for p in model.parameters())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradients, "_CELLS_AT_ONCE", at_once * parameters)
-        got = clipped_sum(model, BCE, values, outcome, patient, clip)
+        sums = clipped_sum(model, BCE, values, outcome, patient, clip)
     expected = one_patient_at_a_time(model, values, outcome, patient, clip)
     for name, value in expected.items():
-        assert got[name].dtype == torch.float64
-        torch.testing.assert_close(got[name], value.detach(), rtol=1e-10, atol=1e-10)
+        assert sums[name].dtype == torch.float64
+        torch.testing.assert_close(sums[name], value.detach(), rtol=1e-10, atol=1e-10)
 
 
 @settings(max_examples=25, deadline=None)
@@ -100,9 +100,9 @@ def test_ten_copies_of_a_record_weigh_as_much_as_one() -> None:
 
 def test_an_empty_batch_gives_zeros_of_the_right_shapes() -> None:
     model = Flat(3, 2, 0)
-    got = clipped_sum(model, BCE, torch.zeros(0, 3).double(), torch.zeros(0), torch.zeros(0, dtype=torch.int64), 1.0)
-    assert {name: value.shape for name, value in got.items()} == {n: p.shape for n, p in model.named_parameters()}
-    assert all((value == 0).all() for value in got.values())
+    sums = clipped_sum(model, BCE, torch.zeros(0, 3).double(), torch.zeros(0), torch.zeros(0, dtype=torch.int64), 1.0)
+    assert {name: value.shape for name, value in sums.items()} == {n: p.shape for n, p in model.named_parameters()}
+    assert all((value == 0).all() for value in sums.values())
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
@@ -112,16 +112,16 @@ def test_a_patient_with_one_poisoned_record_counts_as_nothing(poison: float) -> 
     values[3, 1] = poison
     rest = [0, 1, 5]
     expected = clipped_sum(model, BCE, values[rest], outcome[rest], patient[rest], 1.0)
-    got = clipped_sum(model, BCE, values, outcome, patient, 1.0)
+    sums = clipped_sum(model, BCE, values, outcome, patient, 1.0)
     for name in expected:
-        torch.testing.assert_close(got[name], expected[name], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(sums[name], expected[name], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "huge"), [(torch.float32, 1e30), (torch.float64, 1e30), (torch.float64, 1e300)])
 def test_a_huge_gradient_is_clipped_not_lost(dtype: torch.dtype, huge: float) -> None:
     model = nn.Linear(2, 1, bias=False).to(dtype)
     nn.init.zeros_(model.weight)
-    got = clipped_sum(
+    total = clipped_sum(
         model,
         lambda logits, y: (logits.squeeze(-1) * y).mean(),
         torch.tensor([[huge, huge]], dtype=dtype),
@@ -129,7 +129,7 @@ def test_a_huge_gradient_is_clipped_not_lost(dtype: torch.dtype, huge: float) ->
         torch.tensor([0]),
         2.0,
     )["weight"]
-    torch.testing.assert_close(got, torch.full((1, 2), math.sqrt(2), dtype=torch.float64))
+    torch.testing.assert_close(total, torch.full((1, 2), math.sqrt(2), dtype=torch.float64))
 
 
 def test_the_largest_finite_gradients_have_a_finite_mean() -> None:
@@ -142,8 +142,8 @@ def test_float32_models_lose_nothing_in_the_summation() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     n = 200_000
-    got = clipped_sum(
+    total = clipped_sum(
         model, lambda logits, y: (logits.squeeze(-1) * y).mean(), torch.full((n, 1), 0.1), torch.ones(n),
         torch.arange(n), 1.0,
     )["weight"]  # fmt: skip
-    assert abs(float(got) - n * float(np.float32(0.1))) < 1e-6
+    assert abs(float(total) - n * float(np.float32(0.1))) < 1e-6

@@ -24,7 +24,7 @@ def event(noise: float, rate: float = 1.0, steps: int = 1) -> PrivacyEvent:
 
 def test_five_trainings_and_three_gaussian_releases_cost_less_than_half_of_the_sum_of_their_epsilons() -> None:
     parts = [[event(1.3, 0.05, 200)]] * 5 + [[event(5.0)]] * 3
-    together = epsilon([one for part in parts for one in part], 1e-5)
+    together = epsilon([privacy_event for part in parts for privacy_event in part], 1e-5)
     assert together < 0.5 * sum(epsilon(part, 1e-5) for part in parts)
 
 
@@ -67,10 +67,10 @@ def test_prv_of_opacus_agrees(noise: float, rate: float, steps: int) -> None:
         warnings.simplefilter("ignore")
         from opacus.accountants import PRVAccountant
 
-        other = PRVAccountant()
-        other.history = [(noise, rate, steps)]
-        theirs = other.get_epsilon(delta=1e-5, eps_error=0.01)
-    assert epsilon([event(noise, rate, steps)], 1e-5) == pytest.approx(theirs, abs=0.015)
+        accountant = PRVAccountant()
+        accountant.history = [(noise, rate, steps)]
+        prv_epsilon = accountant.get_epsilon(delta=1e-5, eps_error=0.01)
+    assert epsilon([event(noise, rate, steps)], 1e-5) == pytest.approx(prv_epsilon, abs=0.015)
 
 
 CORNERS = [
@@ -142,8 +142,8 @@ def test_epochs_accounted_and_batches_run_cannot_be_told_apart_in_a_plan_because
         with pytest.raises(ValidationError):
             TrainingPlan.model_validate({**fields, **mistake})
     plan = StudyPlan(delta=1e-4, training=TrainingPlan.model_validate(fields))
-    steps = [one for one in plan.events() if one.label == "train"]
-    assert sum(one.steps for one in steps) == 15 * 100
-    assert {one.sampling_rate for one in steps} == {4 / 199}
+    steps = [privacy_event for privacy_event in plan.events() if privacy_event.label == "train"]
+    assert sum(privacy_event.steps for privacy_event in steps) == 15 * 100
+    assert {privacy_event.sampling_rate for privacy_event in steps} == {4 / 199}
     claimed = epsilon([event(1.2, 4 / 199, 15 * 50)], 1e-4)  # 15 epochs of 199 patients in batches of four
     assert epsilon(steps, 1e-4) > 1.3 * claimed

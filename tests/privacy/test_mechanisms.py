@@ -37,7 +37,9 @@ def test_noise_on_the_integers_costs_what_its_own_accounting_says() -> None:
 
 
 def test_skellam_noise_costs_more_than_gaussian_noise_and_on_a_fine_grid_hardly_more() -> None:
-    gaussian, fine, coarse = (epsilon_rdp([one], 1e-5) for one in (event("gaussian"), skellam(), skellam(grid=0.3)))
+    gaussian, fine, coarse = (
+        epsilon_rdp([privacy_event], 1e-5) for privacy_event in (event("gaussian"), skellam(), skellam(grid=0.3))
+    )
     assert gaussian < fine < 1.01 * gaussian
     assert coarse > 1.02 * gaussian
 
@@ -69,7 +71,7 @@ def test_reports_never_exceed_renyi_and_renyi_never_the_filter(events: list[Priv
 
 def test_a_ledger_holds_any_of_them_and_gives_back_what_was_put_in() -> None:
     events = [event("gaussian"), event("discrete-gaussian"), skellam(), event("laplace", 10.0), event("exponential", 9)]
-    again = loaded([one.model_dump(mode="json") for one in events])
+    again = loaded([privacy_event.model_dump(mode="json") for privacy_event in events])
     assert again == tuple(events)
     account = Account(3.0, 1e-5).reserve("v", again).draw("v", again[:3])
     assert account.spent_by("v") == again[:3]

@@ -66,18 +66,18 @@ def test_the_smallest_and_largest_bytes_of_the_stream_give_finite_normals(
 ) -> None:
     noise = SecureNoise()
     monkeypatch.setattr(noise, "_bytes", lambda size: byte * size)
-    for drawn in (noise.gaussian((4,)), noise.gaussian_float32((4,))):
-        assert np.isfinite(drawn).all()
-        assert np.abs(drawn).max() < 11.0
+    for normals in (noise.gaussian((4,)), noise.gaussian_float32((4,))):
+        assert np.isfinite(normals).all()
+        assert np.abs(normals).max() < 11.0
 
 
 def test_the_farthest_radii_in_float32_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = SecureNoise()
     stream, calls = noise._bytes, iter([bytes(8000)])
     monkeypatch.setattr(noise, "_bytes", lambda size: next(calls, None) or stream(size) if size else b"")
-    drawn = noise.gaussian_float32((2000,))  # every radius from 32 zero bits, at angle zero
-    assert (drawn[:1000] > math.sqrt(2 * 32 * math.log(2)) - 1e-5).all()
-    assert len(np.unique(drawn[:1000])) > 950
+    normals = noise.gaussian_float32((2000,))  # every radius from 32 zero bits, at angle zero
+    assert (normals[:1000] > math.sqrt(2 * 32 * math.log(2)) - 1e-5).all()
+    assert len(np.unique(normals[:1000])) > 950
 
 
 def test_two_sources_never_draw_the_same_stream() -> None:
@@ -156,8 +156,8 @@ def test_normals_have_their_exact_probabilities_into_the_tails(draw: str) -> Non
 
 def test_the_logarithm_in_float32_keeps_its_digits_next_to_one_and_next_to_zero() -> None:
     near_one, near_zero = 1.0 - 2.0 ** -np.arange(1.0, 34.0), 2.0 ** -np.arange(0.5, 85.0, 0.5)
-    drawn = (np.random.default_rng(5).integers(2**32, size=100_000) + 0.5) / 2**32
-    uniform = np.concatenate([near_one, near_zero, drawn])
+    draws = (np.random.default_rng(5).integers(2**32, size=100_000) + 0.5) / 2**32
+    uniform = np.concatenate([near_one, near_zero, draws])
     logarithm = _logarithm(uniform.copy(), np.dtype(np.float32))
     assert logarithm.dtype == np.float32
     assert np.all(logarithm < 0), "a radius would be no number"

@@ -48,10 +48,10 @@ def test_groups_split_on_inclusion_and_merge_when_a_run_drew_nothing() -> None:
 
 
 def test_a_run_is_placed_once_and_nobody_changes_sides_of_the_split() -> None:
-    placed = Participation.empty().place("a", people(1, 2))
+    participation = Participation.empty().place("a", people(1, 2))
     for run, included in (("a", people(2)), ("b", Included(np.array([1], dtype=np.uint64), np.array([False])))):
         with pytest.raises(BudgetError) as caught:
-            placed.place(run, included)
+            participation.place(run, included)
         assert caught.value.code == "VHT-BUDGET-PARTICIPATION"
 
 
@@ -62,33 +62,33 @@ def test_neither_patients_nor_their_groups_are_shown() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sets(st.integers(0, 30)), st.booleans()), max_size=12))
 def test_histories_are_those_of_a_plain_dictionary(steps: list[tuple[str, set[int], bool]]) -> None:
-    held = Participation.empty()
+    participation = Participation.empty()
     plain: dict[int, list[str]] = {}
     for run, numbers, taken_back in steps:
-        if run not in held.placed:
-            held = held.place(run, people(*numbers))
+        if run not in participation.placed:
+            participation = participation.place(run, people(*numbers))
             for number in numbers:
                 plain.setdefault(number, []).append(run)
         if taken_back:
-            held = held.remove(run)
-            plain = {number: left for number, runs in plain.items() if (left := [one for one in runs if one != run])}
-    assert held.subjects.tolist() == sorted(plain)
-    told = {int(n): held.groups[g] for n, g in zip(held.subjects, held.group, strict=True)}
-    assert told == {n: Group("test" if n % 2 else "train", tuple(runs)) for n, runs in plain.items()}
-    assert held.sizes().sum() == len(plain)
-    assert (held.sizes() > 0).all()
+            participation = participation.remove(run)
+            plain = {number: left for number, runs in plain.items() if (left := [name for name in runs if name != run])}
+    assert participation.subjects.tolist() == sorted(plain)
+    groups = {int(n): participation.groups[g] for n, g in zip(participation.subjects, participation.group, strict=True)}
+    assert groups == {n: Group("test" if n % 2 else "train", tuple(runs)) for n, runs in plain.items()}
+    assert participation.sizes().sum() == len(plain)
+    assert (participation.sizes() > 0).all()
 
 
 def test_a_run_is_refused_when_any_included_patient_would_pass_the_cap() -> None:
     paid = Run("a", "d", "p", drew=(gaussian(1.8),))
     accounts = PatientAccounts(Participation.empty().place("a", people(0, 2)), {"a": paid})
-    wanted = Run("b", "d", "q", holds=(gaussian(1.8),))
-    accounts.require(wanted, people(4, 6), [CAP])
+    new_run = Run("b", "d", "q", holds=(gaussian(1.8),))
+    accounts.require(new_run, people(4, 6), [CAP])
     with pytest.raises(BudgetError) as caught:
-        accounts.require(wanted, people(2, 4), [CAP])
+        accounts.require(new_run, people(2, 4), [CAP])
     assert caught.value.code == "VHT-BUDGET-CAP"
     with pytest.raises(BudgetError):
-        accounts.require(wanted, None, [CAP])
+        accounts.require(new_run, None, [CAP])
 
 
 def test_a_run_whose_patients_are_not_known_counts_for_everybody() -> None:
@@ -99,12 +99,12 @@ def test_a_run_whose_patients_are_not_known_counts_for_everybody() -> None:
 
 
 def test_each_cap_looks_at_the_runs_it_covers() -> None:
-    held = Participation.empty().place("a", people(0))
-    accounts = PatientAccounts(held, {"a": Run("a", "d", "p", drew=(gaussian(2.0),))})
-    wanted = Run("b", "d", "q", holds=(gaussian(2.0),))
-    accounts.require(wanted, people(0), [Cap("permit", 2.5, 1e-5, permit="q"), Cap("dataset", 2.5, 1e-5, dataset="e")])
+    participation = Participation.empty().place("a", people(0))
+    accounts = PatientAccounts(participation, {"a": Run("a", "d", "p", drew=(gaussian(2.0),))})
+    new_run = Run("b", "d", "q", holds=(gaussian(2.0),))
+    accounts.require(new_run, people(0), [Cap("permit", 2.5, 1e-5, permit="q"), Cap("dataset", 2.5, 1e-5, dataset="e")])
     with pytest.raises(BudgetError, match="dataset's cap"):
-        accounts.require(wanted, people(0), [Cap("dataset", 2.5, 1e-5, dataset="d")])
+        accounts.require(new_run, people(0), [Cap("dataset", 2.5, 1e-5, dataset="d")])
 
 
 def test_test_patients_do_not_pay_for_training() -> None:
@@ -127,13 +127,15 @@ def test_a_first_plan_may_use_its_whole_cap_as_privacy_loss_distributions_count_
 
 
 def test_an_operator_sees_how_many_patients_remain() -> None:
-    held = Participation.empty().place("a", people(0, 2, 4)).place("b", people(4, 6))
+    participation = Participation.empty().place("a", people(0, 2, 4)).place("b", people(4, 6))
     runs = {
         "a": Run("a", "d", "p", drew=(gaussian(1.6),)),
         "b": Run("b", "d", "p", drew=(gaussian(8.0),)),
     }
-    left = PatientAccounts(held, runs).remaining(CAP, Run("c", "d", "p", holds=(gaussian(2.0),)), untouched=10)
-    assert (left.patients, left.untouched, left.half, left.little, left.able) == (14, 10, 11, 3, 11)
+    counts = PatientAccounts(participation, runs).remaining(
+        CAP, Run("c", "d", "p", holds=(gaussian(2.0),)), untouched=10
+    )
+    assert (counts.patients, counts.untouched, counts.half, counts.little, counts.able) == (14, 10, 11, 3, 11)
     everywhere = PatientAccounts(Participation.empty(), runs)
     assert everywhere.remaining(CAP, Run("c", "d", "p"), untouched=10).untouched == 0
 
@@ -146,16 +148,16 @@ EVENTS = st.sampled_from([gaussian(3.0), gaussian(6.0), gaussian(4.0, "test"), g
     st.lists(st.tuples(st.sets(st.integers(0, 9), min_size=1), st.lists(EVENTS, min_size=1, max_size=2)), max_size=9)
 )
 def test_no_patient_ever_passes_the_cap_by_any_accountant(steps: list[tuple[set[int], list[PrivacyEvent]]]) -> None:
-    held, runs = Participation.empty(), dict[str, Run]()
+    participation, runs = Participation.empty(), dict[str, Run]()
     paid: dict[int, list[PrivacyEvent]] = {}
     for number, (numbers, events) in enumerate(steps):
         run = Run(f"r{number}", "d", "p", holds=tuple(events))
         try:
-            PatientAccounts(held, runs).require(run, people(*numbers), [CAP])
+            PatientAccounts(participation, runs).require(run, people(*numbers), [CAP])
         except BudgetError:
             continue
-        held = held.place(run.name, people(*numbers))
+        participation = participation.place(run.name, people(*numbers))
         runs[run.name] = Run(run.name, "d", "p", drew=run.holds)
-        for one in numbers:
-            paid.setdefault(one, []).extend(touching(events, "test" if one % 2 else "train"))
+        for subject in numbers:
+            paid.setdefault(subject, []).extend(touching(events, "test" if subject % 2 else "train"))
     assert all(epsilon(events, CAP.delta) <= CAP.epsilon + 1e-6 for events in paid.values())

@@ -28,12 +28,14 @@ def pytest_under(setting, folder: Path, **changed: str) -> subprocess.CompletedP
 def test_each_setting_is_in_force_in_its_process(setting, tmp_path: Path) -> None:
     if missing(setting):
         pytest.skip(missing(setting))
-    done = pytest_under(setting, tmp_path)
-    assert done.returncode == 0, done.stdout
-    assert re.search(rf"seen {setting.capability.upper() or '[A-Z0-9]+'} {setting.onednn}\n", done.stdout), done.stdout
+    process = pytest_under(setting, tmp_path)
+    assert process.returncode == 0, process.stdout
+    assert re.search(rf"seen {setting.capability.upper() or '[A-Z0-9]+'} {setting.onednn}\n", process.stdout), (
+        process.stdout
+    )
 
 
 def test_a_run_whose_setting_is_not_in_force_fails(tmp_path: Path) -> None:
-    done = pytest_under(SETTINGS[1], tmp_path, ATEN_CPU_CAPABILITY="default")
-    assert done.returncode != 0
-    assert "avx2 is not in force" in done.stdout + done.stderr
+    process = pytest_under(SETTINGS[1], tmp_path, ATEN_CPU_CAPABILITY="default")
+    assert process.returncode != 0
+    assert "avx2 is not in force" in process.stdout + process.stderr

@@ -37,10 +37,10 @@ def test_one_patient_moves_one_cell_by_one_whatever_its_score(patients: list[tup
     histogram = ScoreHistogram(1.0, bins)
 
     def cells(some: list[tuple[float, int]]) -> np.ndarray:
-        held = PatientScores(
+        patient_scores = PatientScores(
             np.array([s for s, _ in some], dtype=float), np.array([o for _, o in some], dtype=np.int64)
         )
-        table = released(histogram, held)
+        table = released(histogram, patient_scores)
         return np.array([*table.negatives, *table.positives])
 
     moved = np.abs(cells(patients) - cells(patients[:-1]))
@@ -51,20 +51,20 @@ def test_one_patient_moves_one_cell_by_one_whatever_its_score(patients: list[tup
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**16), st.integers(2, 40))
 def test_binning_moves_the_area_by_half_the_share_of_ties_at_most(seed: int, bins: int) -> None:
-    held = drawn(300, seed)
-    table = released(ScoreHistogram(1.0, bins), held)
+    patient_scores = drawn(300, seed)
+    table = released(ScoreHistogram(1.0, bins), patient_scores)
     up, down = np.array(table.positives), np.array(table.negatives)
     ties = float((up * down).sum() / (up.sum() * down.sum()))
-    assert abs(table.area() - exact_area(held)) <= ties / 2 + 1e-12
+    assert abs(table.area() - exact_area(patient_scores)) <= ties / 2 + 1e-12
 
 
 @pytest.mark.parametrize(("patients", "noise"), [(400, 1.0), (2000, 4.0), (20_000, 12.0)])
 def test_noise_moves_the_area_by_no_more_than_its_radius_and_the_radius_says_something(
     patients: int, noise: float
 ) -> None:
-    held = drawn(patients, 3)
-    plain = released(ScoreHistogram(1.0), held).area()
-    tables = [released(ScoreHistogram(noise), held, SecureNoise()) for _ in range(200)]
+    patient_scores = drawn(patients, 3)
+    plain = released(ScoreHistogram(1.0), patient_scores).area()
+    tables = [released(ScoreHistogram(noise), patient_scores, SecureNoise()) for _ in range(200)]
     missed = [abs(table.area() - plain) > table.area_radius(0.95) for table in tables]
     assert np.mean(missed) <= 0.05
     assert max(table.area_radius(0.95) for table in tables) < 0.15

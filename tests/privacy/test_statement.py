@@ -49,13 +49,13 @@ def test_it_tells_which_engine_and_noise_ran_in_the_form_that_readers_expect() -
     adaptive = TrainingPlan.model_validate(
         PLAN.training.model_dump() | {"adaptive_clipping": {"quantile": 0.3}, "noise_precision": "float32"}
     )
-    told = {"a": {"engine": "torch.func", "why": "records of a batch are mixed"}}
+    engines = {"a": {"engine": "torch.func", "why": "records of a batch are mixed"}}
     for plan in (PLAN, PLAN.model_copy(update={"training": adaptive})):
-        statement = privacy_statement(plan, {"a": plan.events(), "b": plan.events()}, told)
-        read = read_statement(statement)
-        assert read.nodes["a"].gradients == Gradients(engine="torch.func", why="records of a batch are mixed")
-        assert read.nodes["b"].gradients is None
-        assert read.mechanism.noise.name == plan.training.noise_precision
-        assert ("quantile" in read.mechanism.clipping) == (plan is not PLAN)
+        statement = privacy_statement(plan, {"a": plan.events(), "b": plan.events()}, engines)
+        parsed = read_statement(statement)
+        assert parsed.nodes["a"].gradients == Gradients(engine="torch.func", why="records of a batch are mixed")
+        assert parsed.nodes["b"].gradients is None
+        assert parsed.mechanism.noise.name == plan.training.noise_precision
+        assert ("quantile" in parsed.mechanism.clipping) == (plan is not PLAN)
     assert statement["mechanism"]["noise"]["count_noise"] == adaptive.count_noise
     assert statement["epsilon"] == privacy_statement(PLAN, {"a": PLAN.events()})["epsilon"]

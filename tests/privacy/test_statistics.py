@@ -25,8 +25,8 @@ records = st.lists(st.floats(width=32) | st.sampled_from([math.nan, math.inf, -m
 
 
 def values_of(patients: list[list[float]]) -> PatientValues:
-    sizes = [len(one) for one in patients]
-    values = np.array([value for one in patients for value in one], dtype=np.float64)
+    sizes = [len(patient) for patient in patients]
+    values = np.array([value for patient in patients for value in patient], dtype=np.float64)
     return PatientValues(values, np.repeat(np.arange(len(patients)), sizes).astype(np.int64), len(patients))
 
 
@@ -34,7 +34,7 @@ def numbers(*values: float) -> Private[PatientValues]:
     return Private(values_of([[value] for value in values]))
 
 
-@pytest.mark.parametrize("statistic", STATISTICS, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("statistic", STATISTICS, ids=lambda statistic: type(statistic).__name__)
 @settings(max_examples=30, deadline=None)
 @given(others=st.lists(records, max_size=6), one=records, place=st.integers(0, 6))
 def test_one_patient_more_moves_a_release_by_its_sensitivity_at_most(statistic, others, one, place) -> None:
@@ -52,14 +52,14 @@ def test_one_patient_more_moves_a_release_by_its_sensitivity_at_most(statistic, 
         (STATISTICS[2], [7.0]),
         (STATISTICS[3], [0.0]),
     ],
-    ids=lambda one: type(one).__name__,
+    ids=lambda argument: type(argument).__name__,
 )
 def test_the_sensitivity_is_reached(statistic, one) -> None:
     moved = np.linalg.norm(statistic._exact(values_of([one])) - statistic._exact(values_of([])))
     assert moved == pytest.approx(statistic.l2_sensitivity)
 
 
-@pytest.mark.parametrize("statistic", STATISTICS, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("statistic", STATISTICS, ids=lambda statistic: type(statistic).__name__)
 def test_a_release_draws_noise_once_on_all_its_numbers_at_the_scale_of_its_event(statistic) -> None:
     class Recorder(SeededNoise):
         shapes: tuple = ()
@@ -77,8 +77,8 @@ def test_a_release_draws_noise_once_on_all_its_numbers_at_the_scale_of_its_event
 
 
 def test_noise_has_its_stated_scale() -> None:
-    draws, held, noise = 1500, numbers(*[0.0] * 40), SecureNoise()
-    counts = [Count(5.0).release(held, noise) for _ in range(draws)]
+    draws, data, noise = 1500, numbers(*[0.0] * 40), SecureNoise()
+    counts = [Count(5.0).release(data, noise) for _ in range(draws)]
     assert abs(np.mean(counts) - 40) < SIGMAS * 5.0 / math.sqrt(draws)
     assert abs(np.std(counts) / 5.0 - 1) < SIGMAS / math.sqrt(2 * draws)
     tree = Quantiles(3.0, lower=0, upper=1, probabilities=(0.5,), levels=8)
@@ -96,17 +96,17 @@ def test_without_noise_the_statistics_are_the_plain_ones() -> None:
     histogram = Histogram(1.0, edges=edges).release(data, NOISELESS)
     assert histogram.tolist() == np.histogram(clipped, bins=np.array(edges))[0].tolist()
     probabilities = (0.05, 0.25, 0.5, 0.75, 0.95)
-    found = Quantiles(1.0, lower=-3, upper=7, probabilities=probabilities, levels=10).release(data, NOISELESS)
+    quantiles = Quantiles(1.0, lower=-3, upper=7, probabilities=probabilities, levels=10).release(data, NOISELESS)
     plain = np.quantile(clipped, probabilities, method="inverted_cdf")
-    np.testing.assert_allclose(found, plain, atol=10 / 2**10 / 2 + 1e-9)
+    np.testing.assert_allclose(quantiles, plain, atol=10 / 2**10 / 2 + 1e-9)
 
 
 def test_with_ordinary_noise_they_are_near() -> None:
     values = np.random.default_rng(1).normal(2.0, 1.5, 5000)
     data = numbers(*values)
     assert Mean(4.0, lower=-3, upper=7).release(data, SecureNoise()) == pytest.approx(values.mean(), abs=0.05)
-    found = Quantiles(4.0, lower=-3, upper=7, probabilities=(0.25, 0.5, 0.75)).release(data, SecureNoise())
-    np.testing.assert_allclose(found, np.quantile(values, (0.25, 0.5, 0.75)), atol=0.35)
+    quantiles = Quantiles(4.0, lower=-3, upper=7, probabilities=(0.25, 0.5, 0.75)).release(data, SecureNoise())
+    np.testing.assert_allclose(quantiles, np.quantile(values, (0.25, 0.5, 0.75)), atol=0.35)
 
 
 def test_a_patient_counts_once_whatever_its_number_of_records() -> None:
@@ -125,8 +125,8 @@ def test_an_empty_dataset_has_answers_too() -> None:
 
 
 def test_a_ledger_reserves_draws_and_refuses_statistics_like_any_release() -> None:
-    wanted = [statistic.event("train") for statistic in (Count(8.0), Mean(8.0, lower=0, upper=1))]
-    account = Account(epsilon=1.0, delta=1e-5).reserve("visit", wanted).draw("visit", wanted)
+    events = [statistic.event("train") for statistic in (Count(8.0), Mean(8.0, lower=0, upper=1))]
+    account = Account(epsilon=1.0, delta=1e-5).reserve("visit", events).draw("visit", events)
     assert 0 < account.epsilon_spent()["train"] <= 1.0
     assert account.epsilon_spent()["test"] == 0.0
     with pytest.raises(BudgetError):

@@ -96,56 +96,56 @@ def test_noise_has_the_planned_scale_where_nobody_contributes() -> None:
 
 
 def test_without_noise_on_everybody_it_is_plain_gradient_descent_with_momentum_and_decay() -> None:
-    held, chosen = cohort(), plan(sampling_rate=1.0, clipping_norm=1e6, momentum=0.6, weight_decay=0.1)
-    got = train_round(engine(Logits(3)), Private(held), 60.0, chosen, SeededNoise(0, scale=0.0))
+    tensors, chosen = cohort(), plan(sampling_rate=1.0, clipping_norm=1e6, momentum=0.6, weight_decay=0.1)
+    result = train_round(engine(Logits(3)), Private(tensors), 60.0, chosen, SeededNoise(0, scale=0.0))
 
     model = Logits(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.6, weight_decay=0.1)
-    sizes = np.diff(held.first)
+    sizes = np.diff(tensors.first)
     weight = torch.from_numpy(np.repeat(1 / sizes / 60, sizes).astype(np.float32))
     for _ in range(7):
         optimizer.zero_grad()
-        (BCE(model(held.values), held.outcome, reduction="none") * weight).sum().backward()
+        (BCE(model(tensors.values), tensors.outcome, reduction="none") * weight).sum().backward()
         optimizer.step()
-    np.testing.assert_allclose(got.weights["weight"], model.weight.detach().numpy(), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(got.weights["bias"], model.bias.detach().numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result.weights["weight"], model.weight.detach().numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result.weights["bias"], model.bias.detach().numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_it_learns() -> None:
-    held = cohort(patients=800)
+    tensors = cohort(patients=800)
     weights = train_round(
-        engine(Logits(3)), Private(held), 800.0, plan(local_steps=40, noise_multiplier=2), SecureNoise()
+        engine(Logits(3)), Private(tensors), 800.0, plan(local_steps=40, noise_multiplier=2), SecureNoise()
     )
-    scores = held.values.numpy() @ weights.weights["weight"][0]
-    assert np.mean((scores > 0) == held.outcome.numpy().astype(bool)) > 0.7
+    scores = tensors.values.numpy() @ weights.weights["weight"][0]
+    assert np.mean((scores > 0) == tensors.outcome.numpy().astype(bool)) > 0.7
 
 
 def test_the_weights_that_leave_are_the_weights_that_the_model_keeps() -> None:
     model = Logits(3)
     weights = train_round(engine(model), Private(cohort()), 60.0, plan(), SecureNoise()).weights
-    again = Logits(3)
-    load_weights(again, weights)
-    assert torch.equal(model.weight, again.weight)
+    second_model = Logits(3)
+    load_weights(second_model, weights)
+    assert torch.equal(model.weight, second_model.weight)
     assert all(value.dtype == np.float32 for value in weights.values())
 
 
 def test_records_of_chosen_patients_are_theirs_also_for_patients_without_records() -> None:
     patient = np.array([0, 0, 2, 3, 3, 3])
-    held = TrainingTensors(
+    tensors = TrainingTensors(
         np.arange(6, dtype=np.float32)[:, None], np.zeros(6, np.float32), patient.astype(np.int64), patients=5
     )
-    batch = held.records_of(np.array([0, 1, 3, 4]))
+    batch = tensors.records_of(np.array([0, 1, 3, 4]))
     assert batch.inputs[0][:, 0].tolist() == [0, 1, 3, 4, 5]
     assert batch.patient.tolist() == [0, 0, 3, 3, 3]
-    assert len(held.records_of(np.array([], dtype=np.int64)).targets) == 0
+    assert len(tensors.records_of(np.array([], dtype=np.int64)).targets) == 0
 
 
 def test_the_released_count_is_noised_and_never_below_one() -> None:
-    held = Private(cohort(patients=60))
+    tensors = Private(cohort(patients=60))
     draws, noise = 1000, SecureNoise()
-    counts = [noised_count(held, plan(count_noise_multiplier=10), noise) for _ in range(draws)]
+    counts = [noised_count(tensors, plan(count_noise_multiplier=10), noise) for _ in range(draws)]
     assert abs(np.std(counts) / 10 - 1) < SIGMAS / np.sqrt(2 * draws)  # six deviations above one: never cut there
-    assert min(noised_count(held, plan(count_noise_multiplier=500), noise) for _ in range(50)) == 1.0
+    assert min(noised_count(tensors, plan(count_noise_multiplier=500), noise) for _ in range(50)) == 1.0
 
 
 @pytest.mark.parametrize(

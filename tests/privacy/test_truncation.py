@@ -35,9 +35,9 @@ GRID = np.linspace(-12, 16, 20_001)
 
 def density(patients: int, rate: float, batch: int, sigma: float) -> np.ndarray:
     """Of a sum to which each sampled patient adds one, at most ``batch`` of them, plus noise."""
-    drawn = np.arange(patients + 1)
-    weights = stats.binom.pmf(drawn, patients, rate)
-    return stats.norm.pdf(GRID[:, None], np.minimum(drawn, batch), sigma) @ weights
+    sampled = np.arange(patients + 1)
+    weights = stats.binom.pmf(sampled, patients, rate)
+    return stats.norm.pdf(GRID[:, None], np.minimum(sampled, batch), sigma) @ weights
 
 
 def delta_between(one: np.ndarray, other: np.ndarray, eps: float) -> float:
@@ -149,8 +149,10 @@ def test_a_study_that_names_its_largest_population_has_bounded_batches_in_its_pl
     plan = resolve_plan(targets, TrainingChoices(sampling_rate=0.05, largest_population=4000))
     limit = plan.training.batch_limit
     assert limit == BatchLimit(patients=TruncatedPoisson.fitting(0.05, 4000, 60).batch, population=4000)
-    private = [one for one in plan.events() if one.label == "train"]
-    assert {(one.largest_batch, one.largest_population) for one in private} == {(limit.patients, 4000)}
+    private = [privacy_event for privacy_event in plan.events() if privacy_event.label == "train"]
+    assert {(privacy_event.largest_batch, privacy_event.largest_population) for privacy_event in private} == {
+        (limit.patients, 4000)
+    }
     assert epsilon_by_population(plan.events(), 1e-5)["train"] <= 3.0
     stated = privacy_statement(plan, {"one": plan.events()})
     assert "a uniformly random part of them is kept" in stated["mechanism"]["sampling"]
@@ -192,24 +194,24 @@ def test_no_step_of_a_bounded_plan_uses_more_patients_than_its_bound() -> None:
             return self.head(values).squeeze(-1)
 
     model, ones = Model(), np.ones(200, dtype=np.float32)
-    held = TrainingTensors(np.ones((200, 2), np.float32), ones, np.arange(200), 200)
+    tensors = TrainingTensors(np.ones((200, 2), np.float32), ones, np.arange(200), 200)
     engine = PerPatientEngine(model, nn.functional.binary_cross_entropy_with_logits)
-    engine.prepare((held.values,), held.outcome)
+    engine.prepare((tensors.values,), tensors.outcome)
     model.seen.clear()
-    train_round(engine, Private(held), 200.0, bounded(1000), SecureNoise())
+    train_round(engine, Private(tensors), 200.0, bounded(1000), SecureNoise())
     assert model.seen == [50] * 40  # about a hundred are drawn
 
 
 def test_what_fits_is_the_plain_sample_and_what_does_not_is_cut_to_a_random_part_of_it() -> None:
     wide = TruncatedPoisson(0.3, 50, 100)
     assert np.array_equal(wide.sample(100, SeededNoise(1)), SeededNoise(1).poisson_sample(100, 0.3))
-    narrow, kept = TruncatedPoisson(1.0, 3, 12), np.zeros(12)
+    narrow, times_kept = TruncatedPoisson(1.0, 3, 12), np.zeros(12)
     for _ in range(3000):
-        drawn = narrow.sample(12, SecureNoise())
-        assert len(drawn) == 3
-        assert (np.diff(drawn) > 0).all()
-        kept[drawn] += 1
-    assert stats.chisquare(kept).pvalue > FALSE_ALARM  # each patient as often as any other
+        sample = narrow.sample(12, SecureNoise())
+        assert len(sample) == 3
+        assert (np.diff(sample) > 0).all()
+        times_kept[sample] += 1
+    assert stats.chisquare(times_kept).pvalue > FALSE_ALARM  # each patient as often as any other
     assert len(narrow.sample(0, SecureNoise())) == 0
 
 

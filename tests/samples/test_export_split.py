@@ -27,13 +27,13 @@ FORMS = ("Patient/{}", "urn:uuid:{}", "https://fhir.example.org/r4/Patient/{}", 
 
 def resources(patients: int) -> list[dict[str, Any]]:
     """Patients with two Observations, a Condition and a Procedure each, in four forms of reference."""
-    made: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for number in range(patients):
         subject = {"reference": FORMS[number % len(FORMS)].format(f"p-{number}")}
-        made.append({"resourceType": "Patient", "id": f"p-{number}"})
+        entries.append({"resourceType": "Patient", "id": f"p-{number}"})
         for kind in ("Observation", "Observation", "Condition", "Procedure"):
-            made.append({"resourceType": kind, "id": f"{kind}-{len(made)}", "subject": subject})
-    return made
+            entries.append({"resourceType": kind, "id": f"{kind}-{len(entries)}", "subject": subject})
+    return entries
 
 
 def files_of(content: list[dict[str, Any]]) -> dict[str, bytes]:
@@ -64,15 +64,19 @@ def written(out: Path) -> dict[str, bytes]:
 
 
 def test_every_resource_lies_with_its_patient_in_whatever_form_it_refers(tmp_path: Path) -> None:
-    made = split_export(folder_of(files_of(resources(60)), tmp_path / "in"), tmp_path / "out", hospitals=4)
-    assert sum(hospital.patients for hospital in made.hospitals) == 60
-    for number, hospital in enumerate(made.hospitals, 1):
+    split = split_export(folder_of(files_of(resources(60)), tmp_path / "in"), tmp_path / "out", hospitals=4)
+    assert sum(hospital.patients for hospital in split.hospitals) == 60
+    for number, hospital in enumerate(split.hospitals, 1):
         folder = tmp_path / "out" / hospital.name
         own = {json.loads(line)["id"] for line in (folder / "Patient.ndjson").read_bytes().splitlines()}
         assert own == {f"p-{i}" for i in range(60) if hospital_of(f"p-{i}", 4) == number}
         assert hospital.resources == {"Patient": len(own), "Observation": 2 * len(own), "Condition": len(own)}
         for line in (folder / "Observation.ndjson").read_bytes().splitlines():
-            assert any(form.format(one) == json.loads(line)["subject"]["reference"] for one in own for form in FORMS)
+            assert any(
+                form.format(patient_id) == json.loads(line)["subject"]["reference"]
+                for patient_id in own
+                for form in FORMS
+            )
 
 
 def test_a_folder_a_compressed_folder_and_an_archive_give_the_same_bytes(tmp_path: Path) -> None:
@@ -109,12 +113,12 @@ def test_every_line_is_written_once_or_counted_once(
 ) -> None:
     place = tmp_path_factory.mktemp("lines")
     files = {"Patient.ndjson": b'{"resourceType":"Patient","id":"p-1"}\n', "mixed.ndjson": b"\n".join(lines)}
-    made = split_export(folder_of(files, place / "in"), place / "out", hospitals=2)
-    kept = sum(sum(hospital.resources.values()) for hospital in made.hospitals)
-    assert made.lines == 1 + sum(1 for line in lines if line)
-    assert made.lines == kept + sum(made.unread.values()) + sum(made.stray.values()) + made.malformed
+    split = split_export(folder_of(files, place / "in"), place / "out", hospitals=2)
+    kept = sum(sum(hospital.resources.values()) for hospital in split.hospitals)
+    assert split.lines == 1 + sum(1 for line in lines if line)
+    assert split.lines == kept + sum(split.unread.values()) + sum(split.stray.values()) + split.malformed
     assert kept == 1 + sum(b"Patient/p-1" in line and b"Procedure" not in line for line in lines)
-    assert len(made.malformed_at) == made.malformed == sum(line in MALFORMED for line in lines)
+    assert len(split.malformed_at) == split.malformed == sum(line in MALFORMED for line in lines)
 
 
 def test_what_has_no_patient_is_counted_by_type_and_broken_lines_are_named(tmp_path: Path) -> None:
@@ -142,7 +146,7 @@ def test_the_hospital_says_nothing_about_the_test_set() -> None:
 
 @pytest.mark.parametrize("keep", [0.3, 0.9])
 def test_half_an_export_is_refused_and_nothing_is_written(tmp_path: Path, keep: float) -> None:
-    whole = gzip.compress(b"\n".join(json.dumps(one).encode() for one in resources(2000)))
+    whole = gzip.compress(b"\n".join(json.dumps(resource).encode() for resource in resources(2000)))
     cut = folder_of({"Patient.ndjson.gz": whole[: int(len(whole) * keep)]}, tmp_path / "in")
     archive = archive_of(files_of(resources(2000)), tmp_path / "export.tgz")
     archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * keep)])
@@ -183,16 +187,16 @@ def test_a_line_longer_than_any_resource_is_counted_and_the_next_one_read(
 ) -> None:
     monkeypatch.setattr(export, "LINE_LIMIT", 100)
     content = b'{"resourceType":"Patient","id":"a"}\n' + b"x" * 1000 + b'\n{"resourceType":"Patient","id":"b"}\n'
-    made = split_export(folder_of({"all.ndjson": content}, tmp_path / "in"), tmp_path / "out", hospitals=1)
-    assert (made.hospitals[0].patients, made.malformed_at, made.lines) == (2, ["all.ndjson:2"], 3)
+    split = split_export(folder_of({"all.ndjson": content}, tmp_path / "in"), tmp_path / "out", hospitals=1)
+    assert (split.hospitals[0].patients, split.malformed_at, split.lines) == (2, ["all.ndjson:2"], 3)
 
 
 def test_a_folder_of_someone_else_is_left_alone_and_an_older_split_is_replaced(tmp_path: Path) -> None:
-    theirs = folder_of({"thesis.txt": b"years of work"}, tmp_path / "theirs")
+    foreign = folder_of({"thesis.txt": b"years of work"}, tmp_path / "theirs")
     source = folder_of(files_of(resources(20)), tmp_path / "in")
     with pytest.raises(InputError):
-        split_export(source, theirs, hospitals=2)
-    assert [path.name for path in theirs.iterdir()] == ["thesis.txt"]
+        split_export(source, foreign, hospitals=2)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
     split_export(source, tmp_path / "out", hospitals=4)
     split_export(source, tmp_path / "out", hospitals=2)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dataset.json", "hospital-1", "hospital-2"]
@@ -212,12 +216,12 @@ def test_a_real_export_is_split_without_losing_a_line(tmp_path: Path) -> None:
     if not GSD.exists():
         assert os.environ.get("CI") != "true", "the sample export is missing beside the checkout"
         pytest.skip("the sample export (../shared/data) is not beside this checkout")
-    made = split_export(GSD, tmp_path / "out", hospitals=4)
-    assert made.lines == 130_726
-    assert made.unread == {"Procedure": 14_081}
-    assert (made.stray, made.malformed) == ({}, 0)
-    totals = {kind: sum(h.resources[kind] for h in made.hospitals) for kind in made.hospitals[0].resources}
+    split = split_export(GSD, tmp_path / "out", hospitals=4)
+    assert split.lines == 130_726
+    assert split.unread == {"Procedure": 14_081}
+    assert (split.stray, split.malformed) == ({}, 0)
+    totals = {kind: sum(h.resources[kind] for h in split.hospitals) for kind in split.hospitals[0].resources}
     assert totals == {
         "Patient": 615, "Observation": 88_674, "Condition": 4_546, "MedicationRequest": 4_712, "Encounter": 18_098,
     }  # fmt: skip
-    assert all(100 < hospital.patients < 200 for hospital in made.hospitals)
+    assert all(100 < hospital.patients < 200 for hospital in split.hospitals)

@@ -77,9 +77,9 @@ def test_ids_are_unique_and_references_resolve(cohort: Path) -> None:
     patients = {patient["id"] for patient in resources(cohort, "Patient")}
     assert len(patients) == 800
     for kind in RESOURCE_TYPES[1:]:
-        found = resources(cohort, kind)
-        assert len({resource["id"] for resource in found}) == len(found)
-        assert {resource["subject"]["reference"].removeprefix("Patient/") for resource in found} <= patients
+        entries = resources(cohort, kind)
+        assert len({resource["id"] for resource in entries}) == len(entries)
+        assert {resource["subject"]["reference"].removeprefix("Patient/") for resource in entries} <= patients
 
 
 def test_volume_stays_moderate(cohort: Path) -> None:
@@ -96,8 +96,8 @@ def test_hospitals_differ_in_size_units_and_codes(cohort: Path) -> None:
                 units.setdefault(observation["code"]["coding"][0]["code"], set()).add(
                     observation["valueQuantity"]["code"]
                 )
-        assert all(len(found) == 1 for found in units.values())
-        spelled.append({code: found.pop() for code, found in units.items()})
+        assert all(len(unit_codes) == 1 for unit_codes in units.values())
+        spelled.append({code: unit_codes.pop() for code, unit_codes in units.items()})
     assert {units.get("2093-3") for units in spelled} == {"mg/dL", "mmol/L", None}
     assert {units.get("4548-4") for units in spelled} == {"%", "mmol/mol", None}
     assert any("14647-2" in units and "59261-8" in units for units in spelled)

@@ -64,14 +64,14 @@ def test_the_cohort_holds_the_table(imported: Path, tmp_path: Path, name: str) -
         cells = []
         for column in uci.COLUMNS[:-1]:
             value = row[column]
-            found = choices[column].index(int(value)) if column in choices and value is not None else value
-            cells.append(-99.0 if found is None else round(float(found), 3))
+            encoded = choices[column].index(int(value)) if column in choices and value is not None else value
+            cells.append(-99.0 if encoded is None else round(float(encoded), 3))
         expected.append((*cells, float((row["num"] or 0) > 0)))
-    made = [
+    records = [
         (*(-99.0 if value != value else round(float(value), 3) for value in values), float(outcome))
         for values, outcome in zip(tensors["values"], tensors["outcome"], strict=True)
     ]
-    assert sorted(made) == sorted(expected)
+    assert sorted(records) == sorted(expected)
 
 
 def test_the_resources_are_valid_r4(imported: Path) -> None:

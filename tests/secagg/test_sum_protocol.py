@@ -35,10 +35,10 @@ def test_nodes_weigh_as_much_as_their_counts() -> None:
 @given(st.permutations(["a", "b", "c", "d"]))
 def test_the_order_of_arrival_does_not_change_a_bit(order: list[str]) -> None:
     rng = np.random.default_rng(1)
-    sent = {node: {"w": rng.normal(size=9).astype(np.float32)} for node in "abcd"}
+    updates = {node: {"w": rng.normal(size=9).astype(np.float32)} for node in "abcd"}
     counts = {node: float(rng.uniform(1, 99)) for node in "abcd"}
-    expected = PROTOCOL.combine(sent, counts)["w"].tobytes()
-    shuffled = PROTOCOL.combine({node: sent[node] for node in order}, {node: counts[node] for node in order})
+    expected = PROTOCOL.combine(updates, counts)["w"].tobytes()
+    shuffled = PROTOCOL.combine({node: updates[node] for node in order}, {node: counts[node] for node in order})
     assert shuffled["w"].tobytes() == expected
 
 

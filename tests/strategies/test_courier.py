@@ -23,8 +23,8 @@ WEIGHTS = save({"w": np.zeros(3, dtype=np.float32)})
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="vht-") as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(prefix="vht-") as directory:
+        yield Path(directory)
 
 
 def ask(folder: Path, *calls: Call) -> list[Answer]:
@@ -142,5 +142,5 @@ def test_a_reply_changed_on_its_way_is_noticed(name: str, value: object) -> None
 def test_the_courier_loads_neither_torch_nor_a_data_library() -> None:
     forbidden = "{'torch', 'connector', 'pyarrow', 'duckdb', 'sqlalchemy.orm', 'pandas', 'synth'}"
     code = f"import sys, strategies.warm_executor; sys.exit(','.join({forbidden} & set(sys.modules)) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")

@@ -41,12 +41,12 @@ def test_a_node_without_a_readable_table_has_no_metrics() -> None:
 
 def test_the_pooled_figures_come_with_a_radius_and_a_calibration_curve() -> None:
     table = {"confusion": [900.0, 90.0, 80.0, 700.0], "positives": [100.0, 0.0, 800.0], "negatives": [900.0, 0.0, 90.0]}
-    one, four = summarise({"a": table}, 2.0), summarise(dict.fromkeys("abcd", table), 2.0)
-    assert one["pooled"] == four["pooled"]
-    assert 0 < four["pooled_auc_radius"] < one["pooled_auc_radius"] < 0.2
-    observed, radius = four["calibration"]["observed"], four["calibration"]["radius"]
+    one_node, four_nodes = summarise({"a": table}, 2.0), summarise(dict.fromkeys("abcd", table), 2.0)
+    assert one_node["pooled"] == four_nodes["pooled"]
+    assert 0 < four_nodes["pooled_auc_radius"] < one_node["pooled_auc_radius"] < 0.2
+    observed, radius = four_nodes["calibration"]["observed"], four_nodes["calibration"]["radius"]
     assert (observed[0], observed[1], round(observed[2], 2)) == (0.1, None, 0.9)
-    assert radius[0] < one["calibration"]["radius"][0]
+    assert radius[0] < one_node["calibration"]["radius"][0]
 
 
 def test_a_platform_does_not_take_the_figures_for_rows_of_people() -> None:
@@ -54,6 +54,6 @@ def test_a_platform_does_not_take_the_figures_for_rows_of_people() -> None:
     table = {"confusion": [9.0] * 4, "positives": bins, "negatives": bins}
     summary = summarise(dict.fromkeys("abcd", table), 1.0)
     assert len(summary["calibration"]["observed"]) == 20
-    found = look_at_json(json.dumps(summary))
-    assert found is not None
-    assert found.rows is None
+    verdict = look_at_json(json.dumps(summary))
+    assert verdict is not None
+    assert verdict.rows is None

@@ -166,15 +166,15 @@ def test_the_pin_the_constraints_and_the_app_name_the_same_flower() -> None:
 
 
 def test_no_module_uses_an_internal_of_flower_that_is_not_in_the_table() -> None:
-    found = {}
+    internals_by_path = {}
     for package in ("vht_federate", "connector", "strategies", "synth", "deploy"):
         for path in (ROOT / package).rglob("*.py"):
             if internals := _internals_of(path):
-                found[path.relative_to(ROOT).as_posix()] = internals
-    for adapter, internals in found.items():
+                internals_by_path[path.relative_to(ROOT).as_posix()] = internals
+    for adapter, internals in internals_by_path.items():
         assert internals <= set(ADAPTERS[adapter].uses), adapter
     for adapter, entry in ADAPTERS.items():
-        unused = {name for name in entry.uses if not any(name.startswith(used) for used in found[adapter])}
+        unused = {name for name in entry.uses if not any(name.startswith(used) for used in internals_by_path[adapter])}
         assert not unused, adapter
 
 

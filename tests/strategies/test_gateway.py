@@ -64,7 +64,7 @@ class Upstream:
 
 
 PAUSES_S = (0.01, 0.01)
-STORED, NOT_STORED = (PushObjectResponse(stored=kept).SerializeToString() for kept in (True, False))
+STORED, NOT_STORED = (PushObjectResponse(stored=stored).SerializeToString() for stored in (True, False))
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from vht_federate.errors import WireError
 
 @pytest.fixture
 def superlink() -> Iterator[ScriptedSuperLink]:
-    made = ScriptedSuperLink()
-    yield made
-    made.parts.clear()  # whoever still waits for a part gives up
+    scripted_superlink = ScriptedSuperLink()
+    yield scripted_superlink
+    scripted_superlink.parts.clear()  # whoever still waits for a part gives up
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def silent_and_whole(superlink: ScriptedSuperLink) -> ScriptedSuperLink:
 
 def read_one(replies: GridReplies, *identifiers: str) -> object:
     """The first reply that is complete."""
-    read: list[tuple[str, object]] = []
-    wait_until(lambda: bool(read.extend(replies.read(identifiers)) or read), "a reply", 60)
-    ((identifier, reply),) = read
+    read_replies: list[tuple[str, object]] = []
+    wait_until(lambda: bool(read_replies.extend(replies.read(identifiers)) or read_replies), "a reply", 60)
+    ((identifier, reply),) = read_replies
     assert identifier in identifiers
     return reply
 
@@ -62,10 +62,12 @@ def test_flowers_own_way_waits_for_the_silent_hospital(silent_and_whole: Scripte
 
 def test_a_reply_that_is_not_to_be_had_is_named_and_the_others_are_read(silent_and_whole: ScriptedSuperLink) -> None:
     silent_and_whole.lose("silent")
-    replies, read = GridReplies(silent_and_whole.grid()), {}
-    wait_until(lambda: read.update(replies.read(["silent", "whole"])) or len(read) == 2, "both replies", 60)
-    assert read["silent"] is None
-    assert read["whole"] is not None
+    replies, read_replies = GridReplies(silent_and_whole.grid()), {}
+    wait_until(
+        lambda: read_replies.update(replies.read(["silent", "whole"])) or len(read_replies) == 2, "both replies", 60
+    )
+    assert read_replies["silent"] is None
+    assert read_replies["whole"] is not None
 
 
 @pytest.mark.parametrize("call", ["PullMessages", "PullObject", "ConfirmMessageReceived"])

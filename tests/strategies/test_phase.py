@@ -32,9 +32,9 @@ def running_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def superlink() -> Iterator[ScriptedSuperLink]:
-    made = ScriptedSuperLink()
-    yield made
-    made.parts.clear()  # whoever still waits for a part gives up
+    scripted_superlink = ScriptedSuperLink()
+    yield scripted_superlink
+    scripted_superlink.parts.clear()  # whoever still waits for a part gives up
 
 
 def replied(number: int = 1, ok: bool = True) -> Any:
@@ -44,14 +44,14 @@ def replied(number: int = 1, ok: bool = True) -> Any:
 
 def ask(superlink: ScriptedSuperLink, a: Hospital, *, deadline_s: float = 60.0, **more: Any) -> dict[str, Answer]:
     """One phase in which hospital b answers at once. The answer of each."""
-    asked: Counter[int] = Counter()
+    times_asked: Counter[int] = Counter()
 
     def on_message(identifier: str, node: int) -> None:
         if node == NODES["b"]:
             superlink.announce(reply_to(identifier, replied()))
         else:
-            a(identifier, asked[node])
-        asked[node] += 1
+            a(identifier, times_asked[node])
+        times_asked[node] += 1
 
     superlink.on_message = on_message
     answers = Exchange(superlink.grid(), NODES, deadline_s, **more).ask(CALLS, "train-1")
@@ -77,15 +77,15 @@ def test_an_upload_that_rests_is_asked_for_again_and_its_late_end_changes_nothin
     superlink: ScriptedSuperLink, end: str
 ) -> None:
     """The first reply is complete, or lost, after the second one was taken and while the other node is awaited."""
-    mine: list[str] = []
+    messages: list[str] = []
 
     def on_message(message: str, node: int) -> None:
         if node == NODES["b"]:
-            threading.Timer(1.5, lambda: getattr(superlink, end)(mine[0])).start()
+            threading.Timer(1.5, lambda: getattr(superlink, end)(messages[0])).start()
             threading.Timer(3.0, lambda: superlink.announce(reply_to(message, replied(9)))).start()
         else:
-            superlink.announce(reply_to(message, replied(len(mine))), upload=bool(mine))
-            mine.append(message)
+            superlink.announce(reply_to(message, replied(len(messages))), upload=bool(messages))
+            messages.append(message)
 
     superlink.on_message = on_message
     answers = Exchange(superlink.grid(), NODES, 60.0).ask(CALLS, "train-1")

@@ -45,7 +45,7 @@ class Hospitals:
 
     def ask(self, calls: Mapping[str, Sequence[Call]], phase: str) -> dict[str, list[Answer]]:
         del phase
-        return {name: [self._one(name, call) for call in mine] for name, mine in calls.items()}
+        return {name: [self._one(name, call) for call in node_calls] for name, node_calls in calls.items()}
 
     def _one(self, name: str, call: Call) -> Answer:
         self.asked.append((name, call.job, call.round))
@@ -90,7 +90,7 @@ def test_a_run_trains_evaluates_and_counts_in_the_planned_order(tmp_path: Path) 
         *(("train", number) for number in (1, 2, 3)),
         *(("evaluate", 1), ("marginals", 1), ("marginals", 2)),
     ]
-    assert {(one.job, one.round) for one in state.rounds} == set(FULL.calls())
+    assert {(phase.job, phase.round) for phase in state.rounds} == set(FULL.calls())
     assert load(RunDirectory(tmp_path).weights(3))["w"].tolist() == [3.0, 3.0]
     assert state.evaluation is not None
     assert state.evaluation["mean"]["accuracy"] == 0.85
@@ -150,11 +150,11 @@ def test_a_run_goes_on_after_a_crash_where_it_stood(tmp_path: Path) -> None:
     with pytest.raises(MemoryError):
         run(tmp_path, Hospitals({"a": add(1), "b": add(1), "c": crash})).play()
     assert RunDirectory(tmp_path).state().state == "running"
-    again = Hospitals({name: add(1) for name in NAMES})
-    state = run(tmp_path, again, fresh=False).play()
+    hospitals = Hospitals({name: add(1) for name in NAMES})
+    state = run(tmp_path, hospitals, fresh=False).play()
     assert state.state == "completed"
-    assert ("a", "train", 2) not in again.asked
-    assert ("a", "train", 3) in again.asked
+    assert ("a", "train", 2) not in hospitals.asked
+    assert ("a", "train", 3) in hospitals.asked
     assert load(RunDirectory(tmp_path).weights(3))["w"].tolist() == [3.0, 3.0]
 
 
@@ -184,7 +184,7 @@ def test_the_same_updates_give_the_same_bytes_in_any_order() -> None:
     updates = {name: {"w": rng.normal(size=50).astype(np.float32)} for name in NAMES}
     counts = {"a": 10.0, "b": 30.0, "c": 7.0}
     backwards = dict(reversed(updates.items()))
-    one = next_weights("full-noise-at-each-node", updates, counts)
-    assert one == next_weights("full-noise-at-each-node", backwards, counts)
+    weights = next_weights("full-noise-at-each-node", updates, counts)
+    assert weights == next_weights("full-noise-at-each-node", backwards, counts)
     with pytest.raises(InputError):
         next_weights("hope", updates, counts)

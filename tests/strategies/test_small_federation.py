@@ -31,8 +31,8 @@ INITIAL = save({"w": np.zeros(3, dtype=np.float32)})
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallFederation]:
-    with small_federation(tmp_path_factory.mktemp("federation"), NAMES) as made:
-        yield made
+    with small_federation(tmp_path_factory.mktemp("federation"), NAMES) as running_federation:
+        yield running_federation
 
 
 def submit(
@@ -58,7 +58,7 @@ def submit(
         doorbell=federation.coordinator.doorbell.path,
         replies=federation.coordinator.replies.path,
     )
-    states = {one.name: NodeState(flower_node=one.flower_node, visit=one.visit) for one in dispatch.nodes}
+    states = {entry.name: NodeState(flower_node=entry.flower_node, visit=entry.visit) for entry in dispatch.nodes}
     directory.create(dispatch, INITIAL, RunState(study_id=study, state="requested", nodes=states))
     start(federation, directory)
     return directory
@@ -172,7 +172,11 @@ def test_a_run_goes_on_after_its_server_app_was_killed(federation: SmallFederati
     start(federation, directory)
     wait_until(lambda: directory.state().ended, "the run's end", 240)
     assert directory.state().state == "completed"
-    assert [(one.job, one.round) for one in directory.state().rounds] == [("train", 1), ("train", 2), ("evaluate", 1)]
+    assert [(phase.job, phase.round) for phase in directory.state().rounds] == [
+        ("train", 1),
+        ("train", 2),
+        ("evaluate", 1),
+    ]
     assert load(directory.weights(2))["w"].tolist() == [2.0, 2.0, 2.0]
     for enclave in enclaves:
         assert enclave.calls.count(("train", 1)) == 1
@@ -181,17 +185,19 @@ def test_a_run_goes_on_after_its_server_app_was_killed(federation: SmallFederati
 
 def test_a_killed_superexec_and_a_killed_superlink_come_back(federation: SmallFederation) -> None:
     def child(program: str) -> psutil.Process | None:
-        for one in psutil.Process(federation.service.pid).children():
+        for process in psutil.Process(federation.service.pid).children():
             with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
-                if any(program in part for part in one.cmdline()):
-                    return one
+                if any(program in part for part in process.cmdline()):
+                    return process
         return None
 
     for program in ("flower-superexec", "flower-superlink"):
-        found = child(program)
-        assert found is not None
-        found.kill()
-        wait_until(lambda p=program, old=found.pid: (one := child(p)) is not None and one.pid != old, f"{program} back")
+        process = child(program)
+        assert process is not None
+        process.kill()
+        wait_until(
+            lambda p=program, old=process.pid: (new := child(p)) is not None and new.pid != old, f"{program} back"
+        )
     wait_until(federation.coordinator.control.answers, "the SuperLink answering again", 60)
     assert set(federation.coordinator.control.nodes()) >= set(federation.nodes.values())
 
@@ -230,7 +236,7 @@ def test_a_hospital_killed_in_the_middle_ends_the_run_as_refused(federation: Sma
 
 @pytest.mark.federation
 def test_ctrl_c_leaves_no_process_and_the_state_opens_again(federation: SmallFederation) -> None:
-    children = [one.pid for one in psutil.Process(federation.service.pid).children(recursive=True)]
+    children = [process.pid for process in psutil.Process(federation.service.pid).children(recursive=True)]
     assert len(children) >= 2
     os.kill(federation.service.pid, signal.SIGINT)
     federation.service.wait(60)

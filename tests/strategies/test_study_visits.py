@@ -73,21 +73,21 @@ class Running:
 
 @pytest.fixture
 def hospitals(monkeypatch: pytest.MonkeyPatch) -> Hospitals:
-    made = Hospitals()
-    monkeypatch.setattr(visits_module, "Client", made.client)
+    scripted_hospitals = Hospitals()
+    monkeypatch.setattr(visits_module, "Client", scripted_hospitals.client)
     monkeypatch.setattr(visits_module, "POLL_S", 0.0)
     monkeypatch.setattr(study_run.StudyRun, "coordinator", Running())
     monkeypatch.setattr(study_run.StudyRun, "keep_status", lambda *_: None)
     monkeypatch.setattr(StudySession, "_account", lambda *_: None)
-    return made
+    return scripted_hospitals
 
 
 def session_in(folder: Path, **sections: dict[str, Any]) -> tuple[StudySession, list[str]]:
     planned = planned_study(folder, **sections)
     nodes = tuple(node.model_copy(update={"url": f"https://{node.name}"}) for node in planned.file.nodes)
     object.__setattr__(planned, "file", planned.file.model_copy(update={"nodes": nodes}))
-    said: list[str] = []
-    return StudySession(planned, folder / "run", lambda: NOW, said.append), said
+    lines: list[str] = []
+    return StudySession(planned, folder / "run", lambda: NOW, lines.append), lines
 
 
 def ready(after: int = 0) -> list[Hospital]:
@@ -96,7 +96,7 @@ def ready(after: int = 0) -> list[Hospital]:
 
 def test_a_refusal_at_one_node_of_two_that_must_be_is_the_runs_own(hospitals: Hospitals, tmp_path: Path) -> None:
     hospitals.refuse["https://h2"] = PermitError("no", code="VHT-PERMIT-COMPONENT")
-    session, said = session_in(tmp_path)
+    session, lines = session_in(tmp_path)
     with pytest.raises(PermitError) as caught:
         session.ask()
     assert caught.value.code == "VHT-PERMIT-COMPONENT"
@@ -104,7 +104,7 @@ def test_a_refusal_at_one_node_of_two_that_must_be_is_the_runs_own(hospitals: Ho
     assert state.state == "refused"
     assert state.nodes["h2"].code == "VHT-PERMIT-COMPONENT"
     assert hospitals.closed == ["https://h1"], "the visit of the other node is closed"
-    assert any("VHT-PERMIT-COMPONENT" in line for line in said)
+    assert any("VHT-PERMIT-COMPONENT" in line for line in lines)
 
 
 def test_visits_and_tokens_are_kept_for_the_owner_alone(hospitals: Hospitals, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_approved_visits_become_a_dispatch_to_these_nodes_only(
     monkeypatch.setattr(Running, "doorbell", type("Bell", (), {"path": tmp_path / "bell"}), raising=False)
     monkeypatch.setattr(Running, "replies", type("Bell", (), {"path": tmp_path / "replies"}), raising=False)
     hospitals.states = {"https://h1": ready(2), "https://h2": [UnavailableError("restarting"), *ready(1)]}
-    session, said = session_in(tmp_path)
+    session, lines = session_in(tmp_path)
     session.ask()
     session.run.await_approvals(session.visits)
     dispatch = RunDirectory(tmp_path / "run").dispatch()
@@ -140,7 +140,7 @@ def test_approved_visits_become_a_dispatch_to_these_nodes_only(
     ]
     assert dispatch.minimum_nodes == 2
     assert RunDirectory(tmp_path / "run").weights(0) == b"weights"
-    assert "  h1: vht node approve STATE v-1 --operator NAME" in said
+    assert "  h1: vht node approve STATE v-1 --operator NAME" in lines
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,9 @@ def cohorts() -> dict[str, CohortArrays]:
 @pytest.fixture(scope="module")
 def request_(cohorts: dict[str, CohortArrays], tmp_path_factory: pytest.TempPathFactory) -> CohortRequest:
     visits = {name: visit(cohort, seed=seed) for seed, (name, cohort) in enumerate(cohorts.items())}
-    one = {name: save(dict(marginals(data, JobCall("marginals", 1)).tensors)) for name, data in visits.items()}
-    call = JobCall("marginals", 2, {"pairs": choose_pairs(RAW, one)})
-    two = {name: save(dict(marginals(data, call).tensors)) for name, data in visits.items()}
+    one_way = {name: save(dict(marginals(data, JobCall("marginals", 1)).tensors)) for name, data in visits.items()}
+    call = JobCall("marginals", 2, {"pairs": choose_pairs(RAW, one_way)})
+    two_way = {name: save(dict(marginals(data, call).tensors)) for name, data in visits.items()}
     plan = next(iter(visits.values())).plan
     return CohortRequest(
         study_id="study-1",
@@ -55,8 +55,8 @@ def request_(cohorts: dict[str, CohortArrays], tmp_path_factory: pytest.TempPath
         profile=PROFILE,
         plan=plan,
         codebook=RAW,
-        one_way=one,
-        two_way=two,
+        one_way=one_way,
+        two_way=two_way,
         statement=privacy_statement(plan, {name: plan.events() for name in visits}),
         created_at=datetime(2026, 6, 1, tzinfo=UTC),
         out=tmp_path_factory.mktemp("made") / "cohort",
@@ -192,8 +192,8 @@ def test_the_seal_covers_every_file_and_the_same_tables_give_the_same_rows(
 
 def test_a_node_lost_before_round_two_leaves_a_usable_cohort(request_: CohortRequest, tmp_path: Path) -> None:
     fewer = {"hospital-1": request_.two_way["hospital-1"]}
-    made = make_cohort(replace(request_, two_way=fewer, out=tmp_path / "fewer"))
-    assert made.rows == pytest.approx(2 * PATIENTS, rel=0.05)
+    cohort = make_cohort(replace(request_, two_way=fewer, out=tmp_path / "fewer"))
+    assert cohort.rows == pytest.approx(2 * PATIENTS, rel=0.05)
 
 
 def test_no_tables_and_a_full_folder_are_refused(request_: CohortRequest, tmp_path: Path) -> None:
@@ -306,13 +306,13 @@ def test_the_tree_is_walked_from_its_root_outwards() -> None:
 
 def test_the_gate_refuses_the_worst_and_every_nan() -> None:
     good = Score(("age",), "TVComplement", 0.9, 0.95).row()
-    found = {"columns": [good], "pairs": [good], "diagnostic": {"Data Validity": 1.0, "Data Structure": 1.0}}
-    gate(found)
+    report = {"columns": [good], "pairs": [good], "diagnostic": {"Data Validity": 1.0, "Data Structure": 1.0}}
+    gate(report)
     for bad in (Score(("age", "x"), "c", 0.7, 0.95).row(), Score(("age", "x"), "c", float("nan"), 0.95).row()):
         with pytest.raises(CohortError, match="age and x"):
-            gate({**found, "pairs": [good, bad]})
+            gate({**report, "pairs": [good, bad]})
     with pytest.raises(CohortError, match="Data Validity"):
-        gate({**found, "diagnostic": {"Data Validity": None}})
+        gate({**report, "diagnostic": {"Data Validity": None}})
 
 
 def test_the_nearest_table_has_no_negative_cell_and_the_right_total() -> None:

@@ -23,7 +23,7 @@ PAIRS = [*CHAIN, *(list(pair) for pair in target_pairs(BOOK))]
 
 def cohort_of(patients: list[list[tuple[list[float], int]]], buckets: list[int] | None = None) -> CohortArrays:
     """Patients as lists of (values, outcome)."""
-    records = [(values, outcome, number) for number, one in enumerate(patients) for values, outcome in one]
+    records = [(values, outcome, number) for number, patient in enumerate(patients) for values, outcome in patient]
     return CohortArrays(
         np.array([values for values, _, _ in records], dtype=np.float32).reshape(len(records), INPUTS),
         np.array([outcome for _, outcome, _ in records], dtype=np.float32),
@@ -70,9 +70,9 @@ def test_bins_are_right_open_and_their_ends_are_closed(age: float, label: str) -
 
 def test_missing_values_have_a_cell_of_their_own_and_absent_conditions_are_no() -> None:
     codes = encode(BOOK, cohort_of([[([float("nan")] * INPUTS, 0)]]))
-    said = {name: BOOK.columns[name].labels[codes[0, index]] for index, name in enumerate(BOOK.order)}
-    assert said["age"] == said["smoker"] == "missing"
-    assert said["diabetes"] == said["antihypertensive"] == "false"
+    labels = {name: BOOK.columns[name].labels[codes[0, index]] for index, name in enumerate(BOOK.order)}
+    assert labels["age"] == labels["smoker"] == "missing"
+    assert labels["diabetes"] == labels["antihypertensive"] == "false"
 
 
 # --- the job ------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def init(
     for path in (certificate, key):
         if not path.is_file():
             raise InputError(f"there is no file {path}", code="VHT-INPUT-TLS", hint="make one with 'vht pki cert'")
-    made = SigningKey.create(key_path(state))
+    issuer_key = SigningKey.create(key_path(state))
     Register(store_path(state))
     settings = AuthoritySettings(
         hdab=hdab,
@@ -87,8 +87,8 @@ def init(
         status_validity_s=status_validity,
     )
     settings.write(state)
-    data = {"state": str(state), "url": f"https://{host}:{settings.port}", "kid": made.public.kid}
-    output.emit("permit init", data, f"permit issuer at {data['url']}, key {made.public.kid}")
+    data = {"state": str(state), "url": f"https://{host}:{settings.port}", "kid": issuer_key.public.kid}
+    output.emit("permit init", data, f"permit issuer at {data['url']}, key {issuer_key.public.kid}")
 
 
 @app.command("serve")

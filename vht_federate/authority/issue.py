@@ -41,9 +41,9 @@ def read_request(path: Path, *, permit_id: str, now: datetime, hdab: str = "") -
     days = raw.pop("days", None)
     if isinstance(days, bool) or not isinstance(days, int | float) or not 0 < days < 10_000:
         raise _bad("'days' is a positive number")
-    given = sorted({"permit_id", "issued_at", "expires_at"} & raw.keys())
-    if given:
-        raise _bad(f"the issuer sets {', '.join(given)}")
+    reserved = sorted({"permit_id", "issued_at", "expires_at"} & raw.keys())
+    if reserved:
+        raise _bad(f"the issuer sets {', '.join(reserved)}")
     start = raw.pop("not_before", now)
     if not isinstance(start, datetime) or start.tzinfo is None:
         raise _bad("'not_before' is a time with a time zone")
@@ -76,9 +76,9 @@ def _user(user: Any, base: Path) -> Any:
     return {**rest, "kid": PublicKey.read(base / user["key"]).kid}
 
 
-def _bad(what: str) -> InputError:
+def _bad(problem: str) -> InputError:
     return InputError(
-        f"the permit request does not fit: {what}",
+        f"the permit request does not fit: {problem}",
         code="VHT-INPUT-PERMIT",
         hint="docs/reference/permit.md describes every field",
     )

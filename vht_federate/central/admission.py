@@ -47,14 +47,14 @@ class Admission:
             bundle = work / "bundle"
             unpack(archive, bundle, self._limits)
             look_at_heads(bundle)
-            known = self._known(bundle)
-            if known is not None:
-                return known, False
+            existing = self._known(bundle)
+            if existing is not None:
+                return existing, False
             verified = self._judged(bundle)
             with (work / "bundle.tar.gz").open("wb") as file:
                 pack(bundle, file)
-            new = self._publication(verified)
-            return self._catalogue.add(work, new, _releases(bundle, verified)), True
+            publication = self._publication(verified)
+            return self._catalogue.add(work, publication, _releases(bundle, verified)), True
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -80,11 +80,11 @@ class Admission:
     def _known(self, bundle: Path) -> Publication | None:
         """A publication with the very same bytes: every file as the one that was verified."""
         manifest = bundle / "manifest.json"
-        known = self._catalogue.find(_digest(manifest)) if manifest.is_file() else None
-        if known is None:
+        publication = self._catalogue.find(_digest(manifest)) if manifest.is_file() else None
+        if publication is None:
             return None
-        kept = self._catalogue.folder(known.id) / "bundle"
-        return known if _digests(bundle) == _digests(kept) else None
+        stored = self._catalogue.folder(publication.id) / "bundle"
+        return publication if _digests(bundle) == _digests(stored) else None
 
     def _verified(self, bundle: Path) -> Verification:
         try:
@@ -134,14 +134,16 @@ def _folder_of(kind: str, verified: Verification) -> str:
 
 
 def _releases(bundle: Path, verified: Verification) -> list[NewRelease]:
-    found = []
+    releases = []
     for kind, sha256 in verified.releases.items():
         folder = _folder_of(kind, verified)
         facts = _facts(bundle / folder, kind)
-        about = facts["component"]
-        stem = f"{about['name']}-{about['version']}" if kind == "component" else f"{about['profile']}-cohort"
-        found.append(NewRelease(f"{stem}-{sha256[:8]}", kind, folder, sha256, facts))
-    return found
+        component = facts["component"]
+        stem = (
+            f"{component['name']}-{component['version']}" if kind == "component" else f"{component['profile']}-cohort"
+        )
+        releases.append(NewRelease(f"{stem}-{sha256[:8]}", kind, folder, sha256, facts))
+    return releases
 
 
 def _facts(folder: Path, kind: str) -> dict[str, Any]:
@@ -150,8 +152,8 @@ def _facts(folder: Path, kind: str) -> dict[str, Any]:
     facts = {name: value for name, value in manifest.items() if name not in ("files", "tables_sha256")}
     facts["bytes"] = sum(file["bytes"] for file in manifest["files"].values())
     if kind == "component":
-        described = json.loads((folder / "component.json").read_bytes())
-        facts |= {name: described[name] for name in ("title", "description", "profile_title")}
+        component = json.loads((folder / "component.json").read_bytes())
+        facts |= {name: component[name] for name in ("title", "description", "profile_title")}
     else:
         report = json.loads((folder / "sdmetrics_report.json").read_bytes())
         facts["quality"] = {name: report[name] for name in ("worst_column", "worst_pair")}

@@ -45,10 +45,10 @@ def build_app(catalogue: Catalogue, admission: Admission, *, title: str, maximum
 
 
 def _pages(title: str) -> Page:
-    made = templates(Path(__file__).parent / "templates", title, NAV)
+    jinja_templates = templates(Path(__file__).parent / "templates", title, NAV)
 
     def page(request: Request, name: str, status: int = 200, /, **context: Any) -> Response:
-        return made.TemplateResponse(request, name, context, status_code=status)
+        return jinja_templates.TemplateResponse(request, name, context, status_code=status)
 
     return page
 
@@ -98,8 +98,8 @@ def _add_api(app: FastAPI, catalogue: Catalogue, views: Views) -> None:
 
     @app.get("/api/components/{identifier}")
     def component(identifier: str) -> dict[str, Any]:
-        found = views.component(catalogue.release("component", identifier))
-        return {**found["release"], "component": found["component"], "files": found["files"]}
+        view = views.component(catalogue.release("component", identifier))
+        return {**view["release"], "component": view["component"], "files": view["files"]}
 
     @app.get("/api/cohorts")
     def cohorts() -> dict[str, Any]:
@@ -107,9 +107,9 @@ def _add_api(app: FastAPI, catalogue: Catalogue, views: Views) -> None:
 
     @app.get("/api/cohorts/{identifier}")
     def cohort(identifier: str) -> dict[str, Any]:
-        found = views.cohort(catalogue.release("cohort", identifier))
-        codebook = found["book"].model_dump(mode="json")
-        return {**found["release"], "codebook": codebook, "sdmetrics": found["quality"], "files": found["files"]}
+        view = views.cohort(catalogue.release("cohort", identifier))
+        codebook = view["book"].model_dump(mode="json")
+        return {**view["release"], "codebook": codebook, "sdmetrics": view["quality"], "files": view["files"]}
 
 
 def _add_files(app: FastAPI, catalogue: Catalogue, views: Views) -> None:
@@ -120,20 +120,20 @@ def _add_files(app: FastAPI, catalogue: Catalogue, views: Views) -> None:
 
     @app.get("/api/publications/{identifier}")
     def publication(identifier: str) -> dict[str, Any]:
-        found = catalogue.publication(identifier)
-        head = {"received_at": found.received_at, "sha256": found.sha256, "study_id": found.study_id}
-        return {**_receipt(found), **head, "evidence": found.evidence, "files": views.files(found)}
+        published = catalogue.publication(identifier)
+        head = {"received_at": published.received_at, "sha256": published.sha256, "study_id": published.study_id}
+        return {**_receipt(published), **head, "evidence": published.evidence, "files": views.files(published)}
 
     @app.get("/api/publications/{identifier}/bundle.tar.gz")
     def archive(identifier: str) -> FileResponse:
-        found = catalogue.publication(identifier)
-        name = f"evidence-{found.id}.tar.gz"
-        return FileResponse(views.archive(found), media_type="application/gzip", filename=name)
+        published = catalogue.publication(identifier)
+        name = f"evidence-{published.id}.tar.gz"
+        return FileResponse(views.archive(published), media_type="application/gzip", filename=name)
 
     @app.get("/api/publications/{identifier}/files/{path:path}")
     def file(identifier: str, path: str) -> FileResponse:
-        found = views.file(catalogue.publication(identifier), path)
-        return FileResponse(found, media_type="application/octet-stream", filename=found.name)
+        full_path = views.file(catalogue.publication(identifier), path)
+        return FileResponse(full_path, media_type="application/octet-stream", filename=full_path.name)
 
 
 def _add_pages(app: FastAPI, catalogue: Catalogue, views: Views, page: Page) -> None:
@@ -158,8 +158,14 @@ def _add_pages(app: FastAPI, catalogue: Catalogue, views: Views, page: Page) -> 
 
     @app.get("/evidence/{identifier}", response_class=HTMLResponse)
     def evidence(request: Request, identifier: str) -> Response:
-        found = catalogue.publication(identifier)
-        return page(request, "evidence.html", publication=found, evidence=found.evidence, files=views.files(found))
+        publication = catalogue.publication(identifier)
+        return page(
+            request,
+            "evidence.html",
+            publication=publication,
+            evidence=publication.evidence,
+            files=views.files(publication),
+        )
 
     @app.get("/use", response_class=HTMLResponse)
     def use(request: Request) -> Response:
@@ -183,5 +189,5 @@ def _add_refusals(app: FastAPI, page: Page) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         code = {404: "VHT-INPUT-NOT-FOUND", 405: "VHT-INPUT-METHOD"}.get(error.status_code, "VHT-INPUT")
         words = "there is nothing at this address" if error.status_code == 404 else str(error.detail)
-        shown = InputError(words, code=code, hint="the catalogue is at /")
-        return refusal(request, shown, error.status_code)
+        input_error = InputError(words, code=code, hint="the catalogue is at /")
+        return refusal(request, input_error, error.status_code)

@@ -42,30 +42,30 @@ def unpack(archive: BinaryIO, folder: Path, limits: Limits) -> None:
     before anything of it is written. A folder's own entry is skipped.
     """
     folder.mkdir(parents=True)
-    seen: set[str] = set()
+    names: set[str] = set()
     total = 0
     content = _Content(archive, limits.total_bytes + _HEADERS * (limits.files + 16))
     for name, size in _members(content):
-        if not _NAME.fullmatch(name) or name in seen:
+        if not _NAME.fullmatch(name) or name in names:
             raise _refused("it holds a name that is absolute, leads outside, or occurs twice")
-        seen.add(name)
+        names.add(name)
         total += size
-        if len(seen) > limits.files or total > limits.total_bytes:
+        if len(names) > limits.files or total > limits.total_bytes:
             raise _refused("it holds more files or bytes than allowed")
         _write(content, folder / name, size)
-    if not seen:
+    if not names:
         raise _refused("it is empty")
 
 
 def pack(folder: Path, archive: BinaryIO) -> None:
     """``folder``'s files as tar.gz, names relative to it, without times or owners."""
-    with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=1) as made:
+    with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=1) as tar:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 member = tarfile.TarInfo(path.relative_to(folder).as_posix())
                 member.size = path.stat().st_size
                 with path.open("rb") as file:
-                    made.addfile(member, file)
+                    tar.addfile(member, file)
 
 
 class _Content:
@@ -106,7 +106,7 @@ class _Content:
 
 def _members(content: _Content) -> Iterator[tuple[str, int]]:
     """Name and size of each file; whoever iterates takes its content, padding included, before the next."""
-    longer: str | None = None
+    long_name: str | None = None
     while True:
         block = content.exactly(_BLOCK)
         if not block.strip(b"\0"):
@@ -118,11 +118,11 @@ def _members(content: _Content) -> Iterator[tuple[str, int]]:
         if member.size < 0:
             raise _broken()
         if member.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME):
-            found = _extension(content, member)
-            longer = longer if found is None else found
+            extended_name = _extension(content, member)
+            long_name = long_name if extended_name is None else extended_name
             continue
-        name = (member.name if longer is None else longer).removeprefix("./").rstrip("/")
-        longer = None
+        name = (member.name if long_name is None else long_name).removeprefix("./").rstrip("/")
+        long_name = None
         if member.isdir() and member.size == 0 and (name in ("", ".") or _NAME.fullmatch(name)):
             continue
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
@@ -137,11 +137,11 @@ def _extension(content: _Content, member: tarfile.TarInfo) -> str | None:
     """The name that an extended header gives to the next member, if any; times and owners are skipped."""
     if member.size > _EXTENSION:
         raise _refused("it holds an extended header that is larger than any name")
-    held = content.exactly(_padded(member.size))[: member.size]
+    header = content.exactly(_padded(member.size))[: member.size]
     try:
         if member.type == tarfile.GNUTYPE_LONGNAME:
-            return held.partition(b"\0")[0].decode()
-        records = dict(_records(held))
+            return header.partition(b"\0")[0].decode()
+        records = dict(_records(header))
     except UnicodeDecodeError as error:
         raise _broken() from error
     if any(key.startswith(_PAX_UNREAD) for key in records):
@@ -149,15 +149,15 @@ def _extension(content: _Content, member: tarfile.TarInfo) -> str | None:
     return records.get("path") if member.type == tarfile.XHDTYPE else None
 
 
-def _records(held: bytes) -> Iterator[tuple[str, str]]:
+def _records(header: bytes) -> Iterator[tuple[str, str]]:
     """The records ``LENGTH KEY=VALUE\\n`` of a pax header."""
     at = 0
-    while at < len(held) and held[at]:
-        match = _PAX.match(held, at)
+    while at < len(header) and header[at]:
+        match = _PAX.match(header, at)
         end = at + int(match[1]) if match else 0
-        if match is None or not match.end() < end <= len(held) or held[end - 1] != ord("\n"):
+        if match is None or not match.end() < end <= len(header) or header[end - 1] != ord("\n"):
             raise _broken()
-        yield match[2].decode(), held[match.end() : end - 1].decode()
+        yield match[2].decode(), header[match.end() : end - 1].decode()
         at = end
 
 

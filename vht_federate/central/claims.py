@@ -62,8 +62,8 @@ def _check_share(folder: Path, manifest: dict[str, Any], share: Share | None, ve
         raise _false(folder.name, "share of epsilon is not what the plan's marginals cost")
 
 
-def _same(one: float, other: float) -> bool:
-    return abs(one - other) <= _TOLERANCE  # False for NaN
+def _same(first: float, second: float) -> bool:
+    return abs(first - second) <= _TOLERANCE  # False for NaN
 
 
 def _false(where: str, what: str) -> PublicationError:

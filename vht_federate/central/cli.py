@@ -132,7 +132,10 @@ def list_releases(state: State) -> None:
     """List the catalogue of a running platform."""
     settings = PlatformSettings.read(state)
     with Client(settings.url, settings.ca) as client:
-        found = [*client.get("/api/components")["components"], *client.get("/api/cohorts")["cohorts"]]
-    rows = [(one["kind"], one["id"], one["study_id"], f"{one['epsilon']:.3f}", one["published_at"]) for one in found]
+        releases = [*client.get("/api/components")["components"], *client.get("/api/cohorts")["cohorts"]]
+    rows = [
+        (release["kind"], release["id"], release["study_id"], f"{release['epsilon']:.3f}", release["published_at"])
+        for release in releases
+    ]
     columns = ["kind", "id", "study", "epsilon", "published"]
-    output.emit("platform list", {"releases": found}, output.table("Catalogue", columns, rows))
+    output.emit("platform list", {"releases": releases}, output.table("Catalogue", columns, rows))

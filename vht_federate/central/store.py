@@ -133,10 +133,12 @@ class Catalogue:
                     evidence=json.dumps(new.evidence),
                 )
             )
-            for one in releases:
-                if session.get(_ReleaseRow, one.id) is None:
-                    facts = json.dumps(one.facts)
-                    row = _ReleaseRow(id=one.id, kind=one.kind, folder=one.folder, sha256=one.sha256, facts=facts)
+            for release in releases:
+                if session.get(_ReleaseRow, release.id) is None:
+                    facts = json.dumps(release.facts)
+                    row = _ReleaseRow(
+                        id=release.id, kind=release.kind, folder=release.folder, sha256=release.sha256, facts=facts
+                    )
                     row.publication_id = new.id
                     session.add(row)
         return self.publication(new.id)
@@ -159,8 +161,8 @@ class Catalogue:
         """Releases of ``kind``, the newest first."""
         with Session(self._engine) as session:
             rows = session.scalars(select(_ReleaseRow).where(_ReleaseRow.kind == kind))
-            found = [_release(row) for row in rows]
-        return sorted(found, key=lambda release: release.published_at, reverse=True)
+            releases = [_release(row) for row in rows]
+        return sorted(releases, key=lambda release: release.published_at, reverse=True)
 
     def release(self, kind: str, identifier: str) -> Release:
         """Raises InputError VHT-INPUT-NOT-FOUND."""

@@ -55,8 +55,8 @@ class Views:
         listed = json.loads((root / "manifest.json").read_bytes())["files"]
         prefix = f"{folder}/" if folder else ""
         return [
-            {"path": path, **about, "href": f"/api/publications/{publication.id}/files/{path}"}
-            for path, about in sorted(listed.items())
+            {"path": path, **entry, "href": f"/api/publications/{publication.id}/files/{path}"}
+            for path, entry in sorted(listed.items())
             if path.startswith(prefix)
         ]
 
@@ -142,12 +142,12 @@ class Views:
     def _titles(self, release: Release) -> dict[str, tuple[str, str | None]]:
         """Titles and LOINC codes of the ports, from the component that was published with the cohort."""
         root = self._catalogue.folder(release.publication) / "bundle" / "release"
-        found: dict[str, tuple[str, str | None]] = {}
+        titles: dict[str, tuple[str, str | None]] = {}
         for path in root.glob("*/component.json"):
-            described = json.loads(path.read_bytes())
-            for port in (*described["inputs"], described["predicts"]):
-                found[port["name"]] = (port["title"], port.get("loinc"))
-        return found
+            component = json.loads(path.read_bytes())
+            for port in (*component["inputs"], component["predicts"]):
+                titles[port["name"]] = (port["title"], port.get("loinc"))
+        return titles
 
     def _folder(self, release: Release) -> Path:
         return self._catalogue.folder(release.publication) / "bundle" / release.folder

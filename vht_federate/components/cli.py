@@ -34,15 +34,15 @@ def _folder(chosen: str, paths: list[Path] | None) -> Path:
 def list_components(path: Paths = None) -> None:
     """Components that are installed here, with the digests a permit can name."""
     rows = []
-    for name, found in installed(path or ()).items():
+    for name, entry in installed(path or ()).items():
         rows.append(
             {
                 "name": name,
-                "version": found.component.version,
-                "title": found.component.title,
-                "profiles": sorted(found.component.profiles),
-                "digest": found.digest(),
-                "folder": str(found.folder),
+                "version": entry.component.version,
+                "title": entry.component.title,
+                "profiles": sorted(entry.component.profiles),
+                "digest": entry.digest(),
+                "folder": str(entry.folder),
             }
         )
     shown = [(row["name"], row["version"], ", ".join(row["profiles"]), row["digest"]) for row in rows]
@@ -80,15 +80,15 @@ def views(
 ) -> None:
     """The SQL on FHIR views that say what a profile reads, with the digest that a cohort's manifest carries."""
     files = ComponentFiles.read(_folder(component, path))
-    found = _views_of(files, profile)
+    view_definitions = _views_of(files, profile)
     data = {
         "name": files.component().name,
         "digest": files.digest,
         "profile": profile,
-        "view_hash": digest_of(list(found.values())),
-        "views": found,
+        "view_hash": digest_of(list(view_definitions.values())),
+        "views": view_definitions,
     }
-    shown = json.dumps(list(found.values()), indent=2, ensure_ascii=False)
+    shown = json.dumps(list(view_definitions.values()), indent=2, ensure_ascii=False)
     from rich.text import Text
 
     output.emit("component views", data, Text(shown), data["view_hash"])
@@ -143,5 +143,5 @@ def _views_of(files: ComponentFiles, profile: str) -> dict[str, Any]:
     points = entry_points(group=COMPILERS)
     if not points:
         raise ComponentError("views are checked by the connector, which is not installed", code="VHT-COMPONENT-VIEWS")
-    found: dict[str, Any] = next(iter(points)).load()(files, profile)
-    return found
+    view_definitions: dict[str, Any] = next(iter(points)).load()(files, profile)
+    return view_definitions

@@ -102,21 +102,21 @@ class ComponentFiles:
 
 def _own_files(folder: Path) -> list[Path]:
     """The files in ``folder`` that the digest covers, sorted."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for path in sorted(folder.rglob("*")):
-        about = path.lstat()
-        if "__pycache__" in path.relative_to(folder).parts or path.suffix == ".pyc" or stat.S_ISDIR(about.st_mode):
+        status = path.lstat()
+        if "__pycache__" in path.relative_to(folder).parts or path.suffix == ".pyc" or stat.S_ISDIR(status.st_mode):
             continue
-        if not stat.S_ISREG(about.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise ComponentError(
                 f"component {folder.name}: {path.relative_to(folder)} is a link or a special file",
                 code="VHT-COMPONENT-FILES",
                 hint="a component is made of plain files that lie in its folder",
             )
-        found.append(path)
-    if sum(path.lstat().st_size for path in found) > _MAXIMUM_BYTES:
+        paths.append(path)
+    if sum(path.lstat().st_size for path in paths) > _MAXIMUM_BYTES:
         raise ComponentError(f"component {folder.name} is larger than 64 MiB", code="VHT-COMPONENT-FILES")
-    return found
+    return paths
 
 
 def _borrowed_files(name: str, own: dict[str, bytes]) -> dict[str, bytes]:

@@ -37,14 +37,14 @@ def installed(paths: Iterable[Path] = ()) -> dict[str, Installed]:
     """
     named: dict[str, Installed] = {}
     for path in paths:
-        found = _components_in(path)
-        if not found:
+        components = _components_in(path)
+        if not components:
             raise InputError(f"no component in {path}", code="VHT-INPUT-COMPONENT")
-        for one in found:
-            if one.name in named:
-                raise InputError(f"component {one.name} was named twice", code="VHT-INPUT-COMPONENT-TWICE")
-            named[one.name] = one
-    packaged = {one.name: one for one in _components_in(_PACKAGED)}
+        for component in components:
+            if component.name in named:
+                raise InputError(f"component {component.name} was named twice", code="VHT-INPUT-COMPONENT-TWICE")
+            named[component.name] = component
+    packaged = {component.name: component for component in _components_in(_PACKAGED)}
     return dict(sorted((packaged | named).items()))
 
 
@@ -62,9 +62,9 @@ def find_component(name: str, paths: Iterable[Path] = ()) -> Installed:
 
 def find_digest(digest: str, paths: Iterable[Path] = ()) -> Installed:
     """The installed component with exactly these files. Raises ComponentError VHT-COMPONENT-DIGEST."""
-    for one in installed(paths).values():
-        if one.digest() == digest:
-            return one
+    for component in installed(paths).values():
+        if component.digest() == digest:
+            return component
     raise ComponentError(
         f"no installed component has the digest {digest[:12]}…",
         code="VHT-COMPONENT-DIGEST",

@@ -56,8 +56,8 @@ class PrivacyEvent(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        given = [one is not None for one in (self.l1_sensitivity, self.l2_sensitivity)]
-        if given != [self.mechanism == "skellam"] * 2:
+        present = [sensitivity is not None for sensitivity in (self.l1_sensitivity, self.l2_sensitivity)]
+        if present != [self.mechanism == "skellam"] * 2:
             raise ValueError("skellam noise has both sensitivities, no other has any")
         if self.mechanism != "gaussian" and self.sampling_rate != 1.0:
             raise ValueError("sampling is accounted for Gaussian noise alone")
@@ -70,8 +70,8 @@ class PrivacyEvent(BaseModel):
     @model_serializer(mode="wrap")
     def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the fields that Gaussian noise does not need."""
-        made: dict[str, Any] = dump(self)
-        return {name: value for name, value in made.items() if name not in _PLAIN or value != _PLAIN[name]}
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if name not in _PLAIN or value != _PLAIN[name]}
 
 
 class PrivacySpend(BaseModel):

@@ -10,11 +10,11 @@ _PATIENT, _ENCOUNTER = (re.compile(_REFERENCE.format(type=kind)) for kind in ("P
 
 def patient_id_of(reference: str) -> str | None:
     """The Patient.id in ``Patient/ID``, ``urn:uuid:ID`` or an absolute URL; None for any other reference."""
-    found = _PATIENT.fullmatch(reference)
-    return found[1] if found else None
+    match = _PATIENT.fullmatch(reference)
+    return match[1] if match else None
 
 
 def encounter_id_of(reference: str) -> str | None:
     """The Encounter.id in ``Encounter/ID``, ``urn:uuid:ID`` or an absolute URL; None for any other reference."""
-    found = _ENCOUNTER.fullmatch(reference)
-    return found[1] if found else None
+    match = _ENCOUNTER.fullmatch(reference)
+    return match[1] if match else None

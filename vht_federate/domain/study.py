@@ -155,9 +155,9 @@ class StudyFile(BaseModel):
             ("federation", "coordinator"),
             ("federation", "ca"),
         ):
-            part = raw.get(section)
-            if isinstance(part, dict) and isinstance(part.get(key), str):
-                part[key] = str(base / part[key])
+            table = raw.get(section)
+            if isinstance(table, dict) and isinstance(table.get(key), str):
+                table[key] = str(base / table[key])
         try:
             return cls.model_validate(raw)
         except ValidationError as error:

@@ -118,9 +118,9 @@ class _Engine:
         if tree is None or any(_unconverted(str(token)) for token in tree.scan_values(lambda _: True)):
             return None
         try:
-            made = self._transformer.transform(tree)
+            transformed = self._transformer.transform(tree)
             # of an annotation alone there is nothing but its token: a pure number
-            quantity = made if hasattr(made, "units") else self._registry.Quantity(1)
+            quantity = transformed if hasattr(transformed, "units") else self._registry.Quantity(1)
             if any(abs(exponent) > _EXPONENT_LIMIT for _, exponent in quantity.unit_items()):
                 return None
             return _Unit(quantity, dict(quantity.dimensionality), self._kind(quantity, code))
@@ -165,8 +165,8 @@ def _unconverted(token: str) -> bool:
 
 def _normalisation(code: str) -> tuple[str, ...]:
     """Annotations that carry a number, in one spelling: ``{1.73_m2}`` and ``{1.73m2}`` are the same."""
-    found = (re.sub(r"[_\s]", "", text).lower() for text in _ANNOTATION.findall(code))
-    return tuple(sorted(text for text in found if re.search("[0-9]", text)))
+    annotations = (re.sub(r"[_\s]", "", text).lower() for text in _ANNOTATION.findall(code))
+    return tuple(sorted(text for text in annotations if re.search("[0-9]", text)))
 
 
 @lru_cache(maxsize=CACHED)

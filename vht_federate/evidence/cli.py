@@ -28,17 +28,19 @@ def verify(bundle: Bundle, trust: Trust) -> None:
 
     from vht_federate.evidence.verify import verify_bundle
 
-    held = verify_bundle(bundle, TrustFile.read(trust))
-    checks = output.table("Verified", ["file", "what holds"], [(check.where, check.what) for check in held.checks])
-    rows = [(f"{line.time:%Y-%m-%d %H:%M:%S}", line.who, line.what, line.where) for line in held.trace]
-    trace = output.table("Trace of the permit", ["time (UTC)", "who", "what", "where"], rows)
-    notes = [escape(f"note: {note}") for note in held.notes]
-    epsilon, delta = held.as_dict()["epsilon"], held.study.plan.delta
-    verdict = (
-        f"The evidence holds: study {held.study.study_id} under permit {held.permit.permit_id} ended as "
-        f"{held.run.state}; at most epsilon {epsilon:.4f} at delta {delta:g} per patient at any node."
+    verification = verify_bundle(bundle, TrustFile.read(trust))
+    checks = output.table(
+        "Verified", ["file", "what holds"], [(check.where, check.what) for check in verification.checks]
     )
-    output.emit("audit verify", held.as_dict(), trace, checks, *notes, verdict)
+    rows = [(f"{line.time:%Y-%m-%d %H:%M:%S}", line.who, line.what, line.where) for line in verification.trace]
+    trace = output.table("Trace of the permit", ["time (UTC)", "who", "what", "where"], rows)
+    notes = [escape(f"note: {note}") for note in verification.notes]
+    epsilon, delta = verification.as_dict()["epsilon"], verification.study.plan.delta
+    verdict = (
+        f"The evidence holds: study {verification.study.study_id} under permit {verification.permit.permit_id} ended "
+        f"as {verification.run.state}; at most epsilon {epsilon:.4f} at delta {delta:g} per patient at any node."
+    )
+    output.emit("audit verify", verification.as_dict(), trace, checks, *notes, verdict)
 
 
 @app.command("report")
@@ -51,9 +53,9 @@ def report(
     from vht_federate.evidence.verify import verify_bundle
 
     keys = TrustFile.read(trust)
-    held = verify_bundle(bundle, keys)
-    out.write_text(report_html(held, keys, verified_at=datetime.now(UTC)), encoding="utf-8")
-    output.emit("audit report", {"report": str(out), "sha256": held.sha256}, f"report: {out}")
+    verification = verify_bundle(bundle, keys)
+    out.write_text(report_html(verification, keys, verified_at=datetime.now(UTC)), encoding="utf-8")
+    output.emit("audit report", {"report": str(out), "sha256": verification.sha256}, f"report: {out}")
 
 
 @app.command("trust")
@@ -67,13 +69,13 @@ def make_trust(
     """Put the public keys that you trust into one file. Obtain each key from its owner, not from a bundle."""
     nodes = {}
     for item in node:
-        name, found, file = item.partition("=")
-        if not found or not name or name in nodes:
+        name, separator, file = item.partition("=")
+        if not separator or not name or name in nodes:
             raise InputError(f"--node {item} is not NAME=FILE, or names a node twice", code="VHT-INPUT-TRUST")
         nodes[name] = PublicKey.read(Path(file))
-    made = TrustFile.of(PublicKey.read(issuer), PublicKey.read(coordinator), nodes)
-    made.write(out)
-    kids = {"issuer": made.issuer_key.kid, "coordinator": made.coordinator_key.kid}
+    trust_file = TrustFile.of(PublicKey.read(issuer), PublicKey.read(coordinator), nodes)
+    trust_file.write(out)
+    kids = {"issuer": trust_file.issuer_key.kid, "coordinator": trust_file.coordinator_key.kid}
     kids |= {name: key.kid for name, key in nodes.items()}
     data = {"trust": str(out), "keys": kids}
     output.emit("audit trust", data, output.table(f"Trusted keys in {out}", ["who", "key"], kids.items()))
@@ -88,21 +90,23 @@ def audit_node_ledger(
     """Compute a node's ledger again from its events alone, and compare. Exit code 4 where a number differs."""
     from vht_federate.evidence.ledger_file import LedgerFile, audit_ledger
 
-    held = LedgerFile.read(file)
-    found = audit_ledger(held, PublicKey.read(key) if key else None)
-    rows = [(scope, f"{one['train']:.4f}", f"{one['test']:.4f}") for scope, one in sorted(found.spent.items())]
+    ledger = LedgerFile.read(file)
+    audit = audit_ledger(ledger, PublicKey.read(key) if key else None)
+    rows = [
+        (scope, f"{epsilon['train']:.4f}", f"{epsilon['test']:.4f}") for scope, epsilon in sorted(audit.spent.items())
+    ]
     data = {
-        "node": held.node,
+        "node": ledger.node,
         "signed": key is not None,
-        "spent": found.spent,
-        "dearest_group": found.dearest_group,
-        "groups": found.groups,
-        "runs": found.runs,
+        "spent": audit.spent,
+        "dearest_group": audit.dearest_group,
+        "groups": audit.groups,
+        "runs": audit.runs,
     }
     verdict = (
-        f"The ledger of {held.node} holds: {found.runs} runs, {found.groups} groups of patients; the dearest is "
-        f"counted at epsilon {found.dearest_group:.4f}. Groups below {held.smallest_cell} patients are not shown: they "
-        "paid at most what the dataset's line says."
+        f"The ledger of {ledger.node} holds: {audit.runs} runs, {audit.groups} groups of patients; the dearest is "
+        f"counted at epsilon {audit.dearest_group:.4f}. Groups below {ledger.smallest_cell} patients are not shown: "
+        "they paid at most what the dataset's line says."
     )
     unsigned = [] if key else ["note: without --key the file's signature was not checked"]
     output.emit("audit ledger", data, output.table("Epsilon", ["of", "train", "test"], rows), *unsigned, verdict)
@@ -119,7 +123,7 @@ def show(bundle: Bundle) -> None:
         permit = unverified_claims((bundle / "permit.jwt").read_text().strip())
         study = unverified_claims((bundle / "study.jws").read_text().strip())
         run = read_run((bundle / "run.json").read_bytes())
-        files = {str(name): int(about["bytes"]) for name, about in manifest["files"].items()}
+        files = {str(name): int(entry["bytes"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{bundle.name} is not an evidence bundle", code="VHT-INPUT-BUNDLE") from error
     data = {

@@ -17,7 +17,9 @@ Compose = Callable[[Sequence[PrivacyEvent], float], Mapping[str, float]]
 
 def same_epsilon(said: Mapping[str, float], computed: Mapping[str, float]) -> bool:
     """Do two statements of epsilon by population agree, up to rounding?"""
-    return set(said) == set(POPULATIONS) and all(abs(said[one] - computed[one]) <= TOLERANCE for one in POPULATIONS)
+    return set(said) == set(POPULATIONS) and all(
+        abs(said[population] - computed[population]) <= TOLERANCE for population in POPULATIONS
+    )
 
 
 def check_ledger(record: VisitRecord, compose: Compose) -> dict[str, float]:
@@ -34,7 +36,9 @@ def check_ledger(record: VisitRecord, compose: Compose) -> dict[str, float]:
         if begun.events != _planned(record, begun):
             raise record.error(entry, f"draws other events than the plan has for {begun.job} {begun.round}", "LEDGER")
     for entry, released in record.released.values():
-        before = [event for at, begun in record.begun.values() if at.index < entry.index for event in begun.events]
+        before = [
+            event for earlier, begun in record.begun.values() if earlier.index < entry.index for event in begun.events
+        ]
         if not same_epsilon(released.epsilon, compose(before, plan.delta)):
             raise record.error(entry, "states another epsilon than the events before it cost", "LEDGER")
         _check_delta(record, entry, released.delta)

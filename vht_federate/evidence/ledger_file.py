@@ -118,7 +118,9 @@ def audit_ledger(file: LedgerFile, key: PublicKey | None) -> LedgerAudit:
         raise broken("runs", "names a run twice", "LEDGER")
     spent = {scope: _scope(file, scope) for scope in file.spent}
     for scope, by_population in spent.items():
-        if any(abs(by_population[one] - file.spent[scope][one]) > TOLERANCE for one in POPULATIONS):
+        if any(
+            abs(by_population[population] - file.spent[scope][population]) > TOLERANCE for population in POPULATIONS
+        ):
             raise broken(f"spent {scope}", "states another epsilon than its events cost", "LEDGER")
     _check_totals(file)
     for place, group in enumerate(file.groups):
@@ -137,15 +139,15 @@ def _scope(file: LedgerFile, scope: str) -> dict[str, float]:
     kind, _, name = scope.partition(" ")
     if kind not in ("dataset", "permit"):
         raise broken(f"spent {scope}", "is neither a dataset's nor a permit's", "LEDGER")
-    drew = [event for line in file.runs if getattr(line, kind) == name for event in line.drew]
-    return epsilon_by_population(drew, _cap(file, "patient").delta)
+    events = [event for line in file.runs if getattr(line, kind) == name for event in line.drew]
+    return epsilon_by_population(events, _cap(file, "patient").delta)
 
 
 def _cap(file: LedgerFile, name: str) -> CapLine:
-    found = next((cap for cap in file.caps if cap.name == name), None)
-    if found is None:
+    cap_line = next((cap for cap in file.caps if cap.name == name), None)
+    if cap_line is None:
         raise broken("caps", f"has no {name}'s cap", "LEDGER")
-    return found
+    return cap_line
 
 
 def _check_totals(file: LedgerFile) -> None:
@@ -167,11 +169,11 @@ def _check_group(place: str, group: GroupLine, file: LedgerFile, lines: Mapping[
         raise broken(place, "is smaller than the smallest cell", "LEDGER")
     cap = _cap(file, "patient")
     rule = RdpFilter(cap.epsilon, cap.delta)
-    mine = {name: line.value() for name, line in lines.items() if line.everybody or name in group.runs}
-    if abs(group_cost(rule, group.population, mine) - group.epsilon) > TOLERANCE:
+    runs = {name: line.value() for name, line in lines.items() if line.everybody or name in group.runs}
+    if abs(group_cost(rule, group.population, runs) - group.epsilon) > TOLERANCE:
         raise broken(place, "states another epsilon than its events cost", "LEDGER")
     if group.epsilon > cap.epsilon + SLACK:
-        exact = epsilon_by_population([e for run in mine.values() for e in (*run.drew, *run.holds)], cap.delta)
+        exact = epsilon_by_population([event for run in runs.values() for event in (*run.drew, *run.holds)], cap.delta)
         if exact[group.population] > cap.epsilon + SLACK:
             raise broken(place, f"paid more than the cap of epsilon {cap.epsilon:g}", "LEDGER")
 

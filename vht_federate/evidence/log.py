@@ -101,12 +101,12 @@ class EvidenceLog:
             items: list[dict[str, Any]] = []
             heads: list[str] = []
             for entry, head in zip(self._entries, self._heads, strict=True):
-                ours = entry.permit_id == permit_id
-                open_ = ours or entry.kind.startswith("node.")
+                under_permit = entry.permit_id == permit_id
+                open_ = under_permit or entry.kind.startswith("node.")
                 items.append(entry.as_dict() if open_ else {"leaf": entry.leaf().hex()})
-                if ours:
+                if under_permit:
                     heads.append(head)
-            shown = {
+            claims = {
                 "node": self.name,
                 "permit_id": permit_id,
                 "size": self._tree.size,
@@ -121,7 +121,7 @@ class EvidenceLog:
                 "entries": items,
                 "head": self._heads[-1] if self._heads else None,
                 "heads": heads,
-                "statement": self._key.sign(shown, typ=EXPORT_TYP),
+                "statement": self._key.sign(claims, typ=EXPORT_TYP),
             }
 
     # --- writing ------------------------------------------------------------------------------------------------

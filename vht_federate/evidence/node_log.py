@@ -69,17 +69,17 @@ def read_node_log(file: str, content: bytes, node: str, permit_id: str, key: Pub
     log = _read_entries(file, node, permit_id, export["entries"])
     _check_heads(log, export["heads"], key)
     head = _signed(file, export["head"], key, HEAD_TYP, "LOG")
-    said = {"node": node, "size": log.size, "root": log.roots[log.size]}
-    if {name: head.get(name) for name in said} != said:
+    expected = {"node": node, "size": log.size, "root": log.roots[log.size]}
+    if {name: head.get(name) for name in expected} != expected:
         raise broken(file, f"the signed head covers {head.get('size')} entries, not these {log.size}", "LOG")
     statement = _signed(file, export["statement"], key, EXPORT_TYP, "LOG")
-    if statement != {**said, "permit_id": permit_id, "entries_sha256": digest_of(export["entries"])}:
+    if statement != {**expected, "permit_id": permit_id, "entries_sha256": digest_of(export["entries"])}:
         raise broken(file, "is not the export that the node signed: an entry was hidden or replaced", "LOG")
     return log
 
 
 def _read_entries(file: str, node: str, permit_id: str, items: list[Any]) -> NodeLog:
-    tree, leaves, roots, shown = Frontier(), [], [Frontier().root().hex()], []
+    tree, leaves, roots, entries = Frontier(), [], [Frontier().root().hex()], []
     for index, item in enumerate(items):
         if isinstance(item, dict) and set(item) == {"leaf"}:
             leaf = _leaf(entry_place(file, index), item["leaf"])
@@ -88,11 +88,11 @@ def _read_entries(file: str, node: str, permit_id: str, items: list[Any]) -> Nod
             if entry.permit_id != permit_id and not entry.kind.startswith("node."):
                 raise broken(entry_place(file, index), "belongs to another permit", "LOG")
             leaf = entry.leaf()
-            shown.append(entry)
+            entries.append(entry)
         tree.add(leaf)
         leaves.append(leaf)
         roots.append(tree.root().hex())
-    return NodeLog(file, node, len(items), tuple(shown), tuple(leaves), tuple(roots))
+    return NodeLog(file, node, len(items), tuple(entries), tuple(leaves), tuple(roots))
 
 
 def _entry(place: str, item: Any, index: int, node: str) -> LogEntry:

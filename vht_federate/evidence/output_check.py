@@ -43,18 +43,18 @@ def read_outputs(folder: Path, run: RunClaims) -> Outputs:
 
     Raises VerificationError VHT-VERIFY-OUTPUT naming the file.
     """
-    read: dict[Call, dict[str, Reply]] = {}
+    outputs: dict[Call, dict[str, Reply]] = {}
     files: set[str] = set()
-    for one in run.rounds:
-        read[one.job, one.round] = {
-            name: _read(folder, output_name(one.job, one.round, name), digest, files)
-            for name, digest in sorted(one.outputs.items())
+    for round_ in run.rounds:
+        outputs[round_.job, round_.round] = {
+            name: _read(folder, output_name(round_.job, round_.round, name), digest, files)
+            for name, digest in sorted(round_.outputs.items())
         }
     for path in sorted((folder / "outputs").rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in files:
             raise broken(name, "is no output that run.json names", "OUTPUT")
-    return read
+    return outputs
 
 
 def _read(folder: Path, name: str, digest: str, files: set[str]) -> Reply:
@@ -86,22 +86,22 @@ def check_derived(
 
     Raises VerificationError VHT-VERIFY-OUTPUT naming the file that does not follow from the outputs.
     """
-    held = []
+    checks = []
     component = releases.get("component")
     if component is not None:
         where = component.folder.relative_to(folder).as_posix()
         _Training(f"{where}/weights.safetensors", plan, run, records, outputs).check(component.folder)
-        held.append((f"{where}/weights.safetensors", "the mean of the nodes' last outputs, bit for bit"))
+        checks.append((f"{where}/weights.safetensors", "the mean of the nodes' last outputs, bit for bit"))
     if run.evaluation is not None or run.completed:
         _check_evaluation(plan, run, outputs, component)
-        held.append(("run.json", "its figures follow from the outputs"))
+        checks.append(("run.json", "its figures follow from the outputs"))
     for sealed in releases.values():
         _check_engines(folder, sealed, outputs)
     cohort = releases.get("cohort")
     if cohort is not None:
         _check_cohort(cohort, outputs)
-        held.append(("cohort/marginals.safetensors", "the sums of the nodes' noisy tables"))
-    return held
+        checks.append(("cohort/marginals.safetensors", "the sums of the nodes' noisy tables"))
+    return checks
 
 
 @dataclass
@@ -170,14 +170,14 @@ def _check_evaluation(plan: StudyPlan, run: RunClaims, outputs: Outputs, compone
 
 def _check_engines(folder: Path, sealed: Sealed, outputs: Outputs) -> None:
     """The privacy statement names the engines that the nodes' first outputs of the training name."""
-    told = gradients_told(outputs.get(("train", 1), {}))
+    engines = gradients_told(outputs.get(("train", 1), {}))
     where = sealed.folder.relative_to(folder).as_posix()
     try:
         nodes = json.loads((sealed.folder / "privacy_statement.json").read_bytes())["nodes"]
-        said = {name: node.get("gradients") for name, node in nodes.items()}
+        claimed = {name: node.get("gradients") for name, node in nodes.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise broken(f"{where}/privacy_statement.json", "is not a privacy statement", "OUTPUT") from error
-    if any(said[name] != told.get(name) for name in said):
+    if any(claimed[name] != engines.get(name) for name in claimed):
         raise broken(f"{where}/privacy_statement.json", "names another gradient engine than the outputs", "OUTPUT")
 
 
@@ -190,11 +190,11 @@ def _check_cohort(cohort: Sealed, outputs: Outputs) -> None:
     }
     if cohort.manifest.get("tables_sha256") != digests:
         raise broken("cohort/manifest.json", "names other tables than the outputs", "OUTPUT")
-    said = _tensors(cohort.folder / "marginals.safetensors", file)
+    released = _tensors(cohort.folder / "marginals.safetensors", file)
     try:
         expected = cohort_tables(*rounds)
-        same = said.keys() == expected.keys() and all(
-            said[name].shape == table.shape and np.allclose(said[name], table, rtol=1e-9, atol=TOLERANCE)
+        same = released.keys() == expected.keys() and all(
+            released[name].shape == table.shape and np.allclose(released[name], table, rtol=1e-9, atol=TOLERANCE)
             for name, table in expected.items()
         )
     except (ValueError, ZeroDivisionError) as error:
@@ -205,9 +205,9 @@ def _check_cohort(cohort: Sealed, outputs: Outputs) -> None:
 
 def cohort_tables(one_way: Mapping[str, Reply], two_way: Mapping[str, Reply]) -> Tables:
     """Sums over the nodes' answers to rounds 1 and 2; pairs that fewer nodes gave are scaled to the one-way total."""
-    ones, pairs = _sums(one_way, "one-way/"), _sums(two_way, "pair/")
-    scale = _total(ones) / _total(pairs) if one_way.keys() != two_way.keys() else 1.0
-    return ones | {name: table * scale for name, table in pairs.items()}
+    one_way_sums, pair_sums = _sums(one_way, "one-way/"), _sums(two_way, "pair/")
+    scale = _total(one_way_sums) / _total(pair_sums) if one_way.keys() != two_way.keys() else 1.0
+    return one_way_sums | {name: table * scale for name, table in pair_sums.items()}
 
 
 def _sums(replies: Mapping[str, Reply], prefix: str) -> Tables:
@@ -236,20 +236,20 @@ def _not_readable(name: str) -> VerificationError:
     return broken(name, "is not safetensors", "OUTPUT")
 
 
-def _same_arrays(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> bool:
-    return one.keys() == other.keys() and all(
-        (one[name].dtype, one[name].shape, one[name].tobytes())
-        == (other[name].dtype, other[name].shape, other[name].tobytes())
-        for name in one
+def _same_arrays(first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]]) -> bool:
+    return first.keys() == second.keys() and all(
+        (first[name].dtype, first[name].shape, first[name].tobytes())
+        == (second[name].dtype, second[name].shape, second[name].tobytes())
+        for name in first
     )
 
 
-def _close(said: Any, computed: Any) -> bool:
+def _close(claimed: Any, computed: Any) -> bool:
     """Equal, but for the last digit of rounded figures."""
-    if isinstance(said, Mapping) and isinstance(computed, Mapping):
-        return said.keys() == computed.keys() and all(_close(said[name], computed[name]) for name in said)
-    if isinstance(said, list) and isinstance(computed, list):
-        return len(said) == len(computed) and all(map(_close, said, computed))
-    if isinstance(said, float | int) and isinstance(computed, float | int):
-        return abs(said - computed) <= 2 * TOLERANCE
-    return bool(said == computed)
+    if isinstance(claimed, Mapping) and isinstance(computed, Mapping):
+        return claimed.keys() == computed.keys() and all(_close(claimed[name], computed[name]) for name in claimed)
+    if isinstance(claimed, list) and isinstance(computed, list):
+        return len(claimed) == len(computed) and all(map(_close, claimed, computed))
+    if isinstance(claimed, float | int) and isinstance(computed, float | int):
+        return abs(claimed - computed) <= 2 * TOLERANCE
+    return bool(claimed == computed)

@@ -14,21 +14,21 @@ QUERY, ANSWER = QueryDrawn.entry_kind, FeasibilityAnswered.entry_kind
 def queries_drawn(log: NodeLog) -> tuple[QueryDrawn, ...]:
     """Every spend under the permit outside of visits. Raises VerificationError naming an entry that is none, and an
     answer that was not paid for."""
-    found: dict[str, QueryDrawn] = {}
+    queries: dict[str, QueryDrawn] = {}
     answered: set[str] = set()
     for entry in log.entries:
         if entry.kind == ANSWER:
-            query = str(entry.body.get("query"))
-            if entry.visit is not None or query not in found or query in answered:
+            query_id = str(entry.body.get("query"))
+            if entry.visit is not None or query_id not in queries or query_id in answered:
                 raise broken(log.place(entry), f"{ANSWER} follows no {QUERY} of its own", "ORDER")
-            answered.add(query)
+            answered.add(query_id)
         if entry.kind != QUERY:
             continue
         try:
-            one = QueryDrawn.model_validate(entry.body)
+            query = QueryDrawn.model_validate(entry.body)
         except ValidationError as error:
             raise broken(log.place(entry), f"{QUERY} is not one", "ORDER") from error
-        if entry.visit is not None or one.query in found:
+        if entry.visit is not None or query.query in queries:
             raise broken(log.place(entry), f"{QUERY} belongs to a visit, or stands twice", "ORDER")
-        found[one.query] = one
-    return tuple(found.values())
+        queries[query.query] = query
+    return tuple(queries.values())

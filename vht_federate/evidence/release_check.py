@@ -27,8 +27,8 @@ def release_folders(folder: Path, component: str) -> dict[str, str]:
     names = sorted(path.name for path in (folder / "release").glob("*"))
     if [name for name in names if name != component]:
         raise broken(f"release/{names[0]}", f"is not the study's component {component}", "RELEASE")
-    found = {"component": f"release/{component}"} if names else {}
-    return found | ({"cohort": "cohort"} if (folder / "cohort").is_dir() else {})
+    folders = {"component": f"release/{component}"} if names else {}
+    return folders | ({"cohort": "cohort"} if (folder / "cohort").is_dir() else {})
 
 
 def check_releases(
@@ -41,14 +41,14 @@ def check_releases(
     spent: Spent,
 ) -> dict[str, Sealed]:
     """Verify every release of the bundle, by kind. Raises VerificationError VHT-VERIFY-RELEASE or of the package."""
-    found = release_folders(folder, request.component.name)
-    if found and not run.completed:
-        raise broken(next(iter(found.values())), f"was released by a run that ended as {run.state}", "RELEASE")
-    said, here = set(run.releases), set(found)
-    if said != here:
-        raise broken("run.json", f"names other releases than the bundle holds: {sorted(said ^ here)}", "RELEASE")
+    folders = release_folders(folder, request.component.name)
+    if folders and not run.completed:
+        raise broken(next(iter(folders.values())), f"was released by a run that ended as {run.state}", "RELEASE")
+    claimed, present = set(run.releases), set(folders)
+    if claimed != present:
+        raise broken("run.json", f"names other releases than the bundle holds: {sorted(claimed ^ present)}", "RELEASE")
     sealed = {}
-    for kind, where in found.items():
+    for kind, where in folders.items():
         sealed[kind] = _verified(folder, where, kind, coordinator)
         _check_manifest(f"{where}/manifest.json", sealed[kind], kind, permit, request, run)
         _check_acknowledged(kind, where, sealed[kind].sha256, run, records)
@@ -81,11 +81,13 @@ def _check_manifest(
 def _check_acknowledged(kind: str, where: str, sha256: str, run: RunClaims, records: Mapping[str, VisitRecord]) -> None:
     for name in run.present():
         record = records[name]
-        known = [entry for entry, one in record.acknowledged if (one.kind, one.artifact_sha256) == (kind, sha256)]
-        if not known:
+        entries = [
+            entry for entry, event in record.acknowledged if (event.kind, event.artifact_sha256) == (kind, sha256)
+        ]
+        if not entries:
             raise broken(record.log.file, f"does not acknowledge the release of {where}", "RELEASE")
-        if any(entry.index > known[-1].index for entry, _ in record.begun.values()):
-            raise record.error(known[-1], f"acknowledges {where} before the rounds that it is made of", "RELEASE")
+        if any(entry.index > entries[-1].index for entry, _ in record.begun.values()):
+            raise record.error(entries[-1], f"acknowledges {where} before the rounds that it is made of", "RELEASE")
 
 
 def _check_statement(folder: Path, where: str, request: StudyRequest, run: RunClaims, spent: Spent) -> None:
@@ -114,10 +116,10 @@ def _check_statement(folder: Path, where: str, request: StudyRequest, run: RunCl
 def _check_node(file: str, name: str, claimed: Any, run: RunClaims, spent: Spent) -> None:
     if name not in run.nodes:
         raise broken(file, f"speaks of {name}, which took no part", "RELEASE")
-    said = claimed.get("epsilon") if isinstance(claimed, dict) else None
-    if name not in run.present() or said is None:
+    epsilons = claimed.get("epsilon") if isinstance(claimed, dict) else None
+    if name not in run.present() or epsilons is None:
         return
-    if not isinstance(said, dict) or any(
-        abs(float(said.get(one, -1.0)) - spent[name][one]) > TOLERANCE for one in spent[name]
+    if not isinstance(epsilons, dict) or any(
+        abs(float(epsilons.get(population, -1.0)) - spent[name][population]) > TOLERANCE for population in spent[name]
     ):
         raise broken(file, f"claims another epsilon for {name} than its log", "RELEASE")

@@ -56,7 +56,7 @@ class RunClaims(BaseModel):
         return sorted(name for name, node in self.nodes.items() if node.lost is None)
 
     def outputs_of(self, node: str) -> dict[Call, str]:
-        return {(one.job, one.round): one.outputs[node] for one in self.rounds if node in one.outputs}
+        return {(round_.job, round_.round): round_.outputs[node] for round_ in self.rounds if node in round_.outputs}
 
 
 def read_run(content: bytes) -> RunClaims:
@@ -87,33 +87,33 @@ def check_run(
     if run.study_id != request.study_id:
         raise broken(FILE, f"belongs to study {run.study_id}, not {request.study_id}", "RUN")
     planned = set(request.plan.calls())
-    calls = [(one.job, one.round) for one in run.rounds]
+    calls = [(round_.job, round_.round) for round_ in run.rounds]
     if not set(calls) <= planned or len(set(calls)) != len(calls):
         raise broken(FILE, "holds a round that the plan does not have, or one round twice", "RUN")
     context = _Context(run, permit, request, digest_of(request.claims()))
-    unknown = sorted({name for one in run.rounds for name in one.outputs} - run.nodes.keys())
+    unknown = sorted({name for round_ in run.rounds for name in round_.outputs} - run.nodes.keys())
     if unknown:
         raise broken(FILE, f"holds outputs of nodes that are not in the run: {', '.join(unknown)}", "RUN")
-    found: dict[str, VisitRecord] = {}
+    visits: dict[str, VisitRecord] = {}
     for name, node in sorted(run.nodes.items()):
         record = records.get(name, {}).get(node.visit)
         if record is not None:
             _check_visit(context, record)
             _check_outputs(context, name, record)
-            found[name] = record
+            visits[name] = record
         elif node.lost is None and (name not in records or run.outputs_of(name)):
             raise broken(f"nodes/{name}.json", f"does not hold visit {node.visit} of this run: cut or missing", "RUN")
     if run.completed:
-        _check_complete(context, found)
-    return found
+        _check_complete(context, visits)
+    return visits
 
 
 def _check_visit(context: _Context, record: VisitRecord) -> None:
-    file, asked, request = record.log.file, record.requested, context.request
-    if asked is None or asked.request_digest != context.request_digest:
+    file, requested, request = record.log.file, record.requested, context.request
+    if requested is None or requested.request_digest != context.request_digest:
         raise broken(file, "holds a visit for another study request", "RUN")
-    said: tuple[Any, ...] = (asked.study_id, asked.user_kid, asked.component, asked.plan)
-    if said != (request.study_id, request.user_kid, request.component, request.plan):
+    logged: tuple[Any, ...] = (requested.study_id, requested.user_kid, requested.component, requested.plan)
+    if logged != (request.study_id, request.user_kid, request.component, request.plan):
         raise broken(file, "logged another study, user, component or plan than was signed", "RUN")
     if record.built is not None:
         beyond = sorted(set(record.built.columns) - set(request.columns))
@@ -140,15 +140,15 @@ def _check_outputs(context: _Context, name: str, record: VisitRecord) -> None:
                 raise record.error(entry, f"released an output of {job} {number} that {FILE} does not mention", "RUN")
 
 
-def _check_complete(context: _Context, found: Mapping[str, VisitRecord]) -> None:
+def _check_complete(context: _Context, visits: Mapping[str, VisitRecord]) -> None:
     run, least = context.run, context.permit.minimum_nodes
-    here = run.present()
-    if len(here) < least:
-        raise broken(FILE, f"completed with {len(here)} nodes; the permit asks for {least}", "RUN")
+    present = run.present()
+    if len(present) < least:
+        raise broken(FILE, f"completed with {len(present)} nodes; the permit asks for {least}", "RUN")
     for job, number in context.request.plan.calls():
-        missing = [name for name in here if (job, number) not in run.outputs_of(name)]
+        missing = [name for name in present if (job, number) not in run.outputs_of(name)]
         if missing:
             raise broken(FILE, f"lacks the output of {job} {number} of {', '.join(missing)}", "RUN")
-    for name in here:
-        if found[name].closed is None:
-            raise broken(found[name].log.file, "does not close the visit of this run: cut", "RUN")
+    for name in present:
+        if visits[name].closed is None:
+            raise broken(visits[name].log.file, "does not close the visit of this run: cut", "RUN")

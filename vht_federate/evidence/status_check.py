@@ -28,20 +28,20 @@ class SeenStatus:
 
 def read_statuses(folder: Path, issuer: PublicKey) -> tuple[SeenStatus, ...]:
     """All lists of the bundle, oldest first. Raises VerificationError VHT-VERIFY-STATUS."""
-    seen = []
+    statuses = []
     for path in sorted((folder / "status").glob("*.jwt")):
         file = path.relative_to(folder).as_posix()
         try:
-            seen.append(SeenStatus(file, read_status(read_statement_file(folder, file), issuer)))
+            statuses.append(SeenStatus(file, read_status(read_statement_file(folder, file), issuer)))
         except VhtError as error:
             raise broken(file, error.message, "STATUS") from error
-    if not seen:
+    if not statuses:
         raise broken("status", "holds no status list of the issuer", "STATUS")
-    seen.sort(key=lambda one: (one.status.issued_at, one.status.serial))
-    for older, newer in pairwise(seen):
+    statuses.sort(key=lambda seen_status: (seen_status.status.issued_at, seen_status.status.serial))
+    for older, newer in pairwise(statuses):
         if newer.status.serial < older.status.serial:
             raise broken(newer.file, f"has a lower serial than the older {older.file}", "STATUS")
-    return tuple(seen)
+    return tuple(statuses)
 
 
 def check_rounds(record: VisitRecord, permit: Permit, statuses: tuple[SeenStatus, ...]) -> None:
@@ -88,8 +88,8 @@ def check_covered(record: VisitRecord, statuses: tuple[SeenStatus, ...]) -> None
 
 
 def _revocation(permit: Permit, statuses: tuple[SeenStatus, ...]) -> tuple[SeenStatus, datetime, timedelta] | None:
-    for seen in statuses:
-        moment = seen.status.revoked.get(permit.permit_id)
+    for seen_status in statuses:
+        moment = seen_status.status.revoked.get(permit.permit_id)
         if moment is not None:
-            return seen, moment, seen.status.valid_until - seen.status.issued_at
+            return seen_status, moment, seen_status.status.valid_until - seen_status.status.issued_at
     return None

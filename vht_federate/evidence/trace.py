@@ -34,11 +34,11 @@ def trace_of(
         TraceLine(permit.issued_at, permit.hdab, f"issues permit {permit.permit_id}", "permit.jwt"),
         TraceLine(request.created_at, _user(permit, request), f"asks for study {request.study_id}", "study.jws"),
     ]
-    for seen in statuses:
-        revoked = permit.permit_id in seen.status.revoked
+    for seen_status in statuses:
+        revoked = permit.permit_id in seen_status.status.revoked
         word = "revoked" if revoked else "good"
-        what = f"status list {seen.status.serial}: the permit is {word}"
-        lines.append(TraceLine(seen.status.issued_at, permit.hdab, what, seen.file))
+        what = f"status list {seen_status.status.serial}: the permit is {word}"
+        lines.append(TraceLine(seen_status.status.issued_at, permit.hdab, what, seen_status.file))
     for log in logs:
         for entry in log.entries:
             time = datetime.fromisoformat(entry.time)

@@ -62,7 +62,7 @@ class Verification:
             "study_id": self.study.study_id,
             "state": self.run.state,
             "participants": self.run.present(),
-            "epsilon": max((max(one.values()) for one in self.epsilon.values()), default=0.0),
+            "epsilon": max((max(epsilons.values()) for epsilons in self.epsilon.values()), default=0.0),
             "delta": self.study.plan.delta,
             "epsilon_by_node": self.epsilon,
             "entries": sum(self.entries.values()),
@@ -175,8 +175,8 @@ class _Audit:
                 if node.lost:
                     self.notes.append(f"{name}: the run lost it ({node.lost}); its log holds")
             elif name in self.logs:
-                mine = [one for one in self.records[name].values() if self._of_this_study(one)]
-                self.spent[name] = self._cost(spent_under_permit(mine))
+                visits = [visit for visit in self.records[name].values() if self._of_this_study(visit)]
+                self.spent[name] = self._cost(spent_under_permit(visits))
                 lost = node.lost or "it took no part"
                 self.notes.append(f"{name}: with a log that does not hold its visit; the run lost it ({lost})")
             else:
@@ -191,15 +191,15 @@ class _Audit:
     def _bound(self, name: str, lost: str) -> None:
         """A node whose log is not here counts as if it had begun every call of the run: only its log could say less."""
         plan, used = self.request.plan, self.run.outputs_of(name)
-        told = self._cost([event for call in used for event in plan.events_of(*call)])
-        begun = {(one.job, one.round) for one in self.run.rounds}
+        claimed = self._cost([event for call in used for event in plan.events_of(*call)])
+        begun = {(round_.job, round_.round) for round_ in self.run.rounds}
         begun |= {call for record in self.found.values() for call in record.begun}
         self.spent[name] = self._cost(
             [event for call in plan.calls() if call in begun for event in plan.events_of(*call)]
         )
         self.notes.append(
             f"{name}: without its log; the run lost it ({lost}); by the coordinator's account it gave {len(used)} "
-            f"outputs for epsilon {max(told.values()):.4f}, which nobody but the coordinator says: counted as "
+            f"outputs for epsilon {max(claimed.values()):.4f}, which nobody but the coordinator says: counted as "
             f"{max(self.spent[name].values()):.4f}, as if it had begun every call of the run"
         )
 
@@ -222,14 +222,14 @@ class _Audit:
         sealed = check_releases(
             self.folder, self.trust.coordinator_key, self.permit, self.request, self.run, self.found, self.spent
         )
-        for kind, one in sealed.items():
-            where = one.folder.relative_to(self.folder).as_posix()
-            what = f"{kind} {one.sha256[:12]}… is whole and acknowledged by every node that took part to the end"
+        for kind, release in sealed.items():
+            where = release.folder.relative_to(self.folder).as_posix()
+            what = f"{kind} {release.sha256[:12]}… is whole and acknowledged by every node that took part to the end"
             self.note(where, f"{what}; its privacy statement equals the ledgers")
         plan = self.request.plan
         for where, what in check_derived(self.folder, plan, self.run, self.found, outputs, sealed):
             self.note(where, what)
-        return {kind: one.sha256 for kind, one in sealed.items()}
+        return {kind: release.sha256 for kind, release in sealed.items()}
 
 
 class _naming:  # noqa: N801 - a context manager reads as a verb

@@ -76,8 +76,8 @@ class VisitRecord:
     def serials(self) -> tuple[int, ...]:
         """Of every status list that a decision relied on."""
         checked = (self.accepted.status_serial,) if self.accepted else ()
-        begun = tuple(one.status_serial for _, one in self.begun.values())
-        return checked + begun + tuple(one.status_serial for _, one in self.released.values())
+        begun = tuple(event.status_serial for _, event in self.begun.values())
+        return checked + begun + tuple(event.status_serial for _, event in self.released.values())
 
     def add(self, entry: LogEntry) -> None:
         """Raises VerificationError VHT-VERIFY-ORDER for an entry that may not stand here."""
@@ -125,8 +125,10 @@ class VisitRecord:
     def _on_approved(self, entry: LogEntry) -> None:
         self._require(entry, self.accepted is not None, "comes before the permit was checked")
         self._require(entry, not self.begun and not self._ended() and not self.revoked_seen, "comes too late")
-        digest, asked = entry.body.get("digest"), self.requested
-        self._require(entry, asked is not None and digest == asked.component.digest, "approves another component")
+        digest, requested = entry.body.get("digest"), self.requested
+        self._require(
+            entry, requested is not None and digest == requested.component.digest, "approves another component"
+        )
         self._require(entry, bool(entry.body.get("operator")), "names no operator")
         self.approved = True
 
@@ -144,8 +146,8 @@ class VisitRecord:
 
     def _on_started(self, entry: LogEntry) -> None:
         self._require(entry, self.built is not None, "comes before its cohort was built")
-        digest, asked = self._read(entry, EnclaveStarted).component_digest, self.requested
-        self._require(entry, asked is not None and digest == asked.component.digest, "runs another component")
+        digest, requested = self._read(entry, EnclaveStarted).component_digest, self.requested
+        self._require(entry, requested is not None and digest == requested.component.digest, "runs another component")
         self.started = True
 
     def _on_begun(self, entry: LogEntry) -> None:

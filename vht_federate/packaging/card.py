@@ -80,11 +80,11 @@ def _making(facts: CardFacts) -> str:
         if facts.patients_noised is None
         else f", about {facts.patients_noised:,.0f} training patients (a noised count)"
     )
-    made = (
+    summary = (
         f"Trained on {facts.created_at:%Y-%m-%d} by study `{facts.study_id}` under permit `{facts.permit_id}` "
         f"(purpose {facts.purpose}): {facts.nodes} hospitals, {facts.rounds} rounds{patients}."
     )
-    lines = [made]
+    lines = [summary]
     if facts.training:
         lines.append(markdown_table(("setting", "value"), facts.training.items()))
     return "\n\n".join(lines)

@@ -55,10 +55,10 @@ class Column(BaseModel):
     @property
     def labels(self) -> tuple[str, ...]:
         """What each cell is called."""
-        named = self.levels
+        names = self.levels
         if self.kind == "quantity":
-            named = tuple(f"[{low:g}, {high:g})" for low, high in zip(self.edges, self.edges[1:], strict=False))
-        return (*named, "missing") if self.missing else named
+            names = tuple(f"[{low:g}, {high:g})" for low, high in zip(self.edges, self.edges[1:], strict=False))
+        return (*names, "missing") if self.missing else names
 
 
 class Codebook(BaseModel):

@@ -41,7 +41,7 @@ ALLOWED = (
 
 
 def component_json(component: Component, profile: str, digest: str) -> dict[str, Any]:
-    """The package's machine-readable face."""
+    """The package's machine-readable description."""
     return {
         "schema_version": "1",
         "name": component.name,
@@ -93,8 +93,8 @@ def write_package(
     )
     write_json(folder / "privacy_statement.json", statement)
     write_json(folder / "provenance.json", run)
-    about = _manifest_facts(component, profile, digest, facts, statement)
-    return seal(folder, about, key, typ=TYP, allowed=ALLOWED)
+    manifest = _manifest_facts(component, profile, digest, facts, statement)
+    return seal(folder, manifest, key, typ=TYP, allowed=ALLOWED)
 
 
 def _manifest_facts(

@@ -43,24 +43,24 @@ def summarise(tables: Mapping[str, Mapping[str, Any]], noise_multiplier: float) 
     noise averages out. ``noise_multiplier``: standard deviation of each node's noise in a cell. With 95 % confidence
     it moved the pooled AUC by no more than the radius, and no observed share of the calibration by more than its own.
     """
-    nodes, read = {}, []
+    nodes, readable = {}, []
     for name, table in sorted(tables.items()):
         try:
             nodes[name] = metrics_of(table)
         except (KeyError, TypeError, ValueError):
             continue  # a node whose table cannot be read has no metrics
-        read.append(table)
+        readable.append(table)
     keys = next(iter(nodes.values()), {})
-    mean = {key: round(float(np.mean([m[key] for m in nodes.values()])), 6) for key in keys}
-    if not read:
+    mean = {key: round(float(np.mean([metrics[key] for metrics in nodes.values()])), 6) for key in keys}
+    if not readable:
         return {"nodes": nodes, "mean": mean, "pooled": {}, "pooled_auc_radius": None, "calibration": {}}
-    together = _added(read)
-    noise = noise_multiplier * len(read) ** 0.5
-    scores = ScoreTable(tuple(together["negatives"]), tuple(together["positives"]), noise)
+    pooled = _added(readable)
+    noise = noise_multiplier * len(readable) ** 0.5
+    scores = ScoreTable(tuple(pooled["negatives"]), tuple(pooled["positives"]), noise)
     return {
         "nodes": nodes,
         "mean": mean,
-        "pooled": metrics_of(together),
+        "pooled": metrics_of(pooled),
         "pooled_auc_radius": round(scores.area_radius(), 6),
         "calibration": _columns(scores.calibration()),
     }
@@ -80,7 +80,7 @@ def _added(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """The tables of all nodes as one."""
 
     def added(name: str) -> list[float]:
-        total: list[float] = np.sum([np.asarray(one[name], dtype=np.float64) for one in tables], axis=0).tolist()
+        total: list[float] = np.sum([np.asarray(table[name], dtype=np.float64) for table in tables], axis=0).tolist()
         return total
 
     return {name: added(name) for name in ("confusion", "positives", "negatives")}

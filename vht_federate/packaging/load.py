@@ -37,8 +37,8 @@ class LoadedComponent:
 
         with torch.inference_mode():
             logits = self.model(torch.as_tensor(np.asarray(values, dtype=np.float32)))
-            found: NDArray[np.float64] = torch.sigmoid(logits.double()).numpy()
-        return found
+            probabilities: NDArray[np.float64] = torch.sigmoid(logits.double()).numpy()
+        return probabilities
 
     def __repr__(self) -> str:
         return f"LoadedComponent({self.description['name']} {self.description['version']})"

@@ -95,16 +95,16 @@ class PrivacyStatement(BaseModel):
 
 def gradients_told(replies: Mapping[str, Reply]) -> dict[str, dict[str, str]]:
     """Which engine each node says it took gradients with, by its training's first output; nonsense is left out."""
-    told = {}
+    engines = {}
     for name, reply in replies.items():
         try:
-            said = Gradients.model_validate(
+            gradients = Gradients.model_validate(
                 {"engine": reply.result.get("engine"), "why": reply.result.get("engine_why", "")}
             )
         except ValidationError:
             continue
-        told[name] = said.model_dump(mode="json")
-    return told
+        engines[name] = gradients.model_dump(mode="json")
+    return engines
 
 
 def statement_schema() -> dict[str, Any]:

@@ -125,8 +125,8 @@ def _signed_by_user(token: str, permit: Permit, user_key: PublicKey, typ: str) -
         ) from error
 
 
-def _own(asked: StudyRequest | FeasibilityQuestion, user_key: PublicKey) -> None:
-    if asked.user_kid != user_key.kid:
+def _own(request: StudyRequest | FeasibilityQuestion, user_key: PublicKey) -> None:
+    if request.user_kid != user_key.kid:
         _refuse("USER", "the request names another user than the one who signed it")
 
 
@@ -148,16 +148,16 @@ def check_question(permit: Permit, question: FeasibilityQuestion) -> None:
         _refuse("RELEASE", "the permit allows no figures to leave, and the answer is one")
 
 
-def _check_asked(permit: Permit, asked: StudyRequest | FeasibilityQuestion) -> None:
-    if asked.permit_id != permit.permit_id:
-        _refuse("MISMATCH", f"the request relies on permit {asked.permit_id}, not on {permit.permit_id}")
-    user = _user(permit, asked.user_kid)
-    if asked.purpose not in permit.purposes:
-        _refuse("PURPOSE", f"purpose {asked.purpose} is not in the permit")
-    if not purpose_open_to(asked.purpose, user.kind):
-        _refuse("PURPOSE", f"purpose {asked.purpose} is not open to a {user.kind} actor (Article 53(2))")
-    _within("CATEGORY", "data category", asked.categories, permit.categories)
-    _within("DATASET", "dataset", asked.dataset_ids, permit.dataset_ids)
+def _check_asked(permit: Permit, request: StudyRequest | FeasibilityQuestion) -> None:
+    if request.permit_id != permit.permit_id:
+        _refuse("MISMATCH", f"the request relies on permit {request.permit_id}, not on {permit.permit_id}")
+    user = _user(permit, request.user_kid)
+    if request.purpose not in permit.purposes:
+        _refuse("PURPOSE", f"purpose {request.purpose} is not in the permit")
+    if not purpose_open_to(request.purpose, user.kind):
+        _refuse("PURPOSE", f"purpose {request.purpose} is not open to a {user.kind} actor (Article 53(2))")
+    _within("CATEGORY", "data category", request.categories, permit.categories)
+    _within("DATASET", "dataset", request.dataset_ids, permit.dataset_ids)
 
 
 def _check_budget(permit: Permit, request: StudyRequest, compose: Composition | None) -> None:
@@ -189,8 +189,8 @@ def _user(permit: Permit, kid: str) -> DataUser:
     _refuse("USER", "the key that signed this study belongs to no data user of the permit")
 
 
-def _within(rule: str, noun: str, asked: Sequence[str], allowed: Sequence[str]) -> None:
-    outside = sorted(set(asked) - set(allowed))
+def _within(rule: str, noun: str, requested: Sequence[str], allowed: Sequence[str]) -> None:
+    outside = sorted(set(requested) - set(allowed))
     if outside:
         _refuse(rule, f"{noun} {', '.join(outside)} is not in the permit")
 

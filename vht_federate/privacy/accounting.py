@@ -76,8 +76,8 @@ def _beside_overflows(
     price: Callable[[tuple[_Steps, ...], float], float], events: Sequence[PrivacyEvent], delta: float
 ) -> float:
     chance = overflow_chance(events)
-    found = price(_merged(events), _left(_checked(delta), chance))
-    return found if covers(delta, found, chance) else math.inf
+    cost = price(_merged(events), _left(_checked(delta), chance))
+    return cost if covers(delta, cost, chance) else math.inf
 
 
 def _left(delta: float, chance: float) -> float:
@@ -140,9 +140,9 @@ def _gaussian(noise: float, delta: float) -> float:
     """Epsilon of one Gaussian release, rounded up in the twelfth decimal."""
     from scipy.special import log_ndtr
 
-    def delta_of(one: float) -> float:
-        near, far = 0.5 / noise - one * noise, -0.5 / noise - one * noise
-        return math.exp(log_ndtr(near)) - math.exp(one + log_ndtr(far))
+    def delta_of(eps: float) -> float:
+        near, far = 0.5 / noise - eps * noise, -0.5 / noise - eps * noise
+        return math.exp(log_ndtr(near)) - math.exp(eps + log_ndtr(far))
 
     low, high = 0.0, 2 * LOOSE_ABOVE
     while high - low > 1e-12 * max(1.0, high):

@@ -100,7 +100,7 @@ class PatientAccounts:
         for place in np.flatnonzero(~able):
             able[place] = self._fits_as_planned(rule, run, others, int(place))
         for population in np.flatnonzero(~able_fresh):
-            charged = [one for one in others if one.name in self._unplaced]
+            charged = [other for other in others if other.name in self._unplaced]
             able_fresh[population] = _fits(rule, run, charged, POPULATIONS[population])
         return able, able_fresh
 
@@ -141,16 +141,16 @@ class PatientAccounts:
     def _incidence(self) -> NDArray[np.float64]:
         """[groups, runs]: 1 where a run is in a group's history."""
         groups, column = self.participation.groups, self._column
-        found = np.zeros((len(groups), len(column)))
+        incidence = np.zeros((len(groups), len(column)))
         for place, group in enumerate(groups):
-            found[place, [column[run] for run in group.runs if run in column]] = 1.0
-        return found
+            incidence[place, [column[run] for run in group.runs if run in column]] = 1.0
+        return incidence
 
-    def _require(self, run: Run, held: NDArray[np.int64], new: NDArray[np.int64], caps: Sequence[Cap]) -> None:
-        """``held`` [groups] and ``new`` [train, test] patients are asked for."""
+    def _require(self, run: Run, known: NDArray[np.int64], new: NDArray[np.int64], caps: Sequence[Cap]) -> None:
+        """``known`` [groups] and ``new`` [train, test] patients are asked for."""
         for cap in caps:
             able, able_new = self.affords(run, cap)
-            if (held[~able] > 0).any() or (new[~able_new] > 0).any():
+            if (known[~able] > 0).any() or (new[~able_new] > 0).any():
                 raise BudgetError(
                     f"some of the patients that this run would include would pay more than the {cap.name}'s cap of "
                     f"epsilon {cap.epsilon:g} at delta {cap.delta:g}, with what they paid before",
@@ -159,7 +159,7 @@ class PatientAccounts:
                 )
 
     def _others(self, run: Run, cap: Cap) -> list[Run]:
-        return [one for one in self.runs.values() if one.name != run.name and cap.covers(one)]
+        return [other for other in self.runs.values() if other.name != run.name and cap.covers(other)]
 
     def _group_curves(self, runs: Sequence[Run]) -> NDArray[np.float64]:
         """[groups, coordinates]: what the placed ones of ``runs`` cost each group."""
@@ -167,8 +167,8 @@ class PatientAccounts:
         for run in runs:
             curves[self._column[run.name]] = run.curves
         both = np.tensordot(self._incidence, curves, axes=1)
-        found: NDArray[np.float64] = both[np.arange(len(both)), self._population]
-        return found
+        costs: NDArray[np.float64] = both[np.arange(len(both)), self._population]
+        return costs
 
     def _everybody(self, runs: Sequence[Run]) -> NDArray[np.float64]:
         """[2, coordinates]: what those of ``runs`` that may include anybody cost a patient of each population."""
@@ -177,12 +177,14 @@ class PatientAccounts:
 
     def _fits_as_planned(self, rule: RdpFilter, run: Run, others: Sequence[Run], place: int) -> bool:
         group = self.participation.groups[place]
-        charged = [one for one in others if one.name in self._unplaced or one.name in group.runs]
+        charged = [other for other in others if other.name in self._unplaced or other.name in group.runs]
         return _fits(rule, run, charged, group.population)
 
 
 def _fits(rule: RdpFilter, run: Run, others: Sequence[Run], population: str) -> bool:
     """Where the filter refuses: plans of which nothing was drawn may still fit by their privacy loss distribution."""
     runs = (*others, run)
-    drawn = touching([event for one in runs for event in one.drew], population)
-    return not drawn and rule.fits((), touching([event for one in runs for event in one.holds], population))
+    drawn = touching([event for charged_run in runs for event in charged_run.drew], population)
+    return not drawn and rule.fits(
+        (), touching([event for charged_run in runs for event in charged_run.holds], population)
+    )

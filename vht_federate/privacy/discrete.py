@@ -29,8 +29,8 @@ def discrete_laplace(scale: int, shape: tuple[int, ...], source: RandomWords) ->
     """Integers x with probability proportional to e^(-|x| / scale), for an integer scale from 1 to 2^16."""
     if not 1 <= scale <= 1 << 16:
         raise InputError("a scale on the integer grid lies in 1..65536", code="VHT-INPUT-NOISE")
-    made = _gather(prod(shape), lambda count: _laplace_candidates(scale, count, source))
-    return made.reshape(shape)
+    samples = _gather(prod(shape), lambda count: _laplace_candidates(scale, count, source))
+    return samples.reshape(shape)
 
 
 def discrete_gaussian(variance: Fraction | int, shape: tuple[int, ...], source: RandomWords) -> NDArray[np.int64]:
@@ -83,7 +83,7 @@ def _gather(count: int, candidates: Callable[[int], NDArray[np.int64]]) -> NDArr
     parts: list[NDArray[np.int64]] = []
     missing = count
     while missing > 0:
-        made = candidates(int(_SPARE * missing) + 16)[:missing]
-        parts.append(made)
-        missing -= len(made)
+        samples = candidates(int(_SPARE * missing) + 16)[:missing]
+        parts.append(samples)
+        missing -= len(samples)
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)

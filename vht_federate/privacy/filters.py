@@ -47,13 +47,13 @@ class RdpFilter:
 
         Infinite where batches of the history may have overflowed too often for the cap and its delta.
         """
-        found: NDArray[np.float64] = renyi_epsilon(curves[..., :-1], self._deltas).min(axis=-1)
-        return np.where(curves[..., -1] <= self._chance, found, np.inf)
+        epsilons: NDArray[np.float64] = renyi_epsilon(curves[..., :-1], self._deltas).min(axis=-1)
+        return np.where(curves[..., -1] <= self._chance, epsilons, np.inf)
 
     def admits(self, curves: NDArray[np.float64]) -> NDArray[np.bool_]:
         """May histories [..., coordinates], the plan in question included, come to be? One answer for each."""
-        found: NDArray[np.bool_] = self.charged(curves) <= self.epsilon + SLACK
-        return found
+        admitted: NDArray[np.bool_] = self.charged(curves) <= self.epsilon + SLACK
+        return admitted
 
     def cost(self, drawn: Sequence[PrivacyEvent], planned: Sequence[PrivacyEvent]) -> float:
         """What decides about ``planned`` after ``drawn``, as an epsilon: the plan fits where it is at most ``epsilon``.
@@ -79,8 +79,8 @@ class RdpFilter:
         empty = np.log1p(-1 / orders) - np.log(self.delta * orders) / (orders - 1)
         best = int(np.argmax((self.epsilon - empty) / orders))
         shares = _FALL ** np.abs(np.arange(len(orders)) - best)
-        found: NDArray[np.float64] = (1.0 - SET_ASIDE) * self.delta * shares / shares.sum()
-        return found
+        deltas: NDArray[np.float64] = (1.0 - SET_ASIDE) * self.delta * shares / shares.sum()
+        return deltas
 
     @cached_property
     def _chance(self) -> float:

@@ -59,13 +59,13 @@ def record_logits(model: torch.nn.Module, values: Tensor) -> Tensor:
     buffers = dict(model.named_buffers())
     model.eval()
 
-    def one_logit(one: Tensor) -> Tensor:
-        logit: Tensor = functional_call(model, (parameters, buffers), (one.unsqueeze(0),))
+    def one_logit(record: Tensor) -> Tensor:
+        logit: Tensor = functional_call(model, (parameters, buffers), (record.unsqueeze(0),))
         return logit.reshape(())
 
-    def guarded(one: Tensor) -> Tensor:
+    def guarded(record: Tensor) -> Tensor:
         try:
-            return one_logit(one)
+            return one_logit(record)
         except Exception:
             return next(iter(parameters.values())).new_full((), torch.nan)
 
@@ -77,7 +77,7 @@ def record_logits(model: torch.nn.Module, values: Tensor) -> Tensor:
                 logits = values.new_zeros(0)
             if len(logits):
                 return logits
-        return torch.stack([guarded(one) for one in values]) if len(values) else values.new_zeros(0)
+        return torch.stack([guarded(record) for record in values]) if len(values) else values.new_zeros(0)
 
 
 def contributions(records: Mapping[str, Tensor], group: Tensor) -> dict[str, Tensor]:
@@ -125,8 +125,8 @@ def _record_gradients(
     """Gradient of each record's own loss, [records, …] by parameter name."""
     buffers = dict(model.named_buffers())
 
-    def record_loss(weights: dict[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(model, (weights, buffers), (one.unsqueeze(0),))
+    def record_loss(weights: dict[str, Tensor], record: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(model, (weights, buffers), (record.unsqueeze(0),))
         return loss(logits, label.unsqueeze(0))
 
     gradients: dict[str, Tensor] = vmap(grad(record_loss), in_dims=(None, 0, 0))(parameters, values, outcome)

@@ -38,7 +38,9 @@ class Account:
 
     def reserved(self, visit: str) -> tuple[PrivacyEvent, ...]:
         """What ``visit`` may still draw."""
-        return tuple(event for held in self.reservations if held.visit == visit for event in held.events)
+        return tuple(
+            event for reservation in self.reservations if reservation.visit == visit for event in reservation.events
+        )
 
     def spent_by(self, visit: str | None = None) -> tuple[PrivacyEvent, ...]:
         """Events drawn by ``visit``, or by all."""
@@ -56,12 +58,15 @@ class Account:
         """The same as decisions count it (``RdpFilter.cost``): never below what a patient pays."""
         drawn, planned = self.spent_by(), [*self._held(), *more]
         rule = RdpFilter(self.epsilon, self.delta)
-        return {one: rule.cost(touching(drawn, one), touching(planned, one)) for one in POPULATIONS}
+        return {
+            population: rule.cost(touching(drawn, population), touching(planned, population))
+            for population in POPULATIONS
+        }
 
     def reserve(self, visit: str, events: Iterable[PrivacyEvent]) -> "Account":
         """Set ``events`` aside for ``visit``. Raises BudgetError VHT-BUDGET-CAP, VHT-BUDGET-RESERVED."""
         wanted = tuple(events)
-        if any(held.visit == visit for held in self.reservations):
+        if any(reservation.visit == visit for reservation in self.reservations):
             raise BudgetError("this visit already holds a reservation", code="VHT-BUDGET-RESERVED")
         for population, cost in self.cost_if_spent(wanted).items():
             if cost > self.epsilon + SLACK:
@@ -85,7 +90,7 @@ class Account:
             )
         for event in wanted:
             left.remove(event)
-        others = tuple(held for held in self.reservations if held.visit != visit)
+        others = tuple(reservation for reservation in self.reservations if reservation.visit != visit)
         return replace(
             self,
             spent=(*self.spent, *((visit, event) for event in wanted)),
@@ -94,7 +99,9 @@ class Account:
 
     def release(self, visit: str) -> "Account":
         """Give back what ``visit`` did not draw. A visit without a reservation changes nothing."""
-        return replace(self, reservations=tuple(held for held in self.reservations if held.visit != visit))
+        return replace(
+            self, reservations=tuple(reservation for reservation in self.reservations if reservation.visit != visit)
+        )
 
     def _held(self) -> tuple[PrivacyEvent, ...]:
         return tuple(event for reservation in self.reservations for event in reservation.events)

@@ -49,7 +49,7 @@ class Included:
     @classmethod
     def of(cls, subjects: Sequence[str], test: Sequence[bool]) -> "Included":
         """From subject keys (64 hex digits) in any order."""
-        numbers = np.fromiter((subject_number(one) for one in subjects), dtype=np.uint64, count=len(subjects))
+        numbers = np.fromiter((subject_number(subject) for subject in subjects), dtype=np.uint64, count=len(subjects))
         distinct, first = np.unique(numbers, return_index=True)
         return cls(distinct, np.asarray(test, dtype=bool)[first])
 
@@ -91,8 +91,8 @@ class Participation:
     def touched(self, included: Included) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """How many of ``included`` are in each group [groups], and how many in none: [train, test]."""
         at, known = self._find(included)
-        held = np.bincount(self.group[at[known]], minlength=len(self.groups)).astype(np.int64)
-        return held, np.bincount(included.test[~known], minlength=2).astype(np.int64)
+        counts = np.bincount(self.group[at[known]], minlength=len(self.groups)).astype(np.int64)
+        return counts, np.bincount(included.test[~known], minlength=2).astype(np.int64)
 
     def place(self, run: str, included: Included) -> "Participation":
         """The same with ``run`` in the history of ``included``.
@@ -110,7 +110,7 @@ class Participation:
         inside = np.zeros(len(self.subjects), dtype=np.int64)
         inside[place] = 1
         code = np.concatenate([2 * self.group + inside, 2 * len(self.groups) + included.test[~known]])
-        histories = [one for group in self.groups for one in (group, replace(group, runs=(*group.runs, run)))]
+        histories = [history for group in self.groups for history in (group, replace(group, runs=(*group.runs, run)))]
         histories += [Group("train", (run,)), Group("test", (run,))]
         subjects = np.concatenate([self.subjects, included.subjects[~known]])
         order = np.argsort(subjects, kind="stable")  # two rising pieces: one merge
@@ -118,10 +118,10 @@ class Participation:
 
     def remove(self, run: str) -> "Participation":
         """The same without ``run``, which drew nothing. Patients in no other run are forgotten."""
-        histories = [replace(one, runs=tuple(other for other in one.runs if other != run)) for one in self.groups]
+        histories = [replace(group, runs=tuple(other for other in group.runs if other != run)) for group in self.groups]
         first: dict[Group, int] = {}
-        merged = np.array([first.setdefault(one, place) for place, one in enumerate(histories)], dtype=np.int64)
-        kept = np.array([bool(one.runs) for one in histories], dtype=bool)[self.group]
+        merged = np.array([first.setdefault(history, place) for place, history in enumerate(histories)], dtype=np.int64)
+        kept = np.array([bool(history.runs) for history in histories], dtype=bool)[self.group]
         return _of(self.subjects[kept], merged[self.group[kept]], histories)
 
     def _find(self, included: Included) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -137,4 +137,4 @@ def _of(subjects: Numbers, code: NDArray[np.int64], histories: Sequence[Group]) 
     used = np.flatnonzero(np.bincount(code, minlength=len(histories)))
     number = np.zeros(len(histories), dtype=np.int32)
     number[used] = np.arange(len(used), dtype=np.int32)
-    return Participation(subjects, number[code], tuple(histories[int(one)] for one in used))
+    return Participation(subjects, number[code], tuple(histories[int(place)] for place in used))

@@ -54,11 +54,11 @@ def poisson(mean: Fraction, count: int, source: RandomWords) -> NDArray[np.int64
 
 def _settle(uniform: int, mean: Fraction, source: RandomWords) -> int:
     """The same by more bits."""
-    bits, found = _FIRST_BITS, None
-    while found is None:
+    bits, number = _FIRST_BITS, None
+    while number is None:
         uniform, bits = (uniform << 64) | int(source.words(1)[0]), bits + 64
-        found = _table(mean, bits).find(uniform)
-    return found
+        number = _table(mean, bits).find(uniform)
+    return number
 
 
 @lru_cache(maxsize=64)
@@ -68,18 +68,18 @@ def _table(mean: Fraction, bits: int) -> _Table:
     Each rounding is carried outwards by factors below one, so a weight is off by at most its distance from the mode,
     and all sums by less than 2^64 of the guarded units: far below 2^-bits.
     """
-    one, mode = 1 << (bits + _GUARD_BITS), floor(mean)
+    mode_weight, mode = 1 << (bits + _GUARD_BITS), floor(mean)
     below: list[int] = []
-    weight, k = one, mode
+    weight, k = mode_weight, mode
     while k > 0 and (weight := weight * k * mean.denominator // mean.numerator) > 0:
         below.append(weight)
         k -= 1
     above: list[int] = []
-    weight, k = one, mode + 1
+    weight, k = mode_weight, mode + 1
     while (weight := weight * mean.numerator // (mean.denominator * k)) > 0:
         above.append(weight)
         k += 1
-    weights = [*reversed(below), one, *above]
+    weights = [*reversed(below), mode_weight, *above]
     total, running, cumulative = sum(weights), 0, []
     for weight in weights:
         running += weight

@@ -49,8 +49,8 @@ def renyi_epsilon(curves: Curve, delta: Curve | float) -> Curve:
     Canonne, Kamath and Steinke 2020, Proposition 12.
     """
     orders = np.array(ORDERS, dtype=float)
-    found = curves + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
-    return np.where(curves == 0.0, 0.0, np.maximum(found, 0.0))
+    epsilons = curves + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+    return np.where(curves == 0.0, 0.0, np.maximum(epsilons, 0.0))
 
 
 @lru_cache(maxsize=4096)
@@ -59,16 +59,16 @@ def step_curve(mechanism: Mechanism, orders: tuple[int, ...]) -> Curve:
     name, rate, noise, l2, l1 = mechanism
     if name == "discrete-gaussian":
         bound = discrete_gaussian_renyi(1.0, noise**2)
-        found = np.array([bound(order) for order in orders])
+        curve = np.array([bound(order) for order in orders])
     elif name == "skellam":
         bound = skellam_renyi(l1, l2, (noise * l2) ** 2)
-        found = np.array([bound(order) for order in orders])
+        curve = np.array([bound(order) for order in orders])
     elif name == "exponential":
-        found = np.array(orders, dtype=float) / (8 * noise**2)
+        curve = np.array(orders, dtype=float) / (8 * noise**2)
     else:
-        found = _by_library(name, rate, noise, orders)
-    found.flags.writeable = False
-    return found
+        curve = _by_library(name, rate, noise, orders)
+    curve.flags.writeable = False
+    return curve
 
 
 def _by_library(name: str, rate: float, noise: float, orders: tuple[int, ...]) -> Curve:

@@ -71,7 +71,7 @@ def privacy_statement(
     ``gradients``: by node, ``engine`` and ``why``, where the node told which engine took its gradients.
     ``epsilon`` is the most that any patient at any node paid. JSON values only; the same input gives the same output.
     """
-    told = gradients or {}
+    gradients_by_node = gradients or {}
     spent = {name: epsilon_by_population(ran[name], plan.delta) for name in sorted(ran)}
     worst = {
         population: max((node[population] for node in spent.values()), default=0.0) for population in ("train", "test")
@@ -99,7 +99,7 @@ def privacy_statement(
             name: {
                 "epsilon": spent[name],
                 "events": [event.model_dump(mode="json") for event in ran[name]],
-                "gradients": dict(told[name]) if name in told else None,
+                "gradients": dict(gradients_by_node[name]) if name in gradients_by_node else None,
             }
             for name in sorted(ran)
         },

@@ -167,7 +167,7 @@ class Quantiles(Statistic[PatientValues, Vector]):
         _check_rising((self.lower, self.upper))
         if not (1 <= self.levels <= _MOST_LEVELS and self.probabilities):
             raise InputError(f"1 to {_MOST_LEVELS} levels and at least one probability", code="VHT-INPUT-STATISTIC")
-        if not all(0 <= one <= 1 for one in self.probabilities):
+        if not all(0 <= probability <= 1 for probability in self.probabilities):
             raise InputError("probabilities lie in [0, 1]", code="VHT-INPUT-STATISTIC")
 
     @property
@@ -194,8 +194,8 @@ class Quantiles(Statistic[PatientValues, Vector]):
         rising = np.maximum.accumulate(upto)
         wanted = np.array(self.probabilities) * rising[-1]
         bin_ = np.clip(np.searchsorted(rising, wanted, side="left"), 1, finest) - 0.5
-        found: Vector = self.lower + (self.upper - self.lower) * bin_ / finest
-        return found
+        quantiles: Vector = self.lower + (self.upper - self.lower) * bin_ / finest
+        return quantiles
 
 
 def _check_rising(edges: tuple[float, ...]) -> None:

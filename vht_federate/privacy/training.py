@@ -87,7 +87,9 @@ class TrainingTensors:
 
 def noised_count(data: Private[TrainingTensors], plan: TrainingPlan, noise: NoiseSource) -> float:
     """The number of training patients with N(0, count_noise_multiplier^2) noise, at least 1."""
-    count = release_gaussian(data.map(lambda held: np.array(held.patients)), 1.0, plan.count_noise_multiplier, noise)
+    count = release_gaussian(
+        data.map(lambda tensors: np.array(tensors.patients)), 1.0, plan.count_noise_multiplier, noise
+    )
     return max(1.0, float(count))
 
 
@@ -129,13 +131,13 @@ def train_round(
     engine makes its choice before noise is asked for: a model that no engine can follow is refused before the round has
     begun.
     """
-    data.map(lambda held: engine.prepare((held.values,), held.outcome))
+    data.map(lambda tensors: engine.prepare((tensors.values,), tensors.outcome))
     parameters = trained(engine.model)
     expected_batch = plan.sampling_rate * max(1.0, patients_noised)
     velocity = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
     norm = plan.clipping_norm if clipping_norm is None else clipping_norm
     for _ in range(plan.local_steps):
-        sampled = data.map(lambda held: _sampled(engine, held, plan, noise))
+        sampled = data.map(lambda tensors: _sampled(engine, tensors, plan, noise))
         gradient, norm = _released(engine, sampled, plan, norm, expected_batch, noise)
         with torch.no_grad():
             for name, value in parameters.items():
@@ -147,16 +149,16 @@ def train_round(
 
 
 def _sampled(
-    engine: PerPatientEngine, held: TrainingTensors, plan: TrainingPlan, noise: NoiseSource
+    engine: PerPatientEngine, tensors: TrainingTensors, plan: TrainingPlan, noise: NoiseSource
 ) -> Batch | FixedBatch:
     """A step's patients: a Poisson sample, truncated where the plan bounds it."""
     limit = plan.batch_limit
     if limit is None:
-        chosen = noise.poisson_sample(held.patients, plan.sampling_rate)
+        chosen = noise.poisson_sample(tensors.patients, plan.sampling_rate)
     else:
-        chosen = TruncatedPoisson(plan.sampling_rate, limit.patients, limit.population).sample(held.patients, noise)
-    expected, bound = plan.sampling_rate * held.patients, None if limit is None else limit.patients
-    return held.batch_of(chosen, engine.slots(held.sizes, expected, bound, torch.device(held.device).type))
+        chosen = TruncatedPoisson(plan.sampling_rate, limit.patients, limit.population).sample(tensors.patients, noise)
+    expected, bound = plan.sampling_rate * tensors.patients, None if limit is None else limit.patients
+    return tensors.batch_of(chosen, engine.slots(tensors.sizes, expected, bound, torch.device(tensors.device).type))
 
 
 def _with_zeros(values: Tensor) -> Tensor:

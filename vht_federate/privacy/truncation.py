@@ -90,7 +90,9 @@ def check_population(plan: TrainingPlan, patients_noised: float) -> None:
 
 def overflow_chance(events: Iterable[PrivacyEvent]) -> float:
     """The chance that any step of ``events`` drew more than fits, or from more patients than accounted for."""
-    return sum(_chance(one.sampling_rate, one.largest_batch, one.largest_population, one.steps) for one in events)
+    return sum(
+        _chance(event.sampling_rate, event.largest_batch, event.largest_population, event.steps) for event in events
+    )
 
 
 @lru_cache(maxsize=4096)

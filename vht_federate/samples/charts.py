@@ -82,7 +82,7 @@ class Chart:
     def patient(self, *, born: int, male: bool, died: int) -> Resource:
         person = self.person
         name = f"{person.given} {person.family}"
-        made: Resource = {
+        patient: Resource = {
             "resourceType": "Patient",
             "id": person.id,
             "text": {
@@ -98,8 +98,8 @@ class Chart:
             "address": [{"line": [person.street], "city": person.city, "postalCode": person.postcode}],
         }
         if died:
-            made["deceasedDateTime"] = _iso(died)
-        return made
+            patient["deceasedDateTime"] = _iso(died)
+        return patient
 
     def encounter(self, day: int, minute: int, *, unusual: bool) -> Resource:
         fraction = f".{self.person.unusual_fraction}" if unusual else ""
@@ -140,8 +140,8 @@ class Chart:
             yield self._observation(moment, "33914-3", "Estimated glomerular filtration rate", "laboratory", egfr)
         if "smoking" in values:
             code, display = SMOKING[round(values["smoking"])][day % 2]
-            made = self._frame(moment, "72166-2", "Tobacco smoking status", "social-history")
-            yield made | {"valueCodeableConcept": coded(SNOMED, code, display)}
+            observation = self._frame(moment, "72166-2", "Tobacco smoking status", "social-history")
+            yield observation | {"valueCodeableConcept": coded(SNOMED, code, display)}
 
     def condition(self, name: str, day: int) -> Resource:
         code, display = CONDITIONS[name]
@@ -197,7 +197,7 @@ class Chart:
         return self._frame(moment, code, title, category) | {"valueQuantity": value}
 
     def _frame(self, moment: str, code: str, title: str, category: str) -> Resource:
-        made: Resource = {
+        observation: Resource = {
             "resourceType": "Observation",
             "id": self._id("o"),
             "status": "final",
@@ -207,5 +207,5 @@ class Chart:
             "effectiveDateTime": moment,
         }
         if code in ("8480-6", "85354-9"):
-            made["note"] = [{"text": self.person.note}]
-        return made
+            observation["note"] = [{"text": self.person.note}]
+        return observation

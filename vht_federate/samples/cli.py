@@ -23,8 +23,8 @@ def generate(
     canaries: Annotated[Path | None, typer.Option(help="Plant unique strings for leak tests; list them here.")] = None,
 ) -> None:
     """Synthetic cardiometabolic cohorts as FHIR R4, with the truth beside them."""
-    made = generator.generate(out, hospitals=hospitals, patients=patients, seed=seed, canaries=canaries)
-    _show("data generate", out, made)
+    generated = generator.generate(out, hospitals=hospitals, patients=patients, seed=seed, canaries=canaries)
+    _show("data generate", out, generated)
 
 
 @app.command("import-uci")
@@ -45,34 +45,34 @@ def split_into_hospitals(
     hospitals: Annotated[int, typer.Option(help="How many hospitals.")] = 4,
 ) -> None:
     """One FHIR export as several hospitals, by a public rule: a hash of Patient.id."""
-    made = split.split_export(export, out, hospitals=hospitals)
-    aside = [("of types that no node reads", kind, count) for kind, count in made.unread.items()]
-    aside += [("of no patient in this export", kind, count) for kind, count in made.stray.items()]
-    aside += [("not a resource", "", made.malformed)] if made.malformed else []
-    title = f"Left out, of {made.lines} lines"
+    result = split.split_export(export, out, hospitals=hospitals)
+    aside = [("of types that no node reads", kind, count) for kind, count in result.unread.items()]
+    aside += [("of no patient in this export", kind, count) for kind, count in result.stray.items()]
+    aside += [("not a resource", "", result.malformed)] if result.malformed else []
+    title = f"Left out, of {result.lines} lines"
     _show(
         "data split",
         out,
-        made.hospitals,
+        result.hospitals,
         output.table(title, ("lines", "type", "count"), aside) if aside else f"{title}: none",
-        *[f"not a resource: {place}" for place in made.malformed_at],
-        lines=made.lines,
-        unread=made.unread,
-        stray=made.stray,
-        malformed=made.malformed,
-        malformed_at=made.malformed_at,
+        *[f"not a resource: {place}" for place in result.malformed_at],
+        lines=result.lines,
+        unread=result.unread,
+        stray=result.stray,
+        malformed=result.malformed,
+        malformed_at=result.malformed_at,
     )
 
 
-def _show(name: str, out: Path, made: list[generator.GeneratedHospital], *more: Any, **data: Any) -> None:
-    rows = [(h.name, h.kind, h.patients, sum(h.resources.values())) for h in made]
+def _show(name: str, out: Path, hospitals: list[generator.GeneratedHospital], *more: Any, **data: Any) -> None:
+    rows = [(h.name, h.kind, h.patients, sum(h.resources.values())) for h in hospitals]
     output.emit(
         name,
         {
             "folder": str(out),
-            "patients": sum(h.patients for h in made),
-            "resources": sum(sum(h.resources.values()) for h in made),
-            "hospitals": [{"name": h.name, "patients": h.patients, "resources": h.resources} for h in made],
+            "patients": sum(h.patients for h in hospitals),
+            "resources": sum(sum(h.resources.values()) for h in hospitals),
+            "hospitals": [{"name": h.name, "patients": h.patients, "resources": h.resources} for h in hospitals],
             **data,
         },
         output.table(f"Written to {out}", ("hospital", "kind", "patients", "resources"), rows),

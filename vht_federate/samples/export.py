@@ -42,10 +42,10 @@ class Export:
         Raises InputError VHT-INPUT-EXPORT where there is no NDJSON, or where a file is damaged or ends early: half an
         export is never taken for a whole one.
         """
-        found, current = False, self.path.name
+        has_ndjson, current = False, self.path.name
         try:
             for current, stream in self._files():
-                found = True
+                has_ndjson = True
                 for number, content in islice(_lines(stream), each):
                     yield ExportLine(current, number, content)
         except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -54,7 +54,7 @@ class Export:
                 code="VHT-INPUT-EXPORT",
                 hint="fetch the export again; nothing was made of it",
             ) from error
-        if not found:
+        if not has_ndjson:
             raise InputError(
                 f"{self.path.name} holds no NDJSON",
                 code="VHT-INPUT-EXPORT",

@@ -49,20 +49,20 @@ def generate(
     if not (1 <= hospitals <= 100 and 1 <= patients <= MAXIMUM_PATIENTS and seed >= 0):
         raise InputError("1-100 hospitals, at least one patient each, a seed from 0", code="VHT-INPUT-SAMPLES")
     prepare_folder(folder)
-    made, planted = [], []
+    generated, planted = [], []
     with (_new(folder / "truth" / "patients.csv")).open("w", newline="\n") as table:
         table.write("hospital,patient,risk_10y,event_date,earlier_event\n")
         for index, size in enumerate(hospital_sizes(hospitals, patients)):
             registrar = Registrar(f"hospital-{index + 1}", f"{_prefix(index)}", seed, canaries is not None)
             rng = np.random.Generator(np.random.PCG64([seed, index]))
-            made.append(_write_hospital(folder, registrar, hospital_habits(index), size, rng, table))
+            generated.append(_write_hospital(folder, registrar, hospital_habits(index), size, rng, table))
             planted += registrar.planted
     (folder / "truth" / "equation.json").write_bytes(orjson.dumps(truth(), option=orjson.OPT_INDENT_2))
     arguments = {"hospitals": hospitals, "patients": patients, "seed": seed, "canaries": canaries is not None}
-    describe(folder, "generated", arguments, made)
+    describe(folder, "generated", arguments, generated)
     if canaries:
         canaries.write_text("".join(f"{text}\n" for text in planted))
-    return made
+    return generated
 
 
 def prepare_folder(folder: Path) -> None:

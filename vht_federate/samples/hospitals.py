@@ -113,7 +113,7 @@ def hospital_habits(index: int) -> Habits:
 def hospital_sizes(hospitals: int, patients: int) -> tuple[int, ...]:
     """Patients of each hospital: unequal, at least one each, ``hospitals * patients`` in total."""
     weights = [SIZES[index % len(SIZES)] for index in range(hospitals)]
-    total, whole = hospitals * patients, sum(weights)
-    sizes = [max(1, int(total * weight / whole)) for weight in weights]
+    total, weight_sum = hospitals * patients, sum(weights)
+    sizes = [max(1, int(total * weight / weight_sum)) for weight in weights]
     sizes[0] += total - sum(sizes)
     return tuple(sizes)

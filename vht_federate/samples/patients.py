@@ -152,10 +152,10 @@ def _measured(factors: dict[str, Floats], visits: Days, habits: Habits, rng: np.
     former = rng.random(count) < 0.35
     stable["smoking"] = np.where(factors["smoker"] > 0, 1.0, np.where(former, 0.0, -1.0))
     never = {group: rng.random(count) < share for group, share in sorted(habits.missing.items())}
-    taken = {group: rng.random(visits.shape) for group in sorted(habits.missing)}
+    draws = {group: rng.random(visits.shape) for group in sorted(habits.missing)}
     for name, (spread, share) in MEASURES.items():
         group = _GROUP[name]
         values = stable[name][:, None] + spread * rng.standard_normal(visits.shape)
-        skipped = never[group][:, None] | (taken[group] >= share)
+        skipped = never[group][:, None] | (draws[group] >= share)
         measured[name] = np.where(skipped, np.nan, values)
     return measured

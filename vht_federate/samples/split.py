@@ -70,10 +70,10 @@ def split_export(export: Path, out: Path, *, hospitals: int) -> Split:
         raise InputError(f"{export.name} holds no Patient", code="VHT-INPUT-EXPORT")
     prepare_folder(out)
     with ExitStack() as files:
-        made = _Hospitals(out, hospitals, homes, files)
+        writer = _Hospitals(out, hospitals, homes, files)
         for line in source.lines():
-            made.take(f"{line.file}:{line.number}", line.content)
-    split = made.result()
+            writer.take(f"{line.file}:{line.number}", line.content)
+    split = writer.result()
     arguments = {"hospitals": hospitals, "rule": f"sha256('{RULE}' + Patient.id)[:8] mod hospitals + 1"}
     accounted = {key: value for key, value in asdict(split).items() if key != "hospitals"}
     describe(out, "export", arguments | accounted, split.hospitals)
@@ -92,10 +92,10 @@ def _patients(source: Export) -> Iterator[str]:
 def _resource(content: bytes | None) -> dict[str, Any]:
     """The JSON object of a line; an empty one for anything else."""
     try:
-        made = orjson.loads(content or b"")
+        value = orjson.loads(content or b"")
     except orjson.JSONDecodeError:
         return {}
-    return made if type(made) is dict else {}
+    return value if type(value) is dict else {}
 
 
 def _patient_of(resource: dict[str, Any]) -> str | None:
@@ -106,9 +106,9 @@ def _patient_of(resource: dict[str, Any]) -> str | None:
     for name in PATIENT_ELEMENTS:
         element = resource.get(name)
         reference = element.get("reference") if type(element) is dict else None
-        found = patient_id_of(reference) if type(reference) is str else None
-        if found:
-            return found
+        patient_id = patient_id_of(reference) if type(reference) is str else None
+        if patient_id:
+            return patient_id
     return None
 
 
@@ -152,7 +152,7 @@ class _Hospitals:
 
     def result(self) -> Split:
         patients = Counter(self.homes.values())
-        made = [
+        hospitals = [
             GeneratedHospital(
                 f"hospital-{home}",
                 "export",
@@ -162,7 +162,7 @@ class _Hospitals:
             for home in range(1, self.hospitals + 1)
         ]
         return Split(
-            made,
+            hospitals,
             self.lines,
             dict(sorted(self.unread.items())),
             dict(sorted(self.stray.items())),

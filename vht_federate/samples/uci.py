@@ -137,9 +137,9 @@ def import_folder(folder: Path, out: Path) -> list[GeneratedHospital]:
     """Write the four hospitals under ``out``. Raises InputError VHT-INPUT-UCI or VHT-INPUT-SAMPLES."""
     tables = read_folder(folder)
     prepare_folder(out)
-    made = [_write(out, name, rows) for name, rows in tables.items()]
-    describe(out, "uci-heart-disease", {"licence": "CC BY 4.0"}, made)
-    return made
+    hospitals = [_write(out, name, rows) for name, rows in tables.items()]
+    describe(out, "uci-heart-disease", {"licence": "CC BY 4.0"}, hospitals)
+    return hospitals
 
 
 def _write(out: Path, name: str, rows: list[Row]) -> GeneratedHospital:

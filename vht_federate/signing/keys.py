@@ -128,13 +128,13 @@ class SigningKey:
         if path.exists():
             return cls.read(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = cls.generate()
-        pem = made.private.private_bytes(
+        key = cls.generate()
+        pem = key.private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         create_private(path, pem)
-        made.public.write(path.with_suffix(".pub.json"))
-        return made
+        key.public.write(path.with_suffix(".pub.json"))
+        return key
 
     @property
     def public(self) -> PublicKey:

@@ -126,5 +126,5 @@ def _listed(name: str, allowed: Iterable[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in allowed)
 
 
-def _broken(name: str, what: str) -> VerificationError:
-    return VerificationError(f"{name} {what}", code="VHT-VERIFY-PACKAGE")
+def _broken(name: str, problem: str) -> VerificationError:
+    return VerificationError(f"{name} {problem}", code="VHT-VERIFY-PACKAGE")

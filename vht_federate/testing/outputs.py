@@ -55,10 +55,10 @@ class MadeUpOutputs:
     def of(self, rounds: list[dict[str, Any]]) -> dict[str, dict[str, Reply]]:
         """Those that ``rounds`` of a run name, by phase and node."""
         return {
-            f"{one['job']}-{one['round']}": {
-                name: self.replies[one["job"], one["round"]][name] for name in one["outputs"]
+            f"{phase['job']}-{phase['round']}": {
+                name: self.replies[phase["job"], phase["round"]][name] for name in phase["outputs"]
             }
-            for one in rounds
+            for phase in rounds
         }
 
     def tables(self) -> bytes:

@@ -165,12 +165,12 @@ class Rehearsal:
         dumped = [event.model_dump(mode="json") for event in events]
         for name in self.names:
             self.logs[name].append("node.started", {"version": "0"})
-            asked: dict[str, Any] = {"study_id": request.study_id, "request_digest": digest_of(request.claims())}
-            asked |= {"user_kid": request.user_kid, "component": request.component.model_dump(mode="json")}
-            self.log(name, "visit.requested", {**asked, "plan": request.plan.model_dump(mode="json")})
+            requested: dict[str, Any] = {"study_id": request.study_id, "request_digest": digest_of(request.claims())}
+            requested |= {"user_kid": request.user_kid, "component": request.component.model_dump(mode="json")}
+            self.log(name, "visit.requested", {**requested, "plan": request.plan.model_dump(mode="json")})
             self.logs[name].append("permit.checked", {"outcome": "refused"}, permit_id="permit-other")
             checked = {"permit_id": self.permit.permit_id, "outcome": "accepted", "code": None, "status_serial": 7}
-            self.log(name, "permit.checked", {**checked, "request_digest": asked["request_digest"]})
+            self.log(name, "permit.checked", {**checked, "request_digest": requested["request_digest"]})
             self.log(name, "visit.approved", {"operator": f"operator of {name}", "digest": digest})
             reserved = {"events": dumped, "epsilon_if_spent": epsilon_by_population(events, self.plan.delta)}
             self.log(name, "budget.reserved", {**reserved, "delta": self.plan.delta, "dataset": _dataset(name)})

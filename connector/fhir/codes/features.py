@@ -57,12 +57,12 @@ class Feature(BaseModel):
 @cache
 def features() -> Mapping[str, Feature]:
     """Every feature of the shipped maps, by name."""
-    found: dict[str, Feature] = {}
+    by_name: dict[str, Feature] = {}
     for path in sorted(files("connector.fhir.codes").iterdir(), key=lambda path: path.name):
         if path.name.endswith(".toml"):
-            for name, described in tomllib.loads(path.read_text()).items():
-                found[name] = Feature.model_validate({"name": name, **described})
-    return MappingProxyType(found)
+            for name, table in tomllib.loads(path.read_text()).items():
+                by_name[name] = Feature.model_validate({"name": name, **table})
+    return MappingProxyType(by_name)
 
 
 def feature_of(system: str | None, codes: Iterable[str]) -> Feature | None:

@@ -42,10 +42,10 @@ class Measure:
         way = conversion(unit, self.unit, loinc=self.loinc, molar_mass=self.molar_mass)
         if way is not None:
             return Turn(way)
-        meant = self.read_as.get(unit)
-        way = conversion(meant, self.unit, loinc=self.loinc, molar_mass=self.molar_mass) if meant else None
-        return None if way is None else Turn(way, read_as=meant)
+        meant_unit = self.read_as.get(unit)
+        way = conversion(meant_unit, self.unit, loinc=self.loinc, molar_mass=self.molar_mass) if meant_unit else None
+        return None if way is None else Turn(way, read_as=meant_unit)
 
     def turns(self, units: Iterable[str]) -> dict[str, Turn]:
         """Those of ``units`` that can."""
-        return {unit: found for unit in units if (found := self.turn(unit)) is not None}
+        return {unit: turn for unit in units if (turn := self.turn(unit)) is not None}

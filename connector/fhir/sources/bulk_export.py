@@ -62,7 +62,7 @@ class Manifest(BaseModel):
     def pieces(self, stamp: str) -> tuple[Piece, ...]:
         """Every file, with the name it gets here; two names are never equal."""
         groups = (("output", self.output), ("deleted", self.deleted), ("outcome", self.error + self.outcome))
-        listed = [(kind, file) for kind, files in groups for file in files]
+        kind_files = [(kind, file) for kind, files in groups for file in files]
         return tuple(
             Piece.model_validate(
                 {
@@ -73,7 +73,7 @@ class Manifest(BaseModel):
                     "count": file.count,
                 }
             )
-            for number, (kind, file) in enumerate(listed, 1)
+            for number, (kind, file) in enumerate(kind_files, 1)
         )
 
 
@@ -87,25 +87,25 @@ def fhir_instant(moment: datetime) -> str:
 
 def _parameters(settings: SourceSettings, since: datetime | None) -> list[tuple[str, str, str]]:
     """(name, value, kind of Parameters value) of the question."""
-    asked = [("_outputFormat", NDJSON, "valueString")]
-    asked += [("_type", kind, "valueString") for kind in settings.types]
+    parameters = [("_outputFormat", NDJSON, "valueString")]
+    parameters += [("_type", kind, "valueString") for kind in settings.types]
     if since is not None:
-        asked.append(("_since", fhir_instant(since), "valueInstant"))
+        parameters.append(("_since", fhir_instant(since), "valueInstant"))
         if settings.since_as_filter:
-            wanted = f"_lastUpdated=ge{fhir_instant(since)}"
-            asked += [("_typeFilter", f"{kind}?{wanted}", "valueString") for kind in settings.types]
-    return asked
+            since_filter = f"_lastUpdated=ge{fhir_instant(since)}"
+            parameters += [("_typeFilter", f"{kind}?{since_filter}", "valueString") for kind in settings.types]
+    return parameters
 
 
-def _joined(asked: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+def _joined(parameters: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     """One parameter of each name, its values separated by commas; but each filter by itself, for it may hold commas,
     and HAPI 8.8 does not see where one of a type such as MedicationRequest begins."""
     values: dict[str, tuple[list[str], str]] = {}
-    filters = [one for one in asked if one[0] == "_typeFilter"]
-    for name, value, kind in asked:
+    filters = [parameter for parameter in parameters if parameter[0] == "_typeFilter"]
+    for name, value, kind in parameters:
         if name != "_typeFilter":
             values.setdefault(name, ([], kind))[0].append(value)
-    return [*((name, ",".join(several), kind) for name, (several, kind) in values.items()), *filters]
+    return [*((name, ",".join(name_values), kind) for name, (name_values, kind) in values.items()), *filters]
 
 
 def kick_off(wire: Wire, settings: SourceSettings, since: datetime | None) -> str:
@@ -113,16 +113,16 @@ def kick_off(wire: Wire, settings: SourceSettings, since: datetime | None) -> st
     places = {"system": "", "patient": "/Patient", "group": f"/Group/{settings.group}"}
     url = f"{settings.base}{places[settings.level]}/$export"
     headers = {"Accept": FHIR_JSON, "Prefer": "respond-async"}
-    asked = _parameters(settings, since)
+    parameters = _parameters(settings, since)
     if settings.dialect != "post":
-        asked = _joined(asked)
+        parameters = _joined(parameters)
     if settings.dialect == "get":
-        query = httpx.QueryParams([(name, value) for name, value, _ in asked])
+        query = httpx.QueryParams([(name, value) for name, value, _ in parameters])
         answer = wire.ask("GET", f"{url}?{query}", headers=headers)
     else:
         body = {
             "resourceType": "Parameters",
-            "parameter": [{"name": name, kind: value} for name, value, kind in asked],
+            "parameter": [{"name": name, kind: value} for name, value, kind in parameters],
         }
         answer = wire.ask("POST", url, json=body, headers=headers | {"Content-Type": FHIR_JSON})
     place = answer.headers.get("Content-Location")
@@ -144,14 +144,14 @@ def await_manifest(wire: Wire, settings: SourceSettings, status_url: str) -> Man
             raise JobFailed(f"the FHIR server answers {answer.status_code} to an export that it had begun")
         if answer.status_code != 202:
             raise refused(answer, "a question for the state of an export")
-        said = retry_after_s(answer.headers.get("Retry-After"), wire.pace.now())
-        wire.pace.pause(min(wait if said is None else said, settings.longest_poll_s))
+        retry_after = retry_after_s(answer.headers.get("Retry-After"), wire.pace.now())
+        wire.pace.pause(min(wait if retry_after is None else retry_after, settings.longest_poll_s))
         wait *= 1.5
 
 
 def _manifest(answer: httpx.Response, url: str, wire: Wire) -> Manifest:
     try:
-        made = Manifest.model_validate_json(answer.content)
+        manifest = Manifest.model_validate_json(answer.content)
     except ValidationError:
         raise malformed("manifest") from None
 
@@ -159,25 +159,25 @@ def _manifest(answer: httpx.Response, url: str, wire: Wire) -> Manifest:
         return tuple(file.model_copy(update={"url": wire.guard.check(file.url, seen_at=url)}) for file in files)
 
     changes: dict[str, Any] = {
-        name: absolute(getattr(made, name)) for name in ("output", "deleted", "error", "outcome")
+        name: absolute(getattr(manifest, name)) for name in ("output", "deleted", "error", "outcome")
     }
     links = tuple(
         link.model_copy(update={"url": wire.guard.check(link.url, seen_at=url)})
-        for link in made.link
+        for link in manifest.link
         if link.relation == "next"
     )
-    return made.model_copy(update={**changes, "link": links})
+    return manifest.model_copy(update={**changes, "link": links})
 
 
 def _whole(wire: Wire, first: Manifest) -> Manifest:
     """A manifest that goes on elsewhere, with all its pages."""
-    page, seen, files = first, set[str](), {name: getattr(first, name) for name in ("output", "deleted")}
+    page, seen_urls, files = first, set[str](), {name: getattr(first, name) for name in ("output", "deleted")}
     outcomes = first.error + first.outcome
     while page.link:
         url = page.link[0].url
-        if url in seen or len(seen) >= MOST_PAGES:
+        if url in seen_urls or len(seen_urls) >= MOST_PAGES:
             raise malformed("manifest, which leads in a circle,")
-        seen.add(url)
+        seen_urls.add(url)
         answer = wire.ask("GET", url, headers={"Accept": "application/json"})
         if answer.status_code != 200:
             raise refused(answer, "a question for a page of the manifest")

@@ -72,11 +72,11 @@ class Files:
         part = target.with_name(f"{piece.name}.part")
         patience = self._wire.patience()
         while True:
-            held = self._piece(number).bytes
+            bytes_before = self._piece(number).bytes
             try:
                 whole = self._stream(number, part, patience)
             except httpx.TransportError as error:
-                if self._piece(number).bytes > held:
+                if self._piece(number).bytes > bytes_before:
                     patience.refresh()
                 patience.again(f"a download broke ({type(error).__name__})")
                 continue
@@ -92,39 +92,41 @@ class Files:
         """Read what is missing of one piece. False where the server could not go on from what is here."""
         piece = self._piece(number)
         part.touch(mode=0o600)
-        held = min(piece.bytes, part.stat().st_size) if piece.validator else 0
+        offset = min(piece.bytes, part.stat().st_size) if piece.validator else 0
         # what was noted counts bytes of the file itself, so no encoding of the transfer
         headers = {"Accept": "*/*", "Accept-Encoding": "identity", "Cache-Control": "no-cache"}
-        if held and piece.validator:
-            headers |= {"Range": f"bytes={held}-", "If-Range": piece.validator}
+        if offset and piece.validator:
+            headers |= {"Range": f"bytes={offset}-", "If-Range": piece.validator}
         everywhere = self._journal.progress.requires_token
         with self._wire.open("GET", piece.url, headers=headers, patience=patience, everywhere=everywhere) as answer:
             if answer.status_code in (404, 410):
                 raise Expired
             if answer.status_code == 416:
                 return False
-            if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {held}-"):
+            if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
                 return False
             if answer.status_code not in (200, 206):
                 raise refused(answer, "the download of a file")
             if answer.status_code == 200:
-                held = 0
-            self._write(number, part, held, answer)
+                offset = 0
+            self._write(number, part, offset, answer)
         return True
 
-    def _write(self, number: int, part: Path, held: int, answer: httpx.Response) -> None:
-        if not held:
+    def _write(self, number: int, part: Path, offset: int, answer: httpx.Response) -> None:
+        if not offset:
             self._begin(number, answer)
-        others = sum(one.bytes for index, one in enumerate(self._journal.progress.pieces or ()) if index != number)
-        noted = position = held
+        other_bytes = sum(
+            piece.bytes for index, piece in enumerate(self._journal.progress.pieces or ()) if index != number
+        )
+        noted = position = offset
         with part.open("r+b") as file:
-            file.truncate(held)
-            file.seek(held)
+            file.truncate(offset)
+            file.seek(offset)
             try:
                 for chunk in answer.iter_bytes():
                     if not position and not chunk.lstrip().startswith(b"{"):
                         raise malformed("file, which is no NDJSON,")
-                    self._require_room(others + position + len(chunk))
+                    self._require_room(other_bytes + position + len(chunk))
                     file.write(chunk)
                     position += len(chunk)
                     if position - noted >= SYNC_EVERY:

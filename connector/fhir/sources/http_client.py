@@ -112,8 +112,8 @@ class Wire:
         while True:
             self.pace.check()
             tokens = self._tokens if everywhere or self.guard.is_home(url) else None
-            sent = headers | ({"Authorization": f"Bearer {tokens.bearer()}"} if tokens else {})
-            request = self._http.build_request(method, url, json=json, headers=sent)
+            request_headers = headers | ({"Authorization": f"Bearer {tokens.bearer()}"} if tokens else {})
+            request = self._http.build_request(method, url, json=json, headers=request_headers)
             try:
                 answer = self._http.send(request, stream=True)
             except httpx.TransportError as error:
@@ -136,5 +136,5 @@ class Wire:
 
 def _plain(answer: httpx.Response) -> list[tuple[str, str]]:
     """Headers of a body that has been decoded."""
-    gone = {"content-encoding", "content-length", "transfer-encoding"}
-    return [(name, value) for name, value in answer.headers.multi_items() if name not in gone]
+    dropped = {"content-encoding", "content-length", "transfer-encoding"}
+    return [(name, value) for name, value in answer.headers.multi_items() if name not in dropped]

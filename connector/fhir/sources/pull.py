@@ -155,16 +155,18 @@ def _journal(settings: SourceSettings, home: Path, whole: bool, pace: Pace) -> t
     names = {"base_url", "mode", "dialect", "level", "group", "types", "since_as_filter", "deletions"}
     question = settings.model_dump(mode="json", include=names)
     moments = {"since": since, "deleted_since": gone_since}
-    asked = digest_of({**question, **{name: one and one.isoformat() for name, one in moments.items()}})
+    question_digest = digest_of(
+        {**question, **{name: moment and moment.isoformat() for name, moment in moments.items()}}
+    )
     run = home / "run"
     journal = Journal.resume(run / "progress.json")
-    if journal is not None and journal.progress.asked == asked and _on_disk(journal.progress, run):
+    if journal is not None and journal.progress.asked == question_digest and _on_disk(journal.progress, run):
         return journal, True
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True, mode=0o700)
     for folder in ("data", "aside"):
         (run / folder).mkdir(mode=0o700)
-    journal = Journal(run / "progress.json", Progress(asked=asked, begun_at=pace.now(), **moments))
+    journal = Journal(run / "progress.json", Progress(asked=question_digest, begun_at=pace.now(), **moments))
     journal.update()
     return journal, False
 
@@ -210,20 +212,20 @@ def _pulled(progress: Progress, run: Path, resumed: bool) -> Pulled:
         kind: [piece for piece in pieces if piece.kind == kind and piece.lines]
         for kind in ("output", "deleted", "outcome")
     }
-    given = by_kind["output"]
+    output_pieces = by_kind["output"]
     moment = progress.transaction_time or progress.begun_at
     lists = tuple(run / piece.folder / piece.name for piece in by_kind["deleted"])
     deleted = unreadable = 0
-    for listed in (one for path in lists for one in read_deletions(path, moment)):
-        deleted, unreadable = deleted + len(listed.gone), unreadable + listed.unreadable
+    for line in (line for path in lists for line in read_deletions(path, moment)):
+        deleted, unreadable = deleted + len(line.gone), unreadable + line.unreadable
     return Pulled(
         folder=run / "data",
         deletions=Deletions(lists, moment) if lists else None,
         since=progress.since,
         transaction_time=moment,
-        files=len(given),
-        lines=sum(piece.lines for piece in given),
-        bytes=sum(piece.bytes for piece in given),
+        files=len(output_pieces),
+        lines=sum(piece.lines for piece in output_pieces),
+        bytes=sum(piece.bytes for piece in output_pieces),
         deleted=deleted,
         unreadable=unreadable,
         outcomes=sum(piece.lines for piece in by_kind["outcome"]),

@@ -46,15 +46,15 @@ def history_pages(settings: SourceSettings, since: datetime, stamp: str) -> tupl
 
 
 def _history(settings: SourceSettings, kind: str, since: datetime) -> str:
-    asked = {"_count": str(settings.page_size), "_since": fhir_instant(since)}
-    return f"{settings.base}/{kind}/_history?{httpx.QueryParams(asked)}"
+    query = {"_count": str(settings.page_size), "_since": fhir_instant(since)}
+    return f"{settings.base}/{kind}/_history?{httpx.QueryParams(query)}"
 
 
 def _question(settings: SourceSettings, kind: str, since: datetime | None) -> str:
-    asked = {"_count": str(settings.page_size)}
+    query = {"_count": str(settings.page_size)}
     if since is not None:
-        asked["_lastUpdated"] = f"ge{fhir_instant(since)}"
-    return f"{settings.base}/{kind}?{httpx.QueryParams(asked)}"
+        query["_lastUpdated"] = f"ge{fhir_instant(since)}"
+    return f"{settings.base}/{kind}?{httpx.QueryParams(query)}"
 
 
 class Pages:
@@ -88,8 +88,8 @@ class Pages:
                 raise refused(answer, "a search" if piece.kind == "output" else "a question for a type's history")
             if self._journal.progress.transaction_time is None:
                 self._journal.update(transaction_time=_asked_at(answer, self._wire.pace.now()))
-            following = self._keep(number, part, answer)
-            if following is None:
+            next_url = self._keep(number, part, answer)
+            if next_url is None:
                 finish(self._journal, number, part, target, weigh(part))
                 return
 
@@ -105,19 +105,19 @@ class Pages:
         piece = self._piece(number)
         page = _bundle(answer)
         lines = b"".join(self._lines(page) if piece.kind == "output" else _deletions(page))
-        held = sum(one.bytes for one in self._journal.progress.pieces or ())
-        if held + len(lines) > self._settings.maximum_bytes:
+        held_bytes = sum(journal_piece.bytes for journal_piece in self._journal.progress.pieces or ())
+        if held_bytes + len(lines) > self._settings.maximum_bytes:
             raise too_much()
         with part.open("r+b") as file:
             file.truncate(piece.bytes)
             file.seek(piece.bytes)
             file.write(lines)
             flush_to_disk(file)
-        following = self._next(page, piece.url)
-        changes = {"url": following or piece.url, "pages": piece.pages + 1, "bytes": piece.bytes + len(lines)}
-        if following is not None:
+        next_url = self._next(page, piece.url)
+        changes = {"url": next_url or piece.url, "pages": piece.pages + 1, "bytes": piece.bytes + len(lines)}
+        if next_url is not None:
             self._journal.replace(number, piece.model_copy(update=changes))
-        return following
+        return next_url
 
     def _next(self, page: dict[str, Any], url: str) -> str | None:
         links = page.get("link") or []
@@ -125,10 +125,10 @@ class Pages:
             raise malformed("page")
         for link in links:
             if isinstance(link, dict) and link.get("relation") == "next" and isinstance(link.get("url"), str):
-                following = self._wire.guard.check(link["url"], seen_at=url)
-                if following == url:
+                next_url = self._wire.guard.check(link["url"], seen_at=url)
+                if next_url == url:
                     raise malformed("next page, which is the same page,")
-                return following
+                return next_url
         return None
 
     def _lines(self, page: dict[str, Any]) -> Iterator[bytes]:
@@ -146,10 +146,10 @@ class Pages:
         if since is None or not isinstance(meta, dict):
             return True
         try:
-            changed = datetime.fromisoformat(meta["lastUpdated"])
+            last_updated = datetime.fromisoformat(meta["lastUpdated"])
         except (KeyError, ValueError, TypeError):
             return True
-        return changed.tzinfo is None or changed >= since
+        return last_updated.tzinfo is None or last_updated >= since
 
 
 def _entries(page: dict[str, Any]) -> list[dict[str, Any]]:
@@ -165,8 +165,8 @@ def _deletions(page: dict[str, Any]) -> Iterator[bytes]:
         request = entry.get("request")
         method = request.get("method") if isinstance(request, dict) else None
         if method == "DELETE" or (method is None and "resource" not in entry):
-            kept = {"request": request, "response": entry.get("response")}
-            line = {"resourceType": "Bundle", "type": "transaction", "entry": [kept]}
+            deletion_entry = {"request": request, "response": entry.get("response")}
+            line = {"resourceType": "Bundle", "type": "transaction", "entry": [deletion_entry]}
             yield written(line) + b"\n"
 
 

@@ -100,7 +100,7 @@ class SourceSettings(BaseModel):
         changes: dict[str, object] = {"ca": folder / self.ca if self.ca else None}
         if self.authorization:
             changes["authorization"] = self.authorization.model_copy(update={"key": folder / self.authorization.key})
-        made = self.model_copy(update=changes)
-        for url in (made.base_url, *made.allowed_origins):
-            made.guard.check(url)
-        return made
+        settings = self.model_copy(update=changes)
+        for url in (settings.base_url, *settings.allowed_origins):
+            settings.guard.check(url)
+        return settings

@@ -49,13 +49,13 @@ class BackendKey:
         self._private = private
         self.algorithm = "RS384" if isinstance(private, RSAPrivateKey) else "ES384"
         public = private.public_key()
-        made = (
+        jwk = (
             ECAlgorithm.to_jwk(public, as_dict=True)
             if isinstance(public, EllipticCurvePublicKey)
             else RSAAlgorithm.to_jwk(public, as_dict=True)
         )
-        members = ("crv", "kty", "x", "y") if made["kty"] == "EC" else ("e", "kty", "n")
-        required = {name: made[name] for name in members}
+        members = ("crv", "kty", "x", "y") if jwk["kty"] == "EC" else ("e", "kty", "n")
+        required = {name: jwk[name] for name in members}
         self.kid = kid or _thumbprint(required)
         self.jwk: dict[str, Any] = {**required, "kid": self.kid, "alg": self.algorithm, "use": "sig"}
 

@@ -46,10 +46,11 @@ def test_the_cookie_is_strict_and_the_session_ends_with_the_log_out(console: Con
     cookie = console.log_in().headers["set-cookie"]
     assert all(word in cookie for word in ("HttpOnly", "Secure", "SameSite=strict", "vht-node-hospital-1="))
     assert console.browser.get("/").status_code == 200
-    kept = dict(console.browser.cookies)
+    cookies = dict(console.browser.cookies)
     console.browser.post("/logout", data={"form_key": console.form_key()})
     assert (
-        console.browser.get("/", headers={"Cookie": "; ".join(f"{k}={v}" for k, v in kept.items())}).status_code == 303
+        console.browser.get("/", headers={"Cookie": "; ".join(f"{k}={v}" for k, v in cookies.items())}).status_code
+        == 303
     )
 
 
@@ -64,12 +65,14 @@ def test_an_operator_decides_in_the_console_and_the_log_names_them(console: Cons
     await_that(lambda: console.node.visits.get(visit).state == "ready")
     console.node.gate.begin(visit, "train", 1, DIGEST)
     console.node.gate.release(visit, "train", 1, DIGEST, 4321)
-    shown = console.browser.get(f"/visits/{visit}").text
-    assert all(word in shown for word in ("Stop this visit now", "4,321", DIGEST[:16], "Dr Ada", "permit-1"))
+    visit_page = console.browser.get(f"/visits/{visit}").text
+    assert all(word in visit_page for word in ("Stop this visit now", "4,321", DIGEST[:16], "Dr Ada", "permit-1"))
     console.browser.post(f"/visits/{visit}/stop", data={"form_key": console.form_key()})
     assert "VHT-REFUSED-STOPPED" in console.browser.get(f"/visits/{visit}").text
-    named = [entry["body"].get("operator") for entry in console.hospital.log() if entry["kind"].startswith("visit.")]
-    assert named == [None, "Dr Ada", "Dr Ada"]
+    operators = [
+        entry["body"].get("operator") for entry in console.hospital.log() if entry["kind"].startswith("visit.")
+    ]
+    assert operators == [None, "Dr Ada", "Dr Ada"]
 
 
 def test_a_form_without_the_sessions_key_or_from_a_viewer_changes_nothing(console: Console) -> None:
@@ -95,8 +98,8 @@ def test_a_link_logs_in_once_and_the_operator_token_itself_never_by_an_address(c
         assert console.browser.get(wrong).status_code == 403
     assert console.browser.get(f"/login?token={token}").status_code == 200  # the empty form, nobody logged in
     assert console.browser.post("/api/log-in-links", json={}).status_code == 403
-    asked = console.browser.post("/api/log-in-links", json={}, headers={"Authorization": f"Bearer {token}"}).json()
-    place = asked["url"].removeprefix(console.node.settings.internal_url)
+    link = console.browser.post("/api/log-in-links", json={}, headers={"Authorization": f"Bearer {token}"}).json()
+    place = link["url"].removeprefix(console.node.settings.internal_url)
     entered = console.browser.get(place)
     assert (entered.status_code, entered.headers["location"]) == (303, "/")
     assert (entered.headers["referrer-policy"], entered.headers["cache-control"]) == ("no-referrer", "no-store")

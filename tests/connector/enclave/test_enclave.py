@@ -99,14 +99,14 @@ def test_an_exact_retry_gets_the_same_bytes_and_spends_nothing(courier: Courier,
 def test_two_runs_on_the_same_patients_share_no_noise_and_asking_again_gives_nothing_to_average(
     courier: Courier, fresh
 ) -> None:
-    _, other, _, _, _ = fresh()
-    one, two = courier.call("train", 1), other.call("train", 1)
-    assert one.result["patients_noised"] != two.result["patients_noised"]
-    same = [np.sum(value == weights_of(two)[name]) for name, value in weights_of(one).items()]
+    _, other_courier, _, _, _ = fresh()
+    reply, other_reply = courier.call("train", 1), other_courier.call("train", 1)
+    assert reply.result["patients_noised"] != other_reply.result["patients_noised"]
+    same = [np.sum(value == weights_of(other_reply)[name]) for name, value in weights_of(reply).items()]
     assert sum(same) <= 1  # of twelve in single precision: one pair may be equal by chance, once in millions of runs
-    asked = [weights_of(other.call("train", 1)) for _ in range(20)]
-    for name, value in weights_of(two).items():
-        assert np.array_equal(np.mean([again[name] for again in asked], axis=0, dtype=np.float64), value)
+    repeats = [weights_of(other_courier.call("train", 1)) for _ in range(20)]
+    for name, value in weights_of(other_reply).items():
+        assert np.array_equal(np.mean([weights[name] for weights in repeats], axis=0, dtype=np.float64), value)
 
 
 def test_another_request_for_a_finished_round_is_refused(courier: Courier, gate: RecordingGate) -> None:
@@ -203,9 +203,9 @@ def test_malformed_frames_are_refused_and_the_enclave_stays_up(courier: Courier,
 
 def test_what_an_enclave_leaves_on_disk_is_private_to_its_user_and_its_visit(standing, place: Path) -> None:
     run_dir = standing[2].run_dir
-    mine = [*run_dir.iterdir(), *(place / "state" / "visits" / "v1").glob("*.sqlite*")]
-    assert {path.name for path in mine} >= {"v1.sock", "v1.token", "replies.sqlite"}
-    for path in mine:
+    paths = [*run_dir.iterdir(), *(place / "state" / "visits" / "v1").glob("*.sqlite*")]
+    assert {path.name for path in paths} >= {"v1.sock", "v1.token", "replies.sqlite"}
+    for path in paths:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     token = (run_dir / "v1.token").read_text()
     command = " ".join(psutil.Process(standing[0].pid).cmdline())

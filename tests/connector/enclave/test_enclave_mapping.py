@@ -251,13 +251,13 @@ def test_resident_memory_does_not_grow_by_the_files_size(tmp_path: Path, steps: 
     manifest = {"component": component.name, "profile": PROFILE, "inputs": list(inputs), "sha256": file.seal().sha256}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "component.json").write_text(component.model_dump_json())
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", MEASURE, tmp_path, tmp_path / "component.json", PROFILE],
         capture_output=True,
         text=True,
         check=True,
     )
-    grown_kb, total = done.stdout.split()
+    grown_kb, total = completed.stdout.split()
     size_kb = (tmp_path / "cohort.safetensors").stat().st_size // 1024
     assert float(total) > 0
     assert size_kb > 50_000

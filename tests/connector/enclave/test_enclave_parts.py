@@ -1,4 +1,4 @@
-"""Parts of the enclave that need no enclave: the fence, the record of replies, reading a cohort, the desk's checks."""
+"""Parts of the enclave that need no enclave: the fence, the reply store, the cohort, the request handler."""
 
 import json
 import subprocess
@@ -44,8 +44,8 @@ def fenced(tmp_path: Path, act: str) -> str:
         """
     ).replace("ACT", act)
     arguments = [str(own), str(tmp_path / "state"), str(tmp_path / "outside")]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    completed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return completed.stdout.strip()
 
 
 @pytest.mark.parametrize(

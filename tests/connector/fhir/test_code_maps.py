@@ -35,15 +35,15 @@ def _check_digit(sctid: str) -> bool:
         rows.append([rows[-1][rows[1][digit]] for digit in range(10)])
     total = 0
     for place, digit in enumerate(reversed(sctid)):
-        one, other = total, rows[place % 8][int(digit)]
-        total = (one + other) % 5 if one < 5 and other < 5 else _dihedral(one, other)
+        left, right = total, rows[place % 8][int(digit)]
+        total = (left + right) % 5 if left < 5 and right < 5 else _dihedral(left, right)
     return total == 0
 
 
-def _dihedral(one: int, other: int) -> int:
-    if one < 5:
-        return (one + other - 5) % 5 + 5
-    return (one - 5 - other) % 5 + 5 if other < 5 else (one - other) % 5
+def _dihedral(left: int, right: int) -> int:
+    if left < 5:
+        return (left + right - 5) % 5 + 5
+    return (left - 5 - right) % 5 + 5 if right < 5 else (left - right) % 5
 
 
 def _luhn(loinc: str) -> bool:
@@ -77,13 +77,13 @@ def test_every_listed_unit_becomes_the_preferred_one() -> None:
 
 
 def _listed(ports: tuple[Port, ...]) -> list[tuple[Port, Feature]]:
-    found = []
+    pairs = []
     for port in ports:
         system = port.source.system if port.source.type == "condition" else port.source.code_system
         feature = feature_of(system, port.source.codes) if port.source.codes else None
         if feature is not None:
-            found.append((port, feature))
-    return found
+            pairs.append((port, feature))
+    return pairs
 
 
 def test_components_agree_with_the_maps_where_both_list_codes() -> None:
@@ -118,9 +118,9 @@ def test_a_clearance_is_no_normalised_rate_unless_its_code_says_so() -> None:
     assert not units.accept("mL/min", [(LOINC, "2093-3")])
     clearance = Measure("mL/min/{1.73_m2}")
     assert clearance.turn("mL/min") is None
-    taken = Measure.of_feature(features()["egfr"]).turn("mL/min")
-    assert taken is not None
-    assert (taken.way(60.0), taken.read_as) == (60.0, "mL/min/{1.73_m2}")
+    conversion = Measure.of_feature(features()["egfr"]).turn("mL/min")
+    assert conversion is not None
+    assert (conversion.way(60.0), conversion.read_as) == (60.0, "mL/min/{1.73_m2}")
 
 
 def test_intake_knows_units_by_code_and_any_ucum_elsewhere() -> None:
@@ -133,9 +133,9 @@ def test_intake_knows_units_by_code_and_any_ucum_elsewhere() -> None:
     assert not units.accept("widgets", unknown)
     assert units.accept("[degF]", [(LOINC, "8310-5")])
     assert not units.accept("%", [(LOINC, "8310-5")])
-    both = [(LOINC, "8480-6"), (LOINC, "99999-9")]
-    assert units.accept("mm[Hg]", both)
-    assert not units.accept("kU/L", both)
+    codings = [(LOINC, "8480-6"), (LOINC, "99999-9")]
+    assert units.accept("mm[Hg]", codings)
+    assert not units.accept("kU/L", codings)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_codes_of_no_feature_or_of_two_have_none() -> None:
     assert feature_of(LOINC, ["8480-6", "8462-4"]) is None
     assert feature_of(LOINC, ["8480-6", "99999-9"]) is None
     assert feature_of(SNOMED, ["8480-6"]) is None
-    found = feature_of(LOINC, ["14647-2"])
-    assert found is not None
-    assert found.name == "total_cholesterol"
+    feature = feature_of(LOINC, ["14647-2"])
+    assert feature is not None
+    assert feature.name == "total_cholesterol"
 
 
 def told(*arguments: str) -> dict[str, Any]:
@@ -174,8 +174,8 @@ def told(*arguments: str) -> dict[str, Any]:
 
 def test_the_command_lists_every_feature_and_explains_one() -> None:
     listed = told()["data"]["features"]
-    assert {one["name"] for one in listed} == set(features())
-    one = told("total_cholesterol")["data"]
-    assert one["conversions"]["mmol/L"]["scale"] == pytest.approx(38.665)
-    assert "http://loinc.org|2093-3" in one["codes"]
+    assert {feature["name"] for feature in listed} == set(features())
+    cholesterol = told("total_cholesterol")["data"]
+    assert cholesterol["conversions"]["mmol/L"]["scale"] == pytest.approx(38.665)
+    assert "http://loinc.org|2093-3" in cholesterol["codes"]
     assert told("aura")["error"]["code"] == "VHT-INPUT-FEATURE"

@@ -23,12 +23,12 @@ COMPONENT = read_component(ROOT / "vht_federate" / "components" / "cardio_risk")
 
 @given(st.integers(0, 10**7), st.integers(1, 1000))
 def test_no_told_count_is_exact_or_below_the_smallest_cell(count: int, smallest: int) -> None:
-    told = told_count(count, smallest)
-    assert (told is None) == (count < smallest)
-    if told is not None:
-        assert told >= smallest
-        assert told == smallest or told % 10 == 0
-        assert abs(told - count) <= max(5, smallest - count)
+    disclosed = told_count(count, smallest)
+    assert (disclosed is None) == (count < smallest)
+    if disclosed is not None:
+        assert disclosed >= smallest
+        assert disclosed == smallest or disclosed % 10 == 0
+        assert abs(disclosed - count) <= max(5, smallest - count)
 
 
 def settings(smallest_cell: int) -> NodeSettings:
@@ -55,10 +55,10 @@ def test_the_catalogue_heeds_the_node_s_smallest_cell(
     node = settings(smallest)
     summary = dataset_summary(tmp_path / "store", smallest_cell=node.smallest_cell)
     [dataset] = catalogue(node, summary, modified=None)["dcat:dataset"]
-    told = {
+    counts = {
         name: dataset.get(f"healthdcatap:numberOf{name}", {}).get("@value") for name in ("UniqueIndividuals", "Records")
     }
-    assert told == {"UniqueIndividuals": patients, "Records": records}
+    assert counts == {"UniqueIndividuals": patients, "Records": records}
 
 
 def test_a_cohort_knows_nobody_older_than_90(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_cohort_knows_nobody_older_than_90(tmp_path: Path) -> None:
     build_cohort(tmp_path / "store", specification, folder)
     tensors = load_file(folder / "cohort.safetensors")
     ages = tensors["values"][:, COMPONENT.profile("cardiometabolic").inputs.index("age")]
-    grouped = sorted(sorted(ages[tensors["patient"] == one].tolist()) for one in np.unique(tensors["patient"]))
+    grouped = sorted(sorted(ages[tensors["patient"] == person].tolist()) for person in np.unique(tensors["patient"]))
     # On 2010-01-01 and the same day of the next two years; "89" is known, and all that follows is 90.
     assert grouped == [[80.0, 81.0, 82.0], [89.0, 90.0, 90.0], [90.0] * 3, [90.0] * 3, [90.0] * 3]
 

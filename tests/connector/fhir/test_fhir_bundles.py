@@ -30,7 +30,7 @@ def take(tmp_path: Path, content: Any, name: str = "data.json") -> IngestReport:
 @pytest.mark.parametrize("kind", ["collection", "searchset", "transaction"])
 def test_a_bundle_is_its_entries(tmp_path: Path, kind: str) -> None:
     items = [patient(1), observation("o1"), observation("o2")]
-    report = take(tmp_path, bundle([{"resource": one} for one in items], kind))
+    report = take(tmp_path, bundle([{"resource": resource} for resource in items], kind))
     assert (report.lines, report.accepted, report.patients) == (3, 3, 1)
     lines = ingest(write(tmp_path / "lines", "a.ndjson", items), tmp_path / "store", node_key=KEY, dataset="d")
     assert (lines.duplicate, lines.changed) == (3, False)
@@ -92,7 +92,7 @@ def test_a_bundle_too_large_for_the_memory_is_not_read(tmp_path: Path) -> None:
 def test_json_that_is_not_fhir_is_no_part_of_an_export(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no NDJSON"):
         take(tmp_path, {"transactionTime": "2020"})
-    assert [one.name for one in take(tmp_path, ndjson([patient(1)]), "a.ndjson").by_file] == ["a.ndjson"]
+    assert [file.name for file in take(tmp_path, ndjson([patient(1)]), "a.ndjson").by_file] == ["a.ndjson"]
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40).filter(lambda line: b"\n" not in line and bool(line.strip()))))

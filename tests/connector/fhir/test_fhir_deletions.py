@@ -26,7 +26,7 @@ def bundle(*urls: str, **more: Any) -> dict[str, Any]:
 def listed(folder: Path, *lines: dict[str, Any] | str, at: datetime = AT) -> Deletions:
     folder.mkdir(exist_ok=True)
     path = folder / "deleted.ndjson"
-    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return Deletions((path,), at)
 
 
@@ -40,7 +40,7 @@ class Hospital:
         self.taken += 1
         folder = self.root / f"in-{self.taken}"
         folder.mkdir()
-        lines = [json.dumps(one) + "\n" for one in resources]
+        lines = [json.dumps(resource) + "\n" for resource in resources]
         if lines:
             (folder / "all.ndjson").write_text("".join(lines))
         return ingest(folder, self.root / "store", node_key=KEY, dataset="d", deletions=deletions, **more)
@@ -61,10 +61,10 @@ class Hospital:
 @pytest.fixture
 def hospital(tmp_path: Path) -> Hospital:
     """Three patients with two values each, dated before the deletions."""
-    made = Hospital(tmp_path)
-    made.take([patient(number, meta=OLD) for number in range(3)])
-    made.take([observation(f"o{number}", number % 3, meta=OLD) for number in range(6)])
-    return made
+    hospital = Hospital(tmp_path)
+    hospital.take([patient(number, meta=OLD) for number in range(3)])
+    hospital.take([observation(f"o{number}", number % 3, meta=OLD) for number in range(6)])
+    return hospital
 
 
 def deletions(hospital: Hospital, *urls: str, **more: Any) -> Deletions:
@@ -86,7 +86,7 @@ def test_the_same_deletions_again_change_nothing(hospital: Hospital) -> None:
     again = hospital.take(deletions=deletions(hospital, "Observation/o1", "Patient/p2"))
     after = Store(hospital.root / "store").current()
     assert (again.deleted, again.changed) == (0, False)
-    assert [one.number for one in (before, after) if one] == [before.number if before else 0] * 2
+    assert [generation.number for generation in (before, after) if generation] == [before.number if before else 0] * 2
 
 
 @pytest.mark.parametrize("meta", [OLD, {}])
@@ -178,16 +178,16 @@ def test_what_cannot_be_read_is_set_aside_and_the_rest_counts(hospital: Hospital
     report = hospital.take(deletions=lists)
     assert (report.reasons, report.quarantined, report.lines) == ({"unreadable-deletion": 4}, 4, 4)
     assert (report.deleted, report.by_file[0].name) == (1, "deleted.ndjson")
-    found = {one.number: one for one in read_deletions(lists.files[0], AT)}
-    assert [(one.type, one.id) for one in found[6].gone] == [("Observation", "o1")]
-    assert [(number, one.unreadable) for number, one in found.items()] == [(1, 1), (2, 1), (3, 1), (5, 1), (6, 0)]
+    lines = {line.number: line for line in read_deletions(lists.files[0], AT)}
+    assert [(deletion.type, deletion.id) for deletion in lines[6].gone] == [("Observation", "o1")]
+    assert [(number, line.unreadable) for number, line in lines.items()] == [(1, 1), (2, 1), (3, 1), (5, 1), (6, 0)]
 
 
 def read(folder: Path, *entries: Any) -> tuple[list[tuple[str, str, datetime, int | None]], int]:
     """What one line with these entries lists, and how many of them are unreadable."""
     lists = listed(folder, {"resourceType": "Bundle", "type": "transaction", "entry": list(entries)})
-    [found] = read_deletions(lists.files[0], AT)
-    return [(one.type, one.id, one.at, one.version) for one in found.gone], found.unreadable
+    [line] = read_deletions(lists.files[0], AT)
+    return [(deletion.type, deletion.id, deletion.at, deletion.version) for deletion in line.gone], line.unreadable
 
 
 def entry(url: Any, **more: Any) -> dict[str, Any]:
@@ -242,8 +242,8 @@ ODD: list[Any] = [
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
 def test_an_entry_that_cannot_be_understood_is_counted_and_takes_no_other_with_it(tmp_path: Path, odd: Any) -> None:
-    found, unreadable = read(tmp_path, entry("Observation/o1"), odd, entry("Patient/p1"))
-    assert [one[:2] for one in found] == [("Observation", "o1"), ("Patient", "p1")]
+    deleted, unreadable = read(tmp_path, entry("Observation/o1"), odd, entry("Patient/p1"))
+    assert [deletion[:2] for deletion in deleted] == [("Observation", "o1"), ("Patient", "p1")]
     assert unreadable == 1
 
 
@@ -258,9 +258,9 @@ def test_a_line_is_a_list_of_deletions_or_counts_as_one_that_cannot_be_read(
     tmp_path: Path, line: str, unreadable: int
 ) -> None:
     lists = listed(tmp_path, line, bundle("Patient/p1"))
-    found = list(read_deletions(lists.files[0], AT))
-    assert sum(one.unreadable for one in found) == unreadable
-    assert [one.id for one in found[-1].gone] == ["p1"]
+    listings = list(read_deletions(lists.files[0], AT))
+    assert sum(listing.unreadable for listing in listings) == unreadable
+    assert [deletion.id for deletion in listings[-1].gone] == ["p1"]
 
 
 anything = st.recursive(
@@ -275,17 +275,17 @@ anything = st.recursive(
 
 @given(odd=st.lists(anything, max_size=4))
 def test_whatever_else_is_listed_a_deletion_in_order_counts(tmp_path_factory: Any, odd: list[Any]) -> None:
-    found, unreadable = read(tmp_path_factory.mktemp("odd"), *odd, entry("Condition/c1"))
-    assert found[-1][:2] == ("Condition", "c1")
-    assert len(found) - 1 + unreadable <= len(odd)
+    deleted, unreadable = read(tmp_path_factory.mktemp("odd"), *odd, entry("Condition/c1"))
+    assert deleted[-1][:2] == ("Condition", "c1")
+    assert len(deleted) - 1 + unreadable <= len(odd)
 
 
 def test_a_hundred_thousand_entries_on_one_line_are_judged_one_by_one(hospital: Hospital) -> None:
     entries = [entry(f"Observation/never-{number}") for number in range(100_000)]
     entries[50_000], entries[60_000], entries[-1] = entry("Patient/a_b"), entry("List/a_b"), entry("Patient/p1")
     lists = listed(hospital.root / "lists", {"resourceType": "Bundle", "entry": entries})
-    [found] = read_deletions(lists.files[0], AT)
-    assert (len(found.gone), found.unreadable) == (99_998, 1)
+    [line] = read_deletions(lists.files[0], AT)
+    assert (len(line.gone), line.unreadable) == (99_998, 1)
     report = hospital.take(deletions=lists)
     assert (report.deleted, report.reasons, report.lines) == (3, {"unreadable-deletion": 1}, 1)
     assert hospital.counts == {"Patient": 2, "Observation": 4}

@@ -63,8 +63,8 @@ def no_null_row(store: Path) -> None:
         for row in rows(store, table):
             assert None not in [row[name] for name in names], table
     for row in rows(store, "observation"):
-        held = [row[name] is not None for name in ("number", "truth", "value_code")]
-        assert held.count(True) == 1 or (held.count(True) == 0 and row["code"] is not None)
+        present = [row[name] is not None for name in ("number", "truth", "value_code")]
+        assert present.count(True) == 1 or (present.count(True) == 0 and row["code"] is not None)
         assert (row["number"] is None) == (row["unit"] is None)
 
 
@@ -72,8 +72,8 @@ def wrong_in_every_way(folder: Path) -> Path:
     """Forty patients, and each fault that an export may have, a few times."""
     write(folder, "Patient.ndjson", [*(patient(number) for number in range(40)), patient(3), b"", b'{"resourceType"'])
     mistake = {"coding": [{"code": "entered-in-error"}]}
-    told = [condition("c9", "38341003", "2009", verificationStatus=mistake), condition("c10", "x", "nineteen")]
-    write(folder, "Condition.ndjson", [condition(f"c{n}", "38341003", "2009", n) for n in range(9)] + told)
+    faulty = [condition("c9", "38341003", "2009", verificationStatus=mistake), condition("c10", "x", "nineteen")]
+    write(folder, "Condition.ndjson", [condition(f"c{n}", "38341003", "2009", n) for n in range(9)] + faulty)
     write(folder, "MedicationRequest.ndjson", [prescription("m1", "C09AA05", "2009", status="entered-in-error")])
     readings = [observation(f"o{n}", n % 40) for n in range(600)]
     wrong = [
@@ -134,10 +134,10 @@ def test_a_folder_that_grows_is_read_on_where_a_line_was_half_written(tmp_path: 
         (folder / "Observation.ndjson").write_bytes(whole[:size])
         report = ingest(folder, store, node_key=KEY, dataset="d")
         accounted(report)
-        held = len(rows(store, "observation"))
-        assert held == whole[:size].count(b"\n") or size == len(whole) - 1
+        stored = len(rows(store, "observation"))
+        assert stored == whole[:size].count(b"\n") or size == len(whole) - 1
         assert report.duplicate == seen
-        seen = held + 5
+        seen = stored + 5
     for number in range(2, 4):
         write(folder, f"Observation.{number}.ndjson", [observation(f"n{number}")])
         report = ingest(folder, store, node_key=KEY, dataset="d")
@@ -254,26 +254,26 @@ def test_an_intake_on_a_full_disk_leaves_the_last_complete_state_and_completes_w
     items = [patient(number) for number in range(300)] + [observation(f"o{n}", n % 300) for n in range(3000)]
     folder = write(tmp_path / "in", "a.ndjson", [*items, b"{"])
     sizes = [8, 64, 200, 300, 400, 450, 500, 600, 5000]
-    said = crowded(tmp_path, sizes, "ingest", folder)
-    assert said[0] == "VHT-UNAVAILABLE-DISK"
-    assert set(said) == {"VHT-UNAVAILABLE-DISK", "3300"}
-    assert said[-1] == "3300"
-    assert said == sorted(said, reverse=True), "more room never makes it worse"
-    for number, words in enumerate(said):
+    outcomes = crowded(tmp_path, sizes, "ingest", folder)
+    assert outcomes[0] == "VHT-UNAVAILABLE-DISK"
+    assert set(outcomes) == {"VHT-UNAVAILABLE-DISK", "3300"}
+    assert outcomes[-1] == "3300"
+    assert outcomes == sorted(outcomes, reverse=True), "more room never makes it worse"
+    for number, outcome in enumerate(outcomes):
         store = tmp_path / "out" / str(number) / "store"
-        assert len(rows(store, "observation")) == (3000 if words == "3300" else 0)
+        assert len(rows(store, "observation")) == (3000 if outcome == "3300" else 0)
         assert not (store / "ingesting").exists()
-    no_null_row(tmp_path / "out" / str(len(said) - 1) / "store")
+    no_null_row(tmp_path / "out" / str(len(outcomes) - 1) / "store")
 
 
 @pytest.fixture
 def server() -> Iterator[BulkServer]:
     stamp = {"meta": {"lastUpdated": "2020-01-01T00:00:00+00:00"}}
-    held = {
+    resources = {
         "Patient": [patient(number, **stamp) for number in range(20)],
         "Observation": [observation(f"o{number}", number % 20, **stamp) for number in range(3000)],
     }
-    with BulkServer(held, polls=0).running() as running:
+    with BulkServer(resources, polls=0).running() as running:
         yield running
 
 
@@ -281,9 +281,9 @@ def server() -> Iterator[BulkServer]:
 @pytest.mark.parametrize("mode", ["export", "search"])
 def test_a_pull_that_fills_the_disk_goes_on_when_there_is_room(server: BulkServer, tmp_path: Path, mode: str) -> None:
     server.per_page = 500
-    said = crowded(tmp_path, [1, 16, 200, 600, 9000], "pull", server.base, mode)
-    assert said[:-1] == ["VHT-UNAVAILABLE-DISK"] * (len(said) - 1)
-    assert said[-1] == "3020"
+    outcomes = crowded(tmp_path, [1, 16, 200, 600, 9000], "pull", server.base, mode)
+    assert outcomes[:-1] == ["VHT-UNAVAILABLE-DISK"] * (len(outcomes) - 1)
+    assert outcomes[-1] == "3020"
     folder = tmp_path / "out" / "4" / "run" / "data"
     lines = [line for path in folder.iterdir() for line in path.read_bytes().splitlines()]
     assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 3020

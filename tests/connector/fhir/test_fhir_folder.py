@@ -40,7 +40,7 @@ def take(folder: Path, tmp_path: Path) -> IngestReport:
 
 def late(entries: list[Any]) -> bytes:
     """A Bundle that says only at its end what it is."""
-    plain = {"entry": [{"resource": dict(reversed(one.items()))} for one in entries], "type": "collection"}
+    plain = {"entry": [{"resource": dict(reversed(resource.items()))} for resource in entries], "type": "collection"}
     return json.dumps({"note": "x" * 5000, **plain, "resourceType": "Bundle"}).encode()
 
 
@@ -82,7 +82,7 @@ def test_whatever_is_not_read_is_listed_with_its_reason_and_counts_nowhere(tmp_p
     folder = tmp_path / "in"
     wanted = clutter(folder)
     report = take(folder, tmp_path)
-    assert [(one.name, one.reason) for one in report.ignored] == sorted(wanted.items())
+    assert [(entry.name, entry.reason) for entry in report.ignored] == sorted(wanted.items())
     assert set(wanted.values()) <= set(REASONS)
     assert (report.lines, report.accepted, len(report.by_file)) == (1, 1, 1)
     assert report.to_dict()["ignored"] == [{"name": name, "reason": why} for name, why in sorted(wanted.items())]
@@ -132,8 +132,8 @@ def test_a_damaged_bundle_is_named_as_a_damaged_file_of_lines_is(tmp_path: Path)
     assert [file.state for file in report.by_file] == ["ok", "gzip-truncated", "zstd-corrupt"]
     generation = Store(tmp_path / "store").current()
     assert generation is not None
-    told = explain(generation.quarantine(), [folder], Units(installed_ports()))
-    assert [one.source for one in told] == ["found", "found"]
+    explanations = explain(generation.quarantine(), [folder], Units(installed_ports()))
+    assert [explanation.source for explanation in explanations] == ["found", "found"]
 
 
 def test_what_a_large_json_file_is_takes_no_more_memory_than_a_bundle_may(tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_what_a_large_json_file_is_takes_no_more_memory_than_a_bundle_may(tmp_pa
 def test_the_order_of_entries_is_that_of_their_names(tmp_path: Path) -> None:
     for name in ("b.txt", "a.csv", "C.NDJSON", "c.ndjson"):
         write(tmp_path, name, [patient(1)])
-    found = look_into(tmp_path)
-    assert [path.name for path in found.files] == ["C.NDJSON", "c.ndjson"]
-    assert found.ignored == (Ignored("a.csv", "other-ending"), Ignored("b.txt", "other-ending"))
+    contents = look_into(tmp_path)
+    assert [path.name for path in contents.files] == ["C.NDJSON", "c.ndjson"]
+    assert contents.ignored == (Ignored("a.csv", "other-ending"), Ignored("b.txt", "other-ending"))
 
 
 def test_the_table_names_the_first_and_counts_the_rest(tmp_path: Path) -> None:
@@ -186,5 +186,5 @@ def test_the_command_the_books_and_the_console_tell_what_was_ignored(hospital: H
         [intake] = node.books.ingests()
         page = datasets_page(node)
     assert intake["ignored"] == wanted
-    assert all(one["name"] in page for one in wanted[:5])
+    assert all(entry["name"] in page for entry in wanted[:5])
     assert "and 4 more" in page

@@ -68,9 +68,9 @@ def test_a_value_that_cannot_be_used_is_quarantined_and_its_line_kept(tmp_path: 
     entries = quarantine(tmp_path)
     assert [(entry["line"], entry["reason"]) for entry in entries] == refused
     assert all(entry["kind"] == "value" for entry in entries)
-    held = rows(tmp_path / "store", "observation")
-    valued = [row for row in held if any(row[name] is not None for name in ("number", "truth", "value_code"))]
-    assert len(held) == len(VALUES)  # that it was observed is kept
+    stored = rows(tmp_path / "store", "observation")
+    valued = [row for row in stored if any(row[name] is not None for name in ("number", "truth", "value_code"))]
+    assert len(stored) == len(VALUES)  # that it was observed is kept
     assert len(valued) == len(VALUES) - len(refused)
 
 
@@ -304,14 +304,14 @@ def test_a_kill_before_any_operation_of_publishing_leaves_the_old_state_or_the_n
     outcomes = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
     assert outcomes[-1] == "whole"
     assert outcomes.count("killed") >= 15
-    seen = []
+    counts = []
     for number in range(1, len(outcomes) + 1):
         generation = Store(tmp_path / "work" / str(number)).current()
         assert generation is not None
         assert len(generation.parts("observation")) == 1
-        seen.append(len(generation.parts("patient")))
-    assert set(seen) == {1, 2}
-    assert seen == sorted(seen)
+        counts.append(len(generation.parts("patient")))
+    assert set(counts) == {1, 2}
+    assert counts == sorted(counts)
     killed = tmp_path / "work" / str(len(outcomes) // 2)
     assert ingest(write(tmp_path / "in", "data.ndjson", [patient(3)]), killed, node_key=KEY, dataset="d").accepted == 1
 

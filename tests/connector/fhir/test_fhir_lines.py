@@ -26,12 +26,12 @@ def test_every_line_comes_back_in_order(
     expected = content.split(b"\n")
     if expected[-1] == b"":
         expected.pop()
-    found = read(path, content)
-    assert [line.number for line in found] == list(range(1, len(expected) + 1))
-    assert [line.content if line.fault is None else b"" for line in found] == [
+    actual = read(path, content)
+    assert [line.number for line in actual] == list(range(1, len(expected) + 1))
+    assert [line.content if line.fault is None else b"" for line in actual] == [
         line if line.strip() else b"" for line in expected
     ]
-    assert {line.fault for line in found} <= {None, "blank-line"}
+    assert {line.fault for line in actual} <= {None, "blank-line"}
 
 
 def test_lines_that_span_chunks_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,8 +47,8 @@ def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
 
 def test_a_line_over_the_limit_is_named_and_the_next_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 64)
-    found = read(tmp_path / "f.ndjson", b"a\n" + b"b" * 1000 + b"\nc\n" + b"d" * 1000, limit=100)
-    assert [(line.number, line.fault) for line in found] == [
+    lines = read(tmp_path / "f.ndjson", b"a\n" + b"b" * 1000 + b"\nc\n" + b"d" * 1000, limit=100)
+    assert [(line.number, line.fault) for line in lines] == [
         (1, None),
         (2, "line-too-long"),
         (3, None),
@@ -60,10 +60,10 @@ def test_a_file_without_line_ends_never_fills_the_memory(tmp_path: Path) -> None
     path = tmp_path / "f.ndjson.gz"
     path.write_bytes(gzip.compress(b"x" * (96 << 20), compresslevel=1))
     tracemalloc.start()
-    found = list(read_lines(path, limit=2 << 20))
+    lines = list(read_lines(path, limit=2 << 20))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [line.fault for line in found] == ["line-too-long"]
+    assert [line.fault for line in lines] == ["line-too-long"]
     assert peak < 20 << 20
 
 
@@ -71,11 +71,11 @@ def test_a_file_without_line_ends_never_fills_the_memory(tmp_path: Path) -> None
 def test_a_truncated_gzip_gives_its_whole_lines_and_one_for_the_rest(tmp_path: Path, kept: float) -> None:
     lines = [f"{number * 7919 % 10007}-{number}".encode() for number in range(20_000)]
     packed = gzip.compress(b"\n".join(lines) + b"\n")
-    found = read(tmp_path / "f.ndjson.gz", packed[: int(len(packed) * kept)])
-    *whole, last = found
+    actual = read(tmp_path / "f.ndjson.gz", packed[: int(len(packed) * kept)])
+    *whole, last = actual
     assert last.fault == "gzip-truncated"
     assert [line.content for line in whole] == lines[: len(whole)]
-    assert [line.number for line in found] == list(range(1, len(found) + 1))
+    assert [line.number for line in actual] == list(range(1, len(actual) + 1))
     assert len(whole) > 20_000 * kept * 0.8
 
 

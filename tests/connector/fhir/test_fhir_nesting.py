@@ -50,7 +50,7 @@ def test_each_line_that_is_nested_too_deep_is_set_aside_and_all_others_go_in(tmp
     assert generation is not None
     entries = generation.quarantine()
     assert [entry["line"] for entry in entries] == [2 + 2 * (len(WELL) + place) for place in range(len(DEEP))]
-    assert {told.source for told in explain(entries, [folder], Units(installed_ports()))} == {"found"}
+    assert {explanation.source for explanation in explain(entries, [folder], Units(installed_ports()))} == {"found"}
     again = ingest(folder, store, node_key=KEY, dataset="d")
     assert (again.duplicate, again.changed) == (report.accepted, False)
 
@@ -71,9 +71,9 @@ def test_each_entry_of_a_bundle_that_is_nested_too_deep_is_set_aside_and_all_oth
 
 @pytest.mark.parametrize("levels", [300, 1020, 1100])
 def test_a_page_of_a_search_with_such_a_resource_is_read_whole(tmp_path: Path, levels: int) -> None:
-    held = {"Observation": [observation(f"o{number}") for number in range(5)], "Patient": [patient(1)]}
+    resources = {"Observation": [observation(f"o{number}") for number in range(5)], "Patient": [patient(1)]}
     server = BulkServer(
-        held, literal={"Observation": bundle([*map(orjson.dumps, held["Observation"]), deep(levels, "d")])}
+        resources, literal={"Observation": bundle([*map(orjson.dumps, resources["Observation"]), deep(levels, "d")])}
     )
     settings = {"name": "ehr", "types": ("Patient", "Observation"), "mode": "search"}
     with server.running(), pulling(tmp_path / "home"):

@@ -41,7 +41,7 @@ def stored(tmp_path: Path, items: list[Any], **more: Any) -> Generation:
 
 
 def everything(generation: Generation) -> list[dict[str, Any]]:
-    return [one for kind in sorted(set(KINDS.values())) for one in resources(generation, kind)]
+    return [resource for kind in sorted(set(KINDS.values())) for resource in resources(generation, kind)]
 
 
 def over_store(generation: Generation, view: str) -> list[dict[str, Any]]:
@@ -61,9 +61,13 @@ def test_an_observation_comes_back_with_what_was_kept_of_it(tmp_path: Path) -> N
         encounter={"reference": "Encounter/e1"},
         note=[{"text": "secret"}],
     )
-    [one] = [made for made in everything(stored(tmp_path, [patient(1), sent])) if made["resourceType"] == "Observation"]
-    assert one.pop("meta").keys() == {"lastUpdated"}
-    assert one == {
+    [rendered] = [
+        resource
+        for resource in everything(stored(tmp_path, [patient(1), sent]))
+        if resource["resourceType"] == "Observation"
+    ]
+    assert rendered.pop("meta").keys() == {"lastUpdated"}
+    assert rendered == {
         "resourceType": "Observation",
         "id": resource_key(KEY, "Observation", "o1"),
         "status": "final",
@@ -93,12 +97,12 @@ def test_components_codes_and_truths_keep_their_place_and_order(tmp_path: Path) 
         )
     ]
     generation = stored(tmp_path, [patient(1), observation("o1", valueQuantity=None, component=parts)])
-    [one] = resources(generation, "Observation")
-    assert [part["code"]["coding"] for part in one["component"]] == [
+    [rendered] = resources(generation, "Observation")
+    assert [part["code"]["coding"] for part in rendered["component"]] == [
         [{"code": f"c{n}"}, {"code": "x"}] for n in range(5)
     ]
-    assert "valueQuantity" not in one
-    codes, truth, unknown, text, whole = one["component"]
+    assert "valueQuantity" not in rendered
+    codes, truth, unknown, text, whole = rendered["component"]
     assert [coding["code"] for coding in codes["valueCodeableConcept"]["coding"]] == ["z", "y"]
     assert truth["valueBoolean"] is False
     assert unknown.keys() == text.keys() == {"code"}
@@ -125,31 +129,39 @@ def test_people_conditions_and_encounters_come_back(tmp_path: Path) -> None:
         recordedDate="2009-06-01",
         encounter={"reference": "urn:uuid:e1"},
     )
-    asked = prescription("m1", "C09", "2011-01-01", doNotPerform=True)
+    request = prescription("m1", "C09", "2011-01-01", doNotPerform=True)
     dead = patient(1, deceasedDateTime="2020-02-02T00:00:00Z", active=False)
-    told = {one["resourceType"]: one for one in everything(stored(tmp_path, [dead, encounter, ended, asked]))}
-    assert (told["Patient"]["active"], told["Patient"]["deceasedDateTime"]) == (False, "2020-02-02T00:00:00Z")
-    assert told["Patient"]["birthDate"] == "1950-03-04"
-    seen = told["Encounter"]
-    assert (seen["class"]["code"], seen["period"]) == ("AMB", {"start": "2009-05-06T07:08:09Z"})
-    assert seen["type"][0]["coding"][0]["code"] == "185349003"
-    assert seen["reasonCode"][0]["coding"][0]["code"] == "38341003"
-    ill = told["Condition"]
-    assert ill["encounter"] == {"reference": f"Encounter/{seen['id']}"}
+    by_type = {
+        resource["resourceType"]: resource
+        for resource in everything(stored(tmp_path, [dead, encounter, ended, request]))
+    }
+    assert (by_type["Patient"]["active"], by_type["Patient"]["deceasedDateTime"]) == (False, "2020-02-02T00:00:00Z")
+    assert by_type["Patient"]["birthDate"] == "1950-03-04"
+    rendered_encounter = by_type["Encounter"]
+    assert (rendered_encounter["class"]["code"], rendered_encounter["period"]) == (
+        "AMB",
+        {"start": "2009-05-06T07:08:09Z"},
+    )
+    assert rendered_encounter["type"][0]["coding"][0]["code"] == "185349003"
+    assert rendered_encounter["reasonCode"][0]["coding"][0]["code"] == "38341003"
+    ill = by_type["Condition"]
+    assert ill["encounter"] == {"reference": f"Encounter/{rendered_encounter['id']}"}
     assert (ill["clinicalStatus"]["coding"][0]["code"], "verificationStatus" in ill) == ("resolved", False)
     assert ill["onsetDateTime"] == "2009-12-31T23:59:59Z"
     assert (ill["abatementDateTime"], ill["recordedDate"]) == ("2010-01-02T00:00:00Z", "2009-06-01T00:00:00Z")
-    assert told["MedicationRequest"]["doNotPerform"] is True
+    assert by_type["MedicationRequest"]["doNotPerform"] is True
 
 
 def test_resources_come_in_order_of_id_and_under_the_names_they_are_given(tmp_path: Path) -> None:
     items = [patient(n) for n in range(20)] + [observation(f"o{n}", n % 20) for n in range(200)]
     generation = stored(tmp_path, items)
-    found = list(resources(generation, "Observation"))
-    assert [one["id"] for one in found] == sorted(resource_key(KEY, "Observation", f"o{n}") for n in range(200))
+    observations = list(resources(generation, "Observation"))
+    assert [resource["id"] for resource in observations] == sorted(
+        resource_key(KEY, "Observation", f"o{n}") for n in range(200)
+    )
     named = list(resources(generation, "Observation", name=lambda key: f"x{key[:8]}"))
-    assert [one["id"] for one in named] == [f"x{one['id'][:8]}" for one in found]
-    assert {one["subject"]["reference"] for one in named} == {
+    assert [resource["id"] for resource in named] == [f"x{resource['id'][:8]}" for resource in observations]
+    assert {resource["subject"]["reference"] for resource in named} == {
         f"Patient/x{subject_key(KEY, f'p{n}')[:8]}" for n in range(20)
     }
 
@@ -161,11 +173,11 @@ def test_a_condition_on_rows_leaves_the_rest_as_if_never_stored(tmp_path: Path) 
     generation = stored(tmp_path, [patient(1), observation("o1", component=part), observation("o2")])
     with locked([generation.folder.resolve()]) as connection:
         sql = keyed(generation, "Observation", rows="code = $code")
-        [(_, _, _, found)] = connection.execute(sql, {"code": "b"}).fetchall()
-    one = orjson.loads(found)
-    assert [component["code"]["coding"][0]["code"] for component in one["component"]] == ["b"]
-    assert "valueQuantity" not in one
-    assert one["code"]["extension"][0]["valueCode"] == "masked"
+        [(_, _, _, content)] = connection.execute(sql, {"code": "b"}).fetchall()
+    rendered = orjson.loads(content)
+    assert [component["code"]["coding"][0]["code"] for component in rendered["component"]] == ["b"]
+    assert "valueQuantity" not in rendered
+    assert rendered["code"]["extension"][0]["valueCode"] == "masked"
 
 
 def test_parts_of_a_store_made_before_a_column_was_kept_are_read_without_it(tmp_path: Path) -> None:
@@ -180,7 +192,10 @@ def test_parts_of_a_store_made_before_a_column_was_kept_are_read_without_it(tmp_
     )
     newest = Store(tmp_path / "store").current()
     assert newest is not None
-    assert sorted(one.get("recordedDate", "") for one in resources(newest, "Condition")) == ["", "2010-02-01T00:00:00Z"]
+    assert sorted(resource.get("recordedDate", "") for resource in resources(newest, "Condition")) == [
+        "",
+        "2010-02-01T00:00:00Z",
+    ]
 
 
 def test_an_update_leaves_the_time_of_what_it_did_not_touch(tmp_path: Path) -> None:
@@ -196,7 +211,10 @@ def test_an_update_leaves_the_time_of_what_it_did_not_touch(tmp_path: Path) -> N
     )
     newest = Store(tmp_path / "store").current()
     assert newest is not None
-    times = {one["id"]: datetime.fromisoformat(one["meta"]["lastUpdated"]) for one in resources(newest, "Observation")}
+    times = {
+        resource["id"]: datetime.fromisoformat(resource["meta"]["lastUpdated"])
+        for resource in resources(newest, "Observation")
+    }
     assert times[resource_key(KEY, "Observation", "o2")] == datetime.fromtimestamp(1_000_000_000, UTC)
     assert times[resource_key(KEY, "Observation", "o1")].year > 2020
 
@@ -214,12 +232,13 @@ VALUES = st.one_of(
     st.builds(lambda n: {"valueQuantity": quantity(n, "mm[Hg]")}, st.floats(allow_nan=False, allow_infinity=False)),
     st.builds(lambda b: {"valueBoolean": b}, st.booleans()),
     st.builds(
-        lambda c: {"valueCodeableConcept": {"coding": [{"system": SNOMED, "code": one} for one in c]}}, st.lists(CODES)
+        lambda c: {"valueCodeableConcept": {"coding": [{"system": SNOMED, "code": code} for code in c]}},
+        st.lists(CODES),
     ),
     st.just({}),
 )
 PLACES = st.builds(
-    lambda codes, value: {"code": {"coding": [{"system": LOINC, "code": one} for one in codes]}} | value,
+    lambda codes, value: {"code": {"coding": [{"system": LOINC, "code": code} for code in codes]}} | value,
     st.lists(CODES, min_size=1, max_size=3),
     VALUES,
 )
@@ -238,7 +257,7 @@ def test_views_see_the_store_and_its_rendered_lines_alike(
     generation = stored(tmp_path_factory.mktemp("store"), [patient(1), *items])
     lines = list(resources(generation, "Observation"))
     numbers = [place["valueQuantity"]["value"] for place, _ in drawn if "valueQuantity" in place]
-    assert sorted(numbers) == sorted(one["valueQuantity"]["value"] for one in lines if "valueQuantity" in one)
+    assert sorted(numbers) == sorted(line["valueQuantity"]["value"] for line in lines if "valueQuantity" in line)
     for view in ("observation_codings", "blood_pressure"):
         assert counted(over_store(generation, view)) == counted(run(shipped(view), lines))
 
@@ -273,21 +292,21 @@ _KEYS = {
 
 def _as_stored(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the original export in the store's words: keys, instants in UTC."""
-    made = dict(row)
+    converted = dict(row)
     for name, kind in _KEYS.items():
-        if made.get(name) is not None:
-            made[name] = resource_key(KEY, kind, made[name])
-    made["patient"] = subject_key(KEY, row["patient"])
+        if converted.get(name) is not None:
+            converted[name] = resource_key(KEY, kind, converted[name])
+    converted["patient"] = subject_key(KEY, row["patient"])
     for name in ("effective", "onset", "abatement", "recorded", "authored", "started", "ended", "deceased_at"):
-        if made.get(name) is not None:
-            moment = datetime.fromisoformat(made[name]).astimezone(UTC)
-            made[name] = moment.isoformat().replace("+00:00", "Z")
-    made.pop("marital_status", None)  # not kept
-    return made
+        if converted.get(name) is not None:
+            moment = datetime.fromisoformat(converted[name]).astimezone(UTC)
+            converted[name] = moment.isoformat().replace("+00:00", "Z")
+    converted.pop("marital_status", None)  # not kept
+    return converted
 
 
 def _without_value(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: one for name, one in row.items() if name not in {"value", "unit", "value_code"} | _PRESSURES}
+    return {name: value for name, value in row.items() if name not in {"value", "unit", "value_code"} | _PRESSURES}
 
 
 _PRESSURES = {"systolic", "systolic_unit", "diastolic", "diastolic_unit"}
@@ -298,12 +317,12 @@ def test_every_shipped_view_sees_the_real_export_as_its_store(export: tuple[Path
     folder, generation = export
     original = [orjson.loads(line) for line in (folder / f"{KINDS[view]}.ndjson").read_bytes().splitlines()]
     expected = [_as_stored(row) for row in run(shipped(view), original)]
-    found = [
-        {name: one for name, one in row.items() if name != "marital_status"} for row in over_store(generation, view)
+    actual = [
+        {name: value for name, value in row.items() if name != "marital_status"} for row in over_store(generation, view)
     ]
-    assert len(found) == len(expected) > 500
-    assert counted([_without_value(row) for row in found]) == counted([_without_value(row) for row in expected])
-    missing = counted(expected) - counted(found)
+    assert len(actual) == len(expected) > 500
+    assert counted([_without_value(row) for row in actual]) == counted([_without_value(row) for row in expected])
+    missing = counted(expected) - counted(actual)
     if KINDS[view] != "Observation":
         assert not missing
         return

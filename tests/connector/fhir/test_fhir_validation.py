@@ -27,7 +27,7 @@ DOCS = ROOT / "docs" / "reference" / "fhir.md"
 
 def found(resource: dict[str, Any]) -> list[tuple[str, str]]:
     content = json.dumps(resource).encode()
-    return [(one.path, one.kind) for one in findings(resource["resourceType"], content)]
+    return [(finding.path, finding.kind) for finding in findings(resource["resourceType"], content)]
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ ANY = st.recursive(
 
 @given(st.dictionaries(KEYS | st.sampled_from(["id", "status", "note", "component"]), ANY, max_size=4))
 def test_no_finding_repeats_what_the_data_says(more: dict[str, Any]) -> None:
-    told = findings("Observation", json.dumps(observation("o1") | more).encode())
-    assert all(one.kind in FINDINGS for one in told)
-    assert "CANARY" not in repr(told)
+    reported = findings("Observation", json.dumps(observation("o1") | more).encode())
+    assert all(finding.kind in FINDINGS for finding in reported)
+    assert "CANARY" not in repr(reported)
 
 
 def test_the_sample_is_the_first_and_some_by_chance_and_the_same_every_time() -> None:
@@ -106,13 +106,13 @@ def test_findings_are_counted_and_change_no_verdict(tmp_path: Path) -> None:
 
 
 def test_the_models_are_asked_about_a_few_lines_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    kinds = []
     real = validation.findings
-    monkeypatch.setattr(validation, "findings", lambda kind, content: asked.append(kind) or real(kind, content))
+    monkeypatch.setattr(validation, "findings", lambda kind, content: kinds.append(kind) or real(kind, content))
     folder = write(tmp_path / "in", "a.ndjson", [observation(f"o{n}") for n in range(3000)])
     report = ingest(folder, tmp_path / "store", node_key=KEY, dataset="d", sample_size=7)
     assert report.accepted == 3000
-    assert 7 <= len(asked) <= 14
+    assert 7 <= len(kinds) <= 14
 
 
 def test_without_the_models_nothing_is_validated_and_all_else_is_the_same(
@@ -140,18 +140,18 @@ def test_every_line_that_was_set_aside_is_found_again_and_explained(tmp_path: Pa
     items = [item for item, _, _ in BROKEN] + [observation(f"v{n}", **more) for n, (more, _) in enumerate(VALUES)]
     folder, store = write(tmp_path / "in", "a.ndjson.gz", items), tmp_path / "store"
     ingest(folder, store, node_key=KEY, dataset="d")
-    explained = list(explain(entries(store), [tmp_path / "none", folder], Units(installed_ports())))
-    assert len(explained) == len(entries(store))
-    assert {one.source for one in explained} == {"found"}
-    told = {one.line: one for one in explained}
-    assert told[1].at_character == len(BROKEN[0][0])
-    kinds = {(one.reason, one.path): one.r4b for one in explained}
+    explanations = list(explain(entries(store), [tmp_path / "none", folder], Units(installed_ports())))
+    assert len(explanations) == len(entries(store))
+    assert {explanation.source for explanation in explanations} == {"found"}
+    by_line = {explanation.line: explanation for explanation in explanations}
+    assert by_line[1].at_character == len(BROKEN[0][0])
+    kinds = {(explanation.reason, explanation.path): explanation.r4b for explanation in explanations}
     assert kinds["missing", "Observation.status"] == (Finding("Observation.status", "missing"),)
     assert kinds["type", "Observation.code.coding"] is not None
     assert kinds["unknown-unit", "Observation.valueQuantity"] == ()
     assert kinds["unsupported-type", "resourceType"] is not None
-    for one in explained:
-        plain = one.to_dict()
+    for explanation in explanations:
+        plain = explanation.to_dict()
         assert plain["what"]
         assert plain["do"]
 
@@ -163,8 +163,11 @@ def test_a_source_that_is_gone_or_changed_is_said_to_be(tmp_path: Path) -> None:
     ingest(folder, store, node_key=KEY, dataset="d")
     (folder / "b.ndjson").unlink()
     write(folder, "a.ndjson", [observation("o1")])
-    told = [(one.file, one.line, one.source) for one in explain(entries(store), [folder], Units())]
-    assert sorted(told) == [("a.ndjson", 1, "changed"), ("a.ndjson", 2, "gone"), ("b.ndjson", 1, "gone")]
+    sources = [
+        (explanation.file, explanation.line, explanation.source)
+        for explanation in explain(entries(store), [folder], Units())
+    ]
+    assert sorted(sources) == [("a.ndjson", 1, "changed"), ("a.ndjson", 2, "gone"), ("b.ndjson", 1, "gone")]
 
 
 def test_every_reason_is_in_the_reference_and_in_the_words_of_the_command() -> None:
@@ -178,16 +181,16 @@ def test_every_reason_is_in_the_reference_and_in_the_words_of_the_command() -> N
 def test_the_command_explains_from_where_the_export_was_taken_in(hospital: Hospital) -> None:
     canary = "Zebedee"
     folder = write(hospital.root / "in", "a.ndjson", [patient(1), observation("o1", status=canary), b"{" + b'"Zebedee'])
-    taken = vht_node("ingest", hospital.state, folder)
-    assert taken["sample"]["Patient"] == {"sampled": 1, "faulty": 0, "findings": []}
-    told = vht_node("quarantine", hospital.state, "--explain")["entries"]
-    assert [(one["line"], one["reason"], one["source"]) for one in told] == [
+    report = vht_node("ingest", hospital.state, folder)
+    assert report["sample"]["Patient"] == {"sampled": 1, "faulty": 0, "findings": []}
+    explanations = vht_node("quarantine", hospital.state, "--explain")["entries"]
+    assert [(entry["line"], entry["reason"], entry["source"]) for entry in explanations] == [
         (2, "code", "found"),
         (3, "malformed-json", "found"),
     ]
-    assert told[0]["type"] == "Observation"
-    assert canary not in json.dumps(told)
+    assert explanations[0]["type"] == "Observation"
+    assert canary not in json.dumps(explanations)
     moved = folder.rename(hospital.root / "moved")
-    assert {one["source"] for one in vht_node("quarantine", hospital.state, "--explain")["entries"]} == {"gone"}
+    assert {entry["source"] for entry in vht_node("quarantine", hospital.state, "--explain")["entries"]} == {"gone"}
     again = vht_node("quarantine", hospital.state, "--explain", "--from", moved)["entries"]
-    assert {one["source"] for one in again} == {"found"}
+    assert {entry["source"] for entry in again} == {"found"}

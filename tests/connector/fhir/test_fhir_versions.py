@@ -26,7 +26,7 @@ def rows(tmp_path: Path, table: str = "observation") -> list[dict[str, Any]]:
 
 def version(number: int, value: float | None = None, ident: str = "o1", **meta: Any) -> dict[str, Any]:
     stamp = {"versionId": str(number), "lastUpdated": f"2020-01-01T00:00:{number:02d}Z"} | meta
-    kept = {name: one for name, one in stamp.items() if one is not None}
+    kept = {name: text for name, text in stamp.items() if text is not None}
     return observation(ident, meta=kept, valueQuantity=quantity(100 + number if value is None else value, "mm[Hg]"))
 
 

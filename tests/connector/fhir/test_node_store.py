@@ -25,16 +25,16 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     if request.param == "sqlite":
-        made = Database.at(tmp_path / "node.sqlite")
+        database = Database.at(tmp_path / "node.sqlite")
     else:
-        made = Database(request.getfixturevalue("postgresql"))
-    migrate(made)
-    yield made
+        database = Database(request.getfixturevalue("postgresql"))
+    migrate(database)
+    yield database
     if request.param == "postgresql":
-        with made.write() as session:
+        with database.write() as session:
             for table in reversed(Base.metadata.sorted_tables):
                 session.execute(table.delete())
-    made.close()
+    database.close()
 
 
 def _draw(**changes: object) -> Draw:

@@ -54,16 +54,16 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     with hospital.open(start=False) as node:
         node.ingest(folder)
         node.opt_out("pout", since=datetime.now(UTC) - timedelta(days=3))
-    with serving(hospital) as made:
-        yield made
+    with serving(hospital) as registered_program:
+        yield registered_program
     hospital.issuer.stop()
 
 
 def outcome(answer: Any, status: int, code: str) -> None:
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"].startswith("application/fhir+json")
-    found = get_fhir_model_class("OperationOutcome").model_validate(answer.json())
-    assert code in found.issue[0].diagnostics
+    operation_outcome = get_fhir_model_class("OperationOutcome").model_validate(answer.json())
+    assert code in operation_outcome.issue[0].diagnostics
 
 
 def view_parameters(view: Any, **more: Any) -> dict[str, Any]:
@@ -93,8 +93,8 @@ def test_what_it_can_do_is_public_and_valid(program: Program) -> None:
     statement = program.web.get("/fhir/metadata").json()
     get_fhir_model_class("CapabilityStatement").model_validate(statement)
     assert "_lastUpdated" not in json.dumps(statement)
-    assert all("_since is refused" in one["documentation"] for one in statement["rest"][0]["operation"])
-    assert {one["type"] for one in statement["rest"][0]["resource"]} == {
+    assert all("_since is refused" in operation["documentation"] for operation in statement["rest"][0]["operation"])
+    assert {resource["type"] for resource in statement["rest"][0]["resource"]} == {
         "Patient", "Observation", "Condition", "MedicationRequest", "Encounter"}  # fmt: skip
     smart = program.web.get("/fhir/.well-known/smart-configuration").json()
     assert smart["token_endpoint"] == program.token_url
@@ -127,40 +127,42 @@ def test_what_is_not_understood_is_refused_without_being_repeated(program: Progr
 
 
 def test_patients_are_those_who_did_not_opt_out_under_names_of_the_permit(program: Program) -> None:
-    found = program.search("Patient")
-    assert len(found) == STORED + 1
+    patients = program.search("Patient")
+    assert len(patients) == STORED + 1
     key = program.node.secret.subject_key
     stored = {subject_key(key, f"p{n}") for n in range(STORED)} | {subject_key(key, "pout"), subject_key(key, "pold")}
-    assert not {one["id"] for one in found} & stored
-    assert CANARY not in json.dumps(found)
-    for one in found:
-        get_fhir_model_class("Patient").model_validate(one)
-        assert set(one) <= {"resourceType", "id", "gender", "birthDate", "_birthDate"}
-    assert [one for one in found if "_birthDate" in one]  # the one who is over 89
+    assert not {resource["id"] for resource in patients} & stored
+    assert CANARY not in json.dumps(patients)
+    for resource in patients:
+        get_fhir_model_class("Patient").model_validate(resource)
+        assert set(resource) <= {"resourceType", "id", "gender", "birthDate", "_birthDate"}
+    assert [resource for resource in patients if "_birthDate" in resource]  # the one who is over 89
 
 
 def test_observations_are_those_of_the_permits_columns(program: Program) -> None:
-    found = program.search("Observation?_count=7")
-    assert len(found) == STORED + 1
-    for one in found:
-        get_fhir_model_class("Observation").model_validate(one)
-    people = {f"Patient/{one['id']}" for one in program.search("Patient")}
-    assert {one["subject"]["reference"] for one in found} <= people
-    [panel] = [one for one in found if "component" in one]
+    observations = program.search("Observation?_count=7")
+    assert len(observations) == STORED + 1
+    for resource in observations:
+        get_fhir_model_class("Observation").model_validate(resource)
+    people = {f"Patient/{resource['id']}" for resource in program.search("Patient")}
+    assert {resource["subject"]["reference"] for resource in observations} <= people
+    [panel] = [resource for resource in observations if "component" in resource]
     assert [part["code"]["coding"][0]["code"] for part in panel["component"]] == ["8480-6"]
     assert panel["code"]["extension"][0]["valueCode"] == "masked"
-    assert "72166-2" not in json.dumps(found)
+    assert "72166-2" not in json.dumps(observations)
     assert program.search("Encounter") == []
 
 
 def test_days_are_shifted_by_one_offset_per_patient(program: Program) -> None:
     by_patient: dict[str, set[timedelta]] = {}
-    for one in program.search("Observation"):
-        if "component" not in one:
-            told = datetime.fromisoformat(one["effectiveDateTime"])
-            by_patient.setdefault(one["subject"]["reference"], set()).add(datetime(2009, 3, 1, 10, tzinfo=UTC) - told)
+    for resource in program.search("Observation"):
+        if "component" not in resource:
+            effective = datetime.fromisoformat(resource["effectiveDateTime"])
+            by_patient.setdefault(resource["subject"]["reference"], set()).add(
+                datetime(2009, 3, 1, 10, tzinfo=UTC) - effective
+            )
     assert len(by_patient) == STORED
-    offsets = [offset for one in by_patient.values() for offset in one]
+    offsets = [offset for patient_offsets in by_patient.values() for offset in patient_offsets]
     assert len(offsets) == STORED
     assert all(timedelta(days=1) <= offset <= timedelta(days=365) for offset in offsets)
     assert len(set(offsets)) > STORED // 2
@@ -169,50 +171,53 @@ def test_days_are_shifted_by_one_offset_per_patient(program: Program) -> None:
 @pytest.mark.parametrize("kind", ["Patient", "Observation", "Condition"])
 def test_each_resource_of_a_search_reads_back_alone(program: Program, kind: str) -> None:
     token = program.token()
-    for one in program.search(kind, token)[:3]:
-        assert program.get(f"{kind}/{one['id']}", token).json() == one
-        assert program.search(f"{kind}?_id={one['id']},unknown", token) == [one]
+    for resource in program.search(kind, token)[:3]:
+        assert program.get(f"{kind}/{resource['id']}", token).json() == resource
+        assert program.search(f"{kind}?_id={resource['id']},unknown", token) == [resource]
 
 
 def test_searches_by_patient_code_and_shifted_day(program: Program) -> None:
     token = program.token()
-    everything = [one for one in program.search("Observation", token) if "component" not in one]
-    one = everything[0]
-    name, day = one["subject"]["reference"], one["effectiveDateTime"][:10]
+    observations = [resource for resource in program.search("Observation", token) if "component" not in resource]
+    first = observations[0]
+    name, day = first["subject"]["reference"], first["effectiveDateTime"][:10]
     for patient_ in (f"patient={name}", f"subject={name.removeprefix('Patient/')}"):
-        assert program.search(f"Observation?{patient_}", token) == [one]
+        assert program.search(f"Observation?{patient_}", token) == [first]
     assert program.search(f"Observation?{patient_}&date=lt{day}", token) == []
-    on_day = {found["id"] for found in everything if found["effectiveDateTime"][:10] == day}
-    assert {found["id"] for found in program.search(f"Observation?date={day}", token)} == on_day
-    later = {found["id"] for found in everything if found["effectiveDateTime"][:10] > day}
-    assert {found["id"] for found in program.search(f"Observation?date=gt{day}&code=8480-6", token)} == later
+    on_day = {resource["id"] for resource in observations if resource["effectiveDateTime"][:10] == day}
+    assert {resource["id"] for resource in program.search(f"Observation?date={day}", token)} == on_day
+    later = {resource["id"] for resource in observations if resource["effectiveDateTime"][:10] > day}
+    assert {resource["id"] for resource in program.search(f"Observation?date=gt{day}&code=8480-6", token)} == later
     assert len(program.search("Observation?combo-code=http://loinc.org|8480-6", token)) == STORED + 1
     assert program.search("Observation?code=|8480-6", token) == []
     assert program.search("Condition?code=86406008", token) == []  # held, and not in the permit
     posted = program.call("POST", "/fhir/Observation/_search", token, data={"patient": name})
-    assert posted.json()["entry"][0]["resource"] == one
+    assert posted.json()["entry"][0]["resource"] == first
 
 
 def test_columns_without_age_and_sex_show_neither(program: Program, tmp_path_factory: pytest.TempPathFactory) -> None:
     hospital = make_hospital(tmp_path_factory.mktemp("narrow"))
     folder = write_fhir(hospital.root / "fhir")
-    seen = {"resourceType": "Encounter", "id": "e1", "status": "finished", "class": {"code": "AMB"},
-            "subject": {"reference": "Patient/p1"}, "period": {"start": "2010-01-01"}}  # fmt: skip
+    stored_encounter = {"resourceType": "Encounter", "id": "e1", "status": "finished", "class": {"code": "AMB"},
+                        "subject": {"reference": "Patient/p1"}, "period": {"start": "2010-01-01"}}  # fmt: skip
     write(
         folder,
         "more.ndjson",
-        [seen, condition("c9", "22298006", "2011-01-01", encounter={"reference": "Encounter/e1"})],
+        [stored_encounter, condition("c9", "22298006", "2011-01-01", encounter={"reference": "Encounter/e1"})],
     )
     with hospital.open(start=False) as node:
         node.ingest(folder)
     with serving(hospital, columns=(*WITHOUT_AGE, "fhir:Encounter")) as narrow:
-        assert {key for one in narrow.search("Patient") for key in one} == {"resourceType", "id"}
+        assert {key for resource in narrow.search("Patient") for key in resource} == {"resourceType", "id"}
         [encounter] = narrow.search("Encounter")
         assert encounter["class"]["code"] == "AMB"
-        [told] = [one for one in narrow.search("Condition") if "encounter" in one]
-        assert told["encounter"] == {"reference": f"Encounter/{encounter['id']}"}
-        mine, theirs = {one["id"] for one in narrow.search("Patient")}, {one["id"] for one in program.search("Patient")}
-        assert not mine & theirs
+        [diagnosis] = [resource for resource in narrow.search("Condition") if "encounter" in resource]
+        assert diagnosis["encounter"] == {"reference": f"Encounter/{encounter['id']}"}
+        narrow_ids, program_ids = (
+            {resource["id"] for resource in narrow.search("Patient")},
+            {resource["id"] for resource in program.search("Patient")},
+        )
+        assert not narrow_ids & program_ids
         assert narrow.search(f"Condition?code={SNOMED}|22298006&onset-date=ge2000") != []
     hospital.issuer.stop()
 
@@ -262,37 +267,39 @@ def test_a_body_that_is_too_large_is_refused(program: Program) -> None:
 
 def test_every_access_is_an_audit_event_with_its_balp_profile(program: Program) -> None:
     token = program.token()
-    [one, *_] = program.search("Patient", token)
+    [resource, *_] = program.search("Patient", token)
     before = len(events(program.node))
-    name = one["id"]
+    name = resource["id"]
     program.get(f"Patient/{name}", token)
     program.get(f"Observation?patient=Patient/{name}&code=8480-6,999-MRN", token)
     program.get("Observation?patient=Zebedee", token)
     program.get("Condition", token)
     program.get("Patient?family=Zebedee", token)
     program.get("Patient", "nobody")
-    found = events(program.node)[before:]
-    for event in found:
+    audit_events = events(program.node)[before:]
+    for event in audit_events:
         get_fhir_model_class("AuditEvent").model_validate(event)
-    profiles = [event.get("meta", {}).get("profile", [""])[0].rpartition(".")[2] for event in found]
+    profiles = [event.get("meta", {}).get("profile", [""])[0].rpartition(".")[2] for event in audit_events]
     assert profiles == ["PatientRead", "PatientQuery", "Query", "Query", "", ""]
-    assert [event["outcome"] for event in found] == ["0", "0", "0", "0", "4", "4"]
-    assert [event["action"] for event in found] == ["R", "E", "E", "E", "E", "E"]
-    assert [queries(event) for event in found[1:4]] == [
+    assert [event["outcome"] for event in audit_events] == ["0", "0", "0", "0", "4", "4"]
+    assert [event["action"] for event in audit_events] == ["R", "E", "E", "E", "E", "E"]
+    assert [queries(event) for event in audit_events[1:4]] == [
         f"Observation?patient={name}&code=8480-6%2Cother", "Observation?patient=unknown", "Condition?"]  # fmt: skip
-    assert "Zebedee" not in json.dumps(found)
-    people = [entity["what"]["reference"] for entity in found[0]["entity"] if entity["role"]["code"] == "1"]
+    assert "Zebedee" not in json.dumps(audit_events)
+    people = [entity["what"]["reference"] for entity in audit_events[0]["entity"] if entity["role"]["code"] == "1"]
     assert people == [f"Patient/{name}"]
-    assert found[-1]["agent"][0]["who"] == {"display": "unknown"}
-    assert {event["agent"][0]["who"].get("identifier", {}).get("value") for event in found[:-1]} == {program.id}
+    assert audit_events[-1]["agent"][0]["who"] == {"display": "unknown"}
+    assert {event["agent"][0]["who"].get("identifier", {}).get("value") for event in audit_events[:-1]} == {program.id}
 
 
 def test_the_operator_reads_the_access_log_and_nobody_else(program: Program) -> None:
     assert program.web.get("/api/audit-events").status_code == 403
     operator = {"Authorization": f"Bearer {program.node.files.operator_token.read_text().strip()}"}
-    shown = program.web.get("/api/audit-events", headers=operator, params={"count": 2, "raw": True}).json()["events"]
-    assert len(shown) == 2
-    assert shown[0]["recorded"] >= shown[1]["recorded"]
+    audit_events = program.web.get("/api/audit-events", headers=operator, params={"count": 2, "raw": True}).json()[
+        "events"
+    ]
+    assert len(audit_events) == 2
+    assert audit_events[0]["recorded"] >= audit_events[1]["recorded"]
 
 
 def test_the_console_shows_clients_and_accesses_and_revokes(program: Program) -> None:
@@ -310,9 +317,9 @@ def test_the_console_shows_clients_and_accesses_and_revokes(program: Program) ->
     assert "Zebedee" not in page
     assert "VHT-INPUT-SEARCH" in browser.get(f"/access?client={other.id}&refused=true").text
     assert browser.post(f"/access/{other.id}/revoke", data={"form_key": "forged"}).status_code == 403
-    found = re.search(r'name="form_key" value="([^"]+)"', page)
-    assert found
-    assert browser.post(f"/access/{other.id}/revoke", data={"form_key": found[1]}).status_code == 303
+    match = re.search(r'name="form_key" value="([^"]+)"', page)
+    assert match
+    assert browser.post(f"/access/{other.id}/revoke", data={"form_key": match[1]}).status_code == 303
     assert other.ask().status_code == 401
     assert "may no longer read" in browser.get("/log").text
 

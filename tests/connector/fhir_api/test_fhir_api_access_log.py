@@ -44,15 +44,15 @@ def filled(log: AuditLog, client: str | None = "c1") -> int:
 
 def test_no_recent_event_is_dropped_and_a_full_log_answers_nobody(program: Program, tmp_path: Path) -> None:
     log = small_log(program, tmp_path)
-    written = filled(log)
-    assert written > 6
-    assert len(list(log.events())) == written
+    count = filled(log)
+    assert count > 6
+    assert len(list(log.events())) == count
     assert len(list(tmp_path.iterdir())) == 6
     with pytest.raises(UnavailableError, match="the access log is full"):
         log.require_room()
     min(tmp_path.iterdir()).rename(tmp_path.parent / "archived.ndjson")
     log.require_room()
-    log.write(read_event(written))
+    log.write(read_event(count))
 
 
 def test_old_files_go_and_only_they(program: Program, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_where_nothing_can_be_recorded_nothing_is_answered(
 
 def test_a_search_is_in_the_log_as_a_whole_or_refused(program: Program) -> None:
     token = program.token()
-    people = [one["id"] for one in program.search("Patient", token)]
+    people = [resource["id"] for resource in program.search("Patient", token)]
     before = len(events(program.node))
     padded = ",".join([*(f"x{number}" for number in range(150)), people[0]])
     assert program.get(f"Observation?patient={padded}", token).status_code == 200
@@ -129,11 +129,11 @@ def test_refusals_name_the_client_whose_token_or_signature_it_was(stocked: Hospi
         program.web.post(f"/api/fhir-clients/{program.id}/revoke", headers=operator)
         program.get("Patient", token)
         assert program.ask().json()["error_description"].startswith("VHT-REFUSED-CLIENT")
-        found = events(program.node)[before:]
-        assert [event["outcomeDesc"] for event in found] == [
+        audit_events = events(program.node)[before:]
+        assert [event["outcomeDesc"] for event in audit_events] == [
             "VHT-REFUSED-ASSERTION-REPLAY", "VHT-REFUSED-ASSERTION-AUDIENCE", "VHT-REFUSED-SCOPE",
             "VHT-PERMIT-REVOKED", "VHT-PERMIT-REVOKED", "VHT-REFUSED-TOKEN", "VHT-REFUSED-CLIENT"]  # fmt: skip
-        assert [who(event) for event in found] == [known] * 7
+        assert [who(event) for event in audit_events] == [known] * 7
 
 
 @pytest.mark.parametrize("what", ["read", "token"])

@@ -105,20 +105,20 @@ def halted(monkeypatch: pytest.MonkeyPatch) -> Halt:
 
         reached, go = threading.Event(), threading.Event()
         owner: Any = module.Faces if where == "face" else module.Face
-        whole = getattr(owner, where)
+        original = getattr(owner, where)
 
         def face(*args: Any, **more: Any) -> Any:
             if threading.current_thread().name == "vht-exports":
                 reached.set()
                 assert go.wait(300)
-            return whole(*args, **more)
+            return original(*args, **more)
 
         def everything(*args: Any, **more: Any) -> Iterator[Any]:
-            for number, one in enumerate(whole(*args, **more)):
+            for number, resource in enumerate(original(*args, **more)):
                 if number == 5:
                     reached.set()
                     assert go.wait(300)
-                yield one
+                yield resource
 
         monkeypatch.setattr(owner, where, {"face": face, "everything": everything}[where])
         return reached, go

@@ -27,7 +27,7 @@ def _no_job_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def by_id(resources: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {one["id"]: one for one in resources}
+    return {resource["id"]: resource for resource in resources}
 
 
 def parameters(*parts: tuple[str, str]) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def test_both_dialects_give_what_searches_give(program: Program, level: str) -> 
         manifest = answer.json()
         assert answer.headers["expires"]
         assert manifest["requiresAccessToken"] is True
-        found = program.download(manifest, token)
-        assert {kind: by_id(lines) for kind, lines in found.items()} == expected
+        downloads = program.download(manifest, token)
+        assert {kind: by_id(lines) for kind, lines in downloads.items()} == expected
         assert program.call("DELETE", urlsplit(kickoff.headers["Content-Location"]).path, token).status_code == 202
     assert datetime.fromisoformat(manifest["transactionTime"])
 
@@ -53,11 +53,11 @@ def test_both_dialects_give_what_searches_give(program: Program, level: str) -> 
 def test_types_and_the_tokens_scope_bound_an_export(program: Program) -> None:
     token = program.token("system/Patient.rs system/Condition.rs")
     manifest = program.await_export(program.export(token=token), token).json()
-    assert {one["type"] for one in manifest["output"]} == {"Patient", "Condition"}
+    assert {output["type"] for output in manifest["output"]} == {"Patient", "Condition"}
     assert program.export("$export?_type=Observation", token).status_code == 403
-    whole = program.token()
-    narrow = program.await_export(program.export("$export?_type=Observation", whole), whole).json()
-    assert {one["type"] for one in narrow["output"]} == {"Observation"}
+    full_token = program.token()
+    narrow = program.await_export(program.export("$export?_type=Observation", full_token), full_token).json()
+    assert {output["type"] for output in narrow["output"]} == {"Observation"}
     address = urlsplit(narrow["output"][0]["url"]).path
     assert program.call("GET", address, token).status_code == 404
 
@@ -120,7 +120,7 @@ def test_files_are_private_and_go_when_they_are_deleted(program: Program, home: 
 def test_a_client_that_begins_too_many_waits(program: Program) -> None:
     token = program.token()
     answers = [program.export(token=token) for _ in range(3)]
-    assert [one.status_code for one in answers] == [202, 202, 429]
+    assert [answer.status_code for answer in answers] == [202, 202, 429]
     assert answers[2].headers["retry-after"]
     assert answers[2].json()["issue"][0]["code"] == "throttled"
 
@@ -128,7 +128,7 @@ def test_a_client_that_begins_too_many_waits(program: Program) -> None:
 def test_the_evidence_holds_rounded_counts_and_a_digest(program: Program, home: Hospital) -> None:
     token = program.token()
     program.await_export(program.export(token=token), token)
-    [*_, entry] = [one for one in home.log() if one["kind"] == "fhir.exported"]
+    [*_, entry] = [line for line in home.log() if line["kind"] == "fhir.exported"]
     assert entry["body"]["resources_rounded"]["Patient"] == 40
     assert entry["body"]["resources_rounded"]["Encounter"] is None
     assert len(entry["body"]["digest"]) == 64
@@ -142,29 +142,29 @@ def test_nobody_who_opted_out_before_the_permit_is_exported(stocked: Hospital) -
         node.opt_out("p1", since=datetime.fromisoformat("2020-01-01T00:00:00Z"))
     with serving(stocked) as program:
         token = program.token()
-        found = program.download(program.await_export(program.export(token=token), token).json(), token)
-        assert (len(found["Patient"]), len(found["Observation"])) == (39, 39)
+        downloads = program.download(program.await_export(program.export(token=token), token).json(), token)
+        assert (len(downloads["Patient"]), len(downloads["Observation"])) == (39, 39)
 
 
 def test_a_permit_revoked_in_the_middle_leaves_nothing(stocked: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(stocked, permit_id="permit-7") as program:
-        api, held, reached = program.node.fhir_api, threading.Event(), threading.Event()
+        api, go, reached = program.node.fhir_api, threading.Event(), threading.Event()
         object.__setattr__(api.limits, "status_every_s", 0.0)
         everything = type(api.faces.face(api.clients.permit_of(api.clients.get(program.id)))).everything
 
         def slowly(*args: Any, **more: Any) -> Iterator[dict[str, Any]]:
-            for number, one in enumerate(everything(*args, **more)):
+            for number, resource in enumerate(everything(*args, **more)):
                 if number == 5:
                     reached.set()
-                    assert held.wait(300)
-                yield one
+                    assert go.wait(300)
+                yield resource
 
         monkeypatch.setattr("connector.fhir_api.permit_view.Face.everything", slowly)
         token = program.token()
         status = urlsplit(program.export(token=token).headers["Content-Location"]).path
         assert reached.wait(300)
         stocked.issuer.revoke("permit-7")
-        held.set()
+        go.set()
         [job] = api.exports._jobs.values()
         await_that(lambda: job.state == "failed")
         assert job.error is not None
@@ -193,11 +193,11 @@ def test_nothing_of_an_export_outlives_its_process(stocked: Hospital) -> None:
         program.await_export(kickoff, token)
         key, ident = program.key, program.id
     assert not (stocked.state / WORKING / "exports").exists()
-    left = stocked.state / WORKING / "exports" / "left"
-    left.mkdir(parents=True)
-    (left / "Patient.0001.ndjson").write_text("{}")
+    leftover = stocked.state / WORKING / "exports" / "left"
+    leftover.mkdir(parents=True)
+    (leftover / "Patient.0001.ndjson").write_text("{}")
     with serving(stocked) as program:
-        assert not left.exists()
+        assert not leftover.exists()
         again = Program(program.node, program.web, key=key, id=ident)
         status = urlsplit(kickoff.headers["Content-Location"]).path
         assert again.call("GET", status).status_code == 404
@@ -232,8 +232,8 @@ def test_one_file_holds_no_more_than_its_share(stocked: Hospital) -> None:
         object.__setattr__(program.node.fhir_api.limits, "file_resources", 15)
         token = program.token()
         manifest = program.await_export(program.export("$export?_type=Patient", token), token).json()
-        assert [one["count"] for one in manifest["output"]] == [15, 15, 10]
-        found = program.download(manifest, token)["Patient"]
-        assert len(by_id(found)) == 40
+        assert [output["count"] for output in manifest["output"]] == [15, 15, 10]
+        patients = program.download(manifest, token)["Patient"]
+        assert len(by_id(patients)) == 40
         lines = list(Path(stocked.state / WORKING).rglob("*.ndjson"))
         assert sum(len(path.read_text().splitlines()) for path in lines) == 40

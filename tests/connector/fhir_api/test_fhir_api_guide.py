@@ -47,14 +47,14 @@ def test_the_guide_walks_from_a_key_to_rows(desk: Path) -> None:
     assert len(blocks) == 7
     script = "set -euo pipefail\n" + "\n".join(blocks)
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
+    completed = subprocess.run(
         ["bash", "-c", script], cwd=desk, capture_output=True, text=True, timeout=1500, env={**os.environ, "PATH": path}
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert f'"system":"{UCUM}"' in done.stdout
+    assert completed.returncode == 0, completed.stdout[-2000:] + completed.stderr[-2000:]
+    assert f'"system":"{UCUM}"' in completed.stdout
     patients, values = lines(desk / "Patient.0001.ndjson"), lines(desk / "Observation.0001.ndjson")
     assert (len(patients), len(values)) == (40, 40)
     rows = list(csv.DictReader((desk / "rows.csv").read_text().splitlines()))
-    assert {row["patient"] for row in rows} == {one["id"] for one in patients}
+    assert {row["patient"] for row in rows} == {patient["id"] for patient in patients}
     events = json.loads((desk / "events.json").read_text())["data"]["events"]
     assert [event["subtype"][0]["display"] for event in events][:2] == ["view", "export-cancel"]

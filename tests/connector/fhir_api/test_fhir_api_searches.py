@@ -1,4 +1,4 @@
-"""Whose face answers, for how long, and what a search may find: no more than what is told."""
+"""Whose permit view answers, for how long, and what a search may find: no more than what is shown."""
 
 import base64
 from datetime import UTC, date, datetime, timedelta
@@ -26,7 +26,7 @@ def permit_of(program: Program) -> Permit:
 
 def following(answer: Any) -> str:
     """Path and query of the next page."""
-    [link] = [one["url"] for one in answer.json()["link"] if one["relation"] == "next"]
+    [link] = [entry["url"] for entry in answer.json()["link"] if entry["relation"] == "next"]
     return f"{urlsplit(link).path}?{urlsplit(link).query}"
 
 
@@ -67,16 +67,16 @@ def test_a_cursor_that_this_process_has_not_written_is_refused() -> None:
 def test_pages_go_on_over_one_state_without_those_who_are_gone(stocked: Hospital) -> None:
     with serving(stocked) as program:
         token = program.token()
-        everybody = {one["id"] for one in program.search("Patient", token)}
+        everybody = {resource["id"] for resource in program.search("Patient", token)}
         first = program.get("Patient?_count=5", token)
-        held = {entry["resource"]["id"] for entry in first.json()["entry"]}
+        first_ids = {entry["resource"]["id"] for entry in first.json()["entry"]}
         program.node.ingest(write_fhir(stocked.root / "fewer", patients=30), replace=True)
-        left = {one["id"] for one in program.search("Patient", token)}
-        rest = program.call("GET", following(first).replace("_count=5", "_count=100"), token)
-        assert rest.json()["total"] == len(left) == 30
-        assert {entry["resource"]["id"] for entry in rest.json()["entry"]} <= left
-        assert everybody - left
-        assert held <= everybody
+        remaining_ids = {resource["id"] for resource in program.search("Patient", token)}
+        next_page = program.call("GET", following(first).replace("_count=5", "_count=100"), token)
+        assert next_page.json()["total"] == len(remaining_ids) == 30
+        assert {entry["resource"]["id"] for entry in next_page.json()["entry"]} <= remaining_ids
+        assert everybody - remaining_ids
+        assert first_ids <= everybody
         generation = program.node.fhir_api.faces.face(permit_of(program)).generation.number
         forged = base64.urlsafe_b64encode(f"{generation - 1}:0".encode()).decode().rstrip("=")
         assert program.get(f"Patient?_page={forged}", token).status_code == 400
@@ -87,7 +87,7 @@ def test_no_page_gives_its_search_more_time(stocked: Hospital) -> None:
         token = program.token()
         first = following(program.get("Patient?_count=5", token))
         second = following(program.call("GET", first, token))
-        ends = [read_cursor(parse_qs(urlsplit(one).query)["_page"][0], NOW).ends for one in (first, second)]
+        ends = [read_cursor(parse_qs(urlsplit(link).query)["_page"][0], NOW).ends for link in (first, second)]
         assert ends[0] == ends[1]
 
 
@@ -99,30 +99,33 @@ PARTIAL = {"2010": date(2010, 7, 1), "2010-02": date(2010, 2, 15), "2009-12": da
 
 def test_partial_dates_are_told_and_found_by_their_year(stocked: Hospital) -> None:
     lines = [
-        one
-        for number, said in enumerate(PARTIAL, 50)
-        for one in (patient(number, birthDate=said), observation(f"o{number}", number, effectiveDateTime=said))
+        resource
+        for number, partial_date in enumerate(PARTIAL, 50)
+        for resource in (
+            patient(number, birthDate=partial_date),
+            observation(f"o{number}", number, effectiveDateTime=partial_date),
+        )
     ]
     with stocked.open(start=False) as node:
         node.ingest(write(stocked.root / "partial", "data.ndjson", lines), replace=True)
     with serving(stocked, minimum_cohort=1) as program:
         token, face = program.token(), program.node.fhir_api.faces.face(permit_of(program))
         key = program.node.secret.subject_key
-        found = {one["subject"]["reference"]: one for one in program.search("Observation", token)}
-        born = {f"Patient/{one['id']}": one["birthDate"] for one in program.search("Patient", token)}
-        for number, said in enumerate(PARTIAL, 50):
+        observations = {resource["subject"]["reference"]: resource for resource in program.search("Observation", token)}
+        born = {f"Patient/{resource['id']}": resource["birthDate"] for resource in program.search("Patient", token)}
+        for number, partial_date in enumerate(PARTIAL, 50):
             subject = subject_key(key, f"p{number}")
             name = face.deidentifier.patient(subject)
-            moved = PARTIAL[said] - face.deidentifier.shift(subject)
-            told = found[f"Patient/{name}"]["effectiveDateTime"]
-            assert told == f"{moved.year}"
-            birth = date(2009, 12, 15) if said == "2009-12" else PARTIAL[said]
+            moved = PARTIAL[partial_date] - face.deidentifier.shift(subject)
+            effective = observations[f"Patient/{name}"]["effectiveDateTime"]
+            assert effective == f"{moved.year}"
+            birth = date(2009, 12, 15) if partial_date == "2009-12" else PARTIAL[partial_date]
             assert born[f"Patient/{name}"] == f"{(birth - face.deidentifier.shift(subject)).year}"
-            one = f"Observation?patient={name}&date"
-            rules = _rules(int(told))
-            if said != "2010":  # the rest is of a year, however it came to be
+            query = f"Observation?patient={name}&date"
+            rules = _rules(int(effective))
+            if partial_date != "2010":  # the rest is of a year, however it came to be
                 rules = dict(list(rules.items())[:3])
-            assert {rule: len(program.search(f"{one}={rule}", token)) for rule in rules} == rules, said
+            assert {rule: len(program.search(f"{query}={rule}", token)) for rule in rules} == rules, partial_date
 
 
 def _rules(year: int) -> dict[str, int]:
@@ -131,8 +134,8 @@ def _rules(year: int) -> dict[str, int]:
     return {
         f"{year}": 1, f"{year - 1}": 0, f"{year + 1}": 0,
         f"ge{year}": 1, f"gt{year}": 0, f"lt{year}": 0, f"le{year}": 1,
-        **dict.fromkeys(days, 0), **dict.fromkeys([f"lt{one}" for one in days], 1),
-        **dict.fromkeys([f"gt{one}" for one in days], 1),
+        **dict.fromkeys(days, 0), **dict.fromkeys([f"lt{iso_date}" for iso_date in days], 1),
+        **dict.fromkeys([f"gt{iso_date}" for iso_date in days], 1),
     }  # fmt: skip
 
 
@@ -150,13 +153,13 @@ def test_encounters_are_not_found_by_codes_that_are_withheld(stocked: Hospital) 
         node.ingest(write(stocked.root / "seen", "data.ndjson", encounters))
     with serving(stocked, columns=(*COLUMNS, "fhir:Encounter")) as program:
         token = program.token()
-        classes = [one["class"] for one in program.search("Encounter", token)]
-        assert sorted(one.get("code", "masked") for one in classes) == ["AMB", "IMP", "IMP", "masked", "masked"]
-        asked = {"type=162673000": 1, f"type={snomed}|162673000": 1, "class=AMB": 1, "class=IMP": 2,
-                 "class=AMB&type=162673000": 1, "class=IMP&type=162673000": 0, f"type={snomed}|": 1,
-                 "type=psy": 0, f"type={local}|psy": 0, f"type={local}|": 0, "type=|psy": 0, "class=WARD7": 0,
-                 "type=162673001": 0, "type=psy,162673000": 1}  # fmt: skip
-        assert {one: len(program.search(f"Encounter?{one}", token)) for one in asked} == asked
+        classes = [encounter["class"] for encounter in program.search("Encounter", token)]
+        assert sorted(coding.get("code", "masked") for coding in classes) == ["AMB", "IMP", "IMP", "masked", "masked"]
+        expected_counts = {"type=162673000": 1, f"type={snomed}|162673000": 1, "class=AMB": 1, "class=IMP": 2,
+                           "class=AMB&type=162673000": 1, "class=IMP&type=162673000": 0, f"type={snomed}|": 1,
+                           "type=psy": 0, f"type={local}|psy": 0, f"type={local}|": 0, "type=|psy": 0, "class=WARD7": 0,
+                           "type=162673001": 0, "type=psy,162673000": 1}  # fmt: skip
+        assert {query: len(program.search(f"Encounter?{query}", token)) for query in expected_counts} == expected_counts
 
 
 def test_the_order_of_answers_is_the_permits_own_and_ties_no_patient_to_one_of_another(
@@ -164,12 +167,14 @@ def test_the_order_of_answers_is_the_permits_own_and_ties_no_patient_to_one_of_a
 ) -> None:
     orders = []
     for permit in ("permit-1", "permit-2"):
-        with serving(stocked, permit_id=permit) as one:
-            token = one.token()
-            searched = {kind: one.search(f"{kind}?_count=7", token) for kind in ("Patient", "Observation", "Condition")}
-            manifest = one.await_export(one.export(token=token), token).json()
-            exported = one.download(manifest, token)
-            face = one.node.fhir_api.faces.face(permit_of(one))
+        with serving(stocked, permit_id=permit) as program:
+            token = program.token()
+            searched = {
+                kind: program.search(f"{kind}?_count=7", token) for kind in ("Patient", "Observation", "Condition")
+            }
+            manifest = program.await_export(program.export(token=token), token).json()
+            exported = program.download(manifest, token)
+            face = program.node.fhir_api.faces.face(permit_of(program))
         assert {kind: exported[kind] for kind in searched} == searched
         for kind in ("Observation", "Condition"):
             people = [resource["subject"]["reference"] for resource in searched[kind]]
@@ -178,4 +183,4 @@ def test_the_order_of_answers_is_the_permits_own_and_ties_no_patient_to_one_of_a
         orders.append([names[resource["id"]] for resource in searched["Patient"]])
     assert len(orders[0]) == 40
     assert sorted(orders[0]) == sorted(orders[1])
-    assert sum(one == other for one, other in zip(*orders, strict=True)) < 20  # by chance about one
+    assert sum(first == second for first, second in zip(*orders, strict=True)) < 20  # by chance about one

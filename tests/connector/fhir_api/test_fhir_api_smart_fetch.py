@@ -53,26 +53,30 @@ def fetch(program: Program, hospital: Hospital, out: Path) -> subprocess.Complet
     key = hospital.root / "client.jwks"
     private = {**ECAlgorithm.to_jwk(program.key, as_dict=True), "kid": program.kid, "alg": "ES384", "key_ops": ["sign"]}
     key.write_text(json.dumps({"keys": [private]}))
-    asked = ["bulk", str(out), "--fhir-url", program.node.fhir_api.base, "--smart-client-id", program.id,
-             "--smart-key", str(key), "--type", ",".join(KINDS),
-             "--no-default-filters", "--no-compression"]  # fmt: skip
+    arguments = ["bulk", str(out), "--fhir-url", program.node.fhir_api.base, "--smart-client-id", program.id,
+                 "--smart-key", str(key), "--type", ",".join(KINDS),
+                 "--no-default-filters", "--no-compression"]  # fmt: skip
     trusting = {**os.environ, "SSL_CERT_FILE": str(hospital.tls.ca)}
-    return subprocess.run([SMART_FETCH, *asked], capture_output=True, text=True, timeout=300, env=trusting)
+    return subprocess.run([SMART_FETCH, *arguments], capture_output=True, text=True, timeout=300, env=trusting)
 
 
 def read(out: Path) -> dict[str, dict[str, Any]]:
     lines = {kind: [line for path in out.glob(f"{kind}.*") for line in path.read_text().splitlines()] for kind in KINDS}
-    return {kind: {one["id"]: one for one in map(json.loads, found)} for kind, found in lines.items()}
+    return {kind: {resource["id"]: resource for resource in map(json.loads, texts)} for kind, texts in lines.items()}
 
 
 def test_smart_fetch_downloads_what_the_api_holds(listening: Program, stocked: Hospital) -> None:
     out = stocked.root / "fetched"
-    done = fetch(listening, stocked, out)
-    assert done.returncode == 0, done.stdout + done.stderr
+    completed = fetch(listening, stocked, out)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     token = listening.token()
-    held = {kind: {one["id"]: one for one in listening.search(kind, token)} for kind in KINDS}
-    assert read(out) == held
-    assert {kind: len(found) for kind, found in held.items()} == {"Condition": 10, "Observation": 40, "Patient": 40}
+    expected = {kind: {resource["id"]: resource for resource in listening.search(kind, token)} for kind in KINDS}
+    assert read(out) == expected
+    assert {kind: len(resources) for kind, resources in expected.items()} == {
+        "Condition": 10,
+        "Observation": 40,
+        "Patient": 40,
+    }
     words = [event["subtype"][0]["display"] for event in events(listening.node)]
     assert words[:5] == ["token", "export", "download", "download", "download"]
     assert "fhir.exported" in stocked.kinds()

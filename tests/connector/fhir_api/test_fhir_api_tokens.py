@@ -35,10 +35,10 @@ def refused(answer: Any, word: str, code: str) -> None:
 
 def test_both_algorithms_buy_a_token_that_opens_what_was_granted(program: Program, home: Hospital) -> None:
     rsa_program = Program(program.node, program.web, key=RSA).register(home.permit(), "system/Patient.rs")
-    for one in (program, rsa_program):
-        answer = one.ask().json()
+    for client in (program, rsa_program):
+        answer = client.ask().json()
         assert (answer["token_type"], answer["expires_in"]) == ("bearer", 300)
-        assert one.get("Patient", answer["access_token"]).status_code == 200
+        assert client.get("Patient", answer["access_token"]).status_code == 200
     assert answer["scope"] == "system/Patient.rs"
     assert rsa_program.get("Observation").status_code == 403
 
@@ -73,24 +73,24 @@ def test_an_assertion_is_taken_once_also_by_the_next_process(stocked: Hospital) 
         assertion = first.assertion()
         assert first.ask(assertion).status_code == 200
         refused(first.ask(assertion), "invalid_client", "VHT-REFUSED-ASSERTION-REPLAY")
-        held, client = first.token(), first
+        old_token, client = first.token(), first
     with stocked.open() as node:
         web = AppClient(internal_app(node))
         again = Program(node, web, key=client.key, id=client.id)
         refused(again.ask(assertion), "invalid_client", "VHT-REFUSED-ASSERTION-REPLAY")
-        assert again.get("Patient", held).status_code == 401  # tokens do not outlive their process
+        assert again.get("Patient", old_token).status_code == 401  # tokens do not outlive their process
         assert again.ask().status_code == 200
 
 
 def test_other_keys_algorithms_and_key_sets_are_refused(program: Program) -> None:
     claims = jwt.decode(program.assertion(), options={"verify_signature": False})
-    other = ec.generate_private_key(ec.SECP384R1())
-    forged = jwt.encode(claims, other, algorithm="ES384", headers={"kid": program.kid})
+    other_key = ec.generate_private_key(ec.SECP384R1())
+    forged = jwt.encode(claims, other_key, algorithm="ES384", headers={"kid": program.kid})
     refused(program.ask(forged), "invalid_client", "VHT-REFUSED-CLIENT")
     refused(program.ask(program.assertion(headers={"kid": "k2"})), "invalid_client", "VHT-REFUSED-CLIENT")
-    own = {"jwk": public_jwk(other, program.kid)}
-    refused(program.ask(jwt.encode(claims, other, algorithm="ES384", headers={"kid": "k1", **own})), "invalid_client",
-            "VHT-REFUSED-CLIENT")  # fmt: skip
+    own = {"jwk": public_jwk(other_key, program.kid)}
+    refused(program.ask(jwt.encode(claims, other_key, algorithm="ES384", headers={"kid": "k1", **own})),
+            "invalid_client", "VHT-REFUSED-CLIENT")  # fmt: skip
     public = public_jwk(program.key, "k1")["x"].encode()
     for forgery in (
         jwt.encode(claims, None, algorithm="none", headers={"kid": "k1"}),
@@ -180,13 +180,15 @@ def test_no_client_is_registered_under_a_permit_that_does_not_hold(
 )
 def test_registrations_that_make_no_sense(program: Program, home: Hospital, change: Any, code: str) -> None:
     operator = {"Authorization": f"Bearer {program.node.files.operator_token.read_text().strip()}"}
-    whole = {"name": "x", "permit": home.permit(), "scope": "system/*.rs",
-             "jwks": {"keys": [public_jwk(program.key, "k1")]}}  # fmt: skip
-    answer = program.web.post("/api/fhir-clients", json=whole | change, headers=operator)
+    registration = {"name": "x", "permit": home.permit(), "scope": "system/*.rs",
+                    "jwks": {"keys": [public_jwk(program.key, "k1")]}}  # fmt: skip
+    answer = program.web.post("/api/fhir-clients", json=registration | change, headers=operator)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
     private = {**jwt.algorithms.ECAlgorithm.to_jwk(program.key, as_dict=True), "kid": "k1"}
-    told = program.web.post("/api/fhir-clients", json=whole | {"jwks": {"keys": [private]}}, headers=operator)
-    assert told.json()["error"]["code"] == "VHT-INPUT-JWKS"
+    private_answer = program.web.post(
+        "/api/fhir-clients", json=registration | {"jwks": {"keys": [private]}}, headers=operator
+    )
+    assert private_answer.json()["error"]["code"] == "VHT-INPUT-JWKS"
 
 
 class _KeySet(BaseHTTPRequestHandler):
@@ -228,18 +230,18 @@ def test_keys_behind_a_registered_address_are_read_over_tls(program: Program, ho
 def test_the_operator_registers_and_revokes_at_a_node_that_rests(stocked: Hospital, tmp_path: Path) -> None:
     def vht(*words: Any) -> Any:
         command = [Path(sys.executable).parent / "vht", "--json", "node", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        return json.loads(done.stdout)
+        completed = subprocess.run(command, capture_output=True, text=True)
+        return json.loads(completed.stdout)
 
     keys, permit = tmp_path / "program.jwks", tmp_path / "permit.jwt"
     keys.write_bytes(orjson.dumps({"keys": [public_jwk(RSA, "k1")]}))
     permit.write_text(stocked.permit())
-    asked = ("--name", "registry", "--jwks", keys, "--permit", permit, "--operator", "Dr Ada")
-    made = vht("client", "add", stocked.state, *asked)["data"]
-    assert made["base"].endswith("/fhir")
-    [held] = vht("client", "list", stocked.state)["data"]["clients"]
-    assert (held["client"], held["registered_by"], held["revoked_at"]) == (made["client"], "Dr Ada", None)
-    assert vht("client", "revoke", stocked.state, made["client"])["data"]["revoked_at"]
+    arguments = ("--name", "registry", "--jwks", keys, "--permit", permit, "--operator", "Dr Ada")
+    registration = vht("client", "add", stocked.state, *arguments)["data"]
+    assert registration["base"].endswith("/fhir")
+    [client] = vht("client", "list", stocked.state)["data"]["clients"]
+    assert (client["client"], client["registered_by"], client["revoked_at"]) == (registration["client"], "Dr Ada", None)
+    assert vht("client", "revoke", stocked.state, registration["client"])["data"]["revoked_at"]
     assert vht("client", "revoke", stocked.state, "nobody")["error"]["code"] == "VHT-INPUT-NOT-FOUND"
     assert vht("audit-events", stocked.state)["data"]["events"] == []
-    assert vht("client", "add", stocked.state, *asked[:2], *asked[4:])["error"]["code"] == "VHT-INPUT-CLIENT"
+    assert vht("client", "add", stocked.state, *arguments[:2], *arguments[4:])["error"]["code"] == "VHT-INPUT-CLIENT"

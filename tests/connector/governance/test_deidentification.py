@@ -22,7 +22,7 @@ from vht_federate.errors import InputError
 # --- fail closed ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resource", every_type(), ids=lambda one: one["resourceType"])
+@pytest.mark.parametrize("resource", every_type(), ids=lambda resource: resource["resourceType"])
 def test_a_modifier_extension_at_any_depth_withholds_the_resource(resource: dict[str, Any]) -> None:
     assert ONE.resource(resource) is not None
     places = list(paths(resource))
@@ -52,7 +52,7 @@ def test_a_modifier_extension_at_any_depth_withholds_the_resource(resource: dict
         observation("o1", subject="Patient/p1"),
         {key: value for key, value in observation("o1").items() if key != "subject"},
     ],
-    ids=lambda one: json.dumps(one)[:40],
+    ids=lambda resource: json.dumps(resource)[:40],
 )
 def test_what_we_do_not_understand_is_not_told(resource: dict[str, Any]) -> None:
     assert ONE.resource(resource) is None
@@ -66,18 +66,18 @@ def test_a_key_is_32_bytes() -> None:
 # --- nothing but the list -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resource", every_type(), ids=lambda one: one["resourceType"])
+@pytest.mark.parametrize("resource", every_type(), ids=lambda resource: resource["resourceType"])
 def test_text_in_any_place_of_a_resource_is_not_told(resource: dict[str, Any]) -> None:
     elements = ("text", "display", "note", "name", "title", "comment", "extension", "contained", "identifier", "unit")
     for at in paths(resource):
         for name in elements:
             for value in (SECRET, [{"text": SECRET, "value": SECRET, "valueString": SECRET}], {"div": SECRET}):
-                found = ONE.resource(placed(resource, at, name, value))
-                assert "Hopper" not in json.dumps(found)
-                assert "555" not in re.sub(r"[0-9a-f]{64}", "", json.dumps(found))
+                deidentified = ONE.resource(placed(resource, at, name, value))
+                assert "Hopper" not in json.dumps(deidentified)
+                assert "555" not in re.sub(r"[0-9a-f]{64}", "", json.dumps(deidentified))
 
 
-@pytest.mark.parametrize("resource", every_type(), ids=lambda one: one["resourceType"])
+@pytest.mark.parametrize("resource", every_type(), ids=lambda resource: resource["resourceType"])
 def test_text_in_place_of_any_value_is_not_told(resource: dict[str, Any]) -> None:
     for at in paths(resource):
         inner: Any = resource
@@ -198,16 +198,18 @@ def test_encounters_are_pseudonymous_where_they_are_referred_to() -> None:
 
 def test_ids_of_one_spelling_do_not_link_types() -> None:
     same = [observation("p1"), condition("p1", "38341003", "2009-05-06"), encounter(id="p1"), patient()]
-    assert len({told(one)["id"] for one in same}) == 4
+    assert len({told(resource)["id"] for resource in same}) == 4
     assert ONE.identifier("Patient", "p1") == ONE.patient("p1")
 
 
 def test_one_patient_under_two_permits_has_nothing_in_common() -> None:
-    for one, other in zip(map(told, every_type()), (told(one, OTHER) for one in every_type()), strict=True):
+    for first, second in zip(
+        map(told, every_type()), (told(resource, OTHER) for resource in every_type()), strict=True
+    ):
         keys = r"[0-9a-f]{64}"
-        assert not set(re.findall(keys, json.dumps(one))) & set(re.findall(keys, json.dumps(other)))
+        assert not set(re.findall(keys, json.dumps(first))) & set(re.findall(keys, json.dumps(second)))
     shifts = {(ONE.shift(f"p{n}"), OTHER.shift(f"p{n}")) for n in range(50)}
-    assert sum(one == other for one, other in shifts) < 3
+    assert sum(first == second for first, second in shifts) < 3
     assert ONE.resource(patient()) == Deidentifier(b"1" * 32, now=NOW).resource(patient())
 
 
@@ -222,13 +224,13 @@ def test_the_stored_resources_pass_and_are_all_told(tmp_path: Any) -> None:
     ingest(write(tmp_path / "in", "all.ndjson", lines), tmp_path / "store", node_key=KEY, dataset="d")
     generation = Store(tmp_path / "store").current()
     assert generation is not None
-    stored = [one for kind in TABLES for one in resources(generation, kind)]
+    stored = [resource for kind in TABLES for resource in resources(generation, kind)]
     assert len(stored) == len(lines)
     for resource in stored:
-        made = told(resource)
-        assert set(resource) - {"meta"} == set(made)
+        deidentified = told(resource)
+        assert set(resource) - {"meta"} == set(deidentified)
         for key in re.findall(r"[0-9a-f]{32,64}", json.dumps(resource)):
-            assert key not in json.dumps(made)
+            assert key not in json.dumps(deidentified)
 
 
 ELEMENTS = (
@@ -268,5 +270,5 @@ def strings(node: Any) -> Iterator[str]:
 def test_whatever_comes_nothing_but_checked_strings_is_told(kind: str, elements: dict[str, Any]) -> None:
     known = {"subject": {"reference": "Patient/p1"}, "id": "p1"}
     for resource in ({"resourceType": kind} | elements, {"resourceType": kind} | elements | known):
-        made = ONE.resource(resource)
-        assert all(TOLD.fullmatch(text) for text in strings(made)), made
+        deidentified = ONE.resource(resource)
+        assert all(TOLD.fullmatch(text) for text in strings(deidentified)), deidentified

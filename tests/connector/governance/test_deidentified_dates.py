@@ -33,18 +33,18 @@ def test_no_date_stays_where_it_was() -> None:
 def test_intervals_of_one_patient_are_kept_to_the_second(
     first: datetime, second: datetime, number: int, zone: str
 ) -> None:
-    before = [f"{one.replace(microsecond=0).isoformat()}{zone}" for one in (first, second)]
-    assume(not any(f"{moment(one).astimezone(UTC):%H%M%S}" == "235959" for one in before))  # told by their year
-    seen = told(observation("o1", number, effectiveDateTime=before[0]))
+    before = [f"{instant.replace(microsecond=0).isoformat()}{zone}" for instant in (first, second)]
+    assume(not any(f"{moment(text).astimezone(UTC):%H%M%S}" == "235959" for text in before))  # told by their year
+    observed = told(observation("o1", number, effectiveDateTime=before[0]))
     onset = told(condition("c1", "38341003", before[1], number))
-    after = [seen["effectiveDateTime"], onset["onsetDateTime"]]
+    after = [observed["effectiveDateTime"], onset["onsetDateTime"]]
     assert moment(after[1]) - moment(after[0]) == moment(before[1]) - moment(before[0])
     assert timedelta(days=1) <= moment(before[0]) - moment(after[0]) <= timedelta(days=365)
 
 
 def test_every_kind_of_date_moves_wherever_it_stands() -> None:
     stamp = "2009-05-06T08:00:00.123456789+02:00"
-    made = told(
+    deidentified = told(
         observation(
             "o1",
             effectiveDateTime=None,
@@ -56,12 +56,12 @@ def test_every_kind_of_date_moves_wherever_it_stands() -> None:
             extension=[{"url": "u", "valueDate": "2009-05-06"}],
         )
     )
-    assert "2009-05-06" not in json.dumps(made)
-    assert "123456789" not in json.dumps(made)
+    assert "2009-05-06" not in json.dumps(deidentified)
+    assert "123456789" not in json.dumps(deidentified)
     moved = date(2009, 5, 6) - ONE.shift("p1")
-    assert made["effectivePeriod"] == {"start": f"{moved}T08:00:00+02:00"}
-    assert made["component"][0]["valuePeriod"] == {"end": f"{moved}T08:00:00+02:00"}
-    assert made["valueDateTime"] == moved.isoformat()
+    assert deidentified["effectivePeriod"] == {"start": f"{moved}T08:00:00+02:00"}
+    assert deidentified["component"][0]["valuePeriod"] == {"end": f"{moved}T08:00:00+02:00"}
+    assert deidentified["valueDateTime"] == moved.isoformat()
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_partial_dates_and_leap_days_move_within_their_precision() -> None:
     ],
 )
 def test_what_the_store_may_keep_of_a_partial_date_is_told_by_its_year(kept: str, meant: date) -> None:
-    seen = set()
+    years = set()
     for number in range(100):
         at = told(observation("o", number, effectiveDateTime=kept, issued=kept))
         moved = meant - ONE.shift(f"p{number}")
         assert at["effectiveDateTime"] == f"{moved.year}"
         assert at["issued"][10:] == f"T23:59:59{'Z' if kept.endswith('Z') else '+00:00'}"  # an instant is never partial
-        seen.add(at["effectiveDateTime"])
-    assert len(seen) == 2
+        years.add(at["effectiveDateTime"])
+    assert len(years) == 2
 
 
 @pytest.mark.parametrize(("born", "known"), [("1950-07-01", 4), ("1950-03-15", 4), ("1950-07-02", 10), ("1950-03", 7)])
@@ -152,9 +152,9 @@ def test_an_instant_without_a_time_is_absent() -> None:
     ],
 )
 def test_nobody_is_seen_to_be_over_89(born: str, known: bool) -> None:
-    made = told(patient(birthDate=born))
-    assert ("birthDate" in made) is known
-    assert ("_birthDate" in made) is not known
+    deidentified = told(patient(birthDate=born))
+    assert ("birthDate" in deidentified) is known
+    assert ("_birthDate" in deidentified) is not known
     assert "_birthDate" not in told({"resourceType": "Patient", "id": "p1"})
 
 
@@ -163,8 +163,8 @@ def test_an_old_age_does_not_show_in_dates_or_durations_either() -> None:
     assert "period" not in told(encounter(period={"start": "1930-05-05T08:00:00Z"}))
     age = {"coding": [{"system": "http://loinc.org", "code": "30525-0"}]}
     for amount, unit in ((94, "a"), (1130, "mo"), (4900, "wk"), (34_500, "d")):
-        made = told(observation("o1", code=age, valueQuantity=quantity(amount, unit)))
-        assert made["valueQuantity"] == quantity(90, "a")
+        deidentified = told(observation("o1", code=age, valueQuantity=quantity(amount, unit)))
+        assert deidentified["valueQuantity"] == quantity(90, "a")
     assert told(observation("o1", code=age, valueQuantity=quantity(89, "a")))["valueQuantity"]["value"] == 89
     assert told(observation("o1", valueQuantity=quantity(94, "a")))["valueQuantity"]["value"] == 90
     for value in (
@@ -172,5 +172,5 @@ def test_an_old_age_does_not_show_in_dates_or_durations_either() -> None:
         {"valueQuantity": quantity(94, "1")},
         {"valueQuantity": quantity(94, "{score}")},
     ):
-        made = told(observation("o1", code=age) | {"valueQuantity": None} | value)
-        assert not [name for name in made if name.startswith("value")]
+        deidentified = told(observation("o1", code=age) | {"valueQuantity": None} | value)
+        assert not [name for name in deidentified if name.startswith("value")]

@@ -31,25 +31,30 @@ COUNTS = [
 def test_a_count_is_of_the_patients_who_meet_the_definition(stocked: Hospital) -> None:
     with asked_of(stocked) as node:
         for definition, count in COUNTS:
-            told = ask(node, stocked, view=definition)
-            assert (told["count"], told["smallest_cell"], told["code"], told["repeated"]) == (count, 10, None, False)
+            answer = ask(node, stocked, view=definition)
+            assert (answer["count"], answer["smallest_cell"], answer["code"], answer["repeated"]) == (
+                count,
+                10,
+                None,
+                False,
+            )
 
 
 def test_the_answer_carries_the_noise_that_the_ledger_paid_for(stocked: Hospital) -> None:
     with asked_of(stocked, silent=False) as node:
         node.feasibility.noise = lambda: SeededNoise(7)
-        told = ask(node, stocked, view=view(), epsilon=0.3)
-        deviation = told["standard_deviation"]
+        answer = ask(node, stocked, view=view(), epsilon=0.3)
+        deviation = answer["standard_deviation"]
         assert 5 < deviation < 30
         expected = round(40 + deviation * SeededNoise(7).gaussian((1,))[0])
-        assert told["count"] == (expected if expected >= 10 else None)
+        assert answer["count"] == (expected if expected >= 10 else None)
         [query] = [entry for entry in stocked.log() if entry["kind"] == "query.drawn"]
         [answered] = [entry for entry in stocked.log() if entry["kind"] == "feasibility.answered"]
         events = query["body"]["events"]
         assert (len(events), events[0]["population"], events[0]["noise_multiplier"]) == (1, "all", deviation)
         assert query["body"]["operator"] == "Institute"
         assert answered["index"] == query["index"] + 1
-        assert (answered["body"]["count"], answered["body"]["query"]) == (told["count"], query["body"]["query"])
+        assert (answered["body"]["count"], answered["body"]["query"]) == (answer["count"], query["body"]["query"])
         assert answered["permit_id"] == query["permit_id"] == "permit-1"
         spent = node.books.budget()["datasets"][DATASET]["spent"]
         assert 0.29 < spent["train"] <= 0.3
@@ -62,8 +67,8 @@ def test_the_same_question_again_is_told_the_same_and_costs_nothing_more(stocked
         first = ask(node, stocked)
         spent = node.books.budget()["datasets"][DATASET]["spent"]
         again = [ask(node, stocked, title="Asked anew") for _ in range(3)]
-        assert {one["count"] for one in again} == {first["count"]}
-        assert all(one["repeated"] for one in again)
+        assert {answer["count"] for answer in again} == {first["count"]}
+        assert all(answer["repeated"] for answer in again)
         colleague = stocked.permit(
             permit_id="permit-2", data_users=({"name": "Other", "kind": "academic", "kid": other.public.kid},)
         )
@@ -111,17 +116,19 @@ def test_a_permit_that_paid_for_questions_alone_is_in_the_budget_and_in_the_audi
         ask(node, stocked, client, permit_id="permit-2", view=view(where="gender = 'male'"))
         assert set(node.books.budget()["permits"]) == {"permit-1", "permit-2"}
         with node.database.read() as session:
-            made = export_ledger(session, node.ledger, node.settings, node.key, datetime.now(UTC))
-        assert {cap.of for cap in made.caps if cap.name == "permit"} == {"permit-1", "permit-2"}
+            exported = export_ledger(session, node.ledger, node.settings, node.key, datetime.now(UTC))
+        assert {cap.of for cap in exported.caps if cap.name == "permit"} == {"permit-1", "permit-2"}
 
 
 def test_many_at_once_ask_one_question_once(stocked: Hospital) -> None:
     with asked_of(stocked, silent=False) as node:
-        told: list[Any] = []
+        counts: list[Any] = []
         permit, signed = stocked.permit(), question(stocked)
         threads = [
             threading.Thread(
-                target=lambda: told.append(node.feasibility.answer(permit, signed, stocked.user.public.jwk())["count"])
+                target=lambda: counts.append(
+                    node.feasibility.answer(permit, signed, stocked.user.public.jwk())["count"]
+                )
             )
             for _ in range(6)
         ]
@@ -129,8 +136,8 @@ def test_many_at_once_ask_one_question_once(stocked: Hospital) -> None:
             thread.start()
         for thread in threads:
             thread.join(60)
-        assert len(told) == 6
-        assert len(set(told)) == 1
+        assert len(counts) == 6
+        assert len(set(counts)) == 1
         assert stocked.kinds().count("query.drawn") == 1
 
 

@@ -76,7 +76,7 @@ def test_a_number_out_of_range_leaves_its_own_patient_out_and_nobody_else(stocke
     with asked_of(stocked) as node:
         node.ingest(stocked.root / "more")
         node.feasibility.settings = node.feasibility.settings.model_copy(update={"smallest_cell": 1})
-        assert [ask(node, stocked, view=one)["count"] for one in definitions] == [10, 10, 10]
+        assert [ask(node, stocked, view=definition)["count"] for definition in definitions] == [10, 10, 10]
         alone = view("Condition", f"code.coding.count() = 2 and {where}")
         assert ask(node, stocked, view=alone)["count"] is None
 
@@ -97,7 +97,7 @@ def outlier(number: int, parts: int, **more: Any) -> dict[str, Any]:
 def each_of(*paths: str) -> list[dict[str, Any]]:
     """Iterations beside the patient of an Observation."""
     columns = ({"name": f"x{number}", "path": "id"} for number in range(len(paths)))
-    return [*view("Observation")["select"], *({"forEach": one, "column": [next(columns)]} for one in paths)]
+    return [*view("Observation")["select"], *({"forEach": path, "column": [next(columns)]} for path in paths)]
 
 
 def repeated(text: str, times: int, operator: str = " & ") -> str:
@@ -144,18 +144,18 @@ def test_one_patient_of_unusual_data_moves_a_count_by_one_at_most_and_makes_no_v
     """Late is nobody: the limit is 48 seconds, which nothing here comes near."""
     (stocked.root / "more").mkdir()
     lines = [outlier(0, 1500), outlier(1, 250), outlier(2, 3)]
-    (stocked.root / "more" / "o.ndjson").write_bytes(b"".join(canonical_bytes(one) + b"\n" for one in lines))
+    (stocked.root / "more" / "o.ndjson").write_bytes(b"".join(canonical_bytes(resource) + b"\n" for resource in lines))
     with asked_of(stocked) as node:
         node.feasibility.settings = node.feasibility.settings.model_copy(update={"smallest_cell": 1})
 
         def counts(name: str) -> list[int]:
-            asked = ({**view("Observation"), **change, "name": name} for change in BOUNDED)
-            return [ask(node, stocked, view=one, epsilon=0.05)["count"] or 0 for one in asked]
+            definitions = ({**view("Observation"), **change, "name": name} for change in BOUNDED)
+            return [ask(node, stocked, view=definition, epsilon=0.05)["count"] or 0 for definition in definitions]
 
         before = counts("before")
         node.ingest(stocked.root / "more")
         after = counts("after")
-    assert [one - other for one, other in zip(after, before, strict=True)] == [1, 1, 0, 0, 0, 0, 0]
+    assert [later - earlier for later, earlier in zip(after, before, strict=True)] == [1, 1, 0, 0, 0, 0, 0]
     assert before == [0, 0, 40, 40, 40, 40, 40]
 
 
@@ -189,8 +189,8 @@ def test_a_view_that_fails_or_is_late_is_told_and_logged_as_one_that_finds_nobod
                     raise failure
 
                 patched.setattr(type(node.feasibility), "_count", fail)
-            told = ask(node, stocked)
-        assert shape(told) == shape(empty)
+            answer = ask(node, stocked)
+        assert shape(answer) == shape(empty)
         first, second = [entry["body"] for entry in stocked.log() if entry["kind"] == "feasibility.answered"]
         same = set(first) - {"query", "question_digest", "view_sha256"}
         assert {name: first[name] for name in same} == {name: second[name] for name in same}
@@ -211,9 +211,9 @@ def test_a_failed_view_has_the_same_noise_as_any_other(stocked: Hospital, monkey
             raise ViewError("over", code="VHT-VIEW-TIME")
 
         monkeypatch.setattr(type(node.feasibility), "_count", fail)
-        told = ask(node, stocked)
-        expected = round(told["standard_deviation"] * drawn)
-        assert told["count"] == (expected if expected >= 1 else None)
+        answer = ask(node, stocked)
+        expected = round(answer["standard_deviation"] * drawn)
+        assert answer["count"] == (expected if expected >= 1 else None)
 
 
 @pytest.mark.parametrize(("took", "rest"), [(0.0, 60.0), (7.0, 53.0), (65.0, 0.0)])
@@ -245,7 +245,7 @@ def test_a_question_reads_what_the_permits_columns_open_and_no_more(stocked: Hos
             view("Condition", INFARCT),
             view(where="birthDate.exists()"),
         )
-        assert [ask(node, stocked, view=one)["count"] for one in (male, infarct, born)] == [20, 10, 40]
+        assert [ask(node, stocked, view=definition)["count"] for definition in (male, infarct, born)] == [20, 10, 40]
         narrow = stocked.permit(permit_id="sex", columns=("male",))
         assert ask(node, stocked, narrow, permit_id="sex", view=male)["count"] == 20
         assert ask(node, stocked, narrow, permit_id="sex", view=born)["count"] is None

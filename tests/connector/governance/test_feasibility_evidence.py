@@ -104,9 +104,9 @@ def test_an_auditor_recomputes_what_questions_cost_and_finds_no_answer_without_i
             ask(node, stocked, token, view=view(where=where))
         log = audited(node, stocked)
         assert visit_records(log) == {}
-        asked = queries_drawn(log)
-        assert [one.label for one in asked] == ["feasibility", "feasibility"]
-        total = check_ceiling("nodes/h.json", permit, [], epsilon_by_population, asked)
+        queries = queries_drawn(log)
+        assert [query.label for query in queries] == ["feasibility", "feasibility"]
+        total = check_ceiling("nodes/h.json", permit, [], epsilon_by_population, queries)
         assert 0.3 < total["train"] < 0.6
         assert "feasibility question" in describe(log.entries[-1])
         node.evidence.append("feasibility.answered", {"query": "q-unpaid"}, permit_id="permit-1")
@@ -165,11 +165,11 @@ def test_the_command_asks_the_hospitals_of_a_study(stocked: Hospital, tmp_path: 
             done = contextvars.copy_context().run(CliRunner().invoke, app, line)
             return dict(json.loads(done.stdout))
 
-        told = command("--epsilon", "0.3")["data"]
-        assert told["nodes"]["hospital-1"]["repeated"] is False
-        assert told["refused"]["gone"]["code"] == "VHT-UNAVAILABLE-PEER"
+        answer = command("--epsilon", "0.3")["data"]
+        assert answer["nodes"]["hospital-1"]["repeated"] is False
+        assert answer["refused"]["gone"]["code"] == "VHT-UNAVAILABLE-PEER"
         again = command("--epsilon", "0.3", "--node", "hospital-1")["data"]
-        assert again["total"] == told["nodes"]["hospital-1"]["count"]
+        assert again["total"] == answer["nodes"]["hospital-1"]["count"]
         assert command("--node", "nobody")["error"]["code"] == "VHT-INPUT-NODE"
         assert command("--node", "gone")["error"]["code"] == "VHT-UNAVAILABLE-PEER"
     finally:

@@ -273,13 +273,21 @@ class Node(RuleBasedStateMachine):
     def the_ledger_knows_every_spend_and_no_other(self) -> None:
         self.changed = False
         with self.database.read() as session:
-            held, runs = self.ledger.participation.read(session), runs_of(session)
-        histories = dict(zip(held.subjects.tolist(), (held.groups[one].runs for one in held.group), strict=True))
+            participation, runs = self.ledger.participation.read(session), runs_of(session)
+        histories = dict(
+            zip(
+                participation.subjects.tolist(),
+                (participation.groups[index].runs for index in participation.group),
+                strict=True,
+            )
+        )
         for number in PATIENTS:
-            mine = [
-                run for run in runs.values() if run.name not in held.placed or run.name in histories.get(number, ())
+            own_runs = [
+                run
+                for run in runs.values()
+                if run.name not in participation.placed or run.name in histories.get(number, ())
             ]
-            drew = touching([event for run in mine for event in run.drew], "test" if number % 2 else "train")
+            drew = touching([event for run in own_runs for event in run.drew], "test" if number % 2 else "train")
             assert Counter(drew) == Counter(self.paid[number])
 
 

@@ -47,10 +47,10 @@ def test_a_ready_visit_is_in_the_history_of_its_patients_and_of_nobody_else(stoc
         assert approved(node, visit.id) == "ready"
         node.gate.begin(visit.id, "train", 1, DIGEST)
         with node.database.read() as session:
-            held = node.ledger.participation.read(session)
+            participation = node.ledger.participation.read(session)
         cohort = json.loads((node.files.cohort(visit.id) / "manifest.json").read_bytes())
-        assert len(held) == cohort["patients"]
-        assert held.placed == {visit.id}
+        assert len(participation) == cohort["patients"]
+        assert participation.placed == {visit.id}
         (line, permit) = node.books.budget()["patients"]
         assert (line["cap"], line["of"], line["patients"], line["untouched"]) == (
             "patient", None, 40, 40 - cohort["patients"])  # fmt: skip
@@ -126,11 +126,11 @@ def test_an_auditor_computes_the_ledger_again_from_its_events_alone(spent: Hospi
     out, public = tmp_path / "ledger.json", tmp_path / "node.pub.json"
     SigningKey.read(spent.state / "evidence.key").public.write(public)
     vht("node", "ledger", "export", str(spent.state), "--out", str(out))
-    told = vht("audit", "ledger", str(out), "--key", str(public))["data"]
+    audit = vht("audit", "ledger", str(out), "--key", str(public))["data"]
     drew = (*PLAN.events_of("train", 1), *PLAN.events_of("evaluate", 1))
-    assert told["spent"]["permit permit-1"] == pytest.approx(epsilon_by_population(drew, 1e-5))
-    assert told["spent"][f"dataset {DATASET}"] == pytest.approx(epsilon_by_population((*drew, *COUNT), 1e-5))
-    assert (told["signed"], told["runs"]) == (True, 2)
+    assert audit["spent"]["permit permit-1"] == pytest.approx(epsilon_by_population(drew, 1e-5))
+    assert audit["spent"][f"dataset {DATASET}"] == pytest.approx(epsilon_by_population((*drew, *COUNT), 1e-5))
+    assert (audit["signed"], audit["runs"]) == (True, 2)
     with spent.open(start=False) as node:
         subjects = [subject_key(node.secret.subject_key, f"p{number}") for number in range(40)]
     text = out.read_text()
@@ -145,10 +145,10 @@ def test_a_changed_number_or_another_signature_is_found(spent: Hospital, tmp_pat
     SigningKey.generate().public.write(stranger)
     vht("node", "ledger", "export", str(spent.state), "--out", str(out))
     assert vht("audit", "ledger", str(out), "--key", str(stranger), expect=4)["error"]["code"] == "VHT-VERIFY-LEDGER"
-    whole = json.loads(out.read_text())
+    ledger = json.loads(out.read_text())
 
     def changed(*path: Any, value: Any) -> dict[str, Any]:
-        copy = json.loads(json.dumps(whole))
+        copy = json.loads(json.dumps(ledger))
         place = copy
         for step in path[:-1]:
             place = place[step]
@@ -156,7 +156,7 @@ def test_a_changed_number_or_another_signature_is_found(spent: Hospital, tmp_pat
         return dict(copy)
 
     changes = {
-        "fewer events": changed("runs", 0, "drew", value=whole["runs"][0]["drew"][1:]),
+        "fewer events": changed("runs", 0, "drew", value=ledger["runs"][0]["drew"][1:]),
         "more noise": changed("runs", 0, "drew", 0, "noise_multiplier", value=40.0),
         "less for a group": changed("groups", 0, "epsilon", value=0.0),
         "a group outside all runs": changed("groups", 0, "runs", value=["v-0"]),
@@ -164,10 +164,10 @@ def test_a_changed_number_or_another_signature_is_found(spent: Hospital, tmp_pat
         "a cap passed": changed("caps", 0, "epsilon", value=0.01),
         "a small cell": changed("groups", 0, "patients", value=3),
     }
-    for what, content in changes.items():
+    for change, content in changes.items():
         out.write_text(json.dumps(content))
-        assert vht("audit", "ledger", str(out), expect=4)["error"]["code"] == "VHT-VERIFY-LEDGER", what
-    out.write_text(json.dumps({**whole, "more": 1}))
+        assert vht("audit", "ledger", str(out), expect=4)["error"]["code"] == "VHT-VERIFY-LEDGER", change
+    out.write_text(json.dumps({**ledger, "more": 1}))
     assert vht("audit", "ledger", str(out), expect=2)["error"]["code"] == "VHT-INPUT-LEDGER"
 
 

@@ -38,8 +38,8 @@ node.start(enclaves=enclaves)
 
 @pytest.fixture(scope="module")
 def dying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripts]:
-    with scripts(_IMPORTS, tmp_path_factory.mktemp("dying")) as made:
-        yield made
+    with scripts(_IMPORTS, tmp_path_factory.mktemp("dying")) as runner:
+        yield runner
 
 
 def _die(dying: Scripts, hospital: Hospital, body: str) -> None:

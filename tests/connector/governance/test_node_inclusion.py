@@ -18,10 +18,10 @@ NAMED = {"name": "patient", "path": "getResourceKey()"}
 
 def install(folder: Path, **change: Any) -> ComponentRef:
     """The shipped component for women alone, in ``folder``."""
-    made = folder / "cardio_women"
-    shutil.copytree(COMPONENT.folder, made, ignore=shutil.ignore_patterns("__pycache__"))
-    head, contract = f"[profiles.{PROFILE}]\n", (made / "component.toml").read_text()
-    (made / "component.toml").write_text(contract.replace(head, f'{head}cohort = "women.json"\n'))
+    installed = folder / "cardio_women"
+    shutil.copytree(COMPONENT.folder, installed, ignore=shutil.ignore_patterns("__pycache__"))
+    head, contract = f"[profiles.{PROFILE}]\n", (installed / "component.toml").read_text()
+    (installed / "component.toml").write_text(contract.replace(head, f'{head}cohort = "women.json"\n'))
     view = {
         "resourceType": "ViewDefinition",
         "name": "women",
@@ -30,10 +30,10 @@ def install(folder: Path, **change: Any) -> ComponentRef:
         "where": [{"path": "gender = 'female'"}],
         "select": [{"column": [NAMED]}],
     }
-    (made / "women.json").write_text(json.dumps(view | change))
+    (installed / "women.json").write_text(json.dumps(view | change))
     component = COMPONENT.component
     return ComponentRef(
-        name=component.name, version=component.version, digest=ComponentFiles.read(made).digest, profile=PROFILE
+        name=component.name, version=component.version, digest=ComponentFiles.read(installed).digest, profile=PROFILE
     )
 
 
@@ -42,19 +42,19 @@ def site(tmp_path: Path) -> Iterator[Hospital]:
     (tmp_path / "installed").mkdir()
     (tmp_path / "installed" / "README.md").write_text("components of this hospital")
     install(tmp_path / "installed")
-    made = make_hospital(tmp_path, component_paths=(tmp_path / "installed",))
-    with made.open(start=False) as node:
+    hospital = make_hospital(tmp_path, component_paths=(tmp_path / "installed",))
+    with hospital.open(start=False) as node:
         node.ingest(write_fhir(tmp_path / "fhir"))
-    yield made
-    made.issuer.stop()
+    yield hospital
+    hospital.issuer.stop()
 
 
 def visit(site: Hospital, ref: ComponentRef) -> tuple[str, Any, dict[str, Any]]:
     with site.open() as node:
-        asked = ask(node, site, site.permit(component_digests=(ref.digest,)), site.study(component=ref))
-        state = approved(node, asked.id)
-        manifest = site.state / "visits" / asked.id / "cohort" / "manifest.json"
-        return state, node.visits.get(asked.id), json.loads(manifest.read_text()) if manifest.exists() else {}
+        requested = ask(node, site, site.permit(component_digests=(ref.digest,)), site.study(component=ref))
+        state = approved(node, requested.id)
+        manifest = site.state / "visits" / requested.id / "cohort" / "manifest.json"
+        return state, node.visits.get(requested.id), json.loads(manifest.read_text()) if manifest.exists() else {}
 
 
 def test_only_those_whom_the_components_view_names_are_in_the_cohort(site: Hospital) -> None:
@@ -134,4 +134,6 @@ def test_why_the_data_stop_a_view_is_told_to_operators_and_nobody_outside(
     assert row.reason == "the cohort cannot be read from this node's data"
     [closed] = [entry["body"] for entry in site.log() if entry["kind"] == "visit.closed"]
     assert (closed["code"], closed["reason"]) == (row.code, row.reason)
-    assert [one.facts["code"] for one in caplog.records if one.message == "the cohort cannot be read"] == [code]
+    assert [record.facts["code"] for record in caplog.records if record.message == "the cohort cannot be read"] == [
+        code
+    ]

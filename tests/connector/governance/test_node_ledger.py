@@ -36,9 +36,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def database(url: str) -> Iterator[Database]:
-    made = Database(url)
-    yield made
-    made.close()
+    database = Database(url)
+    yield database
+    database.close()
 
 
 def test_a_query_reserves_draws_or_gives_back(database: Database) -> None:
@@ -70,8 +70,8 @@ def test_a_query_over_everybody_is_refused_when_one_patient_is_exhausted_and_pas
         assert caught.value.code == "VHT-BUDGET-CAP"
     with database.write() as session:
         LEDGER.reserve_query(session, query("q-2"), "mean", NOW, included=people(3, 4))
-        left = LEDGER.remaining(session, query("q-3"), None)["patient"]
-    assert (left.patients, left.able) == (4, 0)
+        remaining = LEDGER.remaining(session, query("q-3"), None)["patient"]
+    assert (remaining.patients, remaining.able) == (4, 0)
 
 
 def test_patients_of_a_query_that_gave_back_are_as_before(database: Database) -> None:
@@ -237,7 +237,7 @@ for at in range(1, 100):
 @pytest.mark.faults
 @pytest.mark.parametrize("hook", ["before_cursor_execute", "commit"])
 def test_killed_between_any_two_writes_nothing_is_half_done(hook: str, tmp_path: Path) -> None:
-    """What was told to the outside before the kill is in the database after it, and every value is whole."""
+    """What was reported to the outside before the kill is in the database after it, and every value is whole."""
     (tmp_path / "before").mkdir()
     before = Database.at(tmp_path / "before" / "node.sqlite")
     migrate(before)
@@ -251,17 +251,17 @@ def test_killed_between_any_two_writes_nothing_is_half_done(hook: str, tmp_path:
     lives = [json.loads(line) for line in out.splitlines()]
     assert [killed for _, _, killed in lives] == [True] * (len(lives) - 1) + [False]
     assert len(lives) > 2
-    for folder, told, _ in lives:
+    for folder, reported, _ in lives:
         database = Database.at(Path(folder) / "node.sqlite")
         with database.read() as session:
             ledger = Ledger(3.0, 1e-5)
-            held = ledger.participation.read(session)
+            participation = ledger.participation.read(session)
             row = session.get(QueryRow, "q-2")
             spent = ledger.dataset_account(session, "d").epsilon_spent()
         database.close()
         state = row.state if row else None
         once, twice = (epsilon_by_population([gaussian(6.0)] * times, 1e-5) for times in (1, 2))
-        assert state in {0: (None, "reserved"), 1: ("reserved", "drawn")}.get(len(told), ("drawn",))
+        assert state in {0: (None, "reserved"), 1: ("reserved", "drawn")}.get(len(reported), ("drawn",))
         assert spent == (twice if state == "drawn" else once)
-        assert ("q-2" in held.placed) == (state is not None)
-        assert len(held) == (4 if state else 3)
+        assert ("q-2" in participation.placed) == (state is not None)
+        assert len(participation) == (4 if state else 3)

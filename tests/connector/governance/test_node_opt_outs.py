@@ -31,10 +31,10 @@ DAY = timedelta(days=1)
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    made = Database.at(tmp_path / "node.sqlite")
-    migrate(made)
-    yield made
-    made.close()
+    database = Database.at(tmp_path / "node.sqlite")
+    migrate(database)
+    yield database
+    database.close()
 
 
 def permit(**changes: Any) -> Permit:
@@ -91,11 +91,11 @@ def test_a_withdrawal_opens_the_next_permit_and_an_opt_out_again_closes_the_one_
         withdraw(session, "s", ISSUED + DAY, ISSUED)
         opt_out(session, "s", ISSUED + 5 * DAY, ISSUED)
     with database.read() as session:
-        found = [
+        excluded = [
             bool(excluded_subjects(session, permit(issued_at=ISSUED + days * DAY, not_before=ISSUED + 7 * DAY)))
             for days in (0, 2, 6)
         ]
-    assert found == [True, False, True]
+    assert excluded == [True, False, True]
 
 
 def test_repeating_changes_nothing_and_withdrawing_nothing_is_said(database: Database) -> None:
@@ -121,9 +121,9 @@ def test_any_history_agrees_with_reading_it_in_order(moments: list[int], tmp_pat
         for number, days in enumerate(history):
             moment = ISSUED + days * DAY
             opt_out(session, "s", moment, ISSUED) if number % 2 == 0 else withdraw(session, "s", moment, moment)
-    said = [number % 2 == 0 for number, days in enumerate(history) if days <= 0]
+    opted_out = [number % 2 == 0 for number, days in enumerate(history) if days <= 0]
     with database.read() as session:
-        assert bool(excluded_subjects(session, permit())) is bool(said and said[-1])
+        assert bool(excluded_subjects(session, permit())) is bool(opted_out and opted_out[-1])
     database.close()
 
 
@@ -156,19 +156,19 @@ def test_each_change_is_in_the_log_with_who_made_it_and_an_auditor_of_a_permit_s
         export = canonical_bytes(node.evidence.export(visit.permit_id))
         log = read_node_log("nodes/hospital-1.json", export, "hospital-1", visit.permit_id, node.key.public)
         assert visit.id in visit_records(log)
-        said = [line["sentence"] for line in log_lines(node.evidence, 2)[0]]
+        sentences = [line["sentence"] for line in log_lines(node.evidence, 2)[0]]
     assert b"optout" not in export
     ingested, recorded, withdrawn = (
-        [one["body"] for one in stocked.log() if one["kind"] == kind]
+        [entry["body"] for entry in stocked.log() if entry["kind"] == kind]
         for kind in ("dataset.ingested", "optout.recorded", "optout.withdrawn")
     )
     assert (ingested[-1]["operator"], ingested[-1]["via"]) == ("Dr Ada", "account")
     assert ingested[0]["via"] == "system-user"
-    assert [(one["operator"], one["since"]) for one in recorded] == [("Dr Ada", ISSUED.isoformat())]
-    assert [one["via"] for one in withdrawn] == ["system-user"]
+    assert [(body["operator"], body["since"]) for body in recorded] == [("Dr Ada", ISSUED.isoformat())]
+    assert [body["via"] for body in withdrawn] == ["system-user"]
     assert len(recorded[0]["subject"]) == 64
-    assert "withdrawn by" in said[0]
-    assert "recorded by Dr Ada" in said[1]
+    assert "withdrawn by" in sentences[0]
+    assert "recorded by Dr Ada" in sentences[1]
 
 
 def test_a_database_that_was_lost_gets_its_opt_outs_back_from_the_log(stocked: Hospital) -> None:
@@ -207,18 +207,18 @@ def test_cohorts_of_two_permits_number_the_same_patients_differently(stocked: Ho
             visit = ask(node, stocked, permit, stocked.study(permit_id=f"permit-{number}"))
             assert approved(node, visit.id) == "ready"
             cohorts.append(load((node.files.cohort(visit.id) / "cohort.safetensors").read_bytes()))
-    one, two = cohorts
-    assert sorted(one["bucket"]) == sorted(two["bucket"])
-    assert list(one["bucket"]) != list(two["bucket"])
-    assert list(one["patient"]) == sorted(one["patient"])
+    first, second = cohorts
+    assert sorted(first["bucket"]) == sorted(second["bucket"])
+    assert list(first["bucket"]) != list(second["bucket"])
+    assert list(first["patient"]) == sorted(first["patient"])
 
 
 def test_pseudonyms_hold_under_one_permit_only_and_end_with_its_key(database: Database) -> None:
     with database.write() as session:
-        one, again = pseudonymiser(session, "p1", ISSUED), pseudonymiser(session, "p1", ISSUED)
-        two = pseudonymiser(session, "p2", ISSUED)
-        assert one("s") == again("s") != two("s")
-        assert one("s") != one("t")
+        first, again = pseudonymiser(session, "p1", ISSUED), pseudonymiser(session, "p1", ISSUED)
+        second = pseudonymiser(session, "p2", ISSUED)
+        assert first("s") == again("s") != second("s")
+        assert first("s") != first("t")
         erase(session, "p1", ISSUED)
         with pytest.raises(PermitError) as caught:
             pseudonymiser(session, "p1", ISSUED)

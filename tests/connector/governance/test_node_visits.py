@@ -275,7 +275,7 @@ def test_stop_halts_a_visit_at_once_and_names_who_did_it(stocked: Hospital) -> N
         await_that(lambda: stocked.enclaves.stopped == [visit.id] and not stocked.cohort_folders())
     (closed,) = [entry["body"] for entry in stocked.log() if entry["kind"] == "visit.closed"]
     assert closed["operator"] == "Dr Ada"
-    assert [one["label"] for one in closed["spent"]] == ["count", "train"]
+    assert [event["label"] for event in closed["spent"]] == ["count", "train"]
 
 
 def test_a_rejected_visit_says_who_and_why_and_reads_nothing(stocked: Hospital) -> None:
@@ -309,9 +309,9 @@ def test_a_retry_with_its_key_finds_the_same_visit_and_a_copycat_does_not(hospit
         first = ask(node, hospital, permit, study, retry_key="secret of the coordinator")
         again = ask(node, hospital, permit, study, retry_key="secret of the coordinator")
         assert again.id == first.id
-        for other in (None, "guess"):
+        for key in (None, "guess"):
             with pytest.raises(RefusedError) as caught:
-                ask(node, hospital, permit, study, retry_key=other)
+                ask(node, hospital, permit, study, retry_key=key)
             assert caught.value.code == "VHT-REFUSED-DUPLICATE"
 
 

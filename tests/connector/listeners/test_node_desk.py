@@ -51,11 +51,11 @@ def test_what_was_set_aside_is_listed_by_place_and_replaced_with_its_export(hosp
     (folder / "Broken.ndjson").write_text('{"resourceType": "Patient", "id": "Anna Muster"}\n{\n')
     vht("ingest", hospital.state, folder)
     entries = vht("quarantine", hospital.state)["entries"]
-    assert [(one["file"], one["line"], one["reason"]) for one in entries] == [
+    assert [(entry["file"], entry["line"], entry["reason"]) for entry in entries] == [
         ("Broken.ndjson", 1, "format"),
         ("Broken.ndjson", 2, "malformed-json"),
     ]
-    assert {one["dataset"] for one in entries} == {DATASET}
+    assert {entry["dataset"] for entry in entries} == {DATASET}
     assert "Anna" not in json.dumps(entries)
     (folder / "Broken.ndjson").unlink()
     assert vht("ingest", hospital.state, folder, "--replace")["duplicate"] == 0

@@ -58,8 +58,8 @@ def _bearer(token: str) -> dict[str, str]:
 
 def test_the_control_plane_loads_neither_torch_nor_sdv() -> None:
     code = "import connector.listeners.serve, sys; print(sorted({'torch', 'sdv', 'flwr'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "[]"
 
 
 def test_internal_routes_do_not_exist_outside_nor_outward_ones_inside(node: Open) -> None:
@@ -85,9 +85,13 @@ def test_internal_routes_do_not_exist_outside_nor_outward_ones_inside(node: Open
 
 
 def test_a_visit_over_http_from_request_to_receipt(node: Open) -> None:
-    asked = node.request()
-    visit, token = asked["visit"], _bearer(asked["token"])
-    assert (asked["state"], asked["node"], asked["dataset"]) == ("requested", "hospital-1", DATASET)
+    created_visit = node.request()
+    visit, token = created_visit["visit"], _bearer(created_visit["token"])
+    assert (created_visit["state"], created_visit["node"], created_visit["dataset"]) == (
+        "requested",
+        "hospital-1",
+        DATASET,
+    )
     assert node.decide(visit, "approve", operator="Dr Ada").status_code == 200
     await_that(lambda: node.out.get(f"/visits/{visit}", headers=token).json()["state"] == "ready")
     for job, number in PLAN.calls():
@@ -104,32 +108,34 @@ def test_a_visit_over_http_from_request_to_receipt(node: Open) -> None:
     assert again.json() == receipts[1].json()
     export = node.out.get(f"/visits/{visit}/evidence", headers=token).json()
     assert export["permit_id"] == "permit-1"
-    seen = node.operator.get("/api/visits").json()["visits"][0]
-    assert (seen["operator"], seen["state"], len(seen["rounds"])) == ("Dr Ada", "closed", 3)
-    assert seen["rounds"][0]["output_bytes"] == 1
+    listed_visit = node.operator.get("/api/visits").json()["visits"][0]
+    assert (listed_visit["operator"], listed_visit["state"], len(listed_visit["rounds"])) == ("Dr Ada", "closed", 3)
+    assert listed_visit["rounds"][0]["output_bytes"] == 1
 
 
 def test_a_release_of_a_kind_outside_the_permit_is_refused(node: Open) -> None:
-    asked = node.request()
-    approved(node.node, asked["visit"])
-    path, token = f"/visits/{asked['visit']}/releases", _bearer(asked["token"])
+    created_visit = node.request()
+    approved(node.node, created_visit["visit"])
+    path, token = f"/visits/{created_visit['visit']}/releases", _bearer(created_visit["token"])
     nothing = node.out.post(path, json={"kind": "component", "sha256": DIGEST}, headers=token)
     assert nothing.json()["error"]["code"] == "VHT-REFUSED-STATE"
-    node.node.gate.begin(asked["visit"], "train", 1, DIGEST)
+    node.node.gate.begin(created_visit["visit"], "train", 1, DIGEST)
     strange = node.out.post(path, json={"kind": "rows", "sha256": DIGEST}, headers=token)
     assert (strange.status_code, strange.json()["error"]["code"]) == (403, "VHT-EGRESS-RELEASE-TYPE")
 
 
 def test_wrong_and_foreign_tokens_find_no_visit(node: Open) -> None:
-    one = node.request()
+    created_visit = node.request()
     stranger = node.node.secret.visit_token("v-0000000000000000")
     token = node.operator._headers["Authorization"].removeprefix("Bearer ")
-    for wrong in ("", "nonsense", stranger, token, one["token"][:-1], one["token"] + "0"):
+    for wrong in ("", "nonsense", stranger, token, created_visit["token"][:-1], created_visit["token"] + "0"):
         for method, path in (("GET", ""), ("POST", "/close"), ("GET", "/evidence")):
-            answer = node.out.request(method, f"/visits/{one['visit']}{path}", headers=_bearer(wrong), json={})
+            answer = node.out.request(
+                method, f"/visits/{created_visit['visit']}{path}", headers=_bearer(wrong), json={}
+            )
             assert (answer.status_code, answer.json()["error"]["message"]) == (404, "no such visit")
     assert node.out.get("/visits/v-0000000000000000", headers=_bearer(stranger)).status_code == 404
-    assert node.node.visits.get(one["visit"]).state == "requested"
+    assert node.node.visits.get(created_visit["visit"]).state == "requested"
 
 
 def test_a_retried_request_gets_the_same_token_with_its_key_only(node: Open) -> None:
@@ -185,12 +191,12 @@ def test_what_fails_inside_tells_the_client_nothing(node: Open, monkeypatch: pyt
 
 
 def test_the_stop_button_of_the_api_is_seen_by_the_coordinator(node: Open) -> None:
-    asked = node.request()
-    approved(node.node, asked["visit"])
-    stopped = node.decide(asked["visit"], "stop", operator="Dr Ada").json()
+    created_visit = node.request()
+    approved(node.node, created_visit["visit"])
+    stopped = node.decide(created_visit["visit"], "stop", operator="Dr Ada").json()
     assert stopped["code"] == "VHT-REFUSED-STOPPED"
-    shown = node.out.get(f"/visits/{asked['visit']}", headers=_bearer(asked["token"])).json()
-    assert (shown["state"], shown["code"]) == ("rejected", "VHT-REFUSED-STOPPED")
+    visit_status = node.out.get(f"/visits/{created_visit['visit']}", headers=_bearer(created_visit["token"])).json()
+    assert (visit_status["state"], visit_status["code"]) == ("rejected", "VHT-REFUSED-STOPPED")
 
 
 def test_an_operator_with_a_viewers_account_cannot_decide_even_with_the_token(node: Open) -> None:
@@ -205,8 +211,8 @@ def test_ingest_and_opt_outs_over_the_api(node: Open) -> None:
     report = node.operator.post("/api/ingest", json={"folder": str(node.hospital.root / "fhir")}).json()
     assert (report["accepted"], report["duplicate"]) == (0, 90)
     assert node.operator.post("/api/opt-outs", json={"patient_id": "p1"}).json() == {"recorded": True}
-    gone = node.operator.request("DELETE", "/api/opt-outs", json={"patient_id": "p1"})
-    assert gone.json() == {"withdrawn": True}
+    withdrawal = node.operator.request("DELETE", "/api/opt-outs", json={"patient_id": "p1"})
+    assert withdrawal.json() == {"withdrawn": True}
     naive = node.operator.post("/api/opt-outs", json={"patient_id": "p1", "at": "2026-01-01T00:00:00"})
     assert naive.status_code == 400
     wrong = node.operator.post("/api/ingest", json={"folder": "/nowhere", "dataset": "other"})
@@ -233,7 +239,7 @@ def test_the_catalogue_has_what_healthdcat_demands_of_a_non_public_dataset(node:
         table["dct:title"]["@value"]: [column["csvw:name"] for column in table["csvw:column"]]
         for table in dataset["healthdcatap:hasVariables"]["csvw:table"]
     }
-    assert columns == {name: ["subject", *(column for column, _ in kept)] for name, kept in TABLES.items()}
+    assert columns == {name: ["subject", *(column for column, _ in schema)] for name, schema in TABLES.items()}
     prefixes = {key.split(":")[0] for key in _keys(answer) if ":" in key}
     assert prefixes <= set(answer["@context"])
     assert set(VARIABLES) == set(TABLES)

@@ -25,12 +25,12 @@ from vht_federate.signing.keys import SigningKey
 @pytest.fixture
 def served(hospital: Hospital) -> Iterator[Served]:
     vht_node("ingest", hospital.state, write_fhir(hospital.root / "fhir"))
-    one = Served(hospital)
-    one.await_health()
-    yield one
-    if one.process.poll() is None:
-        one.process.kill()
-        one.process.communicate()
+    served_node = Served(hospital)
+    served_node.await_health()
+    yield served_node
+    if served_node.process.poll() is None:
+        served_node.process.kill()
+        served_node.process.communicate()
 
 
 def _request(served: Served) -> dict[str, Any]:
@@ -43,18 +43,21 @@ def _request(served: Served) -> dict[str, Any]:
 @pytest.mark.faults
 def test_an_approved_visit_runs_in_a_real_enclave_and_ctrl_c_leaves_nothing_behind(served: Served) -> None:
     state = served.hospital.state
-    with pytest.raises(UnavailableError) as taken:
+    with pytest.raises(UnavailableError) as caught:
         vht_node("serve", state)
-    assert taken.value.code == "VHT-UNAVAILABLE-RUNNING"
-    asked = _request(served)
-    assert [visit["visit"] for visit in vht_node("visits", state)["visits"]] == [asked["visit"]]
-    vht_node("approve", state, asked["visit"], "--operator", "Dr Ada")
+    assert caught.value.code == "VHT-UNAVAILABLE-RUNNING"
+    created_visit = _request(served)
+    assert [visit["visit"] for visit in vht_node("visits", state)["visits"]] == [created_visit["visit"]]
+    vht_node("approve", state, created_visit["visit"], "--operator", "Dr Ada")
     with served.client() as client:
-        headers = {"Authorization": f"Bearer {asked['token']}"}
-        await_that(lambda: client.get(f"/visits/{asked['visit']}", headers=headers)["state"] != "approved", 60)
-        assert client.get(f"/visits/{asked['visit']}", headers=headers)["state"] == "ready"
+        headers = {"Authorization": f"Bearer {created_visit['token']}"}
+        await_that(lambda: client.get(f"/visits/{created_visit['visit']}", headers=headers)["state"] != "approved", 60)
+        assert client.get(f"/visits/{created_visit['visit']}", headers=headers)["state"] == "ready"
     run_dir = Path((state / "run_dir").read_text().strip())
-    assert {path.name for path in run_dir.iterdir()} == {f"{asked['visit']}.sock", f"{asked['visit']}.token"}
+    assert {path.name for path in run_dir.iterdir()} == {
+        f"{created_visit['visit']}.sock",
+        f"{created_visit['visit']}.token",
+    }
     children = psutil.Process(served.process.pid).children(recursive=True)
     assert children
     os.killpg(served.process.pid, signal.SIGINT)  # what a terminal's Ctrl-C does
@@ -66,9 +69,9 @@ def test_an_approved_visit_runs_in_a_real_enclave_and_ctrl_c_leaves_nothing_behi
     assert (status["running"], status["visits"]) == (False, {"failed": 1})
     with EvidenceLog(state / "evidence", SigningKey.read(state / "evidence.key"), "hospital-1", _never) as log:
         assert [entry.kind for entry in log.entries()][-1] == "visit.closed"
-    said = (state / "node.log").read_text()
-    assert all(json.loads(line)["time"] for line in said.splitlines())
-    assert CANARY not in said
+    log_text = (state / "node.log").read_text()
+    assert all(json.loads(line)["time"] for line in log_text.splitlines())
+    assert CANARY not in log_text
 
 
 def _never() -> Any:
@@ -78,18 +81,18 @@ def _never() -> Any:
 @pytest.mark.faults
 def test_a_killed_node_takes_its_enclave_along_and_opens_again(served: Served) -> None:
     state = served.hospital.state
-    asked = _request(served)
-    vht_node("approve", state, asked["visit"], "--operator", "Dr Ada")
+    created_visit = _request(served)
+    vht_node("approve", state, created_visit["visit"], "--operator", "Dr Ada")
     await_that(lambda: vht_node("status", state)["visits"].get("ready") == 1, 60)
     children = psutil.Process(served.process.pid).children(recursive=True)
-    left = Path((state / "run_dir").read_text().strip())
+    run_dir = Path((state / "run_dir").read_text().strip())
     served.process.kill()
     served.process.communicate()
     await_that(lambda: not [child for child in children if alive(child.pid)])
     again = Served(served.hospital)
     try:
         again.await_health()
-        assert not left.exists()
+        assert not run_dir.exists()
         assert vht_node("status", state)["visits"] == {"failed": 1}
         assert vht_node("stop", state)["stopped"] is True
         again.process.communicate(timeout=300)
@@ -117,9 +120,9 @@ def test_commands_work_beside_a_running_node_and_on_one_that_rests(served: Serve
 @pytest.mark.faults
 @pytest.mark.parametrize("moment_s", [0.3, 1.5])
 def test_a_signal_at_any_moment_of_the_start_leaves_a_directory_that_opens(hospital: Hospital, moment_s: float) -> None:
-    one = Served(hospital)
+    served_node = Served(hospital)
     time.sleep(moment_s)
-    one.end(signal.SIGINT)
+    served_node.end(signal.SIGINT)
     assert vht_node("status", hospital.state)["running"] is False
     with hospital.open() as node:
         assert node.run_dir.exists()
@@ -156,16 +159,16 @@ def test_a_directory_that_was_open_to_others_is_closed_with_all_that_a_node_writ
         hospital = make_hospital(tmp_path)
         assert hospital.state.stat().st_mode & 0o777 == 0o700
         hospital.state.chmod(0o755)
-        one = Served(hospital)
-        one.await_health()
-        assert one.end() == 0
+        served_node = Served(hospital)
+        served_node.await_health()
+        assert served_node.end() == 0
         hospital.issuer.stop()
         assert os.umask(0o022) == 0o022
     finally:
         os.umask(before)
-    made = [hospital.state, *(path for path in hospital.state.rglob("*") if path.name != "supernode.pub")]
-    assert {"node.sqlite", "node.log", "log.jsonl", "node.toml"} <= {path.name for path in made}
-    assert not [path.name for path in made if path.stat().st_mode & 0o077]
+    paths = [hospital.state, *(path for path in hospital.state.rglob("*") if path.name != "supernode.pub")]
+    assert {"node.sqlite", "node.log", "log.jsonl", "node.toml"} <= {path.name for path in paths}
+    assert not [path.name for path in paths if path.stat().st_mode & 0o077]
 
 
 def test_flower_is_told_to_stay_silent_and_gets_its_own_home(tmp_path: Path) -> None:

@@ -29,11 +29,11 @@ ODD = {"request": {"method": "DELETE", "url": "Patient?identifier=7"}}
 @pytest.fixture
 def server() -> Iterator[BulkServer]:
     meta = {"meta": {"lastUpdated": OLD}}
-    held = {
+    resources = {
         "Patient": [patient(number, **meta) for number in range(5)],
         "Observation": [observation(f"o{number}", number % 5, **meta) for number in range(30)],
     }
-    with BulkServer(held, polls=0).running() as running:
+    with BulkServer(resources, polls=0).running() as running:
         yield running
 
 
@@ -50,10 +50,10 @@ def pull(hospital: Hospital, server: BulkServer, *options: str, **changes: Any) 
 
 def taken_up_to(hospital: Hospital) -> datetime | None:
     try:
-        told = json.loads((hospital.state / "sources" / "ehr" / "last.json").read_text())
+        last_pull = json.loads((hospital.state / "sources" / "ehr" / "last.json").read_text())
     except FileNotFoundError:
         return None
-    return datetime.fromisoformat(told["transaction_time"])
+    return datetime.fromisoformat(last_pull["transaction_time"])
 
 
 def counts(hospital: Hospital) -> dict[str, int]:
@@ -158,9 +158,9 @@ def test_the_source_says_that_deletions_could_not_be_read(hospital: Hospital, se
     vht_node("source-add", hospital.state, write(hospital, server))
     vht_node("source-run", hospital.state, "ehr")
     server.deleted = [ODD, "Patient/p1", entry_of_nothing := {"request": None}]
-    told = vht_node("source-run", hospital.state, "ehr")
-    assert (told["error"], told["failures"], told["runs"][0]["unreadable"]) == (None, 0, 2)
-    assert told["runs"][1]["unreadable"] == 0
+    description = vht_node("source-run", hospital.state, "ehr")
+    assert (description["error"], description["failures"], description["runs"][0]["unreadable"]) == (None, 0, 2)
+    assert description["runs"][1]["unreadable"] == 0
     with hospital.open() as node:
         node.accounts.add("Vera", "viewer", "battery staple")
         browser = AppClient(internal_app(node))

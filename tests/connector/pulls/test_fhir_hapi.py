@@ -54,15 +54,15 @@ def held(store: Path) -> bytes:
     """All that the store holds, as FHIR, but for when it came."""
     current = Store(store).current()
     assert current is not None
-    lines = [json.dumps({**one, "meta": None}) for kind in TYPES for one in resources(current, kind)]
+    lines = [json.dumps({**resource, "meta": None}) for kind in TYPES for resource in resources(current, kind)]
     return "\n".join(lines).encode()
 
 
 def load(server: Hapi, folder: Path, patients: int, of_synthea: int) -> Loaded:
-    made = generated(folder, patients) + synthea(of_synthea)
-    made.sort(key=lambda one: TYPES.index(one["resourceType"]))
-    put(server.base, made)
-    return Loaded(server, made)
+    all_resources = generated(folder, patients) + synthea(of_synthea)
+    all_resources.sort(key=lambda resource: TYPES.index(resource["resourceType"]))
+    put(server.base, all_resources)
+    return Loaded(server, all_resources)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
 def written(loaded: Loaded, folder: Path) -> Path:
     """What the server was given, as NDJSON."""
     folder.mkdir()
-    (folder / "all.ndjson").write_text("".join(json.dumps(one) + "\n" for one in loaded.resources))
+    (folder / "all.ndjson").write_text("".join(json.dumps(resource) + "\n" for resource in loaded.resources))
     return folder
 
 
@@ -189,12 +189,12 @@ def killed_client(loaded: Loaded, root: Path, at: str) -> tuple[SourceSettings, 
 def test_a_client_killed_in_mid_export_goes_on_with_the_same_job(loaded: Loaded, tmp_path: Path, at: str) -> None:
     settings, home = killed_client(loaded, tmp_path, at)
     job = json.loads((home / "run" / "progress.json").read_text())["status_url"]
-    kept = {path.name: path.stat().st_mtime_ns for path in (home / "run" / "data").iterdir()}
+    mtimes = {path.name: path.stat().st_mtime_ns for path in (home / "run" / "data").iterdir()}
     pulled = download(settings, home, pace=Pace(PATIENCE_S))
     progress = json.loads((home / "run" / "progress.json").read_text())
     assert (pulled.resumed, progress["status_url"]) == (True, job)
-    assert len(kept) == (3 if at == "download" else 0)
-    assert {name: (pulled.folder / name).stat().st_mtime_ns for name in kept} == kept
+    assert len(mtimes) == (3 if at == "download" else 0)
+    assert {name: (pulled.folder / name).stat().st_mtime_ns for name in mtimes} == mtimes
     assert viewed(pulled.folder) == viewed(written(loaded, tmp_path / "given"))
 
 

@@ -113,13 +113,13 @@ def test_a_download_that_breaks_goes_on_or_starts_again(serve: Serve, tmp_path: 
     pulled = pull(source(server), tmp_path)
     assert resources(pulled) == everything(server)
     size = len(server.content("Observation", 0, None))
-    asked = [headers.get("range") for headers in server.downloads("Observation")]
+    range_headers = [headers.get("range") for headers in server.downloads("Observation")]
     if ranges:
-        assert len(asked) == 4
-        assert all(one is not None for one in asked[1:])
+        assert len(range_headers) == 4
+        assert all(header is not None for header in range_headers[1:])
         assert server.served["Observation-0"] < size + 5 * 65536
     else:
-        assert asked == [None] * 4
+        assert range_headers == [None] * 4
 
 
 def test_a_download_that_never_gets_further_ends_with_a_typed_error(serve: Serve, tmp_path: Path) -> None:
@@ -295,13 +295,13 @@ def test_plain_http_stays_on_this_machine(tmp_path: Path) -> None:
 
 @given(st.text(max_size=40))
 def test_an_address_is_either_of_a_listed_origin_or_refused(text: str) -> None:
-    one = allowed_origins.Guard("https://h:443", frozenset({"https://h:443"}))
+    guard = allowed_origins.Guard("https://h:443", frozenset({"https://h:443"}))
     for url in (text, f"https://{text}", f"https://h{text}", f"//{text}"):
         try:
-            found = one.check(url, seen_at="https://h/fhir/x")
+            address = guard.check(url, seen_at="https://h/fhir/x")
         except RefusedError:
             continue
-        assert allowed_origins.origin_of(found) == "https://h:443"
+        assert allowed_origins.origin_of(address) == "https://h:443"
 
 
 def test_retry_after_is_seconds_or_a_date_or_nothing() -> None:

@@ -44,11 +44,11 @@ def serve() -> Iterator[Serve]:
 
         def start(observations: int = 30, **behaviour: Any) -> BulkServer:
             meta = {"meta": {"lastUpdated": OLD}}
-            held = {
+            resources = {
                 "Patient": [patient(number, **meta) for number in range(5)],
                 "Observation": [observation(f"o{number}", number % 5, **meta) for number in range(observations)],
             }
-            return stack.enter_context(BulkServer(held, polls=0, **behaviour).running())
+            return stack.enter_context(BulkServer(resources, polls=0, **behaviour).running())
 
         yield start
 
@@ -88,8 +88,13 @@ def test_a_source_is_installed_whole_listed_replaced_and_removed(hospital: Hospi
     key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     given = {"authorization": {"client_id": "c", "key": "secret.pem"}, "ca": str(hospital.tls.ca), "every": "6h"}
     file = write(hospital, serve(), **given)
-    made = vht_node("source-add", hospital.state, file)
-    assert (made["name"], made["state"], made["every"], made["error"]) == ("ehr", "waiting", "6h", None)
+    description = vht_node("source-add", hospital.state, file)
+    assert (description["name"], description["state"], description["every"], description["error"]) == (
+        "ehr",
+        "waiting",
+        "6h",
+        None,
+    )
     key.unlink()
     home = hospital.state / "sources" / "ehr"
     settings = Source(home).settings
@@ -127,8 +132,8 @@ def test_a_source_that_is_being_pulled_is_neither_changed_nor_removed(hospital: 
 def test_a_file_that_was_broken_by_hand_is_shown_as_unusable(hospital: Hospital, serve: Serve) -> None:
     source = install(hospital, serve())
     (source.home / "source.toml").write_text("name = ")
-    told = vht_node("source-show", hospital.state, "ehr")
-    assert (told["state"], told["error"]["code"]) == ("unusable", "VHT-INPUT-SOURCE")
+    description = vht_node("source-show", hospital.state, "ehr")
+    assert (description["state"], description["error"]["code"]) == ("unusable", "VHT-INPUT-SOURCE")
 
 
 def test_after_failures_the_next_try_comes_later_each_time_but_never_later_than_the_interval() -> None:
@@ -150,9 +155,13 @@ def test_after_failures_the_next_try_comes_later_each_time_but_never_later_than_
 def test_a_node_at_rest_pulls_when_asked_and_logs_what_was_taken_in(hospital: Hospital, serve: Serve) -> None:
     server = serve()
     install(hospital, server)
-    told = vht_node("source-run", hospital.state, "ehr")
-    assert (told["state"], told["runs"][0]["lines"], told["runs"][0]["counts"]["accepted"]) == ("on request", 35, 35)
-    assert told["runs"][0]["asked_by"]
+    description = vht_node("source-run", hospital.state, "ehr")
+    assert (description["state"], description["runs"][0]["lines"], description["runs"][0]["counts"]["accepted"]) == (
+        "on request",
+        35,
+        35,
+    )
+    assert description["runs"][0]["asked_by"]
     server.resources["Observation"].append(observation("late", 2, meta={"lastUpdated": NEW}))
     server.deleted.append("Patient/p1")
     again = vht_node("source-run", hospital.state, "ehr")["runs"][0]
@@ -194,8 +203,8 @@ def test_a_server_that_fails_is_tried_again_and_its_error_is_shown(hospital: Hos
     with node:
         node.start(enclaves=hospital.enclaves)
         await_that(lambda: source.standing.failures >= 1, LONG_S)
-        told = source.described()
-        assert told["error"] is None or told["error"]["code"] == "VHT-UNAVAILABLE-SOURCE-JOB"
+        description = source.described()
+        assert description["error"] is None or description["error"]["code"] == "VHT-UNAVAILABLE-SOURCE-JOB"
         await_that(lambda: counts(hospital) == {"Patient": 5, "Observation": 30}, LONG_S)
         await_that(lambda: source.standing.failures == 0, LONG_S)
     codes = {run.code for run in source.standing.runs}
@@ -212,11 +221,11 @@ def test_a_pull_never_holds_up_the_console_and_another_of_the_same_source_is_ref
         browser = AppClient(internal_app(node))
         token = (hospital.state / "operator.token").read_text().strip()
         bearer = {"Authorization": f"Bearer {token}"}
-        asked = browser.post("/api/sources/ehr/run", json={}, headers=bearer)
-        assert asked.json() == {"source": "ehr", "asked": True}
+        response = browser.post("/api/sources/ehr/run", json={}, headers=bearer)
+        assert response.json() == {"source": "ehr", "asked": True}
         assert server.stalled.wait(LONG_S)
-        told = browser.get("/api/sources", headers=bearer).json()["sources"][0]
-        assert (told["running"], told["state"]) == (True, "downloading")
+        description = browser.get("/api/sources", headers=bearer).json()["sources"][0]
+        assert (description["running"], description["state"]) == (True, "downloading")
         assert browser.get("/api/status", headers=bearer).json()["sources"][0]["running"]
         refused = browser.post("/api/sources/ehr/run", json={}, headers=bearer)
         assert refused.json()["error"]["code"] == "VHT-UNAVAILABLE-SOURCE-BUSY"
@@ -265,24 +274,24 @@ def test_a_worker_that_is_killed_is_noted_and_the_next_pull_goes_on(hospital: Ho
 
 def workers(source: Source) -> list[psutil.Process]:
     name = str(source.home.parent.parent)
-    found = []
+    processes = []
     for process in psutil.Process().children(recursive=True):
         try:
             if "connector.pulls.worker" in process.cmdline() and name in process.cmdline():
-                found.append(process)
+                processes.append(process)
         except psutil.NoSuchProcess:
             continue
-    return found
+    return processes
 
 
 def test_an_intake_that_was_not_recorded_is_not_settled_and_comes_again(hospital: Hospital, serve: Serve) -> None:
     server = serve()
     source = install(hospital, server)
-    told: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
 
     def record(report: dict[str, Any], **_: Any) -> None:
-        told.append(report)
-        if len(told) == 1:
+        reports.append(report)
+        if len(reports) == 1:
             raise UnavailableError("the books are shut", code="VHT-UNAVAILABLE-STORE")
 
     schedule = Schedule(hospital.state, record, FixedClock())
@@ -292,8 +301,8 @@ def test_an_intake_that_was_not_recorded_is_not_settled_and_comes_again(hospital
     finally:
         schedule.close()
     assert (again["error"], again["runs"][0]["resumed"]) == (None, True)
-    assert [report["accepted"] for report in told] == [35, 0]
-    assert [report["duplicate"] for report in told] == [0, 35]
+    assert [report["accepted"] for report in reports] == [35, 0]
+    assert [report["duplicate"] for report in reports] == [0, 35]
     assert source.standing.failures == 0
 
 

@@ -28,16 +28,16 @@ def loinc(code: str, ident: str, number: int, value: Any, **more: Any) -> dict[s
 def surveyed(tmp_path: Path, items: list[Any], excluded: set[str] = frozenset()) -> Survey:  # type: ignore[assignment]
     folder, store = write(tmp_path / "in", "a.ndjson", items), tmp_path / "store"
     ingest(folder, store, node_key=KEY, dataset="d")
-    return survey(store, CARDIO, PROFILE, excluded_subjects={subject_key(KEY, one) for one in excluded})
+    return survey(store, CARDIO, PROFILE, excluded_subjects={subject_key(KEY, ident) for ident in excluded})
 
 
 def feature(found: Survey, name: str) -> Any:
-    return next(one for one in found.features if one.name == name)
+    return next(candidate for candidate in found.features if candidate.name == name)
 
 
 def test_a_feature_counts_patients_with_a_usable_value_before_the_day(tmp_path: Path) -> None:
     mmol, milli = quantity(5.0, "mmol/L"), quantity(200, "mg/dL")
-    found = surveyed(tmp_path, [
+    study_survey = surveyed(tmp_path, [
         *(patient(number) for number in range(1, 7)),
         loinc("2093-3", "a", 1, milli),
         loinc("2093-3", "b", 1, milli, effectiveDateTime="2008-01-01"),
@@ -48,19 +48,19 @@ def test_a_feature_counts_patients_with_a_usable_value_before_the_day(tmp_path: 
         condition("d", "44054006", "2001", 6),
         prescription("m", "C09AA05", "2005", 1),
     ])  # fmt: skip
-    cholesterol = feature(found, "total_cholesterol")
-    assert (cholesterol.patients, cholesterol.values, found.course.patients) == (2, 5, 6)
-    units = {(one.code, one.unit): (one.values, one.patients, one.use) for one in cholesterol.units}
+    cholesterol = feature(study_survey, "total_cholesterol")
+    assert (cholesterol.patients, cholesterol.values, study_survey.course.patients) == (2, 5, 6)
+    units = {(unit.code, unit.unit): (unit.values, unit.patients, unit.use) for unit in cholesterol.units}
     assert units == {("2093-3", "mg/dL"): (4, 3, "as-it-is"), ("14647-2", "mmol/L"): (1, 1, "converted")}
-    assert (feature(found, "diabetes").patients, feature(found, "diabetes").absent_means) == (1, "no")
-    assert feature(found, "antihypertensive").patients == 1
-    assert feature(found, "age").patients == 6
-    assert found.quarantine == {("value", "unknown-unit", "Observation.valueQuantity"): 1}
-    assert sum(found.course.missing.values()) == 6
+    assert (feature(study_survey, "diabetes").patients, feature(study_survey, "diabetes").absent_means) == (1, "no")
+    assert feature(study_survey, "antihypertensive").patients == 1
+    assert feature(study_survey, "age").patients == 6
+    assert study_survey.quarantine == {("value", "unknown-unit", "Observation.valueQuantity"): 1}
+    assert sum(study_survey.course.missing.values()) == 6
 
 
 def test_each_patient_without_a_record_is_lost_for_one_reason(tmp_path: Path) -> None:
-    found = surveyed(tmp_path, [
+    study_survey = surveyed(tmp_path, [
         *(patient(number) for number in range(1, 10)),
         patient(10, active=False),
         patient(11, link=[{"type": "replaced-by", "other": {"reference": "Patient/p1"}}]),
@@ -71,13 +71,13 @@ def test_each_patient_without_a_record_is_lost_for_one_reason(tmp_path: Path) ->
         condition("before", "22298006", "2004-01-01", 15),
         condition("within", "22298006", "2015-01-01", 1),
     ], {"p9"})  # fmt: skip
-    lost = {one.reason: one.patients for one in found.losses}
+    lost = {loss.reason: loss.patients for loss in study_survey.losses}
     assert lost == {
         "inactive": 2, "opted-out": 1, "dead": 1, "under-age": 1, "no-birth-date": 1, "outcome-before": 1,
     }  # fmt: skip
-    assert found.store_patients == 15 == found.course.patients + sum(lost.values())
-    assert found.course.outcomes == 1
-    assert found.course.unobserved == 0, "nothing is known of when the data of the others end"
+    assert study_survey.store_patients == 15 == study_survey.course.patients + sum(lost.values())
+    assert study_survey.course.outcomes == 1
+    assert study_survey.course.unobserved == 0, "nothing is known of when the data of the others end"
 
 
 def test_patients_outside_the_inclusion_criteria_are_lost_for_that(tmp_path: Path) -> None:
@@ -91,13 +91,13 @@ def test_patients_outside_the_inclusion_criteria_are_lost_for_that(tmp_path: Pat
     items = [patient(number, gender="male" if number % 3 else "female") for number in range(1, 13)]
     folder, store = write(tmp_path / "in", "a.ndjson", items), tmp_path / "store"
     ingest(folder, store, node_key=KEY, dataset="d")
-    found = survey(store, component, PROFILE, excluded_subjects={subject_key(KEY, "p3")}, cohort_view=men)
-    assert {one.reason: one.patients for one in found.losses} == {"not-included": 3, "opted-out": 1}
-    assert found.course.patients == 8
+    study_survey = survey(store, component, PROFILE, excluded_subjects={subject_key(KEY, "p3")}, cohort_view=men)
+    assert {loss.reason: loss.patients for loss in study_survey.losses} == {"not-included": 3, "opted-out": 1}
+    assert study_survey.course.patients == 8
 
 
 def test_a_patient_whose_data_end_before_the_window_was_not_seen_to_stay_well(tmp_path: Path) -> None:
-    found = surveyed(tmp_path, [
+    study_survey = surveyed(tmp_path, [
         *(patient(number) for number in range(1, 5)),
         observation("short", 1, effectiveDateTime="2010-06-01"),
         observation("long", 2, effectiveDateTime="2023-06-01"),
@@ -105,7 +105,7 @@ def test_a_patient_whose_data_end_before_the_window_was_not_seen_to_stay_well(tm
         observation("died", 4, effectiveDateTime="2010-06-01"),
         patient(5, deceasedDateTime="2014-01-01"), observation("died-too", 5, effectiveDateTime="2010-06-01"),
     ])  # fmt: skip
-    assert found.course.unobserved == 2
+    assert study_survey.course.unobserved == 2
 
 
 @pytest.mark.parametrize(("name", "one"), sorted(installed().items()))
@@ -118,22 +118,25 @@ def test_the_survey_counts_the_patients_and_cells_that_a_cohort_would_hold(tmp_p
     generate(tmp_path / "in", hospitals=1, patients=120, seed=4)
     ingest(tmp_path / "in" / "hospital-1", tmp_path / "store", node_key=KEY, dataset="d")
     for profile, chosen in one.component.profiles.items():
-        found = survey(tmp_path / "store", one.component, profile, excluded_subjects=set())
-        if chosen.layout != "tabular" or not found.course.patients:
+        study_survey = survey(tmp_path / "store", one.component, profile, excluded_subjects=set())
+        if chosen.layout != "tabular" or not study_survey.course.patients:
             continue
         specification = CohortSpecification.of_every_column(one.component, profile)
         manifest = build_cohort(tmp_path / "store", specification, tmp_path / profile / "cohort")
-        assert (found.course.patients, found.course.records) == (manifest.patients, manifest.records)
-        held = load_file(tmp_path / profile / "cohort" / "cohort.safetensors")
-        for place, told in enumerate(found.features):
-            known = np.isfinite(held["values"][:, place])
-            if told.absent_means == "no":
-                known = held["values"][:, place] == 1.0
-            assert told.patients == len(set(held["patient"][known].tolist())), (name, told.name)
+        assert (study_survey.course.patients, study_survey.course.records) == (manifest.patients, manifest.records)
+        tensors = load_file(tmp_path / profile / "cohort" / "cohort.safetensors")
+        for place, surveyed_feature in enumerate(study_survey.features):
+            known = np.isfinite(tensors["values"][:, place])
+            if surveyed_feature.absent_means == "no":
+                known = tensors["values"][:, place] == 1.0
+            assert surveyed_feature.patients == len(set(tensors["patient"][known].tolist())), (
+                name,
+                surveyed_feature.name,
+            )
 
 
 def test_what_is_passed_on_is_rounded_and_tells_nothing_of_a_few(tmp_path: Path) -> None:
-    found = surveyed(tmp_path, [
+    study_survey = surveyed(tmp_path, [
         *(patient(number) for number in range(1, 44)),
         *(observation(f"o{number}", number) for number in range(1, 38)),
         *(loinc("2093-3", f"c{number}-{turn}", number, quantity(200, "mg/dL"))
@@ -141,14 +144,14 @@ def test_what_is_passed_on_is_rounded_and_tells_nothing_of_a_few(tmp_path: Path)
         condition("c", "22298006", "2015-01-01", 1),
         observation("x", 1, status="done"),
     ])  # fmt: skip
-    exact, passed = found.to_dict(Shown()), found.to_dict(Shown(10))
+    exact, passed = study_survey.to_dict(Shown()), study_survey.to_dict(Shown(10))
     assert (exact["cohort"]["patients"], passed["cohort"]["patients"]) == (43, 40)
     assert (exact["cohort"]["outcomes"], passed["cohort"]["outcomes"]) == (1, None)
-    by_name = {one["name"]: one for one in passed["features"]}
+    by_name = {entry["name"]: entry for entry in passed["features"]}
     assert (by_name["systolic_bp"]["patients"], by_name["systolic_bp"]["share"]) == (40, 1.0)
     few = by_name["total_cholesterol"]
     assert (few["patients"], few["values"], few["share"], few["units"][0]["values"]) == (None, None, None, None)
-    holdings = {one["type"]: one for one in passed["holdings"]}
+    holdings = {holding["type"]: holding for holding in passed["holdings"]}
     assert holdings["Observation"]["first"] == "2009"
     assert holdings["Observation"]["per_patient"]["most"] is None
     assert holdings["Condition"]["first"] is None
@@ -156,10 +159,10 @@ def test_what_is_passed_on_is_rounded_and_tells_nothing_of_a_few(tmp_path: Path)
 
     def counts(node: Any) -> list[int]:
         if isinstance(node, dict):
-            kept = ("generation", "horizon_years", "smallest_cell", "share", "median", "ninth_decile")
-            return [n for key, one in node.items() if key not in kept for n in counts(one)]
+            not_counts = ("generation", "horizon_years", "smallest_cell", "share", "median", "ninth_decile")
+            return [n for key, child in node.items() if key not in not_counts for n in counts(child)]
         if isinstance(node, list):
-            return [n for one in node for n in counts(one)]
+            return [n for child in node for n in counts(child)]
         return [node] if isinstance(node, int) else []
 
     assert counts(passed)
@@ -176,14 +179,14 @@ def test_before_the_first_intake_and_of_unknown_names_there_is_a_typed_error(tmp
 
 
 def test_the_command_tells_all_profiles_or_one_and_counts_opt_outs_of_today(stocked: Hospital) -> None:
-    told = vht_node("quality", stocked.state, "--component", "cardio-risk", "--profile", PROFILE)
-    [one] = told["surveys"]
-    assert (one["store_patients"], one["cohort"]["patients"]) == (40, 40)
+    report = vht_node("quality", stocked.state, "--component", "cardio-risk", "--profile", PROFILE)
+    [study_survey] = report["surveys"]
+    assert (study_survey["store_patients"], study_survey["cohort"]["patients"]) == (40, 40)
     vht_node("opt-out", stocked.state, "p3")
     [again] = vht_node("quality", stocked.state, "--component", "cardio-risk", "--profile", PROFILE)["surveys"]
     assert {loss["reason"]: loss["patients"] for loss in again["losses"]} == {"opted-out": 1}
     assert len(vht_node("quality", stocked.state)["surveys"]) == sum(
-        len(one.component.profiles) for one in installed().values()
+        len(entry.component.profiles) for entry in installed().values()
     )
     [shared] = vht_node("quality", stocked.state, "--component", "cardio-risk", "--profile", PROFILE, "--shareable")[
         "surveys"
@@ -235,8 +238,8 @@ def test_a_node_that_runs_tells_its_operator_alone(stocked: Hospital) -> None:
     served = Served(stocked)
     try:
         served.await_health()
-        told = vht_node("quality", stocked.state, "--component", "cardio-risk", "--profile", PROFILE)
-        assert told["surveys"][0]["cohort"]["patients"] == 40
+        report = vht_node("quality", stocked.state, "--component", "cardio-risk", "--profile", PROFILE)
+        assert report["surveys"][0]["cohort"]["patients"] == 40
         with served.client() as stranger, pytest.raises(VhtError):
             stranger.get("/api/quality")
     finally:

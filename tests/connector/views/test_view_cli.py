@@ -47,7 +47,10 @@ BAD = {
 
 
 def lines(*resources: Any) -> bytes:
-    return b"".join(one + b"\n" if isinstance(one, bytes) else json.dumps(one).encode() + b"\n" for one in resources)
+    return b"".join(
+        resource + b"\n" if isinstance(resource, bytes) else json.dumps(resource).encode() + b"\n"
+        for resource in resources
+    )
 
 
 @pytest.fixture
@@ -90,7 +93,7 @@ def test_run_writes_csv_parquet_and_ndjson(tmp_path: Path, view_file: Path) -> N
 def test_check_and_explain_say_what_would_run(tmp_path: Path, view_file: Path) -> None:
     code, envelope = exit_and_envelope("view", "check", view_file)
     assert code == 0
-    assert [one["name"] for one in envelope["data"]["columns"]] == ["id", "active", "family", "given"]
+    assert [column["name"] for column in envelope["data"]["columns"]] == ["id", "active", "family", "given"]
     (tmp_path / "Patient.ndjson").write_bytes(lines(*GOOD))
     code, envelope = exit_and_envelope("view", "explain", view_file, "--data", tmp_path)
     assert code == 0
@@ -116,10 +119,10 @@ def test_skipped_lines_are_counted_and_none_becomes_a_row(tmp_path: Path) -> Non
     assert rows == ROWS
     assert account.lines == account.resources + account.other + len(account.faults) == 3 + 1 + len(bad)
     assert (account.resources, account.other, account.rows) == (3, 1, 4)
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for fault in account.faults:
-        found[fault.reason] = found.get(fault.reason, 0) + 1
-    assert found == {reason: len(group) for reason, group in BAD.items()}
+        counts[fault.reason] = counts.get(fault.reason, 0) + 1
+    assert counts == {reason: len(group) for reason, group in BAD.items()}
 
 
 @pytest.mark.parametrize("bad", [line for group in BAD.values() for line in group])
@@ -130,12 +133,12 @@ def test_no_bad_line_passes_the_fast_way(bad: bytes, tmp_path: Path) -> None:
 
 
 def test_a_last_line_cut_short_is_a_bad_line_and_a_cut_gzip_is_an_unreadable_file(tmp_path: Path) -> None:
-    whole = lines(*GOOD)
-    (tmp_path / "Patient.ndjson").write_bytes(whole[:-10])
+    content = lines(*GOOD)
+    (tmp_path / "Patient.ndjson").write_bytes(content[:-10])
     with pytest.raises(InputError, match=r"Patient\.ndjson:3 not-json"):
         collect(tmp_path)
     (tmp_path / "Patient.ndjson").unlink()
-    packed = gzip.compress(whole * 2000)
+    packed = gzip.compress(content * 2000)
     (tmp_path / "Patient.ndjson.gz").write_bytes(packed)
     assert collect(tmp_path)[1].lines == 6000
     (tmp_path / "Patient.ndjson.gz").write_bytes(packed[: len(packed) // 2])

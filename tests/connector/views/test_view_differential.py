@@ -38,16 +38,16 @@ def export() -> Held:
         if os.environ.get("CI") == "true":
             pytest.fail(f"the export is missing: {EXPORT}")
         pytest.skip("the Synthea export (../shared/data/gsd_r4_ndjson.tgz) is not on this machine")
-    found = {}
+    resources = {}
     with tarfile.open(EXPORT) as archive:
         for member in archive:
             kind, file = Path(member.name).stem, archive.extractfile(member)
             if kind in TYPES and file is not None:
-                found[kind] = spread(file.read())
-    assert {kind: len(found[kind]) >= AT_LEAST for kind in ("Observation", "Encounter", "Procedure")} == {
+                resources[kind] = spread(file.read())
+    assert {kind: len(resources[kind]) >= AT_LEAST for kind in ("Observation", "Encounter", "Procedure")} == {
         "Observation": True, "Encounter": True, "Procedure": True,
     }  # fmt: skip
-    return found
+    return resources
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def cohort() -> Held:
     """Resources of another Synthea: blood pressure as a panel, references in another form."""
     if not COHORT.is_dir():
         pytest.skip("there is no cohort of Synthea's: make synthea")
-    found = {path.stem: spread(path.read_bytes()) for path in sorted(COHORT.glob("*.ndjson"))}
-    assert len(found["Observation"]) >= AT_LEAST
-    return found
+    resources = {path.stem: spread(path.read_bytes()) for path in sorted(COHORT.glob("*.ndjson"))}
+    assert len(resources["Observation"]) >= AT_LEAST
+    return resources
 
 
 @pytest.mark.parametrize("source", ["export", "cohort"])
@@ -65,13 +65,13 @@ def cohort() -> Held:
 def test_a_shipped_view_gives_the_oracles_rows_in_its_order(
     name: str, source: str, request: pytest.FixtureRequest
 ) -> None:
-    held: Held = request.getfixturevalue(source)
+    resources: Held = request.getfixturevalue(source)
     view = shipped(name)
-    if view["resource"] not in held:
+    if view["resource"] not in resources:
         pytest.skip(f"this cohort has no {view['resource']}")
-    expected = reference.rows(view, held[view["resource"]])
+    expected = reference.rows(view, resources[view["resource"]])
     assert expected
-    assert run(view, held[view["resource"]]) == expected
+    assert run(view, resources[view["resource"]]) == expected
 
 
 def test_the_whole_export_gives_the_known_counts(export: dict[str, Any], tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_whole_export_gives_the_known_counts(export: dict[str, Any], tmp_pat
     for name in ("patients", "observation_codings", "blood_pressure"):
         plan = compile_view(shipped(name))
         account = execute(
-            plan, find_files(tmp_path, plan.resource), lambda batches: sum(one.num_rows for one in batches)
+            plan, find_files(tmp_path, plan.resource), lambda batches: sum(batch.num_rows for batch in batches)
         )
         assert (account.other, account.faults) == (0, [])
         counted[name] = (account.lines, account.rows)
@@ -123,20 +123,23 @@ OBSERVATION_PATHS = [
 
 
 def test_paths_over_observations_give_the_oracles_values(export: dict[str, list[dict[str, Any]]]) -> None:
-    resources = [*export["Observation"][:60], *(one for one in export["Observation"] if "component" in one)][:100]
+    resources = [
+        *export["Observation"][:60],
+        *(resource for resource in export["Observation"] if "component" in resource),
+    ][:100]
     columns = [
         {"name": f"p{number}", "path": path, "collection": True} for number, path in enumerate(OBSERVATION_PATHS)
     ]
     view = {"resource": "Observation", "select": [{"column": columns}]}
-    for got, expected in zip(run(view, resources), reference.rows(view, resources), strict=True):
+    for row, expected_row in zip(run(view, resources), reference.rows(view, resources), strict=True):
         for number, path in enumerate(OBSERVATION_PATHS):
-            assert _rounded(got[f"p{number}"]) == _rounded(expected[f"p{number}"]), path
+            assert _rounded(row[f"p{number}"]) == _rounded(expected_row[f"p{number}"]), path
 
 
 def _rounded(values: list[Any]) -> list[Any]:
     """Decimals of the oracle divide in decimal, ours in binary."""
-    return [round(float(one), 9) if isinstance(one, int | float) and not isinstance(one, bool) else one
-            for one in values]  # fmt: skip
+    return [round(float(value), 9) if isinstance(value, int | float) and not isinstance(value, bool) else value
+            for value in values]  # fmt: skip
 
 
 _words = st.sampled_from(["a", "b", "c"])
@@ -212,10 +215,10 @@ def test_a_random_cell_stops_a_view_exactly_where_the_oracle_has_more_than_one_v
     def selecting(**more: Any) -> dict[str, Any]:
         return {"resource": "Patient", "select": [{"column": [{"name": "cell", "path": string, **more}]}]}
 
-    held = [row["cell"] for row in reference.rows(selecting(collection=True), patients)]
-    expected: Any = [{"cell": values[0] if values else None} for values in held]
+    cells = [row["cell"] for row in reference.rows(selecting(collection=True), patients)]
+    expected: Any = [{"cell": values[0] if values else None} for values in cells]
     try:
         got: Any = run(selecting(), patients)
     except ViewError as error:
         got = error.code
-    assert got == ("VHT-VIEW-NOT-SINGLE" if any(len(values) > 1 for values in held) else expected)
+    assert got == ("VHT-VIEW-NOT-SINGLE" if any(len(values) > 1 for values in cells) else expected)

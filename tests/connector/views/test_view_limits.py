@@ -23,8 +23,8 @@ PLAIN = {"resource": "Patient", "select": [{"column": [{"name": "id", "path": "i
 
 def multiplying(siblings: int) -> dict[str, Any]:
     """60 ** siblings rows of one patient: small to say, endless to run."""
-    each = [{"forEach": "name", "column": [{"name": f"c{number}", "path": "family"}]} for number in range(siblings)]
-    return {"resource": "Patient", "select": each}
+    selects = [{"forEach": "name", "column": [{"name": f"c{number}", "path": "family"}]} for number in range(siblings)]
+    return {"resource": "Patient", "select": selects}
 
 
 def test_a_view_that_multiplies_without_end_is_ended() -> None:
@@ -81,8 +81,8 @@ def test_a_limit_that_is_over_begins_nothing() -> None:
 
 
 def wide(columns: int, path: str, **more: Any) -> dict[str, Any]:
-    each = [{"name": f"c{number}", "path": path, **more} for number in range(columns)]
-    return {"resource": "Patient", "select": [{"column": each}]}
+    definitions = [{"name": f"c{number}", "path": path, **more} for number in range(columns)]
+    return {"resource": "Patient", "select": [{"column": definitions}]}
 
 
 @pytest.mark.parametrize(

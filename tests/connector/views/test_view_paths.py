@@ -202,8 +202,8 @@ def test_what_explain_shows_is_what_runs() -> None:
 
     with spooled([orjson.dumps(PATIENT)]) as path, locked([path]) as connection:
         for statement in explain(view, [path]).removesuffix(";").split(";\n"):
-            shown = connection.execute(statement)
-        by_hand = shown.fetchall()
+            result = connection.execute(statement)
+        by_hand = result.fetchall()
     with spooled([orjson.dumps(PATIENT)]) as path, locked([path]) as connection:
         assert [tuple(row.values()) for row in run_plan(compile_view(view), connection, [path])] == by_hand
     assert by_hand == [("p9",), (None,), ("abc",), ("r1",), (None,)]

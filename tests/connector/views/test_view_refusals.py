@@ -103,11 +103,11 @@ def test_nesting_and_unfolding_are_bounded() -> None:
     for _ in range(40):
         select = {"select": [select]}
     chain = "name" + ".extension('a')" * 250 + ".url"
-    for made in (
+    for wrong_view in (
         view(index), view("(" * 60 + "1" + ")" * 60), view("+".join("1" * 700)), view(chain),
         {"resource": "Patient", "select": [select]},
     ):  # fmt: skip
-        assert refusal(made).code == "VHT-VIEW-LIMIT"
+        assert refusal(wrong_view).code == "VHT-VIEW-LIMIT"
     for _ in range(400):
         select = {"select": [select]}
     assert refusal({"resource": "Patient", "select": [select]}).code == "VHT-VIEW-SHAPE"

@@ -59,11 +59,11 @@ def when(text: str) -> datetime:
 
 def readings(resources: list[dict[str, Any]]) -> list[tuple[datetime, dict[str, Any], dict[str, Any]]]:
     """(moment, code, element with the value) of each observation and component."""
-    found = []
+    triples = []
     for resource in resources:
         for element in [resource, *resource.get("component", [])]:
-            found += [(when(resource["effectiveDateTime"]), c, element) for c in element["code"]["coding"]]
-    return found
+            triples += [(when(resource["effectiveDateTime"]), c, element) for c in element["code"]["coding"]]
+    return triples
 
 
 def oracle_value(port: Port, chart: dict[str, list[dict[str, Any]]], landmark: date) -> float | None:
@@ -110,7 +110,7 @@ def oracle(folder: Path) -> dict[str, list[tuple[list[float | None], float]]]:
             owner = resource["id"] if kind == "Patient" else resource["subject"]["reference"].split("/")[1]
             charts.setdefault(owner, {name: [] for name in RESOURCE_TYPES})[kind].append(resource)
     profile, codes = COMPONENT.profile(PROFILE), COMPONENT.outcome(PROFILE).source.codes
-    found = {}
+    records_by_subject = {}
     for owner, chart in charts.items():
         events = [when(c["onsetDateTime"]) for c in chart["Condition"] if c["code"]["coding"][0]["code"] in codes]
         died = chart["Patient"][0].get("deceasedDateTime")
@@ -123,8 +123,8 @@ def oracle(folder: Path) -> dict[str, list[tuple[list[float | None], float]]]:
             values = [oracle_value(port, chart, landmark) for port in COMPONENT.inputs(PROFILE)]
             records.append((values, float(any(event < end for event in events))))
         if records:
-            found[subject_key(KEY, owner)] = records
-    return found
+            records_by_subject[subject_key(KEY, owner)] = records
+    return records_by_subject
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +145,10 @@ def test_the_tensors_are_what_a_slow_reading_says(hospitals: Path, name: str) ->
     assert tensors["patient"].tolist() == [n for n, key in enumerate(subjects) for _ in expected[key]]
     rows = [record for key in subjects for record in expected[key]]
     assert tensors["outcome"].tolist() == [outcome for _, outcome in rows]
-    wanted = np.array([[np.nan if v is None else v for v in values] for values, _ in rows], dtype=np.float32)
-    np.testing.assert_allclose(tensors["values"], wanted, rtol=1e-6)
-    assert np.isnan(wanted).any(axis=0)[PLACE["hba1c"]]
-    assert not np.isnan(wanted).all(axis=0).any()
+    expected_values = np.array([[np.nan if v is None else v for v in values] for values, _ in rows], dtype=np.float32)
+    np.testing.assert_allclose(tensors["values"], expected_values, rtol=1e-6)
+    assert np.isnan(expected_values).any(axis=0)[PLACE["hba1c"]]
+    assert not np.isnan(expected_values).all(axis=0).any()
 
 
 def test_buckets_are_those_of_the_public_split(hospitals: Path) -> None:
@@ -203,11 +203,11 @@ def test_a_prior_outcome_ends_the_records(tmp_path: Path) -> None:
     ]
     _, tensors = cohort(tmp_path, people + events)
     order = sorted(range(1, 6), key=lambda n: subject_key(KEY, f"p{n}"))
-    found: dict[int, list[float]] = {n: [] for n in range(1, 6)}
+    outcomes: dict[int, list[float]] = {n: [] for n in range(1, 6)}
     present = [n for n in order if n != 1]
     for person, outcome in zip(tensors["patient"], tensors["outcome"], strict=True):
-        found[present[person]].append(float(outcome))
-    assert found == {1: [], 2: [1.0], 3: [0.0, 1.0, 1.0], 4: [0.0] * 3, 5: [0.0] * 3}
+        outcomes[present[person]].append(float(outcome))
+    assert outcomes == {1: [], 2: [1.0], 3: [0.0, 1.0, 1.0], 4: [0.0] * 3, 5: [0.0] * 3}
 
 
 def test_the_dead_the_young_and_the_replaced_have_no_record(tmp_path: Path) -> None:
@@ -272,12 +272,12 @@ def test_conditions_and_medication_count_from_their_day(tmp_path: Path) -> None:
 def test_who_opted_out_is_not_there(tmp_path: Path) -> None:
     items = [patient(n) for n in range(1, 6)] + [observation(f"o{n}", n) for n in range(1, 6)]
     everyone, _ = cohort(tmp_path, items)
-    gone = {subject_key(KEY, "p2"), subject_key(KEY, "p4")}
-    manifest, tensors = build(tmp_path / "store", excluded_subjects=gone)
+    opted_out = {subject_key(KEY, "p2"), subject_key(KEY, "p4")}
+    manifest, tensors = build(tmp_path / "store", excluded_subjects=opted_out)
     assert (everyone.patients, manifest.patients, manifest.records) == (5, 3, 9)
-    kept = sorted(subject_key(KEY, f"p{n}") for n in (1, 3, 5))
+    remaining = sorted(subject_key(KEY, f"p{n}") for n in (1, 3, 5))
     buckets = {subject_key(KEY, f"p{n}"): bucket_of(f"p{n}") for n in range(1, 6)}
-    assert tensors["bucket"].tolist() == [buckets[key] for key in kept]
+    assert tensors["bucket"].tolist() == [buckets[key] for key in remaining]
 
 
 def test_a_column_outside_the_permit_is_missing_throughout(hospitals: Path) -> None:
@@ -337,8 +337,10 @@ def test_nobody_selected_is_an_empty_cohort_not_a_failure(tmp_path: Path) -> Non
 
 def test_a_unit_that_a_new_component_cannot_turn_is_counted_and_left_out(tmp_path: Path) -> None:
     port = COMPONENT.port("systolic_bp")
-    other = port.model_copy(update={"source": port.source.model_copy(update={"codes": ("99999-9",)})})
-    made = COMPONENT.model_copy(update={"ports": tuple(other if one is port else one for one in COMPONENT.ports)})
+    changed_port = port.model_copy(update={"source": port.source.model_copy(update={"codes": ("99999-9",)})})
+    tested_component = COMPONENT.model_copy(
+        update={"ports": tuple(changed_port if candidate is port else candidate for candidate in COMPONENT.ports)}
+    )
     unmapped = {"coding": [{"system": LOINC, "code": "99999-9"}]}
     items = [patient(1), observation("o", code=unmapped, valueQuantity=quantity(5, "mmol/L"))]
     ingest(
@@ -348,7 +350,7 @@ def test_a_unit_that_a_new_component_cannot_turn_is_counted_and_left_out(tmp_pat
         dataset="d",
         ports=(),  # a node whose components and code maps do not know this code keeps any unit
     )
-    manifest, tensors = build(tmp_path / "store", made)
+    manifest, tensors = build(tmp_path / "store", tested_component)
     assert column(tensors, "systolic_bp") == [None] * 3
     assert manifest.quarantined_values == {"systolic_bp": 1}
 
@@ -358,12 +360,12 @@ def test_the_manifest_says_what_the_file_holds_and_neither_is_public(hospitals: 
 
     _, tensors = build(hospitals / "hospital-3" / "store")
     folder = hospitals / "hospital-3" / "visits" / "v1" / "cohort"
-    written = json.loads((folder / "manifest.json").read_text())
-    assert written["sha256"] == hashlib.sha256((folder / "cohort.safetensors").read_bytes()).hexdigest()
-    assert (written["visit"], written["records"]) == ("v1", len(tensors["outcome"]))
-    assert written["unit_table"]["hba1c"] == {"mmol/mol": [0.09148, 2.152]}
-    assert written["unit_table"]["egfr"] == {"mL/min": [1.0, 0.0]}
-    assert set(written["reread_values"]) == {"egfr"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["sha256"] == hashlib.sha256((folder / "cohort.safetensors").read_bytes()).hexdigest()
+    assert (manifest["visit"], manifest["records"]) == ("v1", len(tensors["outcome"]))
+    assert manifest["unit_table"]["hba1c"] == {"mmol/mol": [0.09148, 2.152]}
+    assert manifest["unit_table"]["egfr"] == {"mL/min": [1.0, 0.0]}
+    assert set(manifest["reread_values"]) == {"egfr"}
     assert all(path.stat().st_mode & 0o077 == 0 for path in [folder, *folder.iterdir()])
 
 

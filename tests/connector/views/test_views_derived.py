@@ -48,18 +48,18 @@ def both_ways(store: Path, made: Component, profile: str, **more: Any) -> None:
     generation = Store(store).current()
     assert generation is not None
 
-    read: list[str] = []
+    tables_read: list[str] = []
 
     def through(connection: Any, generation: Any) -> Any:
         relations = viewed(connection, generation, views)
-        return lambda table: (read.append(table), relations(table))[1]
+        return lambda table: (tables_read.append(table), relations(table))[1]
 
     assert build_cohort(store, specification, folder, reader=through) == direct
     assert direct.records > 20
     assert direct.view_hash == view_hash(list(views.values()))
     assert direct.views == tuple(views)
-    assert set(read) <= set(views)
-    assert {"patient", "observation", "condition"} <= set(read)
+    assert set(tables_read) <= set(views)
+    assert {"patient", "observation", "condition"} <= set(tables_read)
 
 
 @pytest.fixture(scope="module")
@@ -96,30 +96,30 @@ def synthea(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if member.isfile() and (file := archive.extractfile(member)) is not None
         }
     for name in ("Patient", "Observation", "Condition", "MedicationRequest", "Encounter"):
-        kept = []
+        kept_lines = []
         for line in lines[name]:
             resource = json.loads(line)
             owner = resource["id"] if name == "Patient" else resource["subject"]["reference"].rpartition(":")[2]
             if name == "Patient" and len(chosen) < 120:
                 chosen.add(owner)
             if owner in chosen:
-                kept.append(line)
-        (folder / f"{name}.ndjson").write_bytes(b"\n".join(kept) + b"\n")
+                kept_lines.append(line)
+        (folder / f"{name}.ndjson").write_bytes(b"\n".join(kept_lines) + b"\n")
     ingest(folder, root / "store", node_key=KEY, dataset="gsd")
     return root / "store"
 
 
 @pytest.mark.parametrize("name", ["tabular", "onset"])
 def test_views_and_tables_give_the_same_bytes_on_a_synthea_export(synthea: Path, name: str) -> None:
-    made = find_component("hypertension-risk").component
-    [profile] = made.profiles
-    assert made.profile(profile).index == "onset"
+    tested_component = find_component("hypertension-risk").component
+    [profile] = tested_component.profiles
+    assert tested_component.profile(profile).index == "onset"
     if name == "tabular":
-        chosen = made.profile(profile).model_dump() | {
+        chosen = tested_component.profile(profile).model_dump() | {
             "index": "landmark", "landmarks": ("2010-01-01", "2016-01-01"), "horizon_years": 5,
         }  # fmt: skip
-        made = made.model_copy(update={"profiles": {profile: Profile.model_validate(chosen)}})
-    both_ways(synthea, made, profile)
+        tested_component = tested_component.model_copy(update={"profiles": {profile: Profile.model_validate(chosen)}})
+    both_ways(synthea, tested_component, profile)
 
 
 # --- the views themselves ---------------------------------------------------------------------------------------------
@@ -127,10 +127,10 @@ def test_views_and_tables_give_the_same_bytes_on_a_synthea_export(synthea: Path,
 
 @pytest.mark.parametrize("name", sorted(installed()))
 def test_every_shipped_profile_has_views_that_compile_and_keep_their_digest(name: str) -> None:
-    made = find_component(name).component
-    for profile in made.profiles:
-        views = derived_views(made, profile)
-        assert views == derived_views(made, profile)
+    shipped_component = find_component(name).component
+    for profile in shipped_component.profiles:
+        views = derived_views(shipped_component, profile)
+        assert views == derived_views(shipped_component, profile)
         again = json.loads(json.dumps(list(views.values())))
         assert view_hash(again) == view_hash(list(views.values()))
         for view in views.values():
@@ -139,12 +139,12 @@ def test_every_shipped_profile_has_views_that_compile_and_keep_their_digest(name
 
 def test_a_column_that_is_not_permitted_is_in_no_view() -> None:
     views = derived_views(SHIPPED, PROFILE, ("male", "systolic_bp", "cvd_10y"))
-    said = json.dumps(views)
+    views_text = json.dumps(views)
     assert list(views) == ["patient", "observation", "condition"]
-    assert "8480-6" in said
-    assert "22298006" in said
+    assert "8480-6" in views_text
+    assert "22298006" in views_text
     for kept_out in ("birthDate", "2093-3", "44054006", "C09AA05"):
-        assert kept_out not in said
+        assert kept_out not in views_text
     assert view_hash(list(views.values())) != view_hash(list(derived_views(SHIPPED, PROFILE).values()))
 
 
@@ -176,27 +176,29 @@ def test_no_code_gets_out_of_its_string(codes: list[str]) -> None:
     port = Port(
         name="a", title="a", kind="quantity", unit="1", bounds=(0, 1), source=Source(type="observation", codes=codes)
     )
-    made = SHIPPED.model_copy(
+    tested_component = SHIPPED.model_copy(
         update={
             "ports": (port, SHIPPED.port("cvd_10y")),
             "profiles": {"p": Profile(title="t", inputs=("a",), outcome="cvd_10y", index="onset")},
         }
     )
-    view = derived_views(made, "p")["observation"]
+    view = derived_views(tested_component, "p")["observation"]
     items = [
         observation(str(at), code={"coding": [{"system": "http://loinc.org", "code": code}]})
         for at, code in enumerate([*codes, "none of them"])
     ]
-    found = sorted({(row["resource"], row["code"]) for row in run(view, items)})
-    assert found == sorted((str(at), code) for at, code in enumerate(codes))
+    pairs = sorted({(row["resource"], row["code"]) for row in run(view, items)})
+    assert pairs == sorted((str(at), code) for at, code in enumerate(codes))
 
 
 def test_more_codes_than_a_path_holds_are_several_branches() -> None:
     codes = tuple(f"{number}-0" for number in range(750))
     port = SHIPPED.port("systolic_bp")
     many = port.model_copy(update={"source": port.source.model_copy(update={"codes": codes})})
-    made = SHIPPED.model_copy(update={"ports": tuple(many if one is port else one for one in SHIPPED.ports)})
-    view = derived_views(made, PROFILE)["observation"]
+    tested_component = SHIPPED.model_copy(
+        update={"ports": tuple(many if candidate is port else candidate for candidate in SHIPPED.ports)}
+    )
+    view = derived_views(tested_component, PROFILE)["observation"]
     items = [
         observation(str(at), code={"coding": [{"system": "http://loinc.org", "code": codes[at]}]})
         for at in (0, 99, 749)

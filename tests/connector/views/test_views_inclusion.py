@@ -47,9 +47,11 @@ def component(cohort: str | None = "diabetics.json", **change: Any) -> Component
 
 
 def build(store: Path, **more: Any) -> tuple[CohortManifest, dict[str, np.ndarray]]:
-    made, folder = more.pop("made", component()), store.parent / "visits" / "v1" / "cohort"
+    tested_component, folder = more.pop("made", component()), store.parent / "visits" / "v1" / "cohort"
     call = {name: more.pop(name) for name in ("included", "reader") if name in more}
-    specification = CohortSpecification(made, PROFILE, **{"columns": made.columns(PROFILE)} | more)
+    specification = CohortSpecification(
+        tested_component, PROFILE, **{"columns": tested_component.columns(PROFILE)} | more
+    )
     manifest = build_cohort(store, specification, folder, **call)
     return manifest, load_file(folder / "cohort.safetensors")
 
@@ -102,8 +104,8 @@ def test_the_manifest_counts_the_view_among_those_in_use(store: Path) -> None:
     used = [*derived_views(component(), PROFILE).values(), view()]
     assert manifest.views[-1] == "cohort"
     assert manifest.view_hash == view_hash(used) != without.view_hash
-    other = view(name="others")
-    assert build(store, cohort_view=other)[0].view_hash != manifest.view_hash
+    other_view = view(name="others")
+    assert build(store, cohort_view=other_view)[0].view_hash != manifest.view_hash
 
 
 def test_the_view_is_run_over_the_rest_of_a_cohort_read_by_views(store: Path) -> None:
@@ -190,9 +192,11 @@ def test_text_that_looks_like_a_statement_stays_text(store: Path, tmp_path: Path
 def test_a_view_that_multiplies_without_end_is_stopped(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hasty = partial(make_included, time_limit_s=0.3)
     monkeypatch.setattr("connector.views.eligible_patients.make_included", hasty)
-    each = [{"forEach": "component", "column": [{"name": f"c{n}", "path": "value.ofType(boolean)"}]} for n in range(9)]
+    selects = [
+        {"forEach": "component", "column": [{"name": f"c{n}", "path": "value.ofType(boolean)"}]} for n in range(9)
+    ]
     with pytest.raises(VhtError) as caught:
-        build(store, cohort_view=view(resource="Observation", where=[], select=[*view()["select"], *each]))
+        build(store, cohort_view=view(resource="Observation", where=[], select=[*view()["select"], *selects]))
     assert caught.value.code in ("VHT-VIEW-TIME", "VHT-INPUT-MEMORY")
 
 
@@ -201,14 +205,14 @@ def test_a_view_that_multiplies_without_end_is_stopped(store: Path, monkeypatch:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "copy"
-    shutil.copytree(SHIPPED.folder, made, ignore=shutil.ignore_patterns("__pycache__"))
-    contract = (made / "component.toml").read_text()
+    copied_folder = tmp_path / "copy"
+    shutil.copytree(SHIPPED.folder, copied_folder, ignore=shutil.ignore_patterns("__pycache__"))
+    contract = (copied_folder / "component.toml").read_text()
     head = f"[profiles.{PROFILE}]\n"
     assert head in contract
-    (made / "component.toml").write_text(contract.replace(head, f'{head}cohort = "diabetics.json"\n'))
-    (made / "diabetics.json").write_text(json.dumps(view()))
-    return made
+    (copied_folder / "component.toml").write_text(contract.replace(head, f'{head}cohort = "diabetics.json"\n'))
+    (copied_folder / "diabetics.json").write_text(json.dumps(view()))
+    return copied_folder
 
 
 def test_the_view_lies_in_the_folder_and_the_digest_covers_it(folder: Path) -> None:
@@ -238,8 +242,8 @@ def test_the_file_lies_in_the_folder_itself(name: str) -> None:
 
 
 def vht(*arguments: str) -> Any:
-    done = copy_context().run(CliRunner().invoke, app, ["--json", *arguments])
-    return json.loads(done.stdout)
+    result = copy_context().run(CliRunner().invoke, app, ["--json", *arguments])
+    return json.loads(result.stdout)
 
 
 def test_show_refuses_a_component_whose_cohort_view_does_not_compile(folder: Path) -> None:
@@ -250,10 +254,10 @@ def test_show_refuses_a_component_whose_cohort_view_does_not_compile(folder: Pat
 
 
 def test_views_prints_what_the_manifest_vouches_for(folder: Path, store: Path) -> None:
-    said = vht("component", "views", str(folder), PROFILE)["data"]
+    output = vht("component", "views", str(folder), PROFILE)["data"]
     manifest, _ = build(store, cohort_view=view())
-    assert said["view_hash"] == manifest.view_hash
-    assert list(said["views"]) == list(manifest.views)
+    assert output["view_hash"] == manifest.view_hash
+    assert list(output["views"]) == list(manifest.views)
     plain = copy_context().run(CliRunner().invoke, app, ["component", "views", str(folder), PROFILE])
-    assert json.loads(plain.stdout[: plain.stdout.rindex("]") + 1]) == list(said["views"].values())
+    assert json.loads(plain.stdout[: plain.stdout.rindex("]") + 1]) == list(output["views"].values())
     assert vht("component", "views", "cardio-risk", "none")["error"]["code"] == "VHT-INPUT-PROFILE"

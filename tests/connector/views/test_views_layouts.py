@@ -45,10 +45,10 @@ def build(store: Path, made: Component, **more: Any) -> tuple[CohortManifest, di
     call = {name: more.pop(name) for name in ("included", "reader") if name in more}
     specification = CohortSpecification(made, "p", **{"columns": made.columns("p")} | more)
     manifest = build_cohort(store, specification, folder, **call)
-    read = read_cohort(folder, made, "p")._open()
+    arrays = read_cohort(folder, made, "p")._open()
     tensors = load_file(folder / "cohort.safetensors")
     for name, tensor in tensors.items():
-        np.testing.assert_array_equal(getattr(read, name), tensor)
+        np.testing.assert_array_equal(getattr(arrays, name), tensor)
     return manifest, tensors
 
 
@@ -78,17 +78,17 @@ def when(text: str) -> datetime:
 
 
 def charts(folder: Path) -> dict[str, Chart]:
-    found: dict[str, Chart] = {}
+    charts_by_owner: dict[str, Chart] = {}
     for kind in RESOURCE_TYPES:
         for resource in map(json.loads, (folder / f"{kind}.ndjson").read_text().splitlines()):
             owner = resource["id"] if kind == "Patient" else resource["subject"]["reference"].split("/")[1]
-            found.setdefault(owner, {name: [] for name in RESOURCE_TYPES})[kind].append(resource)
-    return found
+            charts_by_owner.setdefault(owner, {name: [] for name in RESOURCE_TYPES})[kind].append(resource)
+    return charts_by_owner
 
 
 def events(port: Port, chart: Chart) -> list[tuple[datetime, float]]:
     """Every value of an observed port, or every onset of a condition or prescription, in order of time."""
-    source, found = port.source, []
+    source, timed_values = port.source, []
     if source.type in ("condition", "medication"):
         kind, concept, dated = {
             "condition": ("Condition", "code", "onsetDateTime"),
@@ -96,22 +96,22 @@ def events(port: Port, chart: Chart) -> list[tuple[datetime, float]]:
         }[source.type]
         for resource in chart[kind]:
             if any(c["system"] == source.system and c["code"] in source.codes for c in resource[concept]["coding"]):
-                found.append((when(resource[dated]), 1.0))
+                timed_values.append((when(resource[dated]), 1.0))
     else:
         for resource in chart["Observation"]:
             for element in [resource, *resource.get("component", [])]:
                 codings = element["code"]["coding"]
                 if any(c["system"] == source.code_system and c["code"] in source.codes for c in codings):
-                    found.append((when(resource["effectiveDateTime"]), plain(port, element)))
-    return sorted(found)
+                    timed_values.append((when(resource["effectiveDateTime"]), plain(port, element)))
+    return sorted(timed_values)
 
 
 def plain(port: Port, element: dict[str, Any]) -> float:
     if port.source.type == "observation":
-        given = element["valueQuantity"]
-        turn = Measure.of_port(port).turn(given["code"])
+        value_quantity = element["valueQuantity"]
+        turn = Measure.of_port(port).turn(value_quantity["code"])
         assert turn is not None
-        return turn.way(given["value"])
+        return turn.way(value_quantity["value"])
     code = element["valueCodeableConcept"]["coding"][0]["code"]
     return 1.0 if code in port.source.values else 0.0 if code in port.source.negatives else float("nan")
 
@@ -138,16 +138,16 @@ def expected(port: Port, chart: Chart, moment: datetime, profile: Profile) -> li
     if profile.layout == "repeated":
         last = [(value, (moment - at) / DAY) for at, value in before[-profile.steps :]]
         return [None] * (profile.steps - len(last)) + [cell if cell[0] == cell[0] else None for cell in last]
-    found: list[tuple[float, float] | None] = []
+    steps: list[tuple[float, float] | None] = []
     for end in ends:
         inside = [(value, (moment - at) / DAY) for at, value in before if end - window <= at < end]
         if not inside:
-            found.append(None)
+            steps.append(None)
         elif port.aggregate == "mean":
-            found.append((sum(v for v, _ in inside) / len(inside), sum(d for _, d in inside) / len(inside)))
+            steps.append((sum(v for v, _ in inside) / len(inside), sum(d for _, d in inside) / len(inside)))
         else:
-            found.append(inside[-1] if inside[-1][0] == inside[-1][0] else None)
-    return found
+            steps.append(inside[-1] if inside[-1][0] == inside[-1][0] else None)
+    return steps
 
 
 @pytest.fixture(scope="module")
@@ -164,25 +164,25 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["repeated", "sequence", "means"],
 )
 def test_the_tensors_are_what_a_slow_reading_says(hospital: Path, profile: Any, mean: tuple[str, ...]) -> None:
-    made = component(mean=mean, **profile)
-    manifest, tensors = build(hospital / "store", made)
-    chosen, known = made.profile("p"), charts(hospital / "in" / "hospital-1")
+    tested_component = component(mean=mean, **profile)
+    manifest, tensors = build(hospital / "store", tested_component)
+    chosen, known = tested_component.profile("p"), charts(hospital / "in" / "hospital-1")
     by_subject = {subject_key(KEY, owner): chart for owner, chart in known.items()}
     rows: list[list[list[tuple[float, float] | None]]] = []
     for subject in sorted(by_subject):
         chart = by_subject[subject]
-        onsets = [at for at, _ in events(made.outcome("p"), chart)]
+        onsets = [at for at, _ in events(tested_component.outcome("p"), chart)]
         died = chart["Patient"][0].get("deceasedDateTime")
         for landmark in chosen.landmarks:
             moment = datetime.combine(landmark, datetime.min.time(), UTC)
             if not any(at < moment for at in onsets) and not (died and when(died) < moment):
-                rows.append([expected(port, chart, moment, chosen) for port in made.inputs("p")])
+                rows.append([expected(port, chart, moment, chosen) for port in tested_component.inputs("p")])
     assert (manifest.records, manifest.layout) == (len(rows), chosen.layout)
-    wanted = np.array([[[(0, 0, 0) if c is None else (*c, 1) for c in port] for port in row] for row in rows])
-    wanted = wanted.transpose(3, 0, 2, 1)
-    np.testing.assert_array_equal(tensors["mask"], wanted[2])
-    np.testing.assert_allclose(tensors["values"], wanted[0], rtol=1e-6)
-    np.testing.assert_allclose(tensors["times"], wanted[1], rtol=1e-6)
+    expected_tensors = np.array([[[(0, 0, 0) if c is None else (*c, 1) for c in port] for port in row] for row in rows])
+    expected_tensors = expected_tensors.transpose(3, 0, 2, 1)
+    np.testing.assert_array_equal(tensors["mask"], expected_tensors[2])
+    np.testing.assert_allclose(tensors["values"], expected_tensors[0], rtol=1e-6)
+    np.testing.assert_allclose(tensors["times"], expected_tensors[1], rtol=1e-6)
     observed = tensors["mask"][:, :, INPUTS.index("systolic_bp")]
     assert 0 < observed.mean() < 1
     assert observed.any(axis=0).sum() > 1
@@ -197,8 +197,8 @@ def test_the_last_step_of_a_repeated_profile_is_the_tabular_one(hospital: Path) 
 
 
 def test_the_same_store_gives_the_same_bytes(hospital: Path) -> None:
-    made = component(mean=("systolic_bp",), **SEQUENCE)
-    assert build(hospital / "store", made)[0] == build(hospital / "store", made)[0]
+    tested_component = component(mean=("systolic_bp",), **SEQUENCE)
+    assert build(hospital / "store", tested_component)[0] == build(hospital / "store", tested_component)[0]
 
 
 # --- rules, one by one --------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_the_last_values_stand_at_the_end_with_their_days(tmp_path: Path) -> Non
 
 
 def test_a_window_holds_its_first_instant_and_not_its_end(tmp_path: Path) -> None:
-    made = component(layout="sequence", steps=3, window_days=10)
+    tested_component = component(layout="sequence", steps=3, window_days=10)
     items = [
         patient(1),
         measured("a", "2009-12-22", 103),  # ten days before: the first instant of the last window
@@ -231,7 +231,7 @@ def test_a_window_holds_its_first_instant_and_not_its_end(tmp_path: Path) -> Non
         measured("c", "2009-12-02", 101),
         measured("d", "2009-12-01T23:59:59Z", 100),  # before the first window
     ]
-    tensors = cohort(tmp_path, made, items)
+    tensors = cohort(tmp_path, tested_component, items)
     assert [cell and cell[0] for cell in column(tensors, "systolic_bp")] == [101.0, 102.0, 103.0]
     assert [cell and cell[1] for cell in column(tensors, "systolic_bp")] == [30.0, 10.0, 10.0]
 
@@ -295,12 +295,12 @@ def test_a_column_outside_the_permit_is_masked_throughout(hospital: Path, profil
     _, some = build(hospital / "store", component(**profile), columns=("age", "smoker", "cvd_10y"))
     for place, name in enumerate(INPUTS):
         for part in ("values", "mask", "times"):
-            shown = every[part][:, :, place] if name in ("age", "smoker") else 0
-            np.testing.assert_array_equal(some[part][:, :, place], shown)
+            expected_part = every[part][:, :, place] if name in ("age", "smoker") else 0
+            np.testing.assert_array_equal(some[part][:, :, place], expected_part)
 
 
 def test_an_index_by_onset_sets_each_patients_own_day(tmp_path: Path) -> None:
-    made = component(index="onset", landmarks=(), horizon_years=0, **REPEATED)
+    tested_component = component(index="onset", landmarks=(), horizon_years=0, **REPEATED)
     items = [
         patient(1),
         measured("a", "2005-01-01", 101),
@@ -308,7 +308,7 @@ def test_an_index_by_onset_sets_each_patients_own_day(tmp_path: Path) -> None:
         condition("c", "230690007", "2005-01-21"),
         measured("d", "2006-01-01", 103),
     ]
-    tensors = cohort(tmp_path, made, items)
+    tensors = cohort(tmp_path, tested_component, items)
     assert column(tensors, "systolic_bp") == [None, (101.0, 20.0), (102.0, 10.0)]
 
 
@@ -319,9 +319,9 @@ def test_the_manifest_names_layout_shapes_and_digests(hospital: Path) -> None:
     for name, entry in manifest.tensors.items():
         assert (entry["dtype"], tuple(entry["shape"])) == (str(tensors[name].dtype), tensors[name].shape)
         assert entry["sha256"] == hashlib.sha256(tensors[name].tobytes()).hexdigest()
-    written = hospital / "visits" / "v1" / "cohort"
-    assert manifest.sha256 == hashlib.sha256((written / "cohort.safetensors").read_bytes()).hexdigest()
-    assert sorted(path.name for path in written.iterdir()) == ["cohort.safetensors", "manifest.json"]
+    folder = hospital / "visits" / "v1" / "cohort"
+    assert manifest.sha256 == hashlib.sha256((folder / "cohort.safetensors").read_bytes()).hexdigest()
+    assert sorted(path.name for path in folder.iterdir()) == ["cohort.safetensors", "manifest.json"]
 
 
 @pytest.mark.parametrize("profile", [{}, REPEATED, SEQUENCE], ids=["tabular", "repeated", "sequence"])

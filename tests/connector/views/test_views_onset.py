@@ -37,20 +37,23 @@ def records(
     numbers = [int(item["id"].removeprefix("p")) for item in items if item["resourceType"] == "Patient"]
     people = {n: subject_key(KEY, f"p{n}") for n in numbers}
     never = {people[n] for n in excluded}
-    found = {}
+    records_by_number = {}
     for number, subject in people.items():
         values, outcomes = build(tmp_path, never | set(people.values()) - {subject})
         assert len(outcomes) <= 1
         if len(outcomes):
             known = dict(zip(INPUTS, values[0].tolist(), strict=True))
-            found[number] = ({name: value for name, value in known.items() if not np.isnan(value)}, float(outcomes[0]))
-    assert len(build(tmp_path, never)[1]) == len(found)
-    return found
+            records_by_number[number] = (
+                {name: value for name, value in known.items() if not np.isnan(value)},
+                float(outcomes[0]),
+            )
+    assert len(build(tmp_path, never)[1]) == len(records_by_number)
+    return records_by_number
 
 
 def build(tmp_path: Path, excluded: set[str]) -> tuple[np.ndarray, np.ndarray]:
-    made, folder = component(), tmp_path / "visits" / "v1" / "cohort"
-    specification = CohortSpecification.of_every_column(made, "onset", excluded_subjects=excluded)
+    tested_component, folder = component(), tmp_path / "visits" / "v1" / "cohort"
+    specification = CohortSpecification.of_every_column(tested_component, "onset", excluded_subjects=excluded)
     manifest = build_cohort(tmp_path / "store", specification, folder)
     assert (manifest.index, manifest.landmarks, manifest.horizon_years) == ("onset", (), 0)
     tensors = load_file(folder / "cohort.safetensors")
@@ -165,8 +168,8 @@ def test_the_dead_are_of_the_days_they_lived(tmp_path: Path) -> None:
         measured("h", "2012-01-01", 124, 4),
         measured("i", "2013-01-01", 124, 4),
     ]
-    found = records(tmp_path, items)
-    assert {n: (values["systolic_bp"], outcome) for n, (values, outcome) in found.items()} == {
+    records_by_number = records(tmp_path, items)
+    assert {n: (values["systolic_bp"], outcome) for n, (values, outcome) in records_by_number.items()} == {
         1: (121.0, 0.0),
         3: (123.0, 1.0),
     }
@@ -180,8 +183,8 @@ def test_only_adults_on_their_own_day_have_a_record(tmp_path: Path) -> None:
             measured(f"a{number}", "2011-01-01", 120, number),
             condition(f"b{number}", STROKE, "2012-06-01", number),
         ]
-    found = records(tmp_path, items)
-    assert {n: values["age"] for n, (values, _) in found.items()} == {1: 18.0, 3: 18.0}
+    records_by_number = records(tmp_path, items)
+    assert {n: values["age"] for n, (values, _) in records_by_number.items()} == {1: 18.0, 3: 18.0}
 
 
 def test_who_opted_out_has_no_record(tmp_path: Path) -> None:
@@ -211,6 +214,6 @@ def test_synthetic_resources_of_such_a_profile_lie_around_one_public_day() -> No
     import pandas as pd
 
     row = {"age": 60.0, "male": True, "systolic_bp": 130.0, "diabetes": True, "antihypertensive": False}
-    made = list(resources_of(component(), "onset", pd.DataFrame([row | {"cvd_10y": True}])))
-    onsets = sorted(r["onsetDateTime"] for r in made if r["resourceType"] == "Condition")
+    resources = list(resources_of(component(), "onset", pd.DataFrame([row | {"cvd_10y": True}])))
+    onsets = sorted(r["onsetDateTime"] for r in resources if r["resourceType"] == "Condition")
     assert onsets == ["2019-12-31", ONSET_DAY.isoformat()]

@@ -28,30 +28,30 @@ from vht_federate.testing import SeededNoise
     ],
 )
 def test_a_broken_engine_is_refuted(plant: Plant, test: str) -> None:
-    found = run.audit(AuditedClaim(), SeededNoise(11), plant)
-    assert found.refuted
-    assert test in found.test
+    finding = run.audit(AuditedClaim(), SeededNoise(11), plant)
+    assert finding.refuted
+    assert test in finding.test
     if test == run.GUESSING:
-        assert found.claimed - 0.01 < found.lower_bound <= found.cap
+        assert finding.claimed - 0.01 < finding.lower_bound <= finding.cap
 
 
 def test_the_engine_that_nodes_use_passes() -> None:
     """An audit at 99.9 % refutes a true engine once in a thousand times: three in a row are once in 10^9 runs."""
     for _ in range(3):
-        found = run.audit(AuditedClaim(), SecureNoise())
-        if not found.refuted:
+        finding = run.audit(AuditedClaim(), SecureNoise())
+        if not finding.refuted:
             break
-    assert not found.refuted
-    assert 0.9 < found.claimed <= 1.0
-    assert found.lower_bound < found.claimed < found.cap
+    assert not finding.refuted
+    assert 0.9 < finding.claimed <= 1.0
+    assert finding.lower_bound < finding.claimed < finding.cap
 
 
 @pytest.mark.parametrize("plant", [None, Plant.SIGMA_HALVED])
 def test_an_adaptive_clipping_norm_keeps_the_claim_and_hides_no_broken_engine(plant: Plant | None) -> None:
     plan = AuditedClaim().plan.model_copy(update={"adaptive_clipping": AdaptiveClipping(learning_rate=0.1)})
-    found = run.audit(AuditedClaim(plan=plan), SeededNoise(11), plant)
-    assert found.claimed == AuditedClaim().epsilon
-    assert found.refuted == (plant is not None)
+    finding = run.audit(AuditedClaim(plan=plan), SeededNoise(11), plant)
+    assert finding.claimed == AuditedClaim().epsilon
+    assert finding.refuted == (plant is not None)
 
 
 @pytest.mark.parametrize("plant", [None, Plant.SIGMA_HALVED, Plant.NO_CLIPPING, Plant.SHUFFLED])
@@ -59,8 +59,8 @@ def test_steps_of_one_shape_and_bounded_batches_keep_the_claim_and_hide_no_broke
     """As nodes with a GPU train."""
     limit = BatchLimit(patients=220, population=12_000)
     plan = AuditedClaim().plan.model_copy(update={"batch_limit": limit})
-    found = run.audit(AuditedClaim(plan=plan), SeededNoise(11), plant, EngineOptions(fixed_shapes="always"))
-    assert found.refuted == (plant is not None)
+    finding = run.audit(AuditedClaim(plan=plan), SeededNoise(11), plant, EngineOptions(fixed_shapes="always"))
+    assert finding.refuted == (plant is not None)
 
 
 def test_the_claim_has_enough_canaries_and_confidence() -> None:
@@ -72,11 +72,11 @@ def test_the_claim_has_enough_canaries_and_confidence() -> None:
 
 def test_a_canarys_gradient_is_a_direction_of_its_own_longer_than_the_clipping_norm() -> None:
     present = np.array([True, False, True, True, True])
-    held = canary_tensors(present, lambda _: None)
-    assert held.patients == 4
-    assert np.diff(held.first).tolist() == [1, 3, 1, 2]
+    tensors = canary_tensors(present, lambda _: None)
+    assert tensors.patients == 4
+    assert np.diff(tensors.first).tolist() == [1, 3, 1, 2]
     model = canary_model(5, 0.5)
-    batch = held.records_of(np.arange(4))
+    batch = tensors.records_of(np.arange(4))
     everybody = (batch.inputs[0], batch.targets, batch.patient)
     assert clipped_sum(model, canary_loss, *everybody, 0.5)["linear.weight"].tolist() == [[-0.5, 0, -0.5, -0.5, -0.5]]
     assert clipped_sum(model, canary_loss, *everybody, 1e9)["linear.weight"].tolist() == [[-5.0, 0, -5.0, -5.0, -5.0]]
@@ -87,9 +87,9 @@ def test_without_noise_and_with_everybody_sampled_every_guess_is_right() -> None
         rounds=2, local_steps=1, sampling_rate=1.0, clipping_norm=1.0, noise_multiplier=1.0, learning_rate=1.0
     )
     claim = AuditedClaim(plan=plan, canaries=500, guesses=100)
-    seen = run.observe(claim, *run.planted(Plant.NO_NOISE, SeededNoise(0)))
-    assert seen.guesses.correct == 100
-    assert [len(batch) for batch in seen.batches] == [seen.patients] * 2
+    sighting = run.observe(claim, *run.planted(Plant.NO_NOISE, SeededNoise(0)))
+    assert sighting.guesses.correct == 100
+    assert [len(batch) for batch in sighting.batches] == [sighting.patients] * 2
 
 
 def test_the_watched_batches_are_what_the_sampler_drew() -> None:
@@ -104,9 +104,9 @@ def test_the_watched_batches_are_what_the_sampler_drew() -> None:
 
     noise = Recorder(4)
     noise.drawn = []
-    seen = run.observe(claim, run.train_round, noise)
-    assert len(seen.batches) == claim.plan.rounds
-    assert all(np.array_equal(a, b) for a, b in zip(seen.batches, noise.drawn, strict=True))
+    sighting = run.observe(claim, run.train_round, noise)
+    assert len(sighting.batches) == claim.plan.rounds
+    assert all(np.array_equal(a, b) for a, b in zip(sighting.batches, noise.drawn, strict=True))
 
 
 @pytest.mark.parametrize("changes", [{"local_steps": 2}, {"momentum": 0.5}, {"weight_decay": 0.1}])
@@ -117,10 +117,10 @@ def test_a_plan_whose_steps_the_attacker_cannot_see_one_by_one_is_refused(change
 
 @pytest.mark.parametrize(("refuted", "code"), [(False, 0), (True, 3)])
 def test_the_command_prints_the_finding_and_leaves_with_its_code(monkeypatch, refuted: bool, code: int) -> None:
-    asked = []
+    calls = []
 
     def made_up(claim, noise, plant):
-        asked.append((type(noise), plant))
+        calls.append((type(noise), plant))
         right = 239 if refuted else 130
         batches = tuple(SeededNoise(step).poisson_sample(10_000, 0.01) for step in range(50))
         return run.judge(claim, run.Sighting(run.Guesses(claim.canaries, claim.guesses, right), batches, 10_000))
@@ -130,13 +130,13 @@ def test_the_command_prints_the_finding_and_leaves_with_its_code(monkeypatch, re
 
     output.set_json_mode(True)
     try:
-        done = CliRunner().invoke(app, ["privacy", "audit", *(["--plant", "no-noise"] if refuted else [])])
+        result = CliRunner().invoke(app, ["privacy", "audit", *(["--plant", "no-noise"] if refuted else [])])
     finally:
         output._json_mode.set(False)
-    assert done.exit_code == code
-    data = json.loads(done.stdout)["data"]
+    assert result.exit_code == code
+    data = json.loads(result.stdout)["data"]
     assert {"claimed", "lower_bound", "confidence", "refuted", "test"} <= set(data)
     assert data["refuted"] is refuted
     assert (data["lower_bound"] > data["claimed"]) is refuted
     assert (data["refusal"] or {}).get("code") == ("VHT-REFUSED-AUDIT" if refuted else None)
-    assert asked == [(SecureNoise, Plant.NO_NOISE if refuted else None)]
+    assert calls == [(SecureNoise, Plant.NO_NOISE if refuted else None)]

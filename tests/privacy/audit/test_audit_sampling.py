@@ -34,15 +34,15 @@ def test_p_values_of_poisson_batches_are_not_too_small() -> None:
 
 def test_shuffled_epochs_of_fixed_batches_are_seen_in_sizes_and_in_repeats() -> None:
     source = _Shuffled(SeededNoise(1))
-    seen = sampling_test([source.poisson_sample(POPULATION, RATE) for _ in range(STEPS)], POPULATION, RATE)
-    assert seen.sizes < ALARM
-    assert seen.repeats < ALARM
+    result = sampling_test([source.poisson_sample(POPULATION, RATE) for _ in range(STEPS)], POPULATION, RATE)
+    assert result.sizes < ALARM
+    assert result.repeats < ALARM
 
 
 def test_fixed_sizes_are_seen_even_where_every_batch_is_drawn_anew() -> None:
     batches = [RNG(step).choice(POPULATION, 100, replace=False) for step in range(STEPS)]
-    seen = sampling_test(batches, POPULATION, RATE)
-    assert seen.sizes < ALARM < seen.repeats
+    result = sampling_test(batches, POPULATION, RATE)
+    assert result.sizes < ALARM < result.repeats
 
 
 def test_shuffling_is_seen_even_where_sizes_vary_as_they_should() -> None:
@@ -52,8 +52,8 @@ def test_shuffling_is_seen_even_where_sizes_vary_as_they_should() -> None:
         size = rng.binomial(POPULATION, RATE)
         batches.append(order[:size])
         order = np.roll(order, -size)
-    seen = sampling_test(batches, POPULATION, RATE)
-    assert seen.repeats < ALARM < seen.sizes
+    result = sampling_test(batches, POPULATION, RATE)
+    assert result.repeats < ALARM < result.sizes
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.25])

@@ -44,8 +44,8 @@ def test_nearly_opposite_records_of_one_patient_stay_within_the_norm(
         for value in model.parameters():
             value.mul_(size ** (1 / 4))
     generator = torch.Generator().manual_seed(seed)
-    one = torch.randn(1, STEPS, WIDTH, generator=generator) * size**0.5
-    values = one.repeat(2 * copies, 1, 1)
+    record = torch.randn(1, STEPS, WIDTH, generator=generator) * size**0.5
+    values = record.repeat(2 * copies, 1, 1)
     values[::2] *= 1 + apart
     outcome = torch.tensor([0.0, 1.0]).repeat(copies)
     assert length_of_sum(model, BCE, values, outcome, norm) <= ROUNDING
@@ -82,14 +82,14 @@ def test_gradients_whose_squares_are_zero_in_this_precision_have_a_norm_all_the_
 @pytest.mark.parametrize("norm", [1e-6, 1e-5, 1e-3])
 @pytest.mark.parametrize("grown", [1.0, 1e3, 1e6])
 def test_the_shipped_component_keeps_the_smallest_norm_that_a_plan_may_have(norm: float, grown: float) -> None:
-    found = find_component("cardio-risk")
-    model = load_model(found.folder, "angiography")
+    shipped = find_component("cardio-risk")
+    model = load_model(shipped.folder, "angiography")
     with torch.no_grad():
         list(model.parameters())[-2].mul_(grown)
     for seed in range(10):
         values = torch.from_numpy(made_up("cardio-risk", "angiography", 1, seed)).float().repeat(4, 1)
         outcome = torch.tensor([0.0, 1.0, 1.0, 0.0])
-        assert length_of_sum(model, loss_of(found.component), values, outcome, norm) <= ROUNDING
+        assert length_of_sum(model, loss_of(shipped.component), values, outcome, norm) <= ROUNDING
 
 
 def test_rounding_up_costs_an_ordinary_patient_nothing_to_speak_of() -> None:

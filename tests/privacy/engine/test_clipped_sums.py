@@ -48,9 +48,9 @@ def test_every_layer_gives_the_sum_of_the_definition(
     model, patient, loss = build(name, seed % 5), patients_of(counts), BCE if known_loss else squared
     values, outcome = records(patient, seed)
     engine = PerPatientEngine(model, loss, options)
-    found = engine.clipped_sum((values,), outcome, patient, len(counts), clipping_norm)
+    sums = engine.clipped_sum((values,), outcome, patient, len(counts), clipping_norm)
     expected = clipped_sum_by_definition(model, loss, (values,), outcome, patient, clipping_norm)
-    assert largest_difference(found, expected) < 1e-10
+    assert largest_difference(sums, expected) < 1e-10
     assert not len(patient) or (engine.choice.name == "torch.func") == (name in NEEDS_GENERAL)
 
 

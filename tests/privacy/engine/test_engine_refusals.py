@@ -130,20 +130,20 @@ def test_what_the_recorder_cannot_follow_goes_to_the_general_engine() -> None:
     model = SequenceFirst().double()
     values, outcome, patient = batch()
     engine = PerPatientEngine(model, BCE)
-    found = engine.clipped_sum((values,), outcome, patient, 3, 0.1)
+    sums = engine.clipped_sum((values,), outcome, patient, 3, 0.1)
     assert engine.choice.name == "torch.func"
     expected = clipped_sum_by_definition(model, BCE, (values,), outcome, patient, 0.1)
-    assert largest_difference(found, expected) < 1e-10
+    assert largest_difference(sums, expected) < 1e-10
 
 
 def test_a_model_that_mixes_records_gets_gradients_of_each_record_alone() -> None:
     model = Centred().double()
     values, outcome, patient = batch()
     engine = PerPatientEngine(model, BCE)
-    found = engine.clipped_sum((values,), outcome, patient, 3, 0.1)
+    sums = engine.clipped_sum((values,), outcome, patient, 3, 0.1)
     assert engine.choice == EngineChoice("torch.func", "records of a batch are mixed")
     expected = clipped_sum_by_definition(model, BCE, (values,), outcome, patient, 0.1)
-    assert largest_difference(found, expected) < 1e-10
+    assert largest_difference(sums, expected) < 1e-10
 
 
 def test_a_gap_filled_from_other_patients_is_found_before_a_patient_is_read() -> None:
@@ -160,11 +160,11 @@ def test_a_gap_filled_from_other_patients_is_found_before_a_patient_is_read() ->
     values, outcome, patient = batch()
     values[0, 0, 0] = torch.nan
     engine = PerPatientEngine(model, BCE)
-    found = engine.clipped_sum((values,), outcome, patient, 3, 0.1)
+    sums = engine.clipped_sum((values,), outcome, patient, 3, 0.1)
     assert engine.choice == EngineChoice("torch.func", "records of a batch are mixed")
     assert model.training
     expected = clipped_sum_by_definition(model, BCE, (values,), outcome, patient, 0.1)
-    assert largest_difference(found, expected) < 1e-10
+    assert largest_difference(sums, expected) < 1e-10
 
 
 def choice(model: nn.Module, values: Tensor) -> EngineChoice:
@@ -270,9 +270,9 @@ def test_a_loss_that_couples_records_is_taken_record_by_record() -> None:
 
     model = build("linear")
     values, outcome, patient = batch()
-    found = PerPatientEngine(model, weighted).clipped_sum((values,), outcome, patient, 3, 0.1)
+    sums = PerPatientEngine(model, weighted).clipped_sum((values,), outcome, patient, 3, 0.1)
     expected = clipped_sum_by_definition(model, weighted, (values,), outcome, patient, 0.1)
-    assert largest_difference(found, expected) < 1e-10
+    assert largest_difference(sums, expected) < 1e-10
 
 
 @pytest.mark.parametrize("patient", [[0, 0, 1, 0, 1, 2], [0, 0, 1, 1, 2, 3], [-1, 0, 0, 1, 1, 2], [0, 1, 2]], ids=str)
@@ -296,9 +296,9 @@ def test_one_patient_never_moves_a_float32_sum_by_more_than_the_clipping_norm(na
     values, outcome, _ = batch(8)
     for scale in (1e-3, 1.0, 1e3, 1e10, 1e30):
         engine = PerPatientEngine(model, BCE)
-        one = torch.zeros(8, dtype=torch.int64)
-        found = engine.clipped_sum((values.float() * scale,), outcome.float(), one, 1, 1e-4)
-        norm = torch.stack([value.double().square().sum() for value in found.values()]).sum().sqrt()
+        patient = torch.zeros(8, dtype=torch.int64)
+        sums = engine.clipped_sum((values.float() * scale,), outcome.float(), patient, 1, 1e-4)
+        norm = torch.stack([value.double().square().sum() for value in sums.values()]).sum().sqrt()
         assert float(norm) <= 1e-4
 
 
@@ -317,9 +317,9 @@ def test_options_of_speed_do_not_change_the_sum() -> None:
 def test_an_empty_batch_gives_zeros_without_running_the_model() -> None:
     model = build("gru")
     values, outcome, patient = batch()
-    found = PerPatientEngine(model, BCE).clipped_sum((values[:0],), outcome[:0], patient[:0], 5, 1.0)
-    assert found.keys() == dict(model.named_parameters()).keys()
-    assert not any(bool(value.any()) for value in found.values())
+    sums = PerPatientEngine(model, BCE).clipped_sum((values[:0],), outcome[:0], patient[:0], 5, 1.0)
+    assert sums.keys() == dict(model.named_parameters()).keys()
+    assert not any(bool(value.any()) for value in sums.values())
 
 
 def test_a_model_of_several_inputs_one_of_them_whole_numbers() -> None:
@@ -335,17 +335,17 @@ def test_a_model_of_several_inputs_one_of_them_whole_numbers() -> None:
     model, (values, outcome, patient) = Two().double(), batch(9)
     inputs = (values, torch.arange(9) % 6)
     engine = PerPatientEngine(model, BCE)
-    found = engine.clipped_sum(inputs, outcome, patient, 5, 0.05)
+    sums = engine.clipped_sum(inputs, outcome, patient, 5, 0.05)
     assert engine.choice == EngineChoice("book-keeping")
     expected = clipped_sum_by_definition(model, BCE, inputs, outcome, patient, 0.05)
-    assert largest_difference(found, expected) < 1e-10
+    assert largest_difference(sums, expected) < 1e-10
 
 
 def test_a_model_with_dropout_takes_the_fast_way_and_stays_within_the_bound() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(STEPS * WIDTH, 8), nn.Dropout(0.5), nn.Linear(8, 1), nn.Flatten(0))
     values, outcome, patient = batch()
     engine = PerPatientEngine(model.double(), BCE)
-    found = engine.clipped_sum((values,), outcome, patient, 3, 1e-3)
+    sums = engine.clipped_sum((values,), outcome, patient, 3, 1e-3)
     assert engine.choice == EngineChoice("book-keeping")
-    norm = torch.stack([value.square().sum() for value in found.values()]).sum().sqrt()
+    norm = torch.stack([value.square().sum() for value in sums.values()]).sum().sqrt()
     assert 0.0 < float(norm) <= 3e-3

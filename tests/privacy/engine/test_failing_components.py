@@ -60,12 +60,12 @@ def test_a_patient_on_whom_the_model_fails_contributes_zero_and_the_others_as_ev
     model = kind()
     sums, tallies = [], []
     for ages in ([31.0, 55.0, 103.0, 72.0, 250.0], [31.0, 55.0, 72.0]):
-        held, tally = cohort(ages), Tally()
-        held.outcome[:] = 1.0
+        tensors, tally = cohort(ages), Tally()
+        tensors.outcome[:] = 1.0
         engine = PerPatientEngine(model, BCE, EngineOptions(fixed_shapes=fixed))
-        engine.prepare((held.values,), held.outcome)
+        engine.prepare((tensors.values,), tensors.outcome)
         slots = Slots(8, 1) if fixed == "always" and kind is Decades else None
-        batch = held.batch_of(np.arange(len(ages)), slots)
+        batch = tensors.batch_of(np.arange(len(ages)), slots)
         sums.append(batch.clipped_sum(engine, 0.5, trained(model), tally))
         tallies.append((tally.within, tally.seen))
     assert largest_difference(*sums) < 1e-6
@@ -95,7 +95,7 @@ def test_an_evaluation_is_paid_for_before_a_component_sees_a_patient_and_answers
         training=TrainingPlan(**CALIBRATED, noise_multiplier=1.0),
         evaluation=EvaluationPlan(noise_multiplier=1.0),
     )
-    held = CohortArrays(
+    arrays = CohortArrays(
         values=np.array([[31.0], [oldest]], np.float32),
         outcome=np.zeros(2, np.float32),
         patient=np.arange(2),
@@ -106,7 +106,7 @@ def test_an_evaluation_is_paid_for_before_a_component_sees_a_patient_and_answers
         profile="primary-prevention",
         plan=plan,
         codebook=None,
-        cohort=Private(held),
+        cohort=Private(arrays),
         build_model=Watching,
         noise=RoundNoise(SeededNoise(1), lambda: begun.append("begun")),
         state={},
@@ -124,8 +124,8 @@ def test_a_model_that_not_even_torch_func_follows_is_refused_before_a_patient_is
         def forward(self, values: Tensor) -> Tensor:
             return super().forward(values) * (1.0 if values.sum().item() > 0 else 2.0)
 
-    held = cohort([31.0, 55.0])
+    tensors = cohort([31.0, 55.0])
     engine = PerPatientEngine(Mixed(), BCE)
     with pytest.raises(ComponentError) as caught:
-        engine.prepare((held.values,), held.outcome)
+        engine.prepare((tensors.values,), tensors.outcome)
     assert caught.value.code == "VHT-COMPONENT-GRADIENTS"

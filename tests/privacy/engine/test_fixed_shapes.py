@@ -60,30 +60,30 @@ def expected(model: nn.Module, loss, held: TrainingTensors, chosen: np.ndarray, 
 def test_every_layer_gives_the_sum_of_the_definition_whoever_was_drawn(
     name: str, counts: list[int], drawn: list[bool], slots: int, norm: float, known_loss: bool, seed: int
 ) -> None:
-    model, held, loss = build(name, seed % 5), cohort(counts, seed), BCE if known_loss else squared
+    model, tensors, loss = build(name, seed % 5), cohort(counts, seed), BCE if known_loss else squared
     chosen = np.flatnonzero(drawn[: len(counts)])
     engine = PerPatientEngine(model, loss, FIXED)
-    engine.prepare((held.values,), held.outcome)
-    batch = held.batch_of(chosen, Slots(slots, max(counts)))
+    engine.prepare((tensors.values,), tensors.outcome)
+    batch = tensors.batch_of(chosen, Slots(slots, max(counts)))
     assert isinstance(batch, FixedBatch)
     tally, other = Tally(), Tally()
-    found = batch.clipped_sum(engine, norm, trained(model), tally)
-    assert largest_difference(found, expected(model, loss, held, chosen, norm)) < 1e-10
-    held.records_of(chosen).clipped_sum(PerPatientEngine(model, loss), norm, trained(model), other)
+    sums = batch.clipped_sum(engine, norm, trained(model), tally)
+    assert largest_difference(sums, expected(model, loss, tensors, chosen, norm)) < 1e-10
+    tensors.records_of(chosen).clipped_sum(PerPatientEngine(model, loss), norm, trained(model), other)
     assert (tally.within, tally.seen) == (other.within, other.seen)
 
 
 @fast_models
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, 1e30, 1e200])
 def test_a_broken_record_costs_its_patient_alone(name: str, number: float) -> None:
-    model, held = build(name, 2), cohort([2, 1, 3, 1], 3)
-    held.values[1, 0, 0] = number
+    model, tensors = build(name, 2), cohort([2, 1, 3, 1], 3)
+    tensors.values[1, 0, 0] = number
     engine = PerPatientEngine(model, BCE, FIXED)
-    engine.prepare((held.values,), held.outcome)
-    batch = held.batch_of(np.array([0, 1, 3]), Slots(4, 3))
+    engine.prepare((tensors.values,), tensors.outcome)
+    batch = tensors.batch_of(np.array([0, 1, 3]), Slots(4, 3))
     check_broken_patients_cost_themselves_alone(
         lambda norm: batch.clipped_sum(engine, norm, trained(model)),
-        lambda chosen, norm: expected(model, BCE, held, np.array(chosen, dtype=np.int64), norm),
+        lambda chosen, norm: expected(model, BCE, tensors, np.array(chosen, dtype=np.int64), norm),
         [0, 1, 3],
         [0],
         0.5,
@@ -98,21 +98,21 @@ class Watch(TorchDispatchMode):
         self.seen: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        parts = made if isinstance(made, tuple | list) else (made,)
-        self.seen.append((str(func), tuple(tuple(one.shape) for one in parts if isinstance(one, Tensor))))
-        return made
+        result = func(*args, **(kwargs or {}))
+        parts = result if isinstance(result, tuple | list) else (result,)
+        self.seen.append((str(func), tuple(tuple(part.shape) for part in parts if isinstance(part, Tensor))))
+        return result
 
 
 @fast_models
 def test_the_program_is_the_same_for_any_draw_and_reads_no_number(name: str) -> None:
     """So a CUDA graph of one draw is right for all others."""
-    model, held = build(name, 1), cohort([2, 1, 0, 3, 1, 1], 5)
+    model, tensors = build(name, 1), cohort([2, 1, 0, 3, 1, 1], 5)
     engine = PerPatientEngine(model, BCE, FIXED)
-    engine.prepare((held.values,), held.outcome)
+    engine.prepare((tensors.values,), tensors.outcome)
     slots, runs = Slots(4, 3), []
     for chosen in ([], [0], [1, 2, 3], [0, 3, 4, 5]):
-        batch = held.batch_of(np.array(chosen, dtype=np.int64), slots)
+        batch = tensors.batch_of(np.array(chosen, dtype=np.int64), slots)
         batch.clipped_sum(engine, 0.5, trained(model))  # makes the program
         with Watch() as watch:
             engine._program._compute()
@@ -125,15 +125,15 @@ def test_the_program_is_the_same_for_any_draw_and_reads_no_number(name: str) -> 
 @fast_models
 def test_the_program_runs_on_a_device_that_holds_no_numbers(name: str) -> None:
     """torch's meta device: nothing can be read, and nothing of the host can have slipped in."""
-    model, held = build(name, 1), cohort([2, 1, 3], 5)
+    model, tensors = build(name, 1), cohort([2, 1, 3], 5)
     engine = PerPatientEngine(model, BCE)
-    engine.prepare((held.values,), held.outcome)
+    engine.prepare((tensors.values,), tensors.outcome)
     model.to("meta")
     parameters = trained(model)
     clip = partial(engine._clipped, names_of(parameters))
-    inputs, outcome = (torch.cat([one, one[:1]]).to("meta") for one in (held.values, held.outcome))
-    flat, told = Program(clip, parameters, (inputs,), outcome, Slots(4, 3), graphs=False)._compute()
-    assert flat.device.type == told.device.type == "meta"
+    inputs, outcome = (torch.cat([tensor, tensor[:1]]).to("meta") for tensor in (tensors.values, tensors.outcome))
+    flat, counts = Program(clip, parameters, (inputs,), outcome, Slots(4, 3), graphs=False)._compute()
+    assert flat.device.type == counts.device.type == "meta"
     assert flat.shape == (sum(value.numel() for value in parameters.values()),)
 
 
@@ -161,12 +161,12 @@ def plan(**changes) -> TrainingPlan:
 )
 @pytest.mark.parametrize("name", ["stack", "gru", "transformer", "a bare parameter"])
 def test_a_round_in_fixed_shapes_leaves_the_same_weights(name: str, changes: dict) -> None:
-    held, weights, norms = cohort([1, 2, 1, 1, 2] * 8, 4), [], []
+    tensors, weights, norms = cohort([1, 2, 1, 1, 2] * 8, 4), [], []
     for options in (FIXED, LOOSE):
         engine = PerPatientEngine(build(name, 3), BCE, options)
-        done = train_round(engine, Private(held), 40.0, plan(**changes), SeededNoise(8))
-        weights.append(done.weights)
-        norms.append(done.clipping_norm)
+        result = train_round(engine, Private(tensors), 40.0, plan(**changes), SeededNoise(8))
+        weights.append(result.weights)
+        norms.append(result.clipping_norm)
         used = engine._program is not None
         assert used == (options is FIXED and name not in NEEDS_GENERAL)
     for key, value in weights[0].items():
@@ -178,11 +178,11 @@ def test_weights_that_change_in_place_and_another_cohort_are_seen() -> None:
     model = build("stack", 1)
     engine = PerPatientEngine(model, BCE, FIXED)
     for seed in (1, 2):
-        held = cohort([1] * 5, seed)
-        engine.prepare((held.values,), held.outcome)
+        tensors = cohort([1] * 5, seed)
+        engine.prepare((tensors.values,), tensors.outcome)
         for _ in range(2):
-            found = held.batch_of(np.arange(5), Slots(5, 1)).clipped_sum(engine, 0.5, trained(model))
-            assert largest_difference(found, expected(model, BCE, held, np.arange(5), 0.5)) < 1e-10
+            sums = tensors.batch_of(np.arange(5), Slots(5, 1)).clipped_sum(engine, 0.5, trained(model))
+            assert largest_difference(sums, expected(model, BCE, tensors, np.arange(5), 0.5)) < 1e-10
             with torch.no_grad():
                 for value in model.parameters():
                     value.mul_(1.1)
@@ -195,14 +195,14 @@ def test_a_model_that_fails_on_empty_room_takes_the_other_way() -> None:
                 raise ValueError
             return super().forward(values).mean(1).squeeze(-1)
 
-    held, model = cohort([1, 2, 1, 1], 4), Strict(WIDTH, 1).double()
+    tensors, model = cohort([1, 2, 1, 1], 4), Strict(WIDTH, 1).double()
     engine = PerPatientEngine(model, BCE, FIXED)
-    engine.prepare((held.values,), held.outcome)
-    slots = engine.slots(held.sizes, 3.0, None, "cpu")
-    found = held.batch_of(np.arange(4), slots).clipped_sum(engine, 0.5, trained(model))
-    assert largest_difference(found, expected(model, BCE, held, np.arange(4), 0.5)) < 1e-10
+    engine.prepare((tensors.values,), tensors.outcome)
+    slots = engine.slots(tensors.sizes, 3.0, None, "cpu")
+    sums = tensors.batch_of(np.arange(4), slots).clipped_sum(engine, 0.5, trained(model))
+    assert largest_difference(sums, expected(model, BCE, tensors, np.arange(4), 0.5)) < 1e-10
     assert slots is not None
-    assert engine.slots(held.sizes, 3.0, None, "cpu") is None
+    assert engine.slots(tensors.sizes, 3.0, None, "cpu") is None
 
 
 def test_slots_hold_the_bound_or_a_little_more_than_the_expected_batch_and_equal_turns_where_memory_is_short() -> None:
@@ -235,12 +235,12 @@ def test_a_recorded_graph_gives_the_sums_of_the_definition(name: str) -> None:
     model = build(name, 1)
     on_host = cohort([2, 1, 0, 3, 1, 1], 5)
     patient = np.repeat(np.arange(6), np.diff(on_host.first))
-    held = TrainingTensors(on_host.values.numpy(), on_host.outcome.numpy(), patient, 6, "cuda")
+    tensors = TrainingTensors(on_host.values.numpy(), on_host.outcome.numpy(), patient, 6, "cuda")
     on_gpu = build(name, 1).to("cuda")
     engine = PerPatientEngine(on_gpu, BCE, EngineOptions.of("cuda"))
-    engine.prepare((held.values,), held.outcome)
+    engine.prepare((tensors.values,), tensors.outcome)
     for chosen in (np.array([0, 3]), np.arange(6), np.array([1])):
-        found = held.batch_of(chosen, Slots(4, 3)).clipped_sum(engine, 0.5, trained(on_gpu))
+        sums = tensors.batch_of(chosen, Slots(4, 3)).clipped_sum(engine, 0.5, trained(on_gpu))
         assert engine._program._graph is not None
-        on_cpu = {key: value.cpu() for key, value in found.items()}
+        on_cpu = {key: value.cpu() for key, value in sums.items()}
         assert largest_difference(on_cpu, expected(model, BCE, on_host, chosen, 0.5)) < 1e-8

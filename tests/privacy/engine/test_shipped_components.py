@@ -18,7 +18,7 @@ from vht_federate.privacy.release import Private
 from vht_federate.privacy.training import TrainingTensors, train_round
 from vht_federate.testing import SeededNoise
 
-SHIPPED = [(name, profile) for name, one in installed().items() for profile in one.component.profiles]
+SHIPPED = [(name, profile) for name, shipped in installed().items() for profile in shipped.component.profiles]
 every_profile = pytest.mark.parametrize(("name", "profile"), SHIPPED)
 
 
@@ -41,8 +41,8 @@ def moved(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 def test_both_engines_give_the_sum_of_the_definition(
     name: str, profile: str, counts: list[int], seed: int, clipping_norm: float
 ) -> None:
-    found = find_component(name)
-    model, loss = moved(load_model(found.folder, profile).double(), seed % 7), loss_of(found.component)
+    shipped = find_component(name)
+    model, loss = moved(load_model(shipped.folder, profile).double(), seed % 7), loss_of(shipped.component)
     patient = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     values = torch.from_numpy(made_up(name, profile, len(patient), seed))
     outcome = torch.from_numpy((np.random.default_rng(seed).random(len(patient)) < 0.4).astype(float))
@@ -60,20 +60,20 @@ def test_both_engines_give_the_sum_of_the_definition(
 def test_a_round_is_the_same_whatever_memory_it_may_use_for_patients_with_1_to_1000_records(
     name: str, profile: str
 ) -> None:
-    found, sizes = find_component(name), [1, 1000, 3, 17, 250, 1, 2, 999, 40]
+    shipped, sizes = find_component(name), [1, 1000, 3, 17, 250, 1, 2, 999, 40]
     patient = np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
     values = made_up(name, profile, len(patient), 4).astype(np.float32)
     outcome = (np.random.default_rng(2).random(len(patient)) < 0.4).astype(np.float32)
-    held = Private(TrainingTensors(values, outcome, patient, len(sizes)))
+    tensors = Private(TrainingTensors(values, outcome, patient, len(sizes)))
     plan = TrainingPlan(
         rounds=1, local_steps=3, sampling_rate=1.0, clipping_norm=0.1, noise_multiplier=1.0, learning_rate=1.0
     )
     weights, most = [], []
     for options in (EngineOptions(), EngineOptions(4096, 4096, 4096)):
-        model, records = load_model(found.folder, profile), []
+        model, records = load_model(shipped.folder, profile), []
         model.register_forward_hook(lambda _m, given, _o, records=records: records.append(len(given[0])))
-        engine = PerPatientEngine(model, loss_of(found.component), options)
-        weights.append(train_round(engine, held, 9.0, plan, SeededNoise(1, scale=0.0)).weights)
+        engine = PerPatientEngine(model, loss_of(shipped.component), options)
+        weights.append(train_round(engine, tensors, 9.0, plan, SeededNoise(1, scale=0.0)).weights)
         most.append(max(records))
     for parameter, value in weights[0].items():
         np.testing.assert_allclose(weights[1][parameter], value, rtol=1e-5, atol=1e-6)

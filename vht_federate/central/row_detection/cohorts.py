@@ -54,12 +54,12 @@ def _read_csv(path: Path, book: Codebook) -> list[Row]:
             if tuple(next(reader, ())) != book.order:
                 raise _refused("COLUMNS", "data.csv has columns that the codebook does not describe")
             checks = [_Cells(book.columns[name]) for name in book.order]
-            found = []
+            rows = []
             for number, cells in enumerate(reader, start=2):
                 if len(cells) != len(checks):
                     raise _refused("COLUMNS", f"data.csv line {number} has another number of cells")
-                found.append(_row(checks, cells, book, f"data.csv line {number}"))
-            return found
+                rows.append(_row(checks, cells, book, f"data.csv line {number}"))
+            return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _refused("VALUES", "data.csv is not CSV in UTF-8") from error
 
@@ -166,12 +166,12 @@ def _inner_keys(resource: dict[str, Any]) -> Iterator[str]:
         if name != "meta":
             waiting = [value]
             while waiting:
-                one = waiting.pop()
-                if isinstance(one, dict):
-                    yield from one
-                    waiting.extend(one.values())
-                elif isinstance(one, list):
-                    waiting.extend(one)
+                element = waiting.pop()
+                if isinstance(element, dict):
+                    yield from element
+                    waiting.extend(element.values())
+                elif isinstance(element, list):
+                    waiting.extend(element)
 
 
 def _subject_fits(resource: dict[str, Any], kind: str, rows: int) -> bool:
@@ -179,8 +179,8 @@ def _subject_fits(resource: dict[str, Any], kind: str, rows: int) -> bool:
     if not 1 <= int(number) <= rows:
         return False
     if kind == "Patient":
-        born = resource.get("birthDate")
-        return born is None or re.fullmatch(r"\d{4}-01-01", str(born)) is not None
+        birth_date = resource.get("birthDate")
+        return birth_date is None or re.fullmatch(r"\d{4}-01-01", str(birth_date)) is not None
     return resource.get("subject") == {"reference": f"Patient/synthetic-{number}"}
 
 

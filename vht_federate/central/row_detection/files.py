@@ -73,11 +73,11 @@ def look_for_rows(folder: Path) -> None:
         if re.fullmatch(_COHORT, name):
             continue
         if name.endswith(".safetensors"):
-            what = look_at_tensors(path, weights=name.startswith("release/"), reply=name.startswith("outputs/"))
+            reason = look_at_tensors(path, weights=name.startswith("release/"), reply=name.startswith("outputs/"))
         else:
-            what = _look_at_text(name, path)
-        if what is not None:
-            raise _rows(name, what)
+            reason = _look_at_text(name, path)
+        if reason is not None:
+            raise _rows(name, reason)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -105,14 +105,14 @@ def _look_at_text(name: str, path: Path) -> str | None:
     objects = [line for line in text.splitlines()[:50] if line.startswith("{") and parsed(line) is not None]
     if len(objects) >= 2:
         return "is NDJSON"
-    found = look_at_json(text, signed_by_nodes=name.startswith(("nodes/", "outputs/")))
-    if found is None:
+    finding = look_at_json(text, signed_by_nodes=name.startswith(("nodes/", "outputs/")))
+    if finding is None:
         return "holds a table of numbers, row by row" if holds_table(text) else None
-    if found.personal:
+    if finding.personal:
         raise PublicationError(
             f"{name} holds elements that describe a person", code="VHT-PUBLICATION-PERSONAL", hint=_HINT
         )
-    return found.rows
+    return finding.rows
 
 
 _HINT = "the platform takes released components and synthetic cohorts; rows of patients never leave a node"

@@ -57,10 +57,10 @@ def look_at_json(text: str, *, signed_by_nodes: bool = False) -> Found | None:
 def parsed(text: str) -> Any:
     """An object or a list, or None. For single lines."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict | list) else None
+    return value if isinstance(value, dict | list) else None
 
 
 def _is_table(container: Any) -> bool:
@@ -102,9 +102,9 @@ def _parts(container: Any) -> list[Any]:
 def _containers(value: Any) -> Iterator[Any]:
     waiting = [value]
     while waiting:
-        one = waiting.pop()
-        yield one
-        waiting.extend(part for part in _parts(one) if isinstance(part, dict | list))
+        container = waiting.pop()
+        yield container
+        waiting.extend(part for part in _parts(container) if isinstance(part, dict | list))
 
 
 def _keys(value: Any) -> Iterator[str]:

@@ -40,17 +40,17 @@ def look_at_tensors(path: Path, *, weights: bool = False, reply: bool = False) -
         return "is not safetensors"
     if "__metadata__" in header:
         return "carries metadata of its own"
-    tensors = [_tensor(name, about) for name, about in header.items()]
-    known = [tensor for tensor in tensors if tensor is not None]
-    if len(known) != len(tensors) or len(known) > _TENSORS:
+    tensors = [_tensor(name, entry) for name, entry in header.items()]
+    valid = [tensor for tensor in tensors if tensor is not None]
+    if len(valid) != len(tensors) or len(valid) > _TENSORS:
         return "holds tensors with names, types or shapes that no release has"
-    if not _adds_up(path, known):
+    if not _adds_up(path, valid):
         return "is not safetensors"
-    if not reply and _table_shaped([shape for _, shape, _, _ in known]):
+    if not reply and _table_shaped([shape for _, shape, _, _ in valid]):
         return "holds a tensor with the shape of a table of rows"
-    if weights and any(dtype in _COUNTERS and prod(shape) > _LONG for dtype, shape, _, _ in known):
+    if weights and any(dtype in _COUNTERS and prod(shape) > _LONG for dtype, shape, _, _ in valid):
         return "holds whole numbers where weights belong"
-    if weights and _mostly_whole(path, known):
+    if weights and _mostly_whole(path, valid):
         return "holds whole numbers where weights belong"
     return None
 
@@ -67,11 +67,11 @@ def _header(path: Path) -> dict[str, Any] | None:
     return header if isinstance(header, dict) else None
 
 
-def _tensor(name: str, about: Any) -> Tensor | None:
+def _tensor(name: str, entry: Any) -> Tensor | None:
     """None for what no release has."""
-    if not _NAME.fullmatch(name) or not isinstance(about, dict) or about.keys() != {"dtype", "shape", "data_offsets"}:
+    if not _NAME.fullmatch(name) or not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         return None
-    dtype, shape, offsets = about["dtype"], about["shape"], about["data_offsets"]
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _FLOATS | _COUNTERS:
         return None
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or len(shape) > _DIMENSIONS:
@@ -80,7 +80,7 @@ def _tensor(name: str, about: Any) -> Tensor | None:
 
 
 def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(one) is int and 0 <= one < 1 << 48 for one in value)
+    return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 48 for number in value)
 
 
 def _adds_up(path: Path, tensors: list[Tensor]) -> bool:
@@ -119,14 +119,14 @@ def _table_shaped(shapes: list[tuple[int, ...]]) -> bool:
 
 def _mostly_whole(path: Path, tensors: list[Tensor]) -> bool:
     """Ages, pressures and codes are whole numbers, whatever the shape they are laid out in."""
-    whole = seen = 0
+    whole = total = 0
     start = _data_at(path)
     for dtype, shape, begin, _ in tensors:
-        left = prod(shape) if dtype in _FLOATS else 0
+        remaining = prod(shape) if dtype in _FLOATS else 0
         at = start + begin
-        while left:
-            values = np.fromfile(path, dtype=_FLOATS[dtype], count=min(left, _PIECE), offset=at)
-            left, at = left - len(values), at + values.nbytes
-            seen += len(values)
+        while remaining:
+            values = np.fromfile(path, dtype=_FLOATS[dtype], count=min(remaining, _PIECE), offset=at)
+            remaining, at = remaining - len(values), at + values.nbytes
+            total += len(values)
             whole += int(np.count_nonzero((np.abs(values) >= 2) & (values == np.rint(values))))
-    return seen > _LONG and whole > _WHOLE * seen
+    return total > _LONG and whole > _WHOLE * total

@@ -44,8 +44,8 @@ def tradeoff(noise_multiplier: float, sampling_rate: float, steps: int) -> Trade
     """The curve of ``steps`` Gaussian releases, each on its own Poisson sample at ``sampling_rate``."""
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
-    one = from_gaussian_mechanism(
+    step_pld = from_gaussian_mechanism(
         noise_multiplier, value_discretization_interval=_INTERVAL, sampling_prob=sampling_rate
     )
-    composed = one.self_compose(steps) if steps > 1 else one
+    composed = step_pld.self_compose(steps) if steps > 1 else step_pld
     return Tradeoff(_EPSILONS, np.asarray(composed.get_delta_for_epsilon(_EPSILONS), dtype=np.float64))

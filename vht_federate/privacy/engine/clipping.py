@@ -53,8 +53,8 @@ def sum_clipped(uses: Sequence[Use], batch: Patients, clipping_norm: float | Ten
     """Sum over patients of their gradients, each scaled to at most ``clipping_norm`` over all uses together."""
     like = uses[0].like()
     groups = batch.groups(like.device)
-    ghosts, kept, tied = _divided(uses, groups)
-    book = _Book(kept, tied, gradient_bytes)
+    ghosts, instantiated, tied = _divided(uses, groups)
+    book = _Book(instantiated, tied, gradient_bytes)
     factors = like.new_empty(batch.patients)
     finite = torch.empty(batch.patients, dtype=torch.bool, device=like.device)
     for group in groups:
@@ -85,11 +85,11 @@ class _Book:
     Squares of a tied parameter's uses do not add up, so their gradients are summed in shape for the norm.
     """
 
-    def __init__(self, kept: Sequence[Use], tied: frozenset[str], gradient_bytes: int) -> None:
-        self._kept, self._tied, self._bytes = kept, tied, gradient_bytes
-        self._widths = [use.floats() for use in kept]
-        if kept:
-            self._buffer = kept[0].like().new_empty((0, sum(self._widths)))
+    def __init__(self, uses: Sequence[Use], tied: frozenset[str], gradient_bytes: int) -> None:
+        self._kept, self._tied, self._bytes = uses, tied, gradient_bytes
+        self._widths = [use.floats() for use in uses]
+        if uses:
+            self._buffer = uses[0].like().new_empty((0, sum(self._widths)))
             self._sum = self._buffer.new_zeros(sum(self._widths))
 
     def patients_at_once(self, group: Group) -> int:

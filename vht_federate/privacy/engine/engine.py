@@ -147,9 +147,9 @@ class PerPatientEngine:
             raise
         except Exception:
             total: dict[str, Tensor] = {}
-            for one in part.apart():
-                if len(one.order) < len(part.order):
-                    add(total, self._guarded(one, clipping_norm, parameters, tally))
+            for patient_part in part.apart():
+                if len(patient_part.order) < len(part.order):
+                    add(total, self._guarded(patient_part, clipping_norm, parameters, tally))
             return total
 
     def _sum_of(
@@ -196,16 +196,16 @@ class PerPatientEngine:
         if self._program is None:
             return None
         try:
-            found = self._program.run(laid, clipping_norm)
+            result = self._program.run(laid, clipping_norm)
         except (ComponentError, torch.OutOfMemoryError):
             raise
         except Exception:
             return None
-        if not found.finite:
+        if not result.finite:
             return None
         if tally is not None:
-            tally.add(found.within, found.seen)
-        return found.total
+            tally.add(result.within, result.seen)
+        return result.total
 
     def _fast_sum(
         self, part: "_Part", clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None

@@ -203,10 +203,10 @@ def micro_batches(order: Order, records_at_once: int) -> Iterator[MicroBatch]:
     else:
         first = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(order)]])
     parts = -(-len(order) // records_at_once)
-    about = -(-len(order) // parts)  # as equal as can be: a small last micro-batch costs as many calls as a full one
+    size = -(-len(order) // parts)  # as equal as can be: a small last micro-batch costs as many calls as a full one
     low, patients = 0, len(first) - 1
     while low < patients:
-        high = int(np.searchsorted(first, first[low] + about, side="right")) - 1
+        high = int(np.searchsorted(first, first[low] + size, side="right")) - 1
         if high <= low:  # one patient with more than an equal part; alone if it is more than a micro-batch may hold
             high = low + 1
         yield MicroBatch(first[low : high + 1], large=bool(first[high] - first[low] > records_at_once))

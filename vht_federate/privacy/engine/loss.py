@@ -36,7 +36,7 @@ def output_gradients(loss: Loss, outputs: Tensor, targets: Tensor, share: Tensor
     closed = _closed_form(loss) if outputs.shape == targets.shape else None
     if closed is None:
         per_record: Tensor = vmap(
-            grad(lambda one, target: loss(one.unsqueeze(0), target.unsqueeze(0)).sum()), randomness="different"
+            grad(lambda output, target: loss(output.unsqueeze(0), target.unsqueeze(0)).sum()), randomness="different"
         )(leaf, targets)
     else:
         per_record = closed(leaf, targets)

@@ -74,8 +74,8 @@ class Use(ABC):
 def norm(tensor: Tensor) -> Tensor:
     """L2 norm of all but the first dimension."""
     flat = tensor if tensor.dim() == 2 else tensor.flatten(1)
-    made: Tensor = torch.linalg.vector_norm(flat, dim=1)
-    return made
+    norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    return norms
 
 
 def rounded_up(squares: Tensor, magnitude: Tensor, width: int) -> Tensor:

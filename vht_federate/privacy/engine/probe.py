@@ -97,15 +97,15 @@ def _check_gradients(typical: Replica) -> None:
     parameters = trained(typical.model)
     outputs, tape = forward(typical.model, names_of(parameters), typical.inputs, _RECORDS)
     uses, expected = _of_middle_record(outputs, tape, list(parameters.values()))
-    found: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
     for use in uses:
         flat = _written(use)
         if bool((flat[[0, 2]] != 0).any()):
             raise Unsupported("records of a batch are mixed")
         if not isinstance(use, GatesUse):  # their parameters reach no other function: the tape has seen to it
-            add(found, use.read(flat[1]))
+            add(gradients, use.read(flat[1]))
     for name, reference in zip(parameters, expected, strict=True):
-        if reference is not None and not _close(found.get(name), reference):
+        if reference is not None and not _close(gradients.get(name), reference):
             raise Unsupported("a parameter's gradient is not where the engine looks")
 
 
@@ -122,9 +122,9 @@ def _of_middle_record(
     """The uses, and autograd's gradients of the parameters; ComponentError where it has none to give."""
     seeds = torch.zeros_like(outputs)
     seeds[1] = _noise(outputs.shape[1:], outputs)
-    asked: Sequence[Any] = [*(use.edge for use in tape.uses), *wanted]
+    autograd_inputs: Sequence[Any] = [*(use.edge for use in tape.uses), *wanted]
     try:
-        gradients = torch.autograd.grad(outputs, asked, seeds, allow_unused=True)
+        gradients = torch.autograd.grad(outputs, autograd_inputs, seeds, allow_unused=True)
     except RuntimeError:
         raise refusal("autograd itself cannot differentiate this model", "look for changes in place") from None
     uses = _bound(tape, gradients[: len(tape.uses)])
@@ -142,9 +142,9 @@ def _noise(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(like)
 
 
-def _close(found: Tensor | None, reference: Tensor) -> bool:
-    if found is None:
+def _close(gradient: Tensor | None, reference: Tensor) -> bool:
+    if gradient is None:
         return not bool(reference.any())
-    largest = reference.abs().max().clamp_min(found.abs().max())
+    largest = reference.abs().max().clamp_min(gradient.abs().max())
     precision = torch.finfo(reference.dtype).eps ** 0.5
-    return bool(torch.isfinite(largest)) and bool((found - reference).abs().max() <= precision * largest)
+    return bool(torch.isfinite(largest)) and bool((gradient - reference).abs().max() <= precision * largest)

@@ -57,15 +57,15 @@ class Program:
 
     def fits(self, inputs: Sequence[Tensor], targets: Tensor, slots: Slots) -> bool:
         """Whether this is the program for these very tensors."""
-        same = all(one is other for one, other in zip((*self._inputs, self._targets), (*inputs, targets), strict=True))
+        same = all(own is given for own, given in zip((*self._inputs, self._targets), (*inputs, targets), strict=True))
         return same and slots == self.slots
 
     def run(self, laid: Laid, clipping_norm: float) -> SlotSum:
         """The sum over all turns of ``laid``."""
         self._norm.fill_(clipping_norm)
         turns = [self._turn(rows, share) for rows, share in zip(laid.rows, laid.share, strict=True)]
-        flat, told = (torch.stack(part).sum(0) for part in zip(*turns, strict=True))
-        broken, within, seen = told.tolist()
+        flat, counts = (torch.stack(part).sum(0) for part in zip(*turns, strict=True))
+        broken, within, seen = counts.tolist()
         parts = flat.split_with_sizes([value.numel() for value in self._parameters.values()])
         shaped = zip(self._parameters.items(), parts, strict=True)
         return SlotSum({name: part.view(value.shape) for (name, value), part in shaped}, not broken, within, seen)
@@ -91,8 +91,8 @@ class Program:
             ]
         )
         taken = batch.taken
-        counted = [~clipped.finite, clipped.within & taken, taken]
-        return flat, torch.stack([one.sum() for one in counted])
+        masks = [~clipped.finite, clipped.within & taken, taken]
+        return flat, torch.stack([mask.sum() for mask in masks])
 
     def _recorded(self) -> torch.cuda.CUDAGraph:
         """Nobody's records: every slot is empty while recording."""

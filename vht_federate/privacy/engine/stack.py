@@ -100,46 +100,46 @@ class Stack:
 
     def _backward(self, names: dict[int, str], trail: Trail, gradient: Tensor) -> Iterator[Part]:
         """Each trained linear layer, last one first, with its input and the gradient of its output."""
-        for layer, held in reversed(trail):
+        for layer, saved in reversed(trail):
             if isinstance(layer, nn.Linear):
                 trained = names.get(id(layer.weight)), names.get(id(layer.bias))
                 if any(trained):
-                    yield trained, layer.weight.shape, held, gradient
+                    yield trained, layer.weight.shape, saved, gradient
                 if layer is self._first:
                     return
                 gradient = gradient @ layer.weight
             elif isinstance(layer, _SHAPES):
-                gradient = gradient.view(held.shape)
+                gradient = gradient.view(saved.shape)
             else:
-                gradient = _ACTIVATIONS[type(layer)](gradient, held)
+                gradient = _ACTIVATIONS[type(layer)](gradient, saved)
 
 
 def _single_records(parts: list[Part], clipping_norm: float | Tensor) -> Clipped:
     """With one record a patient, the norm of a layer's gradient is the product of two norms."""
     norms = []
-    for (weight, bias), _, held, gradient in parts:
+    for (weight, bias), _, inputs, gradient in parts:
         after = norm(gradient)
         if weight:
-            norms.append(product_norm(held, after, gradient.shape[1]))
+            norms.append(product_norm(inputs, after, gradient.shape[1]))
         if bias:
             norms.append(after)
     factor, finite = clip_factors(norms, clipping_norm)
     total = {}
-    for (weight, bias), _, held, gradient in parts:
+    for (weight, bias), _, inputs, gradient in parts:
         if bias:
             total[bias] = factor @ gradient
         if weight:
-            total[weight] = gradient.mul_(factor[:, None]).T @ held
+            total[weight] = gradient.mul_(factor[:, None]).T @ inputs
     return Clipped(total, finite, factor)
 
 
 def _uses(parts: list[Part]) -> list[LinearUse]:
-    made = []
-    for names, shape, held, gradient in parts:
-        use = LinearUse(held, names, shape, held)
+    uses = []
+    for names, shape, inputs, gradient in parts:
+        use = LinearUse(inputs, names, shape, inputs)
         use.bind(gradient)
-        made.append(use)
-    return made
+        uses.append(use)
+    return uses
 
 
 def _flat(model: nn.Module) -> Iterator[nn.Module]:

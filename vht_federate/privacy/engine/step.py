@@ -62,8 +62,8 @@ class FixedBatch:
         parameters: dict[str, nn.Parameter],
         tally: Tally | None = None,
     ) -> dict[str, Tensor]:
-        found = engine.slot_sum(self.inputs, self.targets, self.slots, self.laid, clipping_norm, parameters, tally)
-        return self.gathered().clipped_sum(engine, clipping_norm, parameters, tally) if found is None else found
+        total = engine.slot_sum(self.inputs, self.targets, self.slots, self.laid, clipping_norm, parameters, tally)
+        return self.gathered().clipped_sum(engine, clipping_norm, parameters, tally) if total is None else total
 
 
 def noised_sum(
@@ -126,9 +126,9 @@ def _released(
 ) -> dict[str, Tensor]:
     release = release_gaussian_float32 if precision == "float32" else release_gaussian
     noised = torch.from_numpy(release(flat, clipping_norm, noise_multiplier, noise))
-    found, start = {}, 0
+    tensors, start = {}, 0
     for name, value in parameters.items():
         stop = start + value.numel()
-        found[name] = noised[start:stop].view(value.shape).to(value.device)
+        tensors[name] = noised[start:stop].view(value.shape).to(value.device)
         start = stop
-    return found
+    return tensors

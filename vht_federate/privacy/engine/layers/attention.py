@@ -62,14 +62,14 @@ def _projections(tape: Tape, call: dict[str, Any], linear: Linear) -> tuple[Tens
     if separate and bias is not None:
         raise Unsupported("separate projections with a packed bias")
     own = (call["q_proj_weight"], call["k_proj_weight"], call["v_proj_weight"])
-    made = []
+    projected = []
     for at, part in enumerate(parts):
         inputs = part.transpose(0, 1)
         rows = slice(at * width, (at + 1) * width)
-        made.append(
+        projected.append(
             linear(tape, inputs, own[at]) if separate else linear(tape, inputs, call["in_proj_weight"], bias, rows)
         )
-    return made[0], made[1], made[2]
+    return projected[0], projected[1], projected[2]
 
 
 def _mask(call: dict[str, Any], records: int, heads: int, dtype: torch.dtype) -> Tensor | None:

@@ -24,8 +24,8 @@ def padding_of(padding: str | int | Sequence[int], kernel: Sequence[int], dilati
             total = dilation[axis] * (kernel[axis] - 1)
             amounts += [total // 2, total - total // 2]
         else:
-            one = padding if isinstance(padding, int) else padding[axis % len(padding)]
-            amounts += [int(one), int(one)]
+            amount = padding if isinstance(padding, int) else padding[axis % len(padding)]
+            amounts += [int(amount), int(amount)]
     return amounts
 
 
@@ -135,9 +135,9 @@ class ConvolutionUse(MatrixUse):
     def read(self, flat: Tensor) -> dict[str, Tensor]:
         if self._geometry.groups == 1:
             return super().read(flat)
-        found = {}
+        gradients = {}
         if self.weight:
-            found[self.weight] = flat[..., : self.shape.numel()].view(*flat.shape[:-1], *self.shape)
+            gradients[self.weight] = flat[..., : self.shape.numel()].view(*flat.shape[:-1], *self.shape)
         if self.bias:
-            found[self.bias] = flat[..., -self.shape[0] :]
-        return found
+            gradients[self.bias] = flat[..., -self.shape[0] :]
+        return gradients

@@ -56,9 +56,9 @@ class MatrixUse(Use):
     def saving(self, each: int) -> float:
         wide, high = self.widths
         length = each * self.rows
-        kept = (length + _OPERATIONS_PER_FLOAT_KEPT) * wide * high
+        instantiation_cost = (length + _OPERATIONS_PER_FLOAT_KEPT) * wide * high
         gram = 0 if length == 1 else length * length
-        return kept - gram * (wide + high) - length * wide * high
+        return instantiation_cost - gram * (wide + high) - length * wide * high
 
     def norms(self, group: Group) -> list[Tensor]:
         inputs, outputs = self.operands(group)
@@ -103,15 +103,15 @@ class MatrixUse(Use):
 
     def read(self, flat: Tensor) -> dict[str, Tensor]:
         wide, high = self.widths
-        found = {}
+        gradients = {}
         if self.weight:
             flipped = high > wide
             matrix = flat[..., : wide * high].view(*flat.shape[:-1], *((wide, high) if flipped else (high, wide)))
             matrix = self.ordered(matrix.transpose(-1, -2) if flipped else matrix, -2)
-            found[self.weight] = matrix.reshape(*flat.shape[:-1], -1, *self.shape[1:])
+            gradients[self.weight] = matrix.reshape(*flat.shape[:-1], -1, *self.shape[1:])
         if self.bias:
-            found[self.bias] = self.ordered(flat[..., -high:], -1)
-        return found
+            gradients[self.bias] = self.ordered(flat[..., -high:], -1)
+        return gradients
 
     def ordered(self, gradient: Tensor, dimension: int) -> Tensor:  # noqa: ARG002 — for layers that permute rows
         """``gradient`` with its rows (along ``dimension``, counted from the end) in the parameter's order."""

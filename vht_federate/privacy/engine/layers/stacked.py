@@ -41,16 +41,16 @@ def _stacked(tape: Tape, args: tuple[Any, ...], cells: bool) -> tuple[Tensor, Te
     sequence = inputs.transpose(0, 1) if batch_first else inputs
     states, last_cells = [], []
     for layer in range(layers):
-        made = []
+        by_direction = []
         for direction in range(directions):
             at = layer * directions + direction
             weights = tuple(flat[at * per : (at + 1) * per]) + (None,) * (4 - per)
-            one = sequence.flip(0) if direction else sequence
-            output, cell = _layer(tape, one, h0[at], None if c0 is None else c0[at], weights)
+            layer_inputs = sequence.flip(0) if direction else sequence
+            output, cell = _layer(tape, layer_inputs, h0[at], None if c0 is None else c0[at], weights)
             states.append(output[-1])
             last_cells.append(cell)
-            made.append(output.flip(0) if direction else output)
-        sequence = made[0] if directions == 1 else torch.cat(made, dim=-1)
+            by_direction.append(output.flip(0) if direction else output)
+        sequence = by_direction[0] if directions == 1 else torch.cat(by_direction, dim=-1)
         if dropout and training and layer + 1 < layers:
             sequence = F.dropout(sequence, dropout)
     outputs = sequence.transpose(0, 1) if batch_first else sequence
