@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from connector.fhir import dataset_summary, subject_key
 from connector.fhir.deletions import Deletions
-from connector.governance.expiry import EVERY_S, Regularly, Upkeep
+from connector.governance.expiry import EVERY_S, Expiry, PeriodicTask
 from connector.governance.feasibility import Feasibility
 from connector.governance.installed_components import InstalledComponents
 from connector.governance.intake_records import Intakes
@@ -31,11 +31,11 @@ from connector.governance.recovery import LogRecovery, abandon_open_visits
 from connector.governance.refusal_quota import StrangersRefused
 from connector.governance.release_receipts import Releases
 from connector.governance.round_gate import VisitGate
-from connector.governance.study_admission import Judge
+from connector.governance.study_admission import StudyAdmission
 from connector.governance.visit_changes import VisitChanges
 from connector.governance.visit_preparation import CohortBuilder, Enclaves, Preparation
 from connector.governance.visits import Visits
-from connector.overview import Books
+from connector.overview import Overview
 from connector.quality.surveys import Surveys
 from connector.settings import NodeFiles, NodeSettings
 from connector.store.node_database import open_database
@@ -76,7 +76,7 @@ class Node:
         self.enclaves: Enclaves | None = None
         self.preparation: Preparation | None = None
         self.supernode: SuperNode | None = None
-        self._regularly: Regularly | None = None
+        self._regularly: PeriodicTask | None = None
         with contextlib.ExitStack() as opening:
             self._open(opening, status_source)
             self._closing = opening.pop_all()
@@ -93,27 +93,31 @@ class Node:
             service = IssuerService(self.settings.issuer_url, self.settings.ca)
             opening.callback(service.close)
             status_source = service
-        self.books = Books(self.settings, self.files, self.database)
+        self.overview = Overview(self.settings, self.files, self.database)
         dataset, key = self.settings.dataset.id, self.secret.subject_key
         self.intakes = Intakes(
             dataset, self.files.fhir, key, self.database, self.evidence, self.clock, self.settings.validation_sample
         )
         self.surveys = Surveys(self.files.fhir, self.settings.component_paths, self.database, self.clock)
-        self.ledger = self.books.ledger
+        self.ledger = self.overview.ledger
         status = PermitStatus(status_source, self.issuer, self.database, self.clock)
         installed = InstalledComponents(self.settings.component_paths)
         strangers = StrangersRefused(self.evidence, self.clock)
-        judge = Judge(dataset, self.issuer, status, installed, self.ledger, self.evidence, self.clock, strangers)
+        admission = StudyAdmission(
+            dataset, self.issuer, status, installed, self.ledger, self.evidence, self.clock, strangers
+        )
         self.changes = VisitChanges()
         recovery = LogRecovery(self.database, self.evidence, self.ledger, self.changes, dataset)
         self.steps = Steps(self.database, self.evidence, recovery.follow)
-        self.visits = Visits(self.steps, self.ledger, judge, self.secret, self.clock, self.changes)
+        self.visits = Visits(self.steps, self.ledger, admission, self.secret, self.clock, self.changes)
         self.gate = VisitGate(self.visits, self.clock)
         self.releases = Releases(self.visits, self.clock)
         self.accounts = Accounts(self.database, self.files.operator_token.read_text().strip(), self.clock)
         self.queries = Queries(self.steps, self.ledger, dataset, self.clock)
-        self.upkeep = Upkeep(self.visits, self.clock, further=(self._sweep_exports,))
-        self.feasibility = Feasibility(judge, self.queries, self.database, self.files.fhir, self.settings, self.clock)
+        self.upkeep = Expiry(self.visits, self.clock, further=(self._sweep_exports,))
+        self.feasibility = Feasibility(
+            admission, self.queries, self.database, self.files.fhir, self.settings, self.clock
+        )
 
     @cached_property
     def pulls(self) -> "Schedule":
@@ -127,7 +131,7 @@ class Node:
         """The local FHIR API. An intake or an opt-out never asks for it, and need not load a web server."""
         from connector.fhir_api.service import local_api
 
-        return local_api(self.settings, self.files, self.steps, self.visits.judge)
+        return local_api(self.settings, self.files, self.steps, self.visits.admission)
 
     def _sweep_exports(self) -> None:
         self.fhir_api.exports.sweep()
@@ -158,7 +162,7 @@ class Node:
         abandon_open_visits(self.visits, reason="the node was restarted")
         self.preparation.clear_leftovers()
         self.evidence.record(NodeStarted(version=version("vht-federate")))
-        self._regularly = Regularly(self.upkeep.sweep, upkeep_every_s)
+        self._regularly = PeriodicTask(self.upkeep.sweep, upkeep_every_s)
         pulls.start()
         fhir_api.start()
         if self.settings.coordinator is not None:
@@ -196,7 +200,7 @@ class Node:
                 steps.callback(abandon_open_visits, self.visits, reason="the node was stopped")
             if self.supernode is not None:
                 steps.callback(self.supernode.close)
-            steps.callback(self.visits.judge.strangers.settle, closing=True)
+            steps.callback(self.visits.admission.strangers.settle, closing=True)
             if self._regularly is not None:
                 steps.callback(self._regularly.close)
             steps.callback(self.pulls.close)
@@ -295,7 +299,7 @@ class Node:
             "dataset": {"id": self.settings.dataset.id, **self.summary()},
             "visits": {state: states.count(state) for state in sorted(set(states))},
             "sources": self.pulls.described(),
-            "budget": self.books.budget(),
+            "budget": self.overview.budget(),
             "evidence": {"entries": head.size if head else 0, "root": head.root if head else None},
             "supernode": self.supernode.status() if self.supernode else None,
             "coordinator": self.settings.coordinator.address if self.settings.coordinator else None,

@@ -23,11 +23,11 @@ from vht_federate.privacy.accounts import Run
 from vht_federate.privacy.ledger import Account
 from vht_federate.signing.keys import unverified_claims
 
-__all__ = ["Books"]
+__all__ = ["Overview"]
 
 
 @dataclass(frozen=True)
-class Books:
+class Overview:
     """Reads the database of one node; writes nothing."""
 
     settings: NodeSettings

@@ -85,7 +85,7 @@ def _taken_in_from(state: Path) -> list[str]:
         with reach(state) as client:
             ingests = client.get("/api/ingests")["ingests"]
     else:
-        ingests = alone(state, lambda node: node.books.ingests())
+        ingests = alone(state, lambda node: node.overview.ingests())
     return [intake["folder"] for intake in ingests if intake.get("folder")]
 
 

@@ -21,13 +21,13 @@ app.add_typer(ledger, name="ledger")
 @output.command("node budget")
 def budget(state: State) -> None:
     """Show what was spent and reserved, and how many patients remain under each cap."""
-    from connector.overview import Books
+    from connector.overview import Overview
     from connector.store.node_database import open_database
 
     settings, files = NodeSettings.read(state), NodeFiles(state)
     database = open_database(settings, files)
     try:
-        data = Books(settings, files, database).budget()
+        data = Overview(settings, files, database).budget()
     finally:
         database.close()
     output.emit("node budget", data, patients_table(data["patients"]), budget_table(data))
@@ -39,7 +39,7 @@ def export(state: State, out: Annotated[Path, typer.Option(help="File to write."
     """Write the ledger for an auditor: every event, groups of patients by size, no subject and no small cell."""
     from connector.governance.ledger_export import export_ledger
     from connector.node import utc_now
-    from connector.overview import Books
+    from connector.overview import Overview
     from connector.store.node_database import open_database
     from vht_federate.signing.keys import SigningKey
 
@@ -48,7 +48,7 @@ def export(state: State, out: Annotated[Path, typer.Option(help="File to write."
     database = open_database(settings, files)
     try:
         with database.read() as session:
-            ledger_file = export_ledger(session, Books(settings, files, database).ledger, settings, key, utc_now())
+            ledger_file = export_ledger(session, Overview(settings, files, database).ledger, settings, key, utc_now())
     finally:
         database.close()
     out.write_text(ledger_file.model_dump_json(indent=1) + "\n")

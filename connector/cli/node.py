@@ -150,15 +150,15 @@ def status(
 
 
 def _offline_status(state: Path) -> dict[str, Any]:
-    from connector.overview import Books
+    from connector.overview import Overview
     from connector.pulls.installed_sources import Sources
     from connector.store.node_database import open_database
 
     settings, files = NodeSettings.read(state), NodeFiles(state)
     database = open_database(settings, files)
     try:
-        books = Books(settings, files, database)
-        states = [visit["state"] for visit in books.visits()]
+        overview = Overview(settings, files, database)
+        states = [visit["state"] for visit in overview.visits()]
         return {
             "name": settings.name,
             "running": False,
@@ -166,7 +166,7 @@ def _offline_status(state: Path) -> dict[str, Any]:
             "internal": settings.internal_url,
             "visits": {visit_state: states.count(visit_state) for visit_state in sorted(set(states))},
             "sources": Sources(files.sources).described(),
-            "budget": books.budget(),
+            "budget": overview.budget(),
         }
     finally:
         database.close()

@@ -38,14 +38,14 @@ def _add_views(app: FastAPI, pages: Pages) -> None:
     @app.get("/", include_in_schema=False)
     @pages.page
     def overview(request: Request) -> Response:
-        visits = node.books.visits()
+        visits = node.overview.visits()
         response = pages.render(
             request,
             "overview.html",
             waiting=[visit for visit in visits if visit["state"] == "requested"],
             running=[visit for visit in visits if visit["state"] in ("approved", "ready")],
             ended=[visit for visit in visits if visit["state"] not in ("requested", "approved", "ready")][:20],
-            budget=node.books.budget(),
+            budget=node.overview.budget(),
             refusals=refusals(node.evidence, 10),
             facts=node.status(),
         )
@@ -59,7 +59,7 @@ def _add_views(app: FastAPI, pages: Pages) -> None:
     @app.get("/visits/{visit_id}", include_in_schema=False)
     @pages.page
     def visit(request: Request, visit_id: str) -> Response:
-        details = node.books.visit(visit_id)
+        details = node.overview.visit(visit_id)
         trace = chain_of_custody(node.evidence, visit_id)
         return pages.render(
             request, "visit.html", visit=details, trace=trace, open=details["state"] in ("approved", "ready")
@@ -73,8 +73,8 @@ def _add_views(app: FastAPI, pages: Pages) -> None:
             "datasets.html",
             dataset=node.settings.dataset,
             summary=node.summary(),
-            ingests=node.books.ingests(),
-            budget=node.books.budget()["datasets"],
+            ingests=node.overview.ingests(),
+            budget=node.overview.budget()["datasets"],
             catalogue_url=f"{node.settings.outward_url}/catalogue",
         )
 

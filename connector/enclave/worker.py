@@ -18,7 +18,7 @@ from connector.enclave.isolation import Fence, enter_own_network
 from vht_federate.errors import ComponentError, VhtError
 
 if TYPE_CHECKING:
-    from connector.enclave.request_handler import Desk
+    from connector.enclave.request_handler import RequestHandler
     from connector.enclave.visit import VisitSpec
 
 __all__ = ["BREACHED", "main"]
@@ -42,11 +42,11 @@ def main(arguments: list[str]) -> int:
         control.tell("failed", error=failure.envelope())
         return 1
     control.tell("ready", **_info(spec, isolated))
-    from connector.enclave.request_handler import Breach
+    from connector.enclave.request_handler import ReleaseRefused
 
     try:
         desk.serve(listener)
-    except Breach:
+    except ReleaseRefused:
         control.tell("breach", code=fence.breach)
         return BREACHED
     return 0
@@ -60,7 +60,7 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _prepare(order: dict[str, Any], control: Control) -> "tuple[VisitSpec, Fence, Desk]":
+def _prepare(order: dict[str, Any], control: Control) -> "tuple[VisitSpec, Fence, RequestHandler]":
     """Everything up to readiness, in the order that keeps unapproved code away from data."""
     from connector.enclave.visit import VisitSpec
     from vht_federate.components.digest import ComponentFiles
@@ -76,7 +76,7 @@ def _prepare(order: dict[str, Any], control: Control) -> "tuple[VisitSpec, Fence
 
     from connector.enclave.cohort import read_cohort
     from connector.enclave.reply_store import Replies
-    from connector.enclave.request_handler import Desk
+    from connector.enclave.request_handler import RequestHandler
     from vht_federate.components.job import VisitData
     from vht_federate.components.loader import build_model
     from vht_federate.privacy.noise import SecureNoise
@@ -97,7 +97,7 @@ def _prepare(order: dict[str, Any], control: Control) -> "tuple[VisitSpec, Fence
         build_model=lambda: build_model(files, spec.component.profile),
     )
     replies = Replies(spec.folder / "replies.sqlite")
-    return spec, fence, Desk(spec, order["token"], data, jobs, replies, control, fence)
+    return spec, fence, RequestHandler(spec, order["token"], data, jobs, replies, control, fence)
 
 
 def _jobs(names: set[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, table_name
 from connector.fhir.subject_keys import ID
 
-__all__ = ["TABLE", "UNREADABLE", "Deletions", "Gone", "Listed", "bury", "read_deletions", "write_tombstones"]
+__all__ = ["TABLE", "UNREADABLE", "Deleted", "Deletions", "Listed", "bury", "read_deletions", "write_tombstones"]
 
 TABLE = "tombstone"
 UNREADABLE = "unreadable-deletion"  # a line that is not, or not wholly, a list of deletions
@@ -48,7 +48,7 @@ class Deletions:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class Deleted:
     """One resource that a source deleted."""
 
     type: str
@@ -63,7 +63,7 @@ class Listed:
     and cannot be understood; a line that is no list of entries counts as one."""
 
     number: int
-    gone: tuple[Gone, ...] = ()
+    gone: tuple[Deleted, ...] = ()
     unreadable: int = 0
 
 
@@ -100,7 +100,7 @@ def _entries(content: Any) -> list[Any] | None:
     return entries if isinstance(entries, list) else None
 
 
-def _gone(entry: Any, at: datetime) -> Gone | None:
+def _gone(entry: Any, at: datetime) -> Deleted | None:
     """None for a type that is not kept. Raises ValueError for what may be of one, and is no deletion of Type/ID."""
     request, response = (_part(entry, name) for name in ("request", "response"))
     url = request.get("url")
@@ -111,7 +111,7 @@ def _gone(entry: Any, at: datetime) -> Gone | None:
         if request.get("method") != "DELETE":
             raise ValueError("no deletion")
         moment = _moment(response.get("lastModified"), at)
-        return Gone(match[1], match[2], moment, _version(match[3], response.get("etag")))
+        return Deleted(match[1], match[2], moment, _version(match[3], response.get("etag")))
     before_last = _SEPARATOR.split(url)[:-1]
     if any(part in TABLES for part in before_last) or not any(map(_TYPE.fullmatch, before_last)):
         raise ValueError("which type, or which one of it, is not said")

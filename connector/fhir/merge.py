@@ -31,7 +31,7 @@ _LISTED_TYPES = {name: "BIGINT" if name == "line" else "VARCHAR" for name in _LI
 
 
 @dataclass(frozen=True)
-class _Settling:
+class _Merge:
     connection: duckdb.DuckDBPyConnection
     staging: Staging
     before: Generation | None
@@ -170,7 +170,7 @@ def settle(
     before, fresh, spill = None if replace else store.current(), work / "fresh", work / "spill"
     fresh.mkdir(mode=0o700)
     with locked([store.folder.resolve()], spill=spill) as connection:
-        settling = _Settling(connection, staging, before, fresh, dataset, names)
+        settling = _Merge(connection, staging, before, fresh, dataset, names)
         settling.judge()
         settling.write_parts()
         grew = settling.write_quarantine()

@@ -25,7 +25,7 @@ import orjson
 from connector.fhir.disk_full import on_this_disk
 from connector.fhir_api.export_request import Kickoff
 from connector.fhir_api.limits import Limits
-from connector.fhir_api.permit_view import Faces, Resource
+from connector.fhir_api.permit_view import PermitViews, Resource
 from connector.fhir_api.tokens import Access
 from connector.governance.fhir_clients import Clients
 from vht_federate.errors import InputError, NotFoundError, PermitError, RefusedError, RevokedError, VhtError
@@ -71,7 +71,7 @@ class Exports:
 
     folder: Path
     clients: Clients
-    faces: Faces
+    permit_views: PermitViews
     evidence: EvidenceLog
     rounded: Callable[[int], int | None]
     clock: Callable[[], datetime]
@@ -186,10 +186,10 @@ class Exports:
                 self._fail(job, VhtError("the export failed", hint="the node's operator finds the cause in its log"))
 
     def _run(self, job: Job) -> None:
-        face = self.faces.face(self.clients.permit_of(job.access.client))
+        permit_view = self.permit_views.view_for(self.clients.permit_of(job.access.client))
         with self._guard:
             self._require_wanted(job)
-            job.state, job.transaction = "running", face.taken
+            job.state, job.transaction = "running", permit_view.taken
             self._place(job).mkdir(parents=True, mode=0o700)
         asked = self.clock()
 
@@ -200,10 +200,10 @@ class Exports:
                 self._require_allowed(job)
                 asked = self.clock()
 
-        with face.open() as connection:
+        with permit_view.open() as connection:
             for kind in job.kickoff.types:
                 still_allowed()
-                self._write(job, kind, face.everything(connection, kind), still_allowed)
+                self._write(job, kind, permit_view.everything(connection, kind), still_allowed)
         self._require_allowed(job)
         self._finish(job)
 

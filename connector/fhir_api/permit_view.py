@@ -1,6 +1,6 @@
 """One permit's view of the store: who and what it shows, under which names, on which days.
 
-A view (``Face``) belongs to one generation of the store, to the permit's content, and to the opt-outs in force for it;
+A view (``PermitView``) belongs to one generation of the store, to the permit's content, and to the opt-outs in force for it;
 it is made when it is first needed and kept while all stay. Names and shifted days are the permit's own, so searches
 speak of those, too.
 """
@@ -34,7 +34,7 @@ from connector.views.sql.limits import TimeLimit, over_time
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import CohortError, NotFoundError, UnavailableError, ViewError
 
-__all__ = ["Face", "Faces", "in_order", "interrupted_after"]
+__all__ = ["PermitView", "PermitViews", "in_order", "interrupted_after"]
 
 KEPT = 4
 Resource = dict[str, Any]
@@ -62,7 +62,7 @@ def in_order(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Face:
+class PermitView:
     """``people``: (subject, name, shift in microseconds) of everybody it shows. ``taken``: when the newest of its
     data was taken in, so that what comes later is later than that."""
 
@@ -123,17 +123,17 @@ class Face:
 
 
 @dataclass
-class Faces:
+class PermitViews:
     """Makes the permits' views, and keeps the last few."""
 
     store_dir: Path
     database: Database
     installed: InstalledComponents
     clock: Callable[[], datetime]
-    _kept: dict[tuple[str, int, int, str], tuple[frozenset[str], Face]] = field(default_factory=dict)
+    _kept: dict[tuple[str, int, int, str], tuple[frozenset[str], PermitView]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def face(self, permit: Permit, *, generation: int | None = None) -> Face:
+    def view_for(self, permit: Permit, *, generation: int | None = None) -> PermitView:
         """The view of ``permit`` over the store as it is, or as it was at ``generation`` while that lasts; whoever is
         not there any more is not in an old one either.
 
@@ -153,14 +153,14 @@ class Faces:
             return cached[1]
         scope = permit_scope(permit, self.installed)
         subjects = sorted(set.intersection(*map(_subjects, {requested, current})) - excluded)
-        face = _made(requested, scope, Deidentifier(key, now=today, codes=scope.codes), subjects)
-        if face.people.num_rows < permit.minimum_cohort:
+        permit_view = _made(requested, scope, Deidentifier(key, now=today, codes=scope.codes), subjects)
+        if permit_view.people.num_rows < permit.minimum_cohort:
             raise CohortError("this node has fewer patients than the permit's minimum", code="VHT-COHORT-TOO-SMALL")
         with self._guard:
-            self._kept[cache_key] = excluded, face
+            self._kept[cache_key] = excluded, permit_view
             while len(self._kept) > KEPT:
                 del self._kept[next(iter(self._kept))]
-        return face
+        return permit_view
 
     def _current(self) -> Generation:
         current = Store(self.store_dir).current()
@@ -191,7 +191,7 @@ def _subjects(generation: Generation) -> set[str]:
         return {row[0] for row in connection.execute(sql).fetchall()}
 
 
-def _made(generation: Generation, scope: PermitScope, deidentifier: Deidentifier, subjects: list[str]) -> Face:
+def _made(generation: Generation, scope: PermitScope, deidentifier: Deidentifier, subjects: list[str]) -> PermitView:
     microsecond = timedelta(microseconds=1)
     columns = {
         "subject": pa.array(subjects, pa.string()),
@@ -199,4 +199,4 @@ def _made(generation: Generation, scope: PermitScope, deidentifier: Deidentifier
         "shift": pa.array([deidentifier.shift(subject) // microsecond for subject in subjects], pa.int64()),
     }
     times = [time for kind in TABLES for time in taken_in(generation, table_name(kind))]
-    return Face(generation, scope, deidentifier, pa.table(columns), max(times))
+    return PermitView(generation, scope, deidentifier, pa.table(columns), max(times))

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from connector.fhir.resources import TABLES
 from connector.fhir_api.access_log import Event
 from connector.fhir_api.documents import bundle
-from connector.fhir_api.permit_view import Face, interrupted_after
+from connector.fhir_api.permit_view import PermitView, interrupted_after
 from connector.fhir_api.search import Page, Query, find, read_query
 from connector.fhir_api.service import LocalApi
 from connector.fhir_api.tokens import Access
@@ -31,13 +31,13 @@ class Answers:
     def read(self, request: Request, _: bytes, access: Access) -> tuple[Response, Event]:
         kind = _covered(request.path_params["type"], access)
         query = read_query(kind, [("_id", request.path_params["id"])], self._api.limits, self._api.clock())
-        face, page = self._found(access, query)
+        permit_view, page = self._found(access, query)
         if not page.resources:
             raise NotFoundError("this permit sees no such resource")
         [resource] = page.resources
         patient = resource["id"] if kind == "Patient" else resource["subject"]["reference"].removeprefix("Patient/")
         event = Event("read", _address(request), patient=patient, resource=f"{kind}/{resource['id']}")
-        headers = {"ETag": f'W/"{face.generation.number}"'}
+        headers = {"ETag": f'W/"{permit_view.generation.number}"'}
         return Response(orjson.dumps(resource), headers=headers, media_type=FHIR), event
 
     def search(self, request: Request, body: bytes, access: Access) -> tuple[Response, Event]:
@@ -48,8 +48,8 @@ class Answers:
         if len(parameters) > self._api.limits.search_parameters:
             raise InputError("a search has too many parameters", code="VHT-INPUT-SEARCH")
         query = read_query(kind, parameters, self._api.limits, self._api.clock())
-        face, page = self._found(access, query)
-        understood, patient = _understood(query, face, page)
+        permit_view, page = self._found(access, query)
+        understood, patient = _understood(query, permit_view, page)
         logged = f"{kind}?{understood}"
         if len(logged) > self._api.limits.query_length:  # cut short, it would not say who was asked for
             raise InputError(
@@ -57,7 +57,7 @@ class Answers:
                 code="VHT-INPUT-SEARCH",
                 hint="ask for fewer patients, ids or codes at once",
             )
-        number, base = face.generation.number, self._api.base
+        number, base = permit_view.generation.number, self._api.base
         next_link = query.link(base, number, page.following) if page.following is not None else None
         self_link = query.link(base, number, query.offset)
         searchset = bundle(
@@ -70,17 +70,17 @@ class Answers:
         view_request = read_parameters(body, request.query_params, self._api.limits)
         _covered(view_request.plan.resource, access)
         with self._api.working():
-            face = self._api.faces.face(access.permit)
-            rows, count = run_view(face, view_request, self._api.limits, self._api.scratch)
+            permit_view = self._api.permit_views.view_for(access.permit)
+            rows, count = run_view(permit_view, view_request, self._api.limits, self._api.scratch)
         query = f"{view_request.plan.resource}: {', '.join(column.name for column in view_request.plan.columns)}"
         event = Event("view", _address(request), query=query[:2_000], count=count)
         return Response(rows, media_type=FORMATS[view_request.format]), event
 
-    def _found(self, access: Access, query: Query) -> tuple[Face, Page]:
+    def _found(self, access: Access, query: Query) -> tuple[PermitView, Page]:
         with self._api.working():
-            face = self._api.faces.face(access.permit, generation=query.generation)
-            with face.open() as connection, interrupted_after(connection, self._api.limits.query_s):
-                return face, find(face, connection, query)
+            permit_view = self._api.permit_views.view_for(access.permit, generation=query.generation)
+            with permit_view.open() as connection, interrupted_after(connection, self._api.limits.query_s):
+                return permit_view, find(permit_view, connection, query)
 
 
 def _address(request: Request) -> str:
@@ -102,11 +102,11 @@ def _form(body: bytes) -> list[tuple[str, str]]:
         raise InputError("the form cannot be read", code="VHT-INPUT-SEARCH") from error
 
 
-def _understood(query: Query, face: Face, page: Page) -> tuple[str, str | None]:
+def _understood(query: Query, permit_view: PermitView, page: Page) -> tuple[str, str | None]:
     """The search for the access log: only patients, ids and codes that this permit knows are repeated."""
-    people = set(face.people.column("name").to_pylist()) if query.names is not None else set()
+    people = set(permit_view.people.column("name").to_pylist()) if query.names is not None else set()
     shown_ids = {resource["id"] for resource in page.resources}
-    codes = {code for _, code in face.scope.codes}
+    codes = {code for _, code in permit_view.scope.codes}
     parameters: list[tuple[str, str]] = []
     for name, value in query.asked:
         if name.startswith(("patient", "subject")):

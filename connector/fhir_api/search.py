@@ -21,7 +21,7 @@ from connector.duckdb_lockdown import quoted
 from connector.fhir_api.documents import SEARCHES
 from connector.fhir_api.limits import Limits
 from connector.fhir_api.page_cursors import LASTS, Cursor, read_cursor, written
-from connector.fhir_api.permit_view import Face, Resource, in_order
+from connector.fhir_api.permit_view import PermitView, Resource, in_order
 from connector.governance.public_codes import is_public
 from vht_federate.errors import InputError
 
@@ -118,38 +118,40 @@ def read_query(resource_type: str, parameters: Sequence[tuple[str, str]], limits
     return Query(resource_type, tuple(conditions), names, ids, count, offset, generation, ends, asked)
 
 
-def find(face: Face, connection: duckdb.DuckDBPyConnection, query: Query) -> Page:
+def find(permit_view: PermitView, connection: duckdb.DuckDBPyConnection, query: Query) -> Page:
     """One page of what ``query`` finds, in the permit's own order."""
     key = "subject" if query.type == "Patient" else "resource"
     if query.type == "Encounter" and query.conditions:
-        _list_told(face, connection)
+        _list_told(permit_view, connection)
     where = " AND ".join(f"({condition})" for condition in query.conditions) or "true"
     if query.names is not None:
         where += f" AND name IN ({_listed(query.names)})"
-    hits_sql = f"SELECT DISTINCT {key} AS key, name FROM ({face.shown(query.type)}) WHERE {where}"
+    hits_sql = f"SELECT DISTINCT {key} AS key, name FROM ({permit_view.shown(query.type)}) WHERE {where}"
     if query.ids is not None:
-        hits_sql = f"SELECT * FROM ({hits_sql}) WHERE key IN ({_listed(_keys(face, connection, query, hits_sql))})"
+        hits_sql = (
+            f"SELECT * FROM ({hits_sql}) WHERE key IN ({_listed(_keys(permit_view, connection, query, hits_sql))})"
+        )
     connection.execute(f"CREATE TEMP TABLE hit AS {hits_sql}")
     connection.execute(
         f"CREATE TEMP TABLE page AS SELECT key FROM hit ORDER BY {in_order('key')} "
         f"LIMIT {query.count} OFFSET {query.offset}"
     )
     [(total,)] = connection.execute("SELECT count(*) FROM hit").fetchall()
-    resources = list(face.chosen(connection, query.type)) if query.count else []
+    resources = list(permit_view.chosen(connection, query.type)) if query.count else []
     following = query.offset + query.count
     return Page(resources, total, following if query.count and following < total else None)
 
 
-def _list_told(face: Face, connection: duckdb.DuckDBPyConnection) -> None:
+def _list_told(permit_view: PermitView, connection: duckdb.DuckDBPyConnection) -> None:
     """Table ``told`` (system, code): an Encounter's codes that are told. Nobody learns by search that others are there.
 
     Of the other types, the permit's own codes are all that is shown.
     """
-    shown = face.shown("Encounter")
+    shown = permit_view.shown("Encounter")
     stored = connection.execute(
         f"SELECT {_CLASSES}, class_code FROM ({shown}) UNION SELECT type_system, type_code FROM ({shown})"
     ).fetchall()
-    public = [(system, code) for system, code in stored if system and code and _is_told(face, system, code)]
+    public = [(system, code) for system, code in stored if system and code and _is_told(permit_view, system, code)]
     columns = {
         name: pa.array([row[position] for row in public], pa.string())
         for position, name in enumerate(("system", "code"))
@@ -157,18 +159,18 @@ def _list_told(face: Face, connection: duckdb.DuckDBPyConnection) -> None:
     connection.register("told", pa.table(columns))
 
 
-def _is_told(face: Face, system: str, code: str) -> bool:
-    return is_public(system, code, face.deidentifier.codes)
+def _is_told(permit_view: PermitView, system: str, code: str) -> bool:
+    return is_public(system, code, permit_view.deidentifier.codes)
 
 
-def _keys(face: Face, connection: duckdb.DuckDBPyConnection, query: Query, hits_sql: str) -> list[str]:
+def _keys(permit_view: PermitView, connection: duckdb.DuckDBPyConnection, query: Query, hits_sql: str) -> list[str]:
     """The stored keys behind the asked ids: names cannot be turned back, so those of all hits are made."""
     wanted = set(query.ids or ())
     cursor = connection.execute(f"SELECT key FROM ({hits_sql})")
     keys: list[str] = []
     while wanted and (rows := cursor.fetchmany(10_000)):
         for (key,) in rows:
-            name = face.deidentifier.identifier(query.type, key)
+            name = permit_view.deidentifier.identifier(query.type, key)
             if name in wanted:
                 wanted.discard(name)
                 keys.append(key)
@@ -215,7 +217,7 @@ def _date(start: str, end: str, value: str, oldest: datetime) -> str:
 
 def _told(column: str) -> tuple[str, str]:
     """The first and the last microsecond of what is told of a stored moment: of one at 23:59:59Z the year alone, by the
-    middle of what it may mean (``Telling.moment``)."""
+    middle of what it may mean (``ElementRedaction.moment``)."""
     at = f"date_trunc('second', make_timestamp(epoch_us({column})))"
     middle = (
         f"CASE WHEN month({at}) = 12 AND day({at}) = 31 THEN make_timestamp(year({at}), 7, 1, 0, 0, 0.0) "

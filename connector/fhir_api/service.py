@@ -12,12 +12,12 @@ from pathlib import Path
 from connector.fhir_api.access_log import AuditLog, Event
 from connector.fhir_api.export_jobs import Exports
 from connector.fhir_api.limits import Limits
-from connector.fhir_api.permit_view import Faces
+from connector.fhir_api.permit_view import PermitViews
 from connector.fhir_api.tokens import Access, Tokens
 from connector.governance.fhir_clients import Clients
 from connector.governance.logged_transactions import Steps
-from connector.governance.study_admission import Judge
-from connector.quality.survey_figures import Shown
+from connector.governance.study_admission import StudyAdmission
+from connector.quality.survey_figures import SurveyFigures
 from connector.settings import NodeFiles, NodeSettings
 from connector.store.models import FhirClientRow
 from vht_federate.errors import RefusedError, VhtError
@@ -30,21 +30,21 @@ BUCKETS = 4_096  # kept before those that are full again go
 
 
 def local_api(
-    settings: NodeSettings, files: NodeFiles, steps: Steps, judge: Judge, *, limits: Limits | None = None
+    settings: NodeSettings, files: NodeFiles, steps: Steps, admission: StudyAdmission, *, limits: Limits | None = None
 ) -> "LocalApi":
     """The API of an open node; it answers once it is mounted, and exports once it is started."""
-    limits, clock, base = limits or Limits(), judge.clock, f"{settings.internal_url}/fhir"
+    limits, clock, base = limits or Limits(), admission.clock, f"{settings.internal_url}/fhir"
     database = steps.database
-    clients = Clients(database, steps, judge, settings.dataset.categories, clock)
-    faces = Faces(files.fhir, database, judge.installed, clock)
-    rounded = Shown(settings.smallest_cell).count
+    clients = Clients(database, steps, admission, settings.dataset.categories, clock)
+    permit_views = PermitViews(files.fhir, database, admission.installed, clock)
+    rounded = SurveyFigures(settings.smallest_cell).count
     working = files.state / WORKING
     return LocalApi(
         base,
         clients,
         Tokens(clients, f"{base}/token", settings.ca, limits, clock),
-        faces,
-        Exports(working / "exports", clients, faces, judge.evidence, rounded, clock, limits),
+        permit_views,
+        Exports(working / "exports", clients, permit_views, admission.evidence, rounded, clock, limits),
         AuditLog(files.state / ACCESS_LOG, settings.name, base, clock, limits),
         working / "views",
         limits,
@@ -62,7 +62,7 @@ class LocalApi:
     base: str
     clients: Clients
     tokens: Tokens
-    faces: Faces
+    permit_views: PermitViews
     exports: Exports
     audit: AuditLog
     scratch: Path

@@ -17,7 +17,7 @@ import orjson
 from connector.fhir.resources import TABLES
 from connector.fhir_api.export_request import since_refused
 from connector.fhir_api.limits import Limits
-from connector.fhir_api.permit_view import Face, interrupted_after
+from connector.fhir_api.permit_view import PermitView, interrupted_after
 from connector.views.sql import compile_view
 from connector.views.sql.compilation import Plan
 from connector.views.sql.execution import locked, run_plan
@@ -85,7 +85,7 @@ def _parts(body: bytes) -> tuple[Any, dict[str, Any], list[str]]:
     return view, options, patients
 
 
-def run_view(face: Face, asked: Asked, limits: Limits, scratch: Path) -> tuple[bytes, int]:
+def run_view(permit_view: PermitView, asked: Asked, limits: Limits, scratch: Path) -> tuple[bytes, int]:
     """The rows in the asked format, and how many they are.
 
     Raises: what the view's engine raises, UnavailableError VHT-UNAVAILABLE-DEADLINE.
@@ -93,21 +93,21 @@ def run_view(face: Face, asked: Asked, limits: Limits, scratch: Path) -> tuple[b
     scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder).resolve() / "resources.ndjson"
-        _spool(face, asked, limits, path)
+        _spool(permit_view, asked, limits, path)
         with locked([str(path)], limit=TimeLimit(limits.query_s)) as connection:
             bounds = {"max_rows": limits.view_rows, "max_bytes": limits.view_answer}
             rows = run_plan(asked.plan, connection, [str(path)], **bounds)[: asked.limit]
     return _written(rows, asked), len(rows)
 
 
-def _spool(face: Face, view_request: Asked, limits: Limits, path: Path) -> None:
+def _spool(permit_view: PermitView, view_request: Asked, limits: Limits, path: Path) -> None:
     size = 0
     with (
-        face.open() as connection,
+        permit_view.open() as connection,
         interrupted_after(connection, limits.query_s),
         path.open("wb") as file,
     ):
-        for resource in face.everything(connection, view_request.plan.resource, names=view_request.names):
+        for resource in permit_view.everything(connection, view_request.plan.resource, names=view_request.names):
             size += file.write(orjson.dumps(resource) + b"\n")
             if size > limits.view_bytes:
                 raise InputError("the view reads more than one request may", code="VHT-INPUT-SIZE")

@@ -16,7 +16,7 @@ from typing import Any
 from connector.fhir.resources import refuse_modifiers
 from connector.fhir.subject_keys import ID
 from connector.fhir.typed_elements import Quarantine
-from connector.governance.element_rules import RULES, Telling, masked, patient_of
+from connector.governance.element_rules import RULES, ElementRedaction, masked, patient_of
 from vht_federate.errors import InputError
 
 __all__ = ["Deidentifier"]
@@ -71,7 +71,7 @@ class Deidentifier:
         if subject is None or resource.get("link") is not None:
             return None
         deidentified: dict[str, Any] = {"resourceType": kind, "id": self.identifier(str(kind), resource_id)}
-        telling = Telling(self, subject)
+        telling = ElementRedaction(self, subject)
         deidentified |= telling.observed(resource, rules) if kind == "Observation" else telling.members(resource, rules)
         if kind == "Patient" and resource.get("birthDate") is not None and "birthDate" not in deidentified:
             deidentified["_birthDate"] = masked()

@@ -16,7 +16,7 @@ from connector.governance.public_codes import is_public, public_unit
 from vht_federate.domain.references import encounter_id_of, patient_id_of
 from vht_federate.domain.units import conversion
 
-__all__ = ["RULES", "Telling", "masked", "patient_of"]
+__all__ = ["RULES", "ElementRedaction", "masked", "patient_of"]
 
 Node = dict[str, Any]
 _DATE = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
@@ -30,7 +30,7 @@ _AGES = frozenset({("http://loinc.org", "30525-0")})
 _ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
 
 
-class Face(Protocol):
+class PermitPseudonyms(Protocol):
     """What stands for patients and resources under one permit."""
 
     @property
@@ -89,11 +89,11 @@ def _number(value: Any) -> float | None:
     return value if usable else None
 
 
-class Telling:
+class ElementRedaction:
     """One resource, element by element. Every rule gives the value to tell, or None."""
 
-    def __init__(self, face: Face, subject: str) -> None:
-        self._face, self._shift, self._subject = face, face.shift(subject), subject
+    def __init__(self, pseudonyms: PermitPseudonyms, subject: str) -> None:
+        self._pseudonyms, self._shift, self._subject = pseudonyms, pseudonyms.shift(subject), subject
 
     def members(self, node: Mapping[str, Any], rules: "Rules") -> Node:
         members: Node = {}
@@ -150,7 +150,7 @@ class Telling:
 
     def _moved(self, first: date, middle: date, length: int, time: str) -> str | None:
         """``middle``, moved, to ``length`` characters; ``first`` is the earliest day that is meant."""
-        if _years(first, self._face.now) >= OLDEST_AGE:
+        if _years(first, self._pseudonyms.now) >= OLDEST_AGE:
             return None
         try:
             return (middle - self._shift).isoformat()[:length] + time
@@ -161,16 +161,20 @@ class Telling:
         return self.members(value, _PERIOD) or None if type(value) is dict else None
 
     def subject(self, value: Any) -> Node | None:
-        return {"reference": f"Patient/{self._face.patient(self._subject)}"} if patient_of(value) else None
+        return {"reference": f"Patient/{self._pseudonyms.patient(self._subject)}"} if patient_of(value) else None
 
     def encounter(self, value: Any) -> Node | None:
         target = value.get("reference") if type(value) is dict else None
         encounter_id = encounter_id_of(target) if type(target) is str else None
-        return {"reference": f"Encounter/{self._face.identifier('Encounter', encounter_id)}"} if encounter_id else None
+        return (
+            {"reference": f"Encounter/{self._pseudonyms.identifier('Encounter', encounter_id)}"}
+            if encounter_id
+            else None
+        )
 
     def coding(self, value: Any) -> Node | None:
         system, code = (value.get("system"), value.get("code")) if type(value) is dict else (None, None)
-        if type(system) is not str or type(code) is not str or not is_public(system, code, self._face.codes):
+        if type(system) is not str or type(code) is not str or not is_public(system, code, self._pseudonyms.codes):
             return None
         return {"system": system, "code": code}
 
@@ -221,7 +225,7 @@ class Telling:
         return [component for component in components if component] or None
 
 
-Rule = Callable[[Telling, Any], Any]
+Rule = Callable[[ElementRedaction, Any], Any]
 Rules = Mapping[str, Rule]
 
 
@@ -229,7 +233,7 @@ def _one_of(allowed: frozenset[str]) -> Rule:
     return lambda _, value: value if type(value) is str and value in allowed else None
 
 
-_T = Telling
+_T = ElementRedaction
 _PERIOD: Rules = {"start": _T.moment, "end": _T.moment}
 _ABOUT: Rules = {"subject": _T.subject, "encounter": _T.encounter}
 _VALUE: Rules = {

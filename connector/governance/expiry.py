@@ -24,7 +24,7 @@ from vht_federate.errors import RevokedError, VhtError
 from vht_federate.evidence.events import PseudonymsErased
 from vht_federate.permits.check import check_time, read_permit
 
-__all__ = ["EVERY_S", "IDLE", "Regularly", "Upkeep"]
+__all__ = ["EVERY_S", "IDLE", "Expiry", "PeriodicTask"]
 
 log = logging.getLogger("vht.node.upkeep")
 EVERY_S = 60.0
@@ -32,7 +32,7 @@ IDLE = timedelta(hours=24)  # without a round, an answer or a receipt
 UNANSWERED = timedelta(days=30)  # requested, and no operator decided
 
 
-class Upkeep:
+class Expiry:
     """One look at everything that may have run out, ``further`` included. Doing it twice is fine."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Upkeep:
                 self._guarded(partial(self._end_if_over, visit))
         self._guarded(self._ask_issuer)
         self._guarded(self._erase_pseudonyms)
-        self._guarded(self._visits.judge.strangers.settle)
+        self._guarded(self._visits.admission.strangers.settle)
         for part in self._further:
             self._guarded(part)
 
@@ -94,7 +94,7 @@ class Upkeep:
         visits = [visit for visit in self._visits.all() if visit.state in OPEN]
         for token in sorted({visit.permit for visit in visits}):
             try:
-                self._visits.judge.status.require_good(read_permit(token, self._visits.judge.issuer))
+                self._visits.admission.status.require_good(read_permit(token, self._visits.admission.issuer))
             except RevokedError as error:
                 for visit in visits:
                     if visit.permit == token:
@@ -126,12 +126,12 @@ class Upkeep:
         of_visits = select(VisitRow.permit).where(VisitRow.permit_id == permit_id)
         of_clients = select(FhirClientRow.permit).where(FhirClientRow.permit_id == permit_id)
         tokens = session.scalars(union(of_visits, of_clients))
-        permits: list[Permit] = [read_permit(token, self._visits.judge.issuer) for token in tokens]
+        permits: list[Permit] = [read_permit(token, self._visits.admission.issuer) for token in tokens]
         ends = [permit.expires_at + timedelta(days=permit.retention_days_after_expiry) for permit in permits]
         return max(ends, default=None)
 
 
-class Regularly:
+class PeriodicTask:
     """Calls ``sweep`` every ``every_s`` seconds in a thread of its own, until it is closed."""
 
     def __init__(self, sweep: Callable[[], None], every_s: float = EVERY_S) -> None:

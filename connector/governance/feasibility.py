@@ -33,7 +33,7 @@ from connector.governance.operator_accounts import Actor
 from connector.governance.opt_outs import excluded_subjects
 from connector.governance.permit_scope import PermitScope
 from connector.governance.query_spends import Queries
-from connector.governance.study_admission import Judge, Questioned
+from connector.governance.study_admission import AdmittedQuestion, StudyAdmission
 from connector.settings import NodeSettings
 from connector.store.database import Database
 from connector.store.models import FeasibilityRow
@@ -60,12 +60,12 @@ _NO_STOP = "CREATE TEMP MACRO error(words) AS NULL"
 
 @dataclass
 class Feasibility:
-    """Answers for the dataset of ``judge``, within ``feasibility_epsilon`` of the node's settings (0: none).
+    """Answers for the dataset of ``admission``, within ``feasibility_epsilon`` of the node's settings (0: none).
 
     ``pause`` waits until an answer is due, which ``timer`` tells.
     """
 
-    judge: Judge
+    admission: StudyAdmission
     queries: Queries
     database: Database
     store: Path
@@ -79,17 +79,17 @@ class Feasibility:
     def answer(self, permit: str, question: str, user_key: dict[str, Any]) -> dict[str, Any]:
         """The count with noise, or that it is below the smallest cell.
 
-        Raises what the judge and ``definitions`` refuse with, ViewError for the view, BudgetError VHT-BUDGET-CAP,
+        Raises what the admission and ``definitions`` refuse with, ViewError for the view, BudgetError VHT-BUDGET-CAP,
         VHT-BUDGET-PERMIT or VHT-BUDGET-QUESTION, RefusedError VHT-REFUSED-FEASIBILITY, CohortError
         VHT-COHORT-EMPTY-STORE, UnavailableError VHT-UNAVAILABLE-QUESTION while others are answered.
         """
-        judged = self.judge.judge_question(permit, question, user_key)
+        judged = self.admission.admit_question(permit, question, user_key)
         if not self._one.acquire(timeout=PATIENCE_S):
             raise UnavailableError("other questions are being answered", code="VHT-UNAVAILABLE-QUESTION", hint="later")
         try:
             return self._answered(judged)
         except VhtError as error:
-            self.judge.refused(
+            self.admission.refused(
                 error,
                 permit_id=judged.permit.permit_id,
                 request_digest=judged.digest,
@@ -124,13 +124,13 @@ class Feasibility:
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    def _answered(self, judged: Questioned) -> dict[str, Any]:
+    def _answered(self, judged: AdmittedQuestion) -> dict[str, Any]:
         if not self.settings.feasibility_epsilon:
             raise RefusedError("this node answers no feasibility questions", code="VHT-REFUSED-FEASIBILITY")
         plan = compile_definition(judged.question.view)
         self.queries.steps.catch_up()
-        scope = opened(judged.permit, self.judge.installed, plan.resource)
-        asked_digest = digest_of({"asks": judged.question.asks(self.judge.dataset_id), "opened": _facts(scope)})
+        scope = opened(judged.permit, self.admission.installed, plan.resource)
+        asked_digest = digest_of({"asks": judged.question.asks(self.admission.dataset_id), "opened": _facts(scope)})
         with self.database.read() as session:
             previous = session.scalars(
                 select(FeasibilityRow).where(FeasibilityRow.asked == asked_digest).order_by(FeasibilityRow.id.desc())
@@ -153,8 +153,8 @@ class Feasibility:
             "repeated": False,
         }
 
-    def _draw(self, judged: Questioned, asked_digest: str, count_patients: Callable[[], int]) -> FeasibilityRow:
-        delta = self.judge.ledger.delta
+    def _draw(self, judged: AdmittedQuestion, asked_digest: str, count_patients: Callable[[], int]) -> FeasibilityRow:
+        delta = self.admission.ledger.delta
         count = Count(calibrate_gaussian(judged.question.epsilon, delta))
         user = next(
             data_user.name for data_user in judged.permit.data_users if data_user.kid == judged.question.user_kid
@@ -192,7 +192,7 @@ class Feasibility:
 
     def _keep(
         self,
-        judged: Questioned,
+        judged: AdmittedQuestion,
         asked_digest: str,
         user: str,
         query: str,
@@ -209,7 +209,7 @@ class Feasibility:
             title=question.title,
             view=question.view,
             epsilon=question.epsilon,
-            delta=self.judge.ledger.delta,
+            delta=self.admission.ledger.delta,
             noise_multiplier=noise_multiplier,
             smallest_cell=self.settings.smallest_cell,
             count=count,
@@ -217,7 +217,7 @@ class Feasibility:
         )
         answered = FeasibilityAnswered(
             query=query,
-            dataset=self.judge.dataset_id,
+            dataset=self.admission.dataset_id,
             question_digest=judged.digest,
             view_sha256=digest_of(question.view),
             user_kid=question.user_kid,
@@ -232,7 +232,7 @@ class Feasibility:
             step.session.add(row)
             step.session.flush()
             entry = step.record(answered, permit_id=permit.permit_id)
-            row.receipt = self.judge.evidence.receipt(entry)
+            row.receipt = self.admission.evidence.receipt(entry)
         log.info("feasibility answered", extra={"facts": {"query": query, "permit": permit.permit_id}})
         return row
 

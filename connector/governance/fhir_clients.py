@@ -12,7 +12,7 @@ from sqlalchemy import select
 from connector.governance.logged_transactions import Steps
 from connector.governance.operator_accounts import Actor
 from connector.governance.smart_scopes import read_scope
-from connector.governance.study_admission import Judge
+from connector.governance.study_admission import StudyAdmission
 from connector.store.database import Database
 from connector.store.models import FhirClientRow
 from vht_federate.domain.law import DataCategory
@@ -32,7 +32,7 @@ class Clients:
 
     database: Database
     steps: Steps
-    judge: Judge
+    admission: StudyAdmission
     categories: tuple[DataCategory, ...]  # of the node's dataset
     clock: Callable[[], datetime]
 
@@ -49,7 +49,7 @@ class Clients:
             raise InputError("the address of a key set is an https URL", code="VHT-INPUT-CLIENT")
         if not read_scope(scope):
             raise InputError("a client has a scope", code="VHT-INPUT-SCOPE", hint="for everything: system/*.rs")
-        valid_permit = self.judge.require_permit(permit, self.categories)
+        valid_permit = self.admission.require_permit(permit, self.categories)
         row = FhirClientRow(
             id=secrets.token_hex(16),
             name=name,
@@ -98,7 +98,7 @@ class Clients:
 
     def permit_of(self, row: FhirClientRow) -> Permit:
         """The client's permit, good at this moment. Raises PermitError or RevokedError."""
-        return self.judge.require_permit(row.permit, self.categories)
+        return self.admission.require_permit(row.permit, self.categories)
 
 
 def _told(row: FhirClientRow) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Releases:
         if kind not in permit.release_types:
             raise EgressError(f"the permit does not allow the release of a {kind}", code="VHT-EGRESS-RELEASE-TYPE")
         try:
-            self._visits.judge.status.require_good(permit)
+            self._visits.admission.status.require_good(permit)
         except RevokedError as error:
             self._visits.revoke(visit.id, error)
             raise

@@ -51,7 +51,7 @@ class VisitGate:
         self._count = threading.Lock()
 
     def begin(self, visit: str, job: str, round: int, request_sha256: str) -> None:
-        """Judge, draw and log one round. Raises the typed error that refuses it; then nothing was drawn."""
+        """StudyAdmission, draw and log one round. Raises the typed error that refuses it; then nothing was drawn."""
         try:
             row = self._ready(visit)
             events = _planned(row, job, round)
@@ -109,7 +109,7 @@ class VisitGate:
 
     def _require_good(self, row: VisitRow) -> StatusList:
         try:
-            return self._visits.judge.status.require_good(self._visits.permit_of(row))
+            return self._visits.admission.status.require_good(self._visits.permit_of(row))
         except RevokedError as error:
             self._visits.revoke(row.id, error, grace_s=GRACE_S)
             raise

@@ -30,16 +30,16 @@ from vht_federate.permits.check import check_question, check_request, read_permi
 from vht_federate.signing.canonical import digest_of, sha256_hex
 from vht_federate.signing.keys import PublicKey
 
-__all__ = ["Judge", "Judgement", "Questioned"]
+__all__ = ["AdmittedQuestion", "AdmittedStudy", "StudyAdmission"]
 
-log = logging.getLogger("vht.node.judge")
+log = logging.getLogger("vht.node.admission")
 OLDEST_REQUEST = timedelta(hours=24)
 CLOCKS_DIFFER = timedelta(minutes=5)
 Asked = TypeVar("Asked", StudyRequest, FeasibilityQuestion)
 
 
 @dataclass(frozen=True)
-class Judgement:
+class AdmittedStudy:
     """A study that may visit, once an operator approves."""
 
     permit: Permit
@@ -50,7 +50,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Questioned:
+class AdmittedQuestion:
     """A feasibility question that may be answered, as far as the budget goes."""
 
     permit: Permit
@@ -60,7 +60,7 @@ class Questioned:
 
 
 @dataclass(frozen=True)
-class Judge:
+class StudyAdmission:
     """The rules of one node that holds the dataset ``dataset_id``."""
 
     dataset_id: str
@@ -72,12 +72,12 @@ class Judge:
     clock: Callable[[], datetime]
     strangers: StrangersRefused
 
-    def judge(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> Judgement:
+    def admit(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> AdmittedStudy:
         """Everything but age and budget. A refusal is logged as ``permit.checked`` and raised with its own code."""
         permit, request, digest, serial = self._judged(
             permit_token, study_token, user_key, read_study, self._check_study
         )
-        return Judgement(permit, request, digest, self.dataset_id, serial)
+        return AdmittedStudy(permit, request, digest, self.dataset_id, serial)
 
     def require_permit(self, permit_token: str, categories: Collection[DataCategory]) -> Permit:
         """A permit that is good at this moment for the use of this node's dataset, apart from any study.
@@ -98,12 +98,12 @@ class Judge:
             )
         return permit
 
-    def judge_question(self, permit_token: str, question_token: str, user_key: dict[str, Any]) -> Questioned:
-        """A feasibility question, as ``judge`` judges a study: permit, signature, what is asked, and its age."""
+    def admit_question(self, permit_token: str, question_token: str, user_key: dict[str, Any]) -> AdmittedQuestion:
+        """A feasibility question, as ``admission`` judges a study: permit, signature, what is asked, and its age."""
         permit, question, digest, serial = self._judged(
             permit_token, question_token, user_key, read_question, self._check_question
         )
-        return Questioned(permit, question, digest, serial)
+        return AdmittedQuestion(permit, question, digest, serial)
 
     def _judged(
         self,
@@ -141,7 +141,7 @@ class Judge:
         if not self._fresh(question):
             raise _stale()
 
-    def require_fresh(self, judged: Judgement) -> None:
+    def require_fresh(self, judged: AdmittedStudy) -> None:
         """The request was signed a moment ago, so nobody else can have it. A refusal is logged and raised."""
         if self._fresh(judged.request):
             return
@@ -149,7 +149,7 @@ class Judge:
         self.refused(error, stranger=True, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
         raise error
 
-    def afford(self, session: Session, visit_id: str, judged: Judgement) -> None:
+    def afford(self, session: Session, visit_id: str, judged: AdmittedStudy) -> None:
         """The budget, against what was spent and reserved before. A refusal is logged and raised."""
         try:
             self.ledger.afford(session, visit_id, judged.permit, judged.request, judged.dataset_id)
@@ -162,7 +162,7 @@ class Judge:
             )
             raise
 
-    def accepted(self, judged: Judgement, visit_id: str) -> None:
+    def accepted(self, judged: AdmittedStudy, visit_id: str) -> None:
         accepted = PermitAccepted(
             permit_id=judged.permit.permit_id,
             outcome="accepted",

@@ -131,7 +131,7 @@ class Preparation:
 
     def _build(self, visit: VisitRow) -> None:
         permit, request = self._visits.permit_of(visit), request_of(visit)
-        files = ComponentFiles.read(self._visits.judge.require_component(request))
+        files = ComponentFiles.read(self._visits.admission.require_component(request))
         files.expect(request.component.digest)
         with self._visits.steps.step() as step:
             excluded = excluded_subjects(step.session, permit)
@@ -181,7 +181,7 @@ class Preparation:
             folder=self._files.visit(visit.id).resolve(),
             closed=self._files.state,
         )
-        folder = self._visits.judge.require_component(request)
+        folder = self._visits.admission.require_component(request)
         info = self._enclaves.start(spec, folder, self._gate)
         started = EnclaveStarted(component_digest=info.component_digest, isolation=info.isolation, device=info.device)
         self._visits.evidence.record(started, permit_id=visit.permit_id, visit=visit.id)

@@ -23,7 +23,7 @@ from connector.governance.ledger import Ledger
 from connector.governance.logged_transactions import Step, Steps
 from connector.governance.node_secret import NodeSecret
 from connector.governance.operator_accounts import Actor
-from connector.governance.study_admission import Judge, Judgement
+from connector.governance.study_admission import AdmittedStudy, StudyAdmission
 from connector.governance.visit_changes import VisitChanges
 from connector.store.models import VisitRow
 from vht_federate.domain.permit import Permit
@@ -62,12 +62,12 @@ class Visits:
         self,
         steps: Steps,
         ledger: Ledger,
-        judge: Judge,
+        admission: StudyAdmission,
         secret: NodeSecret,
         clock: Callable[[], datetime],
         changes: VisitChanges,
     ) -> None:
-        self.steps, self.ledger, self.judge = steps, ledger, judge
+        self.steps, self.ledger, self.admission = steps, ledger, admission
         self.database, self.evidence, self.guard = steps.database, steps.evidence, steps.guard
         self._secret, self._clock, self._changes = secret, clock, changes
 
@@ -94,29 +94,29 @@ class Visits:
         return self._secret.visit_token(visit_id)
 
     def permit_of(self, visit: VisitRow) -> Permit:
-        return read_permit(visit.permit, self.judge.issuer)
+        return read_permit(visit.permit, self.admission.issuer)
 
     # --- steps --------------------------------------------------------------------------------------------------
 
     def request(self, permit: str, study: str, user_key: dict[str, Any], retry_key: str | None = None) -> VisitRow:
         """Judge a study and enter its visit. The same request with the same ``retry_key`` finds the same visit.
 
-        Raises what the judge refuses with, RefusedError VHT-REFUSED-STALE, and RefusedError VHT-REFUSED-DUPLICATE for
+        Raises what the admission refuses with, RefusedError VHT-REFUSED-STALE, and RefusedError VHT-REFUSED-DUPLICATE for
         a signed request that had a visit here before: it is published with the study's evidence, for anybody to send.
         """
-        judged = self.judge.judge(permit, study, user_key)
+        judged = self.admission.admit(permit, study, user_key)
         key = sha256_hex(retry_key.encode()) if retry_key else None
         with self.steps.step() as step:
             session = step.session
             previous = session.scalars(select(VisitRow).where(VisitRow.request_digest == judged.request_digest)).first()
             if previous is not None:
                 return self._repeated(previous, judged, key)
-            self.judge.require_fresh(judged)
+            self.admission.require_fresh(judged)
             visit_id = f"v-{secrets.token_hex(8)}"
-            self.judge.afford(session, visit_id, judged)
+            self.admission.afford(session, visit_id, judged)
             visit = self._entered(session, visit_id, judged, permit, study, key)
             step.record(_requested(judged), permit_id=judged.permit.permit_id, visit=visit_id)
-            self.judge.accepted(judged, visit_id)
+            self.admission.accepted(judged, visit_id)
         log.info("visit requested", extra={"facts": {"visit": visit_id, "study": judged.request.study_id}})
         return visit
 
@@ -127,8 +127,8 @@ class Visits:
             return visit
         permit, request = self.permit_of(visit), request_of(visit)
         try:
-            self.judge.status.require_good(permit)
-            self.judge.require_component(request)
+            self.admission.status.require_good(permit)
+            self.admission.require_component(request)
             with self.steps.step() as step:
                 session = step.session
                 visit = _row(session, visit_id)
@@ -146,7 +146,7 @@ class Visits:
             self.revoke(visit_id, error)
             raise
         except VhtError as error:
-            self.judge.refused(error, permit_id=permit.permit_id, visit_id=visit_id)
+            self.admission.refused(error, permit_id=permit.permit_id, visit_id=visit_id)
             raise
         log.info("visit approved", extra={"facts": {"visit": visit_id, "operator": actor.name}})
         self._changes.approved(visit_id)
@@ -226,7 +226,7 @@ class Visits:
         delta = request_of(visit).plan.delta
         return {"spent": spent, "epsilon": epsilon_by_population(spent, delta), "delta": delta}
 
-    def _repeated(self, previous: VisitRow, judged: Judgement, retry_key: str | None) -> VisitRow:
+    def _repeated(self, previous: VisitRow, judged: AdmittedStudy, retry_key: str | None) -> VisitRow:
         if previous.state in OPEN and retry_key is not None and previous.retry_key == retry_key:
             return previous
         error = RefusedError(
@@ -234,13 +234,13 @@ class Visits:
             code="VHT-REFUSED-DUPLICATE",
             hint="while it is open, repeat it with the Idempotency-Key it was first sent with; else sign a new request",
         )
-        self.judge.refused(
+        self.admission.refused(
             error, stranger=True, permit_id=judged.permit.permit_id, request_digest=judged.request_digest
         )
         raise error
 
     def _entered(
-        self, session: Session, visit_id: str, judged: Judgement, permit: str, study: str, key: str | None
+        self, session: Session, visit_id: str, judged: AdmittedStudy, permit: str, study: str, key: str | None
     ) -> VisitRow:
         visit = VisitRow(
             id=visit_id,
@@ -261,7 +261,7 @@ class Visits:
         return visit
 
 
-def _requested(judged: Judgement) -> VisitRequested:
+def _requested(judged: AdmittedStudy) -> VisitRequested:
     request = judged.request
     return VisitRequested(
         study_id=request.study_id,

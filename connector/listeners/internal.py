@@ -109,11 +109,11 @@ def _add_visits(app: FastAPI, node: Node, who: Any) -> None:
 
     @app.get("/api/visits")
     def visits(_: Who) -> dict[str, Any]:
-        return {"visits": node.books.visits()}
+        return {"visits": node.overview.visits()}
 
     @app.get("/api/visits/{visit_id}")
     def visit(visit_id: str, _: Who) -> dict[str, Any]:
-        return node.books.visit(visit_id)
+        return node.overview.visit(visit_id)
 
     @app.post("/api/visits/{visit_id}/approve")
     def approve(visit_id: str, actor: Who, decision: Decision | None = None) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
 
     @app.get("/api/ingests")
     def ingests(_: Who) -> dict[str, Any]:
-        return {"ingests": node.books.ingests()}
+        return {"ingests": node.overview.ingests()}
 
     @app.get("/api/sources")
     def sources(_: Who) -> dict[str, Any]:

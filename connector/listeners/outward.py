@@ -60,7 +60,7 @@ def outward_app(node: Node) -> FastAPI:
 
     @app.get("/catalogue")
     def catalogue_of_node() -> dict[str, Any]:
-        newest = node.books.newest_ingest()
+        newest = node.overview.newest_ingest()
         return catalogue(node.settings, node.summary(), modified=newest)
 
     @app.get("/identity")

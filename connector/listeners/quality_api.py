@@ -6,14 +6,14 @@ from fastapi import FastAPI
 
 from connector.governance.operator_accounts import Actor
 from connector.node import Node
-from connector.quality.survey_figures import Shown
+from connector.quality.survey_figures import SurveyFigures
 
 __all__ = ["add_quality", "quality"]
 
 
 def quality(node: Node, component: str | None, profile: str | None, *, shareable: bool) -> dict[str, Any]:
     """The surveys that were asked for. ``shareable``: rounded, and nothing below the node's smallest cell."""
-    shown = Shown(node.settings.smallest_cell if shareable else 0)
+    shown = SurveyFigures(node.settings.smallest_cell if shareable else 0)
     return {
         "node": node.settings.name,
         "dataset": node.settings.dataset.id,

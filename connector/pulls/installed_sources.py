@@ -15,7 +15,7 @@ import tomli_w
 
 from connector.fhir.sources import SourceSettings, pulling
 from connector.fhir.sources.smart_auth import BackendKey
-from connector.pulls.pull_history import Standing
+from connector.pulls.pull_history import PullStatus
 from vht_federate.errors import InputError, NotFoundError
 from vht_federate.files import replace_file
 
@@ -38,10 +38,10 @@ class Source:
         return SourceSettings.read(self.home / "source.toml")
 
     @property
-    def standing(self) -> Standing:
-        return Standing.read(self.home / "standing.json")
+    def standing(self) -> PullStatus:
+        return PullStatus.read(self.home / "standing.json")
 
-    def note(self, standing: Standing) -> None:
+    def note(self, standing: PullStatus) -> None:
         replace_file(self.home / "standing.json", standing.model_dump_json().encode())
 
     def described(self, phase: str | None = None) -> dict[str, Any]:

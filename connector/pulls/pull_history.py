@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-__all__ = ["Run", "Standing"]
+__all__ = ["PullStatus", "Run"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 RUNS_KEPT = 20
@@ -32,7 +32,7 @@ class Run(BaseModel):
     message: str | None = None
 
 
-class Standing(BaseModel):
+class PullStatus(BaseModel):
     """Newest run first. ``begun_at`` is set while a pull runs: found so at a start, that pull was cut off."""
 
     model_config = _STRICT
@@ -45,16 +45,16 @@ class Standing(BaseModel):
     runs: tuple[Run, ...] = ()
 
     @classmethod
-    def read(cls, path: Path) -> "Standing":
+    def read(cls, path: Path) -> "PullStatus":
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):
             return cls()
 
-    def begun(self, now: datetime, *, whole: bool = False) -> "Standing":
+    def begun(self, now: datetime, *, whole: bool = False) -> "PullStatus":
         return self.model_copy(update={"begun_at": now, "begun_whole": whole, "next_at": None})
 
-    def ended(self, run: Run, every_s: float | None, retry_s: float) -> "Standing":
+    def ended(self, run: Run, every_s: float | None, retry_s: float) -> "PullStatus":
         """After a failure the next try comes sooner than ``every_s``, and later each time."""
         failures = self.failures + 1 if run.code else 0
         wait = every_s

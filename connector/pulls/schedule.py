@@ -20,7 +20,7 @@ import orjson
 
 from connector.governance.operator_accounts import Actor
 from connector.pulls.installed_sources import Source, Sources
-from connector.pulls.pull_history import COUNTS, Run, Standing
+from connector.pulls.pull_history import COUNTS, PullStatus, Run
 from connector.settings import NodeFiles
 from vht_federate.child_processes import tied_to_us
 from vht_federate.errors import UnavailableError, VhtError
@@ -128,7 +128,7 @@ class Schedule:
             self._threads = [thread for thread in self._threads if thread.is_alive()]
             self._over.wait(self._tick_s)
 
-    def _due(self, source: Source, standing: Standing, *, cut_off: bool) -> bool:
+    def _due(self, source: Source, standing: PullStatus, *, cut_off: bool) -> bool:
         """At a start, a pull that was ``cut_off`` is due at once; so is an interval that has no time yet."""
         if standing.begun_at is not None:
             return cut_off

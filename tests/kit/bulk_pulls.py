@@ -11,7 +11,7 @@ from connector.fhir.sources import (
     download,
     pulling,
 )
-from connector.fhir.sources.retry import Pace
+from connector.fhir.sources.retry import RetryPolicy
 from kit.bulk_data_server import BulkServer
 from kit.fhir_resources import observation, patient
 
@@ -37,9 +37,9 @@ def source(server: BulkServer, **changes: Any) -> SourceSettings:
     return SourceSettings.model_validate(fields | changes)
 
 
-def quick(waits: list[float] | None = None, deadline_s: float = 600.0) -> Pace:
+def quick(waits: list[float] | None = None, deadline_s: float = 600.0) -> RetryPolicy:
     """A pace that does not wait, and remembers how long it would have."""
-    return Pace(deadline_s, sleep=(waits if waits is not None else []).append, jitter=lambda: 0.5)
+    return RetryPolicy(deadline_s, sleep=(waits if waits is not None else []).append, jitter=lambda: 0.5)
 
 
 def pull(settings: SourceSettings, home: Path, **more: Any) -> Pulled:

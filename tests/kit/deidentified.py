@@ -20,8 +20,8 @@ ONE, OTHER = Deidentifier(b"1" * 32, now=NOW), Deidentifier(b"2" * 32, now=NOW)
 SECRET = "Grace Hopper 555-0142"
 
 
-def told(resource: dict[str, Any], face: Deidentifier = ONE) -> dict[str, Any]:
-    deidentified = face.resource(resource)
+def told(resource: dict[str, Any], deidentifier: Deidentifier = ONE) -> dict[str, Any]:
+    deidentified = deidentifier.resource(resource)
     assert deidentified is not None
     return deidentified
 

@@ -7,11 +7,11 @@ from connector.fhir.codes.features import Feature, feature_of
 from vht_federate.components.contract import Port
 from vht_federate.domain.units import Affine, conversion
 
-__all__ = ["Measure", "Turn"]
+__all__ = ["Measure", "UnitConversion"]
 
 
 @dataclass(frozen=True)
-class Turn:
+class UnitConversion:
     """The map to the wanted unit. ``read_as``: the unit was taken for another one, as the code map says."""
 
     way: Affine
@@ -37,15 +37,15 @@ class Measure:
     def of_feature(cls, feature: Feature) -> "Measure":
         return cls(feature.unit or "1", next(iter(feature.loinc), None), feature.molar_mass, feature.read_as)
 
-    def turn(self, unit: str) -> Turn | None:
+    def turn(self, unit: str) -> UnitConversion | None:
         """How a value in ``unit`` becomes one in the wanted unit; None where it cannot."""
         way = conversion(unit, self.unit, loinc=self.loinc, molar_mass=self.molar_mass)
         if way is not None:
-            return Turn(way)
+            return UnitConversion(way)
         meant_unit = self.read_as.get(unit)
         way = conversion(meant_unit, self.unit, loinc=self.loinc, molar_mass=self.molar_mass) if meant_unit else None
-        return None if way is None else Turn(way, read_as=meant_unit)
+        return None if way is None else UnitConversion(way, read_as=meant_unit)
 
-    def turns(self, units: Iterable[str]) -> dict[str, Turn]:
+    def turns(self, units: Iterable[str]) -> dict[str, UnitConversion]:
         """Those of ``units`` that can."""
         return {unit: turn for unit in units if (turn := self.turn(unit)) is not None}

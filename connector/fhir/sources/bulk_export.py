@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from connector.fhir.sources.http_client import FHIR_JSON, Wire, refused
+from connector.fhir.sources.http_client import FHIR_JSON, SourceClient, refused
 from connector.fhir.sources.progress import Piece
 from connector.fhir.sources.response_body import malformed
 from connector.fhir.sources.retry import retry_after_s
@@ -108,7 +108,7 @@ def _joined(parameters: list[tuple[str, str, str]]) -> list[tuple[str, str, str]
     return [*((name, ",".join(name_values), kind) for name, (name_values, kind) in values.items()), *filters]
 
 
-def kick_off(wire: Wire, settings: SourceSettings, since: datetime | None) -> str:
+def kick_off(wire: SourceClient, settings: SourceSettings, since: datetime | None) -> str:
     """Ask for an export. The address to poll."""
     places = {"system": "", "patient": "/Patient", "group": f"/Group/{settings.group}"}
     url = f"{settings.base}{places[settings.level]}/$export"
@@ -131,7 +131,7 @@ def kick_off(wire: Wire, settings: SourceSettings, since: datetime | None) -> st
     return wire.guard.check(place, seen_at=url)
 
 
-def await_manifest(wire: Wire, settings: SourceSettings, status_url: str) -> Manifest:
+def await_manifest(wire: SourceClient, settings: SourceSettings, status_url: str) -> Manifest:
     """Poll until the export is finished. Raises Expired where the server forgot it, JobFailed where it failed."""
     wait = FIRST_POLL_S
     while True:
@@ -149,7 +149,7 @@ def await_manifest(wire: Wire, settings: SourceSettings, status_url: str) -> Man
         wait *= 1.5
 
 
-def _manifest(answer: httpx.Response, url: str, wire: Wire) -> Manifest:
+def _manifest(answer: httpx.Response, url: str, wire: SourceClient) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(answer.content)
     except ValidationError:
@@ -169,7 +169,7 @@ def _manifest(answer: httpx.Response, url: str, wire: Wire) -> Manifest:
     return manifest.model_copy(update={**changes, "link": links})
 
 
-def _whole(wire: Wire, first: Manifest) -> Manifest:
+def _whole(wire: SourceClient, first: Manifest) -> Manifest:
     """A manifest that goes on elsewhere, with all its pages."""
     page, seen_urls, files = first, set[str](), {name: getattr(first, name) for name in ("output", "deleted")}
     outcomes = first.error + first.outcome
@@ -187,7 +187,7 @@ def _whole(wire: Wire, first: Manifest) -> Manifest:
     return first.model_copy(update={**files, "error": (), "outcome": outcomes, "link": ()})
 
 
-def release_job(wire: Wire, status_url: str) -> None:
+def release_job(wire: SourceClient, status_url: str) -> None:
     """Tell the server that its files may go. Servers differ in what they answer, and nothing depends on it."""
     try:
         wire.ask("DELETE", status_url)

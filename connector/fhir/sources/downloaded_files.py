@@ -10,10 +10,10 @@ from typing import IO
 import httpx
 
 from connector.fhir.sources.bulk_export import Expired
-from connector.fhir.sources.http_client import Wire, refused, too_much
+from connector.fhir.sources.http_client import SourceClient, refused, too_much
 from connector.fhir.sources.progress import Journal, Piece
 from connector.fhir.sources.response_body import malformed
-from connector.fhir.sources.retry import Patience
+from connector.fhir.sources.retry import Retries
 from vht_federate.files import flush_to_disk, sync
 
 __all__ = ["Files", "Weight", "finish", "weigh"]
@@ -54,7 +54,7 @@ def finish(journal: Journal, number: int, part: Path, target: Path, weight: Weig
 class Files:
     """Fetches the pieces of a journal into the folder ``run``."""
 
-    def __init__(self, wire: Wire, journal: Journal, run: Path, maximum_bytes: int) -> None:
+    def __init__(self, wire: SourceClient, journal: Journal, run: Path, maximum_bytes: int) -> None:
         self._wire, self._journal, self._run, self._maximum = wire, journal, run, maximum_bytes
 
     def fetch(self) -> None:
@@ -88,7 +88,7 @@ class Files:
             self._note(number, 0)
             patience.again("a file holds less than its manifest says")
 
-    def _stream(self, number: int, part: Path, patience: Patience) -> bool:
+    def _stream(self, number: int, part: Path, patience: Retries) -> bool:
         """Read what is missing of one piece. False where the server could not go on from what is here."""
         piece = self._piece(number)
         part.touch(mode=0o600)

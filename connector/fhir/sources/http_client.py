@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 
 from connector.fhir.sources.response_body import body_of
-from connector.fhir.sources.retry import Pace, Patience, retry_after_s
+from connector.fhir.sources.retry import Retries, RetryPolicy, retry_after_s
 from connector.fhir.sources.settings import SourceSettings
 from connector.fhir.sources.smart_auth import Tokens
 from vht_federate.errors import UnavailableError
 
-__all__ = ["FHIR_JSON", "Wire", "refused", "too_much"]
+__all__ = ["FHIR_JSON", "SourceClient", "refused", "too_much"]
 
 FHIR_JSON = "application/fhir+json"
 PASSING = frozenset({429, 502, 503, 504})
@@ -43,10 +43,10 @@ def too_much() -> UnavailableError:
     )
 
 
-class Wire:
+class SourceClient:
     """One conversation with one source. Use as a context manager."""
 
-    def __init__(self, settings: SourceSettings, pace: Pace) -> None:
+    def __init__(self, settings: SourceSettings, pace: RetryPolicy) -> None:
         verify = ssl.create_default_context(cafile=str(settings.ca) if settings.ca else None)
         self._http = httpx.Client(verify=verify, timeout=TIMEOUT, trust_env=False, follow_redirects=False)
         self.guard, self.pace, self.attempts = settings.guard, pace, settings.attempts
@@ -60,14 +60,14 @@ class Wire:
             self._http.close()
             raise
 
-    def __enter__(self) -> "Wire":
+    def __enter__(self) -> "SourceClient":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def patience(self) -> Patience:
-        return Patience(self.pace, self.attempts)
+    def patience(self) -> Retries:
+        return Retries(self.pace, self.attempts)
 
     def ask(
         self, method: str, url: str, *, json: Any = None, headers: Mapping[str, str] | None = None
@@ -92,7 +92,7 @@ class Wire:
         *,
         json: Any = None,
         headers: Mapping[str, str] | None = None,
-        patience: Patience | None = None,
+        patience: Retries | None = None,
         everywhere: bool = False,
     ) -> Iterator[httpx.Response]:
         """An answer whose body is still to be read. The token goes home only, or ``everywhere`` that is allowed.
@@ -106,7 +106,7 @@ class Wire:
             answer.close()
 
     def _answer(
-        self, method: str, url: str, json: Any, headers: dict[str, str], patience: Patience, everywhere: bool
+        self, method: str, url: str, json: Any, headers: dict[str, str], patience: Retries, everywhere: bool
     ) -> httpx.Response:
         url, renewed, redirects = self.guard.check(url), False, 0
         while True:

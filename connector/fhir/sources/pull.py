@@ -20,9 +20,9 @@ from connector.fhir.deletions import Deletions, read_deletions
 from connector.fhir.disk_full import on_this_disk
 from connector.fhir.sources.bulk_export import Expired, JobFailed, await_manifest, kick_off, release_job
 from connector.fhir.sources.downloaded_files import Files
-from connector.fhir.sources.http_client import Wire
+from connector.fhir.sources.http_client import SourceClient
 from connector.fhir.sources.progress import Journal, Progress
-from connector.fhir.sources.retry import Pace
+from connector.fhir.sources.retry import RetryPolicy
 from connector.fhir.sources.search import Pages, first_pages, history_pages
 from connector.fhir.sources.settings import SourceSettings
 from vht_federate.errors import UnavailableError
@@ -79,14 +79,14 @@ def pulling(home: Path) -> Iterator[Path]:
         yield home
 
 
-def download(settings: SourceSettings, home: Path, *, whole: bool = False, pace: Pace | None = None) -> Pulled:
+def download(settings: SourceSettings, home: Path, *, whole: bool = False, pace: RetryPolicy | None = None) -> Pulled:
     """Fetch what changed since the last pull that was settled (``whole``: everything) into ``home/run/data``.
 
     Raises RefusedError VHT-REFUSED-SOURCE-ADDRESS, UnavailableError VHT-UNAVAILABLE-SOURCE… or VHT-UNAVAILABLE-DISK,
     each with the pull left as it is: the next call goes on.
     """
-    pace = pace or Pace(settings.deadline_s)
-    with on_this_disk(), Wire(settings, pace) as wire:
+    pace = pace or RetryPolicy(settings.deadline_s)
+    with on_this_disk(), SourceClient(settings, pace) as wire:
         for start in range(1, STARTS + 1):
             journal, resumed = _journal(settings, home, whole, pace)
             try:
@@ -114,7 +114,7 @@ def settle_pull(settings: SourceSettings, home: Path, pulled: Pulled, *, replace
     status_url = journal.progress.status_url if journal else None
     shutil.rmtree(home / "run", ignore_errors=True)
     if status_url:
-        with Wire(settings.model_copy(update={"attempts": 1}), Pace(60.0)) as wire:
+        with SourceClient(settings.model_copy(update={"attempts": 1}), RetryPolicy(60.0)) as wire:
             release_job(wire, status_url)
 
 
@@ -148,7 +148,7 @@ def _since(home: Path) -> datetime | None:
         return None
 
 
-def _journal(settings: SourceSettings, home: Path, whole: bool, pace: Pace) -> tuple[Journal, bool]:
+def _journal(settings: SourceSettings, home: Path, whole: bool, pace: RetryPolicy) -> tuple[Journal, bool]:
     """The pull under way if it asks the same question, else a new one."""
     since = None if whole else _since(home)
     gone_since = _since(home) if settings.deletions == "history" else None
@@ -184,7 +184,7 @@ def _length(path: Path) -> int:
         return -1
 
 
-def _collect(wire: Wire, settings: SourceSettings, journal: Journal, run: Path) -> None:
+def _collect(wire: SourceClient, settings: SourceSettings, journal: Journal, run: Path) -> None:
     stamp, gone_since = f"{settings.name}-{journal.progress.begun_at:%Y%m%dT%H%M%SZ}", journal.progress.deleted_since
     history = history_pages(settings, gone_since, stamp) if gone_since else ()
     if journal.progress.pieces is None and settings.mode == "search":

@@ -2,7 +2,7 @@
 
 import httpx
 
-from connector.fhir.sources.retry import Pace
+from connector.fhir.sources.retry import RetryPolicy
 from vht_federate.errors import UnavailableError
 
 __all__ = ["body_of", "malformed"]
@@ -12,7 +12,7 @@ def malformed(what: str) -> UnavailableError:
     return UnavailableError(f"the FHIR server's {what} cannot be read", code="VHT-UNAVAILABLE-SOURCE-ANSWER")
 
 
-def body_of(answer: httpx.Response, pace: Pace, *, limit: int) -> bytes:
+def body_of(answer: httpx.Response, pace: RetryPolicy, *, limit: int) -> bytes:
     """What is still to be read of ``answer``, decoded.
 
     Raises UnavailableError VHT-UNAVAILABLE-SOURCE-ANSWER beyond ``limit`` bytes, VHT-UNAVAILABLE-SOURCE-DEADLINE;

@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 
 from vht_federate.errors import UnavailableError
 
-__all__ = ["Pace", "Patience", "retry_after_s"]
+__all__ = ["Retries", "RetryPolicy", "retry_after_s"]
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 
@@ -28,7 +28,7 @@ def retry_after_s(text: str | None, now: datetime) -> float | None:
 
 
 @dataclass
-class Pace:
+class RetryPolicy:
     """Time as a pull sees it. ``jitter`` draws from [0, 1)."""
 
     deadline_s: float
@@ -57,10 +57,10 @@ class Pace:
         return self.jitter() * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failures, 20))
 
 
-class Patience:
+class Retries:
     """Failures in a row of one undertaking; progress makes it fresh."""
 
-    def __init__(self, pace: Pace, attempts: int) -> None:
+    def __init__(self, pace: RetryPolicy, attempts: int) -> None:
         self._pace, self._attempts, self._failures = pace, attempts, 0
 
     def refresh(self) -> None:

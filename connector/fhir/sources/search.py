@@ -15,7 +15,7 @@ import httpx
 from connector.fhir.json_depth import parsed_in_parts, written
 from connector.fhir.sources.bulk_export import fhir_instant
 from connector.fhir.sources.downloaded_files import finish, weigh
-from connector.fhir.sources.http_client import FHIR_JSON, Wire, refused, too_much
+from connector.fhir.sources.http_client import FHIR_JSON, SourceClient, refused, too_much
 from connector.fhir.sources.progress import Journal, Piece
 from connector.fhir.sources.response_body import malformed
 from connector.fhir.sources.settings import SourceSettings
@@ -60,7 +60,7 @@ def _question(settings: SourceSettings, kind: str, since: datetime | None) -> st
 class Pages:
     """Fetches the paged pieces of a journal into the folder ``run``."""
 
-    def __init__(self, wire: Wire, settings: SourceSettings, journal: Journal, run: Path) -> None:
+    def __init__(self, wire: SourceClient, settings: SourceSettings, journal: Journal, run: Path) -> None:
         self._wire, self._settings, self._journal, self._run = wire, settings, journal, run
 
     def fetch(self) -> None:

@@ -22,7 +22,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from connector.fhir.sources.allowed_origins import Guard
 from connector.fhir.sources.response_body import body_of
-from connector.fhir.sources.retry import Pace, Patience, retry_after_s
+from connector.fhir.sources.retry import Retries, RetryPolicy, retry_after_s
 from connector.fhir.sources.settings import AuthorizationSettings
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.signing.canonical import canonical_bytes
@@ -90,7 +90,13 @@ class Tokens:
     """The access token in force; a new one shortly before it ends, or where the server no longer takes it."""
 
     def __init__(
-        self, http: httpx.Client, guard: Guard, base: str, settings: AuthorizationSettings, pace: Pace, attempts: int
+        self,
+        http: httpx.Client,
+        guard: Guard,
+        base: str,
+        settings: AuthorizationSettings,
+        pace: RetryPolicy,
+        attempts: int,
     ) -> None:
         self._http, self._guard, self._base, self._settings = http, guard, base, settings
         self._pace, self._attempts = pace, attempts
@@ -120,7 +126,7 @@ class Tokens:
 
     def _answer(self, *, token: bool) -> bytes:
         """What the token endpoint answers, or (not ``token``) the discovery document."""
-        patience = Patience(self._pace, self._attempts)
+        patience = Retries(self._pace, self._attempts)
         while True:
             try:
                 with self._ask_token() if token else self._http.stream("GET", self._discovery_url()) as answer:

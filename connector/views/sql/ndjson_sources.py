@@ -90,13 +90,13 @@ def execute(
     if not skip_bad_lines:
         _refuse_faults(plan, files, limit)
     account = Account()
-    account.rows = sink(_Careful(plan, account, limit).batches(files))
+    account.rows = sink(_BoundedReader(plan, account, limit).batches(files))
     return account
 
 
 def _refuse_faults(plan: Plan, files: Sequence[Path], limit: TimeLimit) -> None:
     account = Account()
-    for _ in _Careful(plan, account, limit).batches(files):
+    for _ in _BoundedReader(plan, account, limit).batches(files):
         pass  # rows are not wanted: every line is looked at before any row is written
     if account.faults:
         first = ", ".join(f"{one.file}:{one.line} {one.reason}" for one in account.faults[:5])
@@ -127,7 +127,7 @@ def _counted(connection: duckdb.DuckDBPyConnection, names: Sequence[str], plan: 
     return Account(lines, resources, lines - resources, rows)
 
 
-class _Careful:
+class _BoundedReader:
     """Goes through the files line by line, keeping ``account``."""
 
     def __init__(self, plan: Plan, account: Account, limit: TimeLimit) -> None:

@@ -183,7 +183,7 @@ def test_the_command_the_books_and_the_console_tell_what_was_ignored(hospital: H
     wanted = [{"name": name, "reason": why} for name, why in sorted(clutter(folder).items())]
     assert vht_node("ingest", hospital.state, folder)["ignored"] == wanted
     with hospital.open() as node:
-        [intake] = node.books.ingests()
+        [intake] = node.overview.ingests()
         page = datasets_page(node)
     assert intake["ignored"] == wanted
     assert all(entry["name"] in page for entry in wanted[:5])

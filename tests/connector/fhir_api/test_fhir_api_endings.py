@@ -98,16 +98,16 @@ Halt = Callable[[str], tuple[threading.Event, threading.Event]]
 
 @pytest.fixture
 def halted(monkeypatch: pytest.MonkeyPatch) -> Halt:
-    """Has the worker wait: before it begins to read (``face``), or in the middle (``everything``)."""
+    """Has the worker wait: before it begins to read (``view_for``), or in the middle (``everything``)."""
 
     def halt(where: str) -> tuple[threading.Event, threading.Event]:
         import connector.fhir_api.permit_view as module
 
         reached, go = threading.Event(), threading.Event()
-        owner: Any = module.Faces if where == "face" else module.Face
+        owner: Any = module.PermitViews if where == "view_for" else module.PermitView
         original = getattr(owner, where)
 
-        def face(*args: Any, **more: Any) -> Any:
+        def view_for(*args: Any, **more: Any) -> Any:
             if threading.current_thread().name == "vht-exports":
                 reached.set()
                 assert go.wait(300)
@@ -120,13 +120,13 @@ def halted(monkeypatch: pytest.MonkeyPatch) -> Halt:
                     assert go.wait(300)
                 yield resource
 
-        monkeypatch.setattr(owner, where, {"face": face, "everything": everything}[where])
+        monkeypatch.setattr(owner, where, {"view_for": view_for, "everything": everything}[where])
         return reached, go
 
     return halt
 
 
-@pytest.mark.parametrize("where", ["face", "everything"])
+@pytest.mark.parametrize("where", ["view_for", "everything"])
 @pytest.mark.parametrize("by", ["delete", "revoked client"])
 def test_a_job_that_was_ended_makes_nothing(stocked: Hospital, halted: Halt, where: str, by: str) -> None:
     with opened(stocked, Later()) as program:
@@ -153,7 +153,7 @@ def test_a_job_that_was_ended_makes_nothing(stocked: Hospital, halted: Halt, whe
 def test_the_node_stops_in_the_middle_of_an_export(stocked: Hospital, halted: Halt) -> None:
     with opened(stocked, Later()) as program:
         token = program.token()
-        reached, go = halted("face")
+        reached, go = halted("view_for")
         program.export(token=token)
         assert reached.wait(300)
         job, exports = only_job(program), program.node.fhir_api.exports

@@ -150,7 +150,7 @@ def test_a_permit_revoked_in_the_middle_leaves_nothing(stocked: Hospital, monkey
     with serving(stocked, permit_id="permit-7") as program:
         api, go, reached = program.node.fhir_api, threading.Event(), threading.Event()
         object.__setattr__(api.limits, "status_every_s", 0.0)
-        everything = type(api.faces.face(api.clients.permit_of(api.clients.get(program.id)))).everything
+        everything = type(api.permit_views.view_for(api.clients.permit_of(api.clients.get(program.id)))).everything
 
         def slowly(*args: Any, **more: Any) -> Iterator[dict[str, Any]]:
             for number, resource in enumerate(everything(*args, **more)):
@@ -159,7 +159,7 @@ def test_a_permit_revoked_in_the_middle_leaves_nothing(stocked: Hospital, monkey
                     assert go.wait(300)
                 yield resource
 
-        monkeypatch.setattr("connector.fhir_api.permit_view.Face.everything", slowly)
+        monkeypatch.setattr("connector.fhir_api.permit_view.PermitView.everything", slowly)
         token = program.token()
         status = urlsplit(program.export(token=token).headers["Content-Location"]).path
         assert reached.wait(300)
@@ -207,7 +207,7 @@ def test_files_expire_and_the_access_log_is_bounded(stocked: Hospital) -> None:
     with serving(stocked) as program:
         node = program.node
         limits = Limits(keep_s=0, audit_file=4_000, audit_files=3, audit_days=0)
-        small = local_api(node.settings, node.files, node.steps, node.visits.judge, limits=limits)
+        small = local_api(node.settings, node.files, node.steps, node.visits.admission, limits=limits)
         access = node.fhir_api.tokens.access(program.token())
         small.exports.start()
         from connector.fhir_api.access_log import Event

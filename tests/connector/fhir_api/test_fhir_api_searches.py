@@ -32,13 +32,13 @@ def following(answer: Any) -> str:
 
 def test_a_permit_of_the_same_id_and_other_content_has_another_face(stocked: Hospital) -> None:
     with serving(stocked) as program:
-        faces, permit = program.node.fhir_api.faces, permit_of(program)
-        wide = faces.face(permit)
-        narrow = faces.face(permit.model_copy(update={"columns": ("male",)}))
+        permit_views, permit = program.node.fhir_api.permit_views, permit_of(program)
+        wide = permit_views.view_for(permit)
+        narrow = permit_views.view_for(permit.model_copy(update={"columns": ("male",)}))
         assert (wide.scope.birth_date, narrow.scope.birth_date) == (True, False)
-        assert faces.face(permit) is wide
+        assert permit_views.view_for(permit) is wide
         with pytest.raises(CohortError):
-            faces.face(permit.model_copy(update={"minimum_cohort": 41}))
+            permit_views.view_for(permit.model_copy(update={"minimum_cohort": 41}))
 
 
 def test_a_cursor_says_what_was_written_until_it_ends() -> None:
@@ -77,7 +77,7 @@ def test_pages_go_on_over_one_state_without_those_who_are_gone(stocked: Hospital
         assert {entry["resource"]["id"] for entry in next_page.json()["entry"]} <= remaining_ids
         assert everybody - remaining_ids
         assert first_ids <= everybody
-        generation = program.node.fhir_api.faces.face(permit_of(program)).generation.number
+        generation = program.node.fhir_api.permit_views.view_for(permit_of(program)).generation.number
         forged = base64.urlsafe_b64encode(f"{generation - 1}:0".encode()).decode().rstrip("=")
         assert program.get(f"Patient?_page={forged}", token).status_code == 400
 
@@ -109,18 +109,18 @@ def test_partial_dates_are_told_and_found_by_their_year(stocked: Hospital) -> No
     with stocked.open(start=False) as node:
         node.ingest(write(stocked.root / "partial", "data.ndjson", lines), replace=True)
     with serving(stocked, minimum_cohort=1) as program:
-        token, face = program.token(), program.node.fhir_api.faces.face(permit_of(program))
+        token, permit_view = program.token(), program.node.fhir_api.permit_views.view_for(permit_of(program))
         key = program.node.secret.subject_key
         observations = {resource["subject"]["reference"]: resource for resource in program.search("Observation", token)}
         born = {f"Patient/{resource['id']}": resource["birthDate"] for resource in program.search("Patient", token)}
         for number, partial_date in enumerate(PARTIAL, 50):
             subject = subject_key(key, f"p{number}")
-            name = face.deidentifier.patient(subject)
-            moved = PARTIAL[partial_date] - face.deidentifier.shift(subject)
+            name = permit_view.deidentifier.patient(subject)
+            moved = PARTIAL[partial_date] - permit_view.deidentifier.shift(subject)
             effective = observations[f"Patient/{name}"]["effectiveDateTime"]
             assert effective == f"{moved.year}"
             birth = date(2009, 12, 15) if partial_date == "2009-12" else PARTIAL[partial_date]
-            assert born[f"Patient/{name}"] == f"{(birth - face.deidentifier.shift(subject)).year}"
+            assert born[f"Patient/{name}"] == f"{(birth - permit_view.deidentifier.shift(subject)).year}"
             query = f"Observation?patient={name}&date"
             rules = _rules(int(effective))
             if partial_date != "2010":  # the rest is of a year, however it came to be
@@ -174,12 +174,14 @@ def test_the_order_of_answers_is_the_permits_own_and_ties_no_patient_to_one_of_a
             }
             manifest = program.await_export(program.export(token=token), token).json()
             exported = program.download(manifest, token)
-            face = program.node.fhir_api.faces.face(permit_of(program))
+            permit_view = program.node.fhir_api.permit_views.view_for(permit_of(program))
         assert {kind: exported[kind] for kind in searched} == searched
         for kind in ("Observation", "Condition"):
             people = [resource["subject"]["reference"] for resource in searched[kind]]
             assert people == sorted(people)
-        names = dict(zip(face.people["name"].to_pylist(), face.people["subject"].to_pylist(), strict=True))
+        names = dict(
+            zip(permit_view.people["name"].to_pylist(), permit_view.people["subject"].to_pylist(), strict=True)
+        )
         orders.append([names[resource["id"]] for resource in searched["Patient"]])
     assert len(orders[0]) == 40
     assert sorted(orders[0]) == sorted(orders[1])

@@ -56,7 +56,7 @@ def test_the_answer_carries_the_noise_that_the_ledger_paid_for(stocked: Hospital
         assert answered["index"] == query["index"] + 1
         assert (answered["body"]["count"], answered["body"]["query"]) == (answer["count"], query["body"]["query"])
         assert answered["permit_id"] == query["permit_id"] == "permit-1"
-        spent = node.books.budget()["datasets"][DATASET]["spent"]
+        spent = node.overview.budget()["datasets"][DATASET]["spent"]
         assert 0.29 < spent["train"] <= 0.3
         assert spent["test"] == spent["train"]
 
@@ -65,7 +65,7 @@ def test_the_same_question_again_is_told_the_same_and_costs_nothing_more(stocked
     other = SigningKey.generate()
     with asked_of(stocked, silent=False) as node:
         first = ask(node, stocked)
-        spent = node.books.budget()["datasets"][DATASET]["spent"]
+        spent = node.overview.budget()["datasets"][DATASET]["spent"]
         again = [ask(node, stocked, title="Asked anew") for _ in range(3)]
         assert {answer["count"] for answer in again} == {first["count"]}
         assert all(answer["repeated"] for answer in again)
@@ -73,7 +73,7 @@ def test_the_same_question_again_is_told_the_same_and_costs_nothing_more(stocked
             permit_id="permit-2", data_users=({"name": "Other", "kind": "academic", "kid": other.public.kid},)
         )
         assert ask(node, stocked, colleague, permit_id="permit-2", key=other)["count"] == first["count"]
-        assert node.books.budget()["datasets"][DATASET]["spent"] == spent
+        assert node.overview.budget()["datasets"][DATASET]["spent"] == spent
         assert stocked.kinds().count("query.drawn") == stocked.kinds().count("feasibility.answered") == 1
         assert ask(node, stocked, view=view(where="gender = 'male'"))["repeated"] is False
 
@@ -99,9 +99,9 @@ def test_a_permit_that_paid_for_questions_alone_is_in_the_budget_and_in_the_audi
     with asked_of(stocked) as node:
         token = stocked.permit()
         request_visit(node, stocked, token)  # waits for an operator: it reserved nothing
-        assert node.books.budget()["permits"] == {}
+        assert node.overview.budget()["permits"] == {}
         ask(node, stocked, token)
-        budget = node.books.budget()
+        budget = node.overview.budget()
         assert 0.29 < budget["permits"]["permit-1"]["spent"]["train"] <= 0.3
         assert "permit-1" in {line["of"] for line in budget["patients"]}
         client = stocked.permit(permit_id="permit-2")
@@ -114,7 +114,7 @@ def test_a_permit_that_paid_for_questions_alone_is_in_the_budget_and_in_the_audi
                 )
             )  # fmt: skip
         ask(node, stocked, client, permit_id="permit-2", view=view(where="gender = 'male'"))
-        assert set(node.books.budget()["permits"]) == {"permit-1", "permit-2"}
+        assert set(node.overview.budget()["permits"]) == {"permit-1", "permit-2"}
         with node.database.read() as session:
             exported = export_ledger(session, node.ledger, node.settings, node.key, datetime.now(UTC))
         assert {cap.of for cap in exported.caps if cap.name == "permit"} == {"permit-1", "permit-2"}

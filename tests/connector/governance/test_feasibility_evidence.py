@@ -126,7 +126,7 @@ def test_a_crash_between_spend_and_answer_has_spent(stocked: Hospital, monkeypat
                 ask(node, stocked)
         assert stocked.kinds()[-1] == "query.drawn"
     with asked_of(stocked) as node:
-        assert node.books.budget()["datasets"][DATASET]["spent"]["train"] > 0.29
+        assert node.overview.budget()["datasets"][DATASET]["spent"]["train"] > 0.29
         assert ask(node, stocked)["count"] == 40
         assert stocked.kinds().count("query.drawn") == 2
 

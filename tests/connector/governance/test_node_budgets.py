@@ -43,7 +43,7 @@ def vht(*arguments: str, expect: int = 0) -> dict[str, Any]:
 def test_a_ready_visit_is_in_the_history_of_its_patients_and_of_nobody_else(stocked: Hospital) -> None:
     with stocked.open() as node:
         visit = ask(node, stocked)
-        assert node.books.visit(visit.id)["able"] == {"patient": 40, "permit": 40, "patients": 40}
+        assert node.overview.visit(visit.id)["able"] == {"patient": 40, "permit": 40, "patients": 40}
         assert approved(node, visit.id) == "ready"
         node.gate.begin(visit.id, "train", 1, DIGEST)
         with node.database.read() as session:
@@ -51,7 +51,7 @@ def test_a_ready_visit_is_in_the_history_of_its_patients_and_of_nobody_else(stoc
         cohort = json.loads((node.files.cohort(visit.id) / "manifest.json").read_bytes())
         assert len(participation) == cohort["patients"]
         assert participation.placed == {visit.id}
-        (line, permit) = node.books.budget()["patients"]
+        (line, permit) = node.overview.budget()["patients"]
         assert (line["cap"], line["of"], line["patients"], line["untouched"]) == (
             "patient", None, 40, 40 - cohort["patients"])  # fmt: skip
         assert (permit["cap"], permit["of"]) == ("permit", "permit-1")
@@ -62,7 +62,7 @@ def test_a_cohort_with_one_exhausted_patient_ends_its_visit_and_gives_everything
         with node.queries.spending("mean", DEAR, ADA, included=people(node, "p3")) as query:
             query.draw()
         visit = ask(node, stocked)
-        assert node.books.visit(visit.id)["able"]["patient"] == 39
+        assert node.overview.visit(visit.id)["able"]["patient"] == 39
         assert approved(node, visit.id) == "failed"
         row = node.visits.get(visit.id)
         assert row.code == "VHT-BUDGET-CAP"
@@ -86,25 +86,25 @@ def test_when_too_few_patients_could_pay_a_visit_is_refused_at_once(stocked: Hos
 def test_a_query_gives_back_unless_it_drew_and_its_spend_outlives_the_database(stocked: Hospital) -> None:
     with stocked.open() as node:
         with node.queries.spending("feasibility", COUNT, ADA):
-            assert node.books.budget()["datasets"][DATASET]["reserved"]["train"] > 0
+            assert node.overview.budget()["datasets"][DATASET]["reserved"]["train"] > 0
         with node.queries.spending("feasibility", COUNT, ADA) as query:
             query.draw()
             with pytest.raises(BudgetError):
                 query.draw()
-        spent = node.books.budget()["datasets"][DATASET]["spent"]
+        spent = node.overview.budget()["datasets"][DATASET]["spent"]
         assert spent == pytest.approx(epsilon_by_population(COUNT, 1e-5))
     assert stocked.kinds().count("query.drawn") == 1
     for path in stocked.state.glob("node.sqlite*"):
         path.unlink()
     with stocked.open() as node:
-        assert node.books.budget()["datasets"][DATASET]["spent"] == pytest.approx(spent)
+        assert node.overview.budget()["datasets"][DATASET]["spent"] == pytest.approx(spent)
 
 
 def test_a_query_that_a_crash_left_reserved_gives_back_at_the_next_start(stocked: Hospital) -> None:
     with stocked.open() as node:
         node.queries.spending("feasibility", COUNT, ADA, included=people(node, "p1")).__enter__()
     with stocked.open() as node:
-        assert node.books.budget()["datasets"][DATASET]["if_spent"]["train"] == 0
+        assert node.overview.budget()["datasets"][DATASET]["if_spent"]["train"] == 0
         with node.database.read() as session:
             assert len(node.ledger.participation.read(session)) == 0
 

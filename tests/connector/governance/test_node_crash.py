@@ -64,7 +64,7 @@ while node.visits.get({visit!r}).state != "ready":
 
 def _spent(hospital: Hospital) -> tuple[dict[str, float], dict[str, float], str]:
     with hospital.open() as node:
-        account = node.books.budget()["datasets"][DATASET]
+        account = node.overview.budget()["datasets"][DATASET]
         (visit,) = node.visits.all()
         return account["spent"], account["if_spent"], visit.state
 
@@ -172,7 +172,7 @@ def test_a_database_that_was_lost_gets_its_spends_back_from_the_log(stocked: Hos
     for path in stocked.state.glob("node.sqlite*"):
         path.unlink()
     with stocked.open() as node:
-        account = node.books.budget()["datasets"][DATASET]
+        account = node.overview.budget()["datasets"][DATASET]
         assert account["spent"]["train"] == pytest.approx(
             epsilon_by_population(PLAN.events_of("train", 1), PLAN.delta)["train"]
         )
@@ -197,7 +197,7 @@ def test_many_at_once_draw_each_round_once(stocked: Hospital) -> None:
         for thread in threads:
             thread.join()
         assert sorted(outcomes) == ["VHT-REFUSED-REPLAY"] * 7 + ["begun"]
-        spent = node.books.budget()["datasets"][DATASET]["spent"]
+        spent = node.overview.budget()["datasets"][DATASET]["spent"]
         assert spent == pytest.approx(epsilon_by_population(PLAN.events_of("train", 1), PLAN.delta))
 
 
@@ -214,7 +214,7 @@ def test_a_log_that_cannot_be_written_lets_nothing_begin(stocked: Hospital) -> N
         with pytest.raises(OSError, match="No space"):
             node.gate.begin(visit.id, "train", 1, DIGEST)
         node.evidence.append = append  # type: ignore[method-assign]
-        assert node.books.budget()["datasets"][DATASET]["spent"]["train"] == 0
+        assert node.overview.budget()["datasets"][DATASET]["spent"]["train"] == 0
         with pytest.raises((RefusedError, BudgetError)):
             node.gate.begin(visit.id, "train", 1, DIGEST)  # it may have reached the disk: never again
     assert "round.begun" not in stocked.kinds()

@@ -55,7 +55,7 @@ def record(node: Node, visit: str) -> VisitRecord:
 def audited(node: Node, visit: str) -> dict[str, float]:
     """What the visit spent: log, database and auditor say the same."""
     spent = check_ledger(record(node, visit), epsilon_by_population)
-    assert node.books.budget()["datasets"][DATASET]["spent"] == pytest.approx(spent)
+    assert node.overview.budget()["datasets"][DATASET]["spent"] == pytest.approx(spent)
     return spent
 
 
@@ -83,7 +83,7 @@ def test_a_round_whose_commit_failed_is_spent_and_the_visit_closes_with_it(stock
         node.gate.release(visit, "train", 2, DIGEST)
         node.visits.end(visit, "closed", code=None, reason="done")
         assert audited(node, visit) == cost(("train", 1), ("train", 2))
-        assert node.books.budget()["datasets"][DATASET]["reserved"] == pytest.approx(NOTHING)
+        assert node.overview.budget()["datasets"][DATASET]["reserved"] == pytest.approx(NOTHING)
 
 
 def test_the_end_right_after_a_failed_round_accounts_for_it(stocked: Hospital) -> None:
@@ -180,7 +180,7 @@ def test_an_end_whose_commit_failed_is_logged_once_and_its_enclave_goes(stocked:
 def test_a_request_whose_commit_failed_can_be_made_again(stocked: Hospital) -> None:
     with stocked.open() as node:
         permit, study = stocked.permit(), stocked.study()
-        node.visits.judge.judge(permit, study, stocked.user.public.jwk())  # the newest status list is known
+        node.visits.admission.admit(permit, study, stocked.user.public.jwk())  # the newest status list is known
         with full_disk(), unavailable():
             ask(node, stocked, permit, study)
         visit = ask(node, stocked, permit, study).id
@@ -194,7 +194,7 @@ def test_a_query_whose_commit_failed_is_spent_and_not_given_back(stocked: Hospit
         with unavailable(), node.queries.spending("count", (event(noise=9.0),), ADA) as query, full_disk():
             query.draw()
         spent = epsilon_by_population([event(noise=9.0)], node.ledger.delta)
-        assert node.books.budget()["datasets"][DATASET]["spent"] == pytest.approx(spent)
+        assert node.overview.budget()["datasets"][DATASET]["spent"] == pytest.approx(spent)
 
 
 def test_an_acknowledgement_whose_commit_failed_is_the_receipt_that_is_given(stocked: Hospital) -> None:

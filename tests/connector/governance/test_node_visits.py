@@ -35,7 +35,7 @@ def test_a_visit_runs_to_its_end_and_an_auditor_can_read_its_log(stocked: Hospit
         assert closed.receipt == node.visits.end(visit.id, "closed", code=None, reason="again").receipt
         await_that(lambda: not stocked.cohort_folders())
         export = node.evidence.export("permit-1")
-        budget = node.books.budget()["datasets"][DATASET]
+        budget = node.overview.budget()["datasets"][DATASET]
         key = node.key.public
     assert stocked.enclaves.stopped == [visit.id]
     log = read_node_log("nodes/hospital-1.json", canonical_bytes(export), "hospital-1", "permit-1", key)
@@ -138,7 +138,7 @@ def test_without_a_fresh_status_list_nothing_is_let_in(hospital: Hospital) -> No
 def test_an_older_status_list_than_one_seen_before_is_a_rollback(hospital: Hospital) -> None:
     hospital.permit(permit_id="other")
     with hospital.open() as node:
-        old = node.visits.judge.status._source.fetch()
+        old = node.visits.admission.status._source.fetch()
         hospital.issuer.revoke("other")
         ask(node, hospital)
 
@@ -146,7 +146,7 @@ def test_an_older_status_list_than_one_seen_before_is_a_rollback(hospital: Hospi
             def fetch(self) -> str:
                 return old
 
-        node.visits.judge.status._source = Replayed()
+        node.visits.admission.status._source = Replayed()
         with pytest.raises(PermitError) as caught:
             ask(node, hospital, study=hospital.study(study_id="study-2"))
         assert caught.value.code == "VHT-PERMIT-STATUS-STALE"
@@ -166,13 +166,13 @@ def test_revoked_in_the_middle_the_next_round_is_refused_and_the_spend_stays(sto
         approved(node, visit.id)
         node.gate.begin(visit.id, "train", 1, DIGEST)
         node.gate.release(visit.id, "train", 1, DIGEST, 1)
-        spent = node.books.budget()["datasets"][DATASET]["spent"]["train"]
+        spent = node.overview.budget()["datasets"][DATASET]["spent"]["train"]
         stocked.issuer.revoke("permit-1")
         with pytest.raises(RevokedError):
             node.gate.begin(visit.id, "train", 2, DIGEST)
         with pytest.raises(RevokedError):
             node.gate.begin(visit.id, "train", 2, DIGEST)
-        account = node.books.budget()["datasets"][DATASET]
+        account = node.overview.budget()["datasets"][DATASET]
         assert node.visits.get(visit.id).state == "revoked"
         assert account["spent"]["train"] == spent > 0
         assert account["reserved"]["train"] == pytest.approx(0)
@@ -243,7 +243,7 @@ def test_a_small_cohort_ends_the_visit_without_telling_its_size(stocked: Hospita
         assert row.code == "VHT-COHORT-SMALL"
         assert "40" not in row.reason
         await_that(lambda: not stocked.cohort_folders())
-        assert node.books.budget()["datasets"][DATASET]["if_spent"]["train"] == 0
+        assert node.overview.budget()["datasets"][DATASET]["if_spent"]["train"] == 0
     assert not stocked.enclaves.started
 
 

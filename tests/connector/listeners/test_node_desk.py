@@ -33,15 +33,15 @@ def shown(visit: dict[str, Any]) -> str:
 def test_an_operator_sees_all_that_the_decision_is_about(stocked: Hospital) -> None:
     with stocked.open() as node:
         visit = ask(node, stocked)
-        before = shown(node.books.visit(visit.id))
+        before = shown(node.overview.visit(visit.id))
         for fact in (visit.permit_id, "requested", "would cost", "epsilon", "0 of ", *COLUMNS):
             assert fact in before, fact
-        assert node.books.visit(visit.id)["component"]["digest"] in before
+        assert node.overview.visit(visit.id)["component"]["digest"] in before
         assert "What left" not in before
         assert approved(node, visit.id) == "ready"
         node.gate.begin(visit.id, "train", 1, "ab" * 32)
         node.gate.release(visit.id, "train", 1, "cd" * 32, 17)
-        after = shown(node.books.visit(visit.id))
+        after = shown(node.overview.visit(visit.id))
     assert "cd" * 32 in after
     assert "What left" in after
 

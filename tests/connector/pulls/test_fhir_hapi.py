@@ -17,7 +17,7 @@ from kit.hospital import await_that
 from connector.fhir import IngestReport, Store, ingest
 from connector.fhir.rendering import resources
 from connector.fhir.sources import Pulled, SourceSettings, download, settle_pull
-from connector.fhir.sources.retry import Pace
+from connector.fhir.sources.retry import RetryPolicy
 
 GENERATED, OF_SYNTHEA = 8, 500
 MANY_GENERATED, MANY_OF_SYNTHEA = 100, 4_000
@@ -84,7 +84,7 @@ def the_ways_agree(loaded: Loaded, root: Path) -> None:
     given, stores, pulls = viewed(written(loaded, root / "given")), {}, {}
     for way, changes in WAYS.items():
         settings = source(loaded.server.base, **changes)
-        first = pulls[way] = download(settings, root / way, pace=Pace(PATIENCE_S))
+        first = pulls[way] = download(settings, root / way, pace=RetryPolicy(PATIENCE_S))
         assert (first.lines, first.resumed) == (loaded.lines, False), way
         assert viewed(first.folder) == given, way
         report = take_in(first, root / f"store-{way}")
@@ -105,7 +105,7 @@ def changes_come_alone(loaded: Loaded, root: Path) -> None:
     stores = set()
     for way, changes in WAYS.items():
         settings = source(base, **changes)
-        pulled = download(settings, root / way, pace=Pace(PATIENCE_S))
+        pulled = download(settings, root / way, pace=RetryPolicy(PATIENCE_S))
         assert (pulled.lines, pulled.since is not None) == (3, True), way
         assert pulled.deleted == 2, way
         report = take_in(pulled, root / f"store-{way}")
@@ -114,7 +114,7 @@ def changes_come_alone(loaded: Loaded, root: Path) -> None:
     delete(base, "Observation/fresh", "Observation/again", "Patient/p900")
     for way in ("system", "search"):
         settings = source(base, **WAYS[way])
-        pulled = download(settings, root / way, pace=Pace(PATIENCE_S))
+        pulled = download(settings, root / way, pace=RetryPolicy(PATIENCE_S))
         assert take_in(pulled, root / f"store-{way}").deleted == 3, way
         settle_pull(settings, root / way, pulled)
         stores.add(held(root / f"store-{way}"))
@@ -133,11 +133,11 @@ def test_a_patient_level_export_that_ignores_since_brings_all_again_and_changes_
     loaded: Loaded, tmp_path: Path
 ) -> None:
     settings = source(loaded.server.base, level="patient")
-    first = download(settings, tmp_path, pace=Pace(PATIENCE_S))
+    first = download(settings, tmp_path, pace=RetryPolicy(PATIENCE_S))
     take_in(first, tmp_path / "store")
     before = held(tmp_path / "store")
     settle_pull(settings, tmp_path, first)
-    again = download(settings, tmp_path, pace=Pace(PATIENCE_S))
+    again = download(settings, tmp_path, pace=RetryPolicy(PATIENCE_S))
     assert again.since is not None
     assert again.lines == first.lines
     report = take_in(again, tmp_path / "store")
@@ -150,7 +150,7 @@ import sys, time
 from pathlib import Path
 from connector.fhir.sources import SourceSettings, download
 from connector.fhir.sources import export, files, pull
-from connector.fhir.sources.retry import Pace
+from connector.fhir.sources.retry import RetryPolicy
 
 def stop(*_):
     Path(sys.argv[3]).touch()
@@ -166,7 +166,7 @@ if sys.argv[4] == "download":
     files.Files._fetch = fetch
 else:
     pull.await_manifest = stop
-download(SourceSettings.read(Path(sys.argv[1])), Path(sys.argv[2]), pace=Pace(600))
+download(SourceSettings.read(Path(sys.argv[1])), Path(sys.argv[2]), pace=RetryPolicy(600))
 """
 
 
@@ -190,7 +190,7 @@ def test_a_client_killed_in_mid_export_goes_on_with_the_same_job(loaded: Loaded,
     settings, home = killed_client(loaded, tmp_path, at)
     job = json.loads((home / "run" / "progress.json").read_text())["status_url"]
     mtimes = {path.name: path.stat().st_mtime_ns for path in (home / "run" / "data").iterdir()}
-    pulled = download(settings, home, pace=Pace(PATIENCE_S))
+    pulled = download(settings, home, pace=RetryPolicy(PATIENCE_S))
     progress = json.loads((home / "run" / "progress.json").read_text())
     assert (pulled.resumed, progress["status_url"]) == (True, job)
     assert len(mtimes) == (3 if at == "download" else 0)
@@ -202,7 +202,7 @@ def a_server_killed_is_asked_on(loaded: Loaded, root: Path, at: str) -> None:
     settings, home = killed_client(loaded, root, at)
     loaded.server.kill()
     loaded.server.start()
-    pulled = download(settings, home, pace=Pace(600.0))
+    pulled = download(settings, home, pace=RetryPolicy(600.0))
     assert viewed(pulled.folder) == viewed(written(loaded, root / "given"))
 
 

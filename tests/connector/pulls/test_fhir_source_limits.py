@@ -12,7 +12,7 @@ from kit.bulk_pulls import Serve, pull, quick, source
 from connector.fhir.sources import (
     SourceSettings,
 )
-from connector.fhir.sources.retry import Pace
+from connector.fhir.sources.retry import RetryPolicy
 from connector.fhir.sources.smart_auth import BackendKey
 from vht_federate.errors import InputError, RefusedError, UnavailableError
 
@@ -114,7 +114,7 @@ def test_a_token_that_expired_in_the_middle_is_renewed_with_a_new_assertion(serv
     def expire(_: float) -> None:
         server.tokens.clear()
 
-    pulled = pull(settings, tmp_path / "home", pace=Pace(60.0, sleep=expire))
+    pulled = pull(settings, tmp_path / "home", pace=RetryPolicy(60.0, sleep=expire))
     assert pulled.lines == 305
     assert len(server.jtis) == 3
 
@@ -153,7 +153,7 @@ def test_an_answer_that_drips_ends_at_the_deadline(serve: Serve, tmp_path: Path,
         return now[0]
 
     with pytest.raises(UnavailableError) as caught:
-        pull(settings, tmp_path / "home", pace=Pace(20.0, clock=clock, sleep=lambda _: None))
+        pull(settings, tmp_path / "home", pace=RetryPolicy(20.0, clock=clock, sleep=lambda _: None))
     assert caught.value.code == "VHT-UNAVAILABLE-SOURCE-DEADLINE"
     assert server.served["endless"] < 65536
 

@@ -26,7 +26,7 @@ from connector.governance.operator_accounts import Actor
 from connector.listeners.internal import internal_app
 from connector.node import Node
 from connector.pulls.installed_sources import Source, Sources
-from connector.pulls.pull_history import Run, Standing
+from connector.pulls.pull_history import PullStatus, Run
 from connector.pulls.schedule import Schedule
 from vht_federate.errors import InputError, NotFoundError, UnavailableError, VhtError
 from vht_federate.testing.asgi import AppClient
@@ -137,7 +137,7 @@ def test_a_file_that_was_broken_by_hand_is_shown_as_unusable(hospital: Hospital,
 
 
 def test_after_failures_the_next_try_comes_later_each_time_but_never_later_than_the_interval() -> None:
-    clock, standing, waits = FixedClock(), Standing(), []
+    clock, standing, waits = FixedClock(), PullStatus(), []
     for _ in range(8):
         run = Run(begun_at=clock(), ended_at=clock(), code="VHT-UNAVAILABLE-SOURCE", message="m")
         standing = standing.ended(run, every_s=3600.0, retry_s=60.0)
