@@ -1,7 +1,7 @@
 """One permit's view of the store: who and what it shows, under which names, on which days.
 
-A ``PermitView`` belongs to one generation of the store, to the permit's content, and to the opt-outs in force for it; it
-is made when it is first needed and kept while all stay. Names and shifted days are the permit's own, so searches
+A ``PermitView`` belongs to one generation of the store, to the permit's content, and to the opt-outs in force for it;
+it is made when it is first needed and kept while all stay. Names and shifted days are the permit's own, so searches
 speak of those, too.
 """
 

@@ -102,7 +102,7 @@ class Visits:
         """Judge a study and enter its visit. The same request with the same ``retry_key`` finds the same visit.
 
         Raises what the admission refuses with, RefusedError VHT-REFUSED-STALE, and RefusedError VHT-REFUSED-DUPLICATE
-        for a signed request that had a visit here before: it is published with the study's evidence, for anybody to send.
+        for a signed request that had a visit here before: it is published with the study's evidence, for all to send.
         """
         judged = self.admission.admit(permit, study, user_key)
         key = sha256_hex(retry_key.encode()) if retry_key else None
