@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from connector.duckdb_lockdown import quoted
+from connector.views.sql import building as sql
 from connector.views.sql.definition import Iteration, Select, View, read_view
 from connector.views.sql.elements import EMPTY
-from connector.views.sql.macros import USE, prelude
+from connector.views.sql.expressions import Column, Expression, render
+from connector.views.sql.macros import prelude
 from connector.views.sql.output_columns import OutputColumn, output_column, union_columns
 from connector.views.sql.paths import PathCompiler
 from connector.views.sql.repeat import repeat_list
@@ -26,6 +28,7 @@ __all__ = ["LINE_FAULT", "Plan", "compile_view"]
 LINE_FAULT = "VHT-INPUT-FHIR-LINE"
 MAX_SQL = 4_000_000
 MACRO = 2_000  # characters, about what a comparison of dates unfolds to
+_ONE_NULL = sql.listing(sql.NULL)
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,12 @@ class Scope:
     """Where paths start: ``focus`` is ``$this``; ``guard`` is the branch of a union, or always."""
 
     focus: Value
-    row_index: str = "0"
+    row_index: Expression
     index_key: str = ""
-    guard: str = ""
+    guard: Expression | None = None
 
-    def guarded(self, sql: str) -> str:
-        return f"CASE WHEN {self.guard} THEN {sql} ELSE [NULL] END" if self.guard else sql
+    def guarded(self, items: Expression) -> Expression:
+        return items if self.guard is None else sql.case(self.guard, items, _ONE_NULL)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Plan:
     _elements: tuple[tuple[str, ReadNode], ...]
     _kept: str
     _rest: str
+    _macro_calls: int
 
     def query(self, files: Sequence[str]) -> str:
         names = ", ".join(quoted(name) for name in files)
@@ -73,8 +77,7 @@ class Plan:
 
     def weight(self) -> int:
         """Characters of SQL, each call of a macro as ``MACRO``: what planning and one row of the query grow with."""
-        sql = self._kept + self._rest
-        return len(sql) + MACRO * len(USE.findall(sql))
+        return len(self._kept) + len(self._rest) + MACRO * self._macro_calls
 
     def script(self, files: Sequence[str]) -> str:
         """All that runs, as text."""
@@ -102,44 +105,51 @@ class _Planner:
     root: ReadNode = field(default_factory=lambda: ReadNode(""))
     nodes: dict[str, ReadNode] = field(default_factory=dict)
     indexed: set[str] = field(default_factory=set)
-    stages: list[str] = field(default_factory=list)
+    stages: list[Expression] = field(default_factory=list)
     count: int = 0
     tolerant: bool = False
 
     def plan(self) -> Plan:
         self.root.type = self.view.resource
         self.compiler = PathCompiler({one.name: one for one in self.view.constants}, tolerant=self.tolerant)
-        scope = Scope(Value("", self.view.resource, node=self.root, root=True))
+        scope = Scope(Value(sql.TRUE, self.view.resource, node=self.root, root=True), sql.number(0))
         conditions = [self._condition(scope, where.path, where.place) for where in self.view.where]
         columns = [column for select in self.view.selects for column in self._select(select, scope)]
         self._names_differ(columns)
-        kept = " AND ".join(f"({self._tried(one)})" for one in conditions) or "true"
-        shown = ",\n  ".join(f"{self._tried(column.sql)} AS {identifier(column.name)}" for column in columns)
-        rest = "".join(self.stages) + f"\nSELECT\n  {shown}\nFROM {self._last()}"
-        if len(rest) > MAX_SQL:
+        kept = sql.infix("AND", *map(self._tried, conditions)) if conditions else sql.TRUE
+        shown = {column.name: self._tried(column.expression) for column in columns}
+        rest = sql.query(*self.stages, "\nSELECT\n  ", *_aliased(shown, ",\n  "), f"\nFROM {self._last()}")
+        if rest.length > MAX_SQL:
             raise view_error("LIMIT", Place(), "the view unfolds to too much SQL")
-        elements = tuple(sorted(self.root.fields.items()))
-        return Plan(self.view.resource, tuple(columns), prelude([kept, rest]), elements, kept, rest)
+        return Plan(
+            self.view.resource,
+            tuple(columns),
+            prelude(kept, rest),
+            tuple(sorted(self.root.fields.items())),
+            render(kept),
+            render(rest),
+            kept.macro_calls + rest.macro_calls,
+        )
 
-    def _tried(self, sql: str) -> str:
-        return f"TRY({sql})" if self.tolerant else sql
+    def _tried(self, expression: Expression) -> Expression:
+        return sql.call("TRY", expression) if self.tolerant else expression
 
     def _last(self) -> str:
         return f"_s{len(self.stages)}"
 
-    def _stage(self, added: str) -> None:
-        name = f"_s{len(self.stages) + 1}"
-        self.stages.append(f",\n{name} AS (SELECT *, {added} FROM {self._last()})")  # noqa: S608
+    def _stage(self, added: Mapping[str, Expression]) -> None:
+        start = f",\n_s{len(self.stages) + 1} AS (SELECT *, "
+        self.stages.append(sql.query(start, *_aliased(added, ", "), f" FROM {self._last()})"))
 
-    def _new(self, letter: str) -> str:
+    def _new(self, letter: str) -> Column:
         self.count += 1
-        return f'"_{letter}{self.count}"'
+        return sql.column(f"_{letter}{self.count}")
 
-    def _condition(self, scope: Scope, path: str, place: Place) -> str:
+    def _condition(self, scope: Scope, path: str, place: Place) -> Expression:
         value = self.compiler.path(path, scope.focus, place, scope.row_index)
         if value.type != EMPTY and (value.kind != "boolean" or value.root):
             raise view_error("TYPE", place, f"expected a boolean, found {value.type}")
-        return "false" if value.type == EMPTY else self.compiler.single(value, 0).sql
+        return sql.FALSE if value.type == EMPTY else self.compiler.single(value, 0).expression
 
     def _names_differ(self, columns: list[OutputColumn]) -> None:
         seen: set[str] = set()
@@ -168,10 +178,10 @@ class _Planner:
 
     def _union(self, select: Select, scope: Scope) -> list[OutputColumn]:
         branch = self._new("b")
-        numbers = list(range(len(select.union)))
-        self._stage(f"UNNEST({scope.guarded(str(numbers))}) AS {branch}")
+        numbers = sql.listing(*map(sql.number, range(len(select.union))))
+        self._stage({branch.name: sql.call("UNNEST", scope.guarded(numbers))})
         branches = [
-            self._select(inner, replace(scope, guard=f"{branch} = {number}"))
+            self._select(inner, replace(scope, guard=sql.infix("=", branch, sql.number(number))))
             for number, inner in enumerate(select.union)
         ]
         return union_columns(branches, branch, select.place.member("unionAll"))
@@ -188,23 +198,32 @@ class _Planner:
         key = str(iteration.place)
         if iteration.kind == "forEachOrNull":
             listed = self._held(listed)
-            listed = f"CASE WHEN len({listed}) > 0 THEN {listed} ELSE [NULL] END"
+            listed = sql.case(sql.infix(">", sql.call("len", listed), sql.number(0)), listed, _ONE_NULL)
         listed = scope.guarded(listed)
         element, index = self._new("e"), self._new("i")
         if key in self.indexed:
             listed = self._held(listed)
-            self._stage(f"UNNEST({listed}) AS {element}, UNNEST(range(len({listed}))) AS {index}")
+            positions = sql.call("range", sql.call("len", listed))
+            self._stage({element.name: sql.call("UNNEST", listed), index.name: sql.call("UNNEST", positions)})
         else:
-            self._stage(f"UNNEST({listed}) AS {element}")
+            self._stage({element.name: sql.call("UNNEST", listed)})
         if iteration.kind == "repeat" and item.node is not None:
             opened = self._new("o")
-            self._stage(f"from_json({element}, {quoted(item.node.structure())}) AS {opened}")
+            self._stage({opened.name: sql.call("from_json", element, sql.text(item.node.structure()))})
             element = opened
         focus = NOTHING if item.type == EMPTY else item.one(element)
         return Scope(focus, index, key, scope.guard)
 
-    def _held(self, listed: str) -> str:
+    def _held(self, listed: Expression) -> Column:
         """A list computed once and used twice."""
         name = self._new("l")
-        self._stage(f"{listed} AS {name}")
+        self._stage({name.name: listed})
         return name
+
+
+def _aliased(expressions: Mapping[str, Expression], separator: str) -> list[str | Expression]:
+    """A select list."""
+    parts: list[str | Expression] = []
+    for name, expression in expressions.items():
+        parts += [separator if parts else "", expression, f" AS {identifier(name)}"]
+    return parts

@@ -3,26 +3,24 @@ beside them at no cost (``count``, ``last``, ``exists(criteria)``)."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from connector.duckdb_lockdown import quoted
+from connector.views.sql import building as sql
+from connector.views.sql.compiler_protocol import Compiler
 from connector.views.sql.elements import EMPTY, Element, is_resource, is_type
+from connector.views.sql.expressions import Expression, Text
 from connector.views.sql.grammar import Call, Member, Node
-from connector.views.sql.values import NOTHING, Choosing, Value, choose, macro_call, member, plain, rewrite
+from connector.views.sql.values import NOTHING, Choosing, Value, choose, each, member, plain
 from connector.views.sql.view_errors import view_error
-
-if TYPE_CHECKING:
-    from connector.views.sql.paths import PathCompiler
 
 __all__ = ["FUNCTIONS", "call"]
 
 # These may stand on a choice element that is not chosen yet, or on a primitive's extensions.
 _OPEN = ("empty", "exists", "extension", "ofType")
 
-_Function = Callable[["PathCompiler", Value, Call], Value]
+_Function = Callable[[Compiler, Value, Call], Value]
 
 
-def call(compiler: "PathCompiler", node: Call, focus: Value) -> Value:
+def call(compiler: Compiler, node: Call, focus: Value) -> Value:
     """Raises: VHT-VIEW-FUNCTION for an unknown function or a wrong number of arguments."""
     if node.name not in FUNCTIONS and node.name not in _OPEN:
         known = ", ".join(sorted([*FUNCTIONS, *_OPEN]))
@@ -35,68 +33,70 @@ def call(compiler: "PathCompiler", node: Call, focus: Value) -> Value:
     if node.name == "ofType":
         return _of_type(compiler, source, node)
     if node.name in {"exists", "empty"}:
-        found = _exists(compiler, source, node)
-        return found if node.name == "exists" else Value(f"(NOT {found.sql})", "boolean")
+        exists = _exists(compiler, source, node)
+        return Value(exists if node.name == "exists" else sql.negation(exists), "boolean")
     if isinstance(source, Choosing):
         assert node.source is not None
         source = compiler.value(node.source, focus)
     return FUNCTIONS[node.name](compiler, source, node)
 
 
-def _arity(compiler: "PathCompiler", node: Call) -> None:
+def _arity(compiler: Compiler, node: Call) -> None:
     least, most = _ARITY.get(node.name, (0, 0))
     if not least <= len(node.arguments) <= most:
         wanted = str(least) if least == most else f"{least} to {most}"
         raise view_error("FUNCTION", compiler.place, f"{node.name}() takes {wanted} arguments", at=node.at)
 
 
-def _text(compiler: "PathCompiler", node: Node, name: str) -> str:
+def _text(compiler: Compiler, node: Node, name: str) -> Text:
     """A string known when compiling: a literal or a constant."""
-    made = compiler.value(node, NOTHING)
-    if made.kind != "string" or not made.sql.startswith("'"):
+    value = compiler.value(node, NOTHING)
+    if value.kind != "string" or not isinstance(value.expression, Text):
         raise view_error("TYPE", compiler.place, f"{name}() takes a string", at=node.at)
-    return made.sql
+    return value.expression
 
 
-def _filtered(compiler: "PathCompiler", source: Value, criteria: Node) -> Value:
+def _filtered(compiler: Compiler, source: Value, criteria: Node) -> Value:
     if source.type == EMPTY:
         compiler.value(criteria, NOTHING)
         return NOTHING
     if source.root:
         condition = compiler.condition(criteria, source)
-        return replace(source, sql=f"({source.sql}) AND ({condition})" if source.sql else f"({condition})")
-    variable = compiler.fresh()
-    condition = compiler.condition(criteria, source.one(variable))
+        there = condition if source.expression is sql.TRUE else sql.infix("AND", source.expression, condition)
+        return replace(source, expression=there)
+    item = compiler.fresh()
+    condition = compiler.condition(criteria, source.one(item))
     if source.many:
-        return replace(
-            source, sql=f"list_filter({compiler.listed(source)}, lambda {variable}: {condition})", dense=True
-        )
-    one = replace(source, sql=variable)
-    return replace(source, sql=rewrite(source, variable, f"CASE WHEN {condition} THEN {one.sql} END"))
+        return replace(source, expression=sql.keeping(compiler.listed(source), item, condition), dense=True)
+    return replace(source, expression=each(source, item, sql.case(condition, item)))
 
 
-def _present(compiler: "PathCompiler", value: Value) -> str:
+def _present(compiler: Compiler, value: Value) -> Expression:
     if value.type == EMPTY:
-        return "false"
+        return sql.FALSE
     if value.root:
-        return f"coalesce({value.sql}, false)" if value.sql else "true"
+        return sql.TRUE if value.expression is sql.TRUE else sql.call("coalesce", value.expression, sql.FALSE)
     if value.many:
-        return f"(coalesce(len({compiler.listed(value)}), 0) > 0)"
-    return f"({value.sql} IS NOT NULL)"
+        return sql.infix(">", _length(compiler, value), sql.number(0))
+    return sql.present(value.expression)
 
 
-def _exists(compiler: "PathCompiler", source: Value | Choosing, node: Call) -> Value:
+def _length(compiler: Compiler, value: Value) -> Expression:
+    return sql.call("coalesce", sql.call("len", compiler.listed(value)), sql.number(0))
+
+
+def _exists(compiler: Compiler, source: Value | Choosing, node: Call) -> Expression:
     if isinstance(source, Choosing):
         if node.arguments:
             raise view_error("CHOICE", compiler.place, "choose a type first", at=node.at, hint="…ofType(…).exists(…)")
         options = [choose(source, name, compiler.fresh()) for name in source.choice.options]
-        return Value("(" + " OR ".join(_present(compiler, one) for one in options) + ")", "boolean")
+        return sql.infix("OR", *(_present(compiler, option) for option in options))
     if node.arguments:
         source = _filtered(compiler, source, node.arguments[0])
-    return Value(_present(compiler, source), "boolean")
+    return _present(compiler, source)
 
 
-def _type_name(compiler: "PathCompiler", node: Node) -> str:
+def _type_name(compiler: Compiler, node: Node) -> str:
     """A type specifier: ``Quantity``, ``FHIR.Quantity``."""
     if isinstance(node, Member) and (node.source is None or node.source == Member(None, "FHIR", node.source.at)):
         if is_type(node.name):
@@ -105,7 +105,7 @@ def _type_name(compiler: "PathCompiler", node: Node) -> str:
     raise view_error("TYPE", compiler.place, "expected the name of a type", at=node.at)
 
 
-def _of_type(compiler: "PathCompiler", source: Value | Choosing, node: Call) -> Value:
+def _of_type(compiler: Compiler, source: Value | Choosing, node: Call) -> Value:
     wanted = _type_name(compiler, node.arguments[0])
     if isinstance(source, Choosing):
         return choose(source, wanted, compiler.fresh())
@@ -114,7 +114,7 @@ def _of_type(compiler: "PathCompiler", source: Value | Choosing, node: Call) -> 
     return source if source.type == wanted else NOTHING
 
 
-def _extension(compiler: "PathCompiler", node: Call, focus: Value) -> Value:
+def _extension(compiler: Compiler, node: Call, focus: Value) -> Value:
     """``extension(url)``, on primitives too: theirs stand beside them in JSON, under ``_name``."""
     url = _text(compiler, node.arguments[0], "extension")
     source = compiler.value(node.source, focus) if node.source is not None else focus
@@ -127,52 +127,54 @@ def _extension(compiler: "PathCompiler", node: Call, focus: Value) -> Value:
         source = member(parent, Element(f"_{node.source.name}", "Element", source.node.many), compiler.fresh())
     extensions = compiler.step(source, "extension", node.at)
     assert isinstance(extensions, Value)
-    variable = compiler.fresh()
-    item = compiler.step(extensions.one(variable), "url", node.at)
-    assert isinstance(item, Value)
-    kept = f"list_filter({compiler.listed(extensions)}, lambda {variable}: {item.sql} = {url})"
-    return replace(extensions, sql=kept, dense=True)
+    item = compiler.fresh()
+    its_url = compiler.step(extensions.one(item), "url", node.at)
+    assert isinstance(its_url, Value)
+    kept = sql.keeping(compiler.listed(extensions), item, sql.infix("=", its_url.expression, url))
+    return replace(extensions, expression=kept, dense=True)
 
 
-def _where(compiler: "PathCompiler", source: Value, node: Call) -> Value:
+def _where(compiler: Compiler, source: Value, node: Call) -> Value:
     return _filtered(compiler, source, node.arguments[0])
 
 
-def _not(compiler: "PathCompiler", source: Value, node: Call) -> Value:
+def _not(compiler: Compiler, source: Value, node: Call) -> Value:
     if source.type != EMPTY and source.kind != "boolean":
         raise view_error("TYPE", compiler.place, f"not() takes a boolean, not {source.type}", at=node.at)
-    sql = "CAST(NULL AS BOOLEAN)" if source.type == EMPTY else compiler.single(source, node.at).sql
-    return Value(f"(NOT ({sql}))", "boolean")
+    unknown = source.type == EMPTY
+    operand = sql.cast(sql.NULL, "BOOLEAN") if unknown else compiler.single(source, node.at).expression
+    return Value(sql.negation(operand), "boolean")
 
 
-def _at(position: str) -> _Function:
-    def pick(compiler: "PathCompiler", source: Value, _: Call) -> Value:
-        return source.one(f"({compiler.listed(source)})[{position}]") if source.many else source
+def _at(position: int) -> _Function:
+    def pick(compiler: Compiler, source: Value, _: Call) -> Value:
+        return source.one(sql.subscript(compiler.listed(source), position)) if source.many else source
 
     return pick
 
 
-def _count(compiler: "PathCompiler", source: Value, _: Call) -> Value:
+def _count(compiler: Compiler, source: Value, _: Call) -> Value:
     if source.many:
-        return Value(f"coalesce(len({compiler.listed(source)}), 0)", "integer")
-    return Value(f"CASE WHEN {_present(compiler, source)} THEN 1 ELSE 0 END", "integer")
+        return Value(_length(compiler, source), "integer")
+    return Value(sql.case(_present(compiler, source), sql.number(1), sql.number(0)), "integer")
 
 
-def _join(compiler: "PathCompiler", source: Value, node: Call) -> Value:
-    separator = _text(compiler, node.arguments[0], "join") if node.arguments else "''"
+def _join(compiler: Compiler, source: Value, node: Call) -> Value:
+    separator = _text(compiler, node.arguments[0], "join") if node.arguments else sql.text("")
     if source.type == EMPTY:
-        return Value("''", "string")
+        return Value(sql.text(""), "string")
     if source.kind != "string":
         raise view_error("TYPE", compiler.place, f"join() takes strings, not {source.type}", at=node.at)
     compiler.refuse_growth(node.at)
-    return Value(f"coalesce(array_to_string({compiler.listed(source)}, {separator}), '')", "string")
+    joined = sql.call("array_to_string", compiler.listed(source), separator)
+    return Value(sql.call("coalesce", joined, sql.text("")), "string")
 
 
 def _boundary(side: str) -> _Function:
     """``lowBoundary`` or ``highBoundary``. A decimal's precision is the digits that its reading kept: DuckDB writes
     1.50 as 1.5, and tells 1 from 1.0."""
 
-    def bound(compiler: "PathCompiler", source: Value, node: Call) -> Value:
+    def bound(compiler: Compiler, source: Value, node: Call) -> Value:
         if source.type == EMPTY:
             return NOTHING
         macro, result = {
@@ -184,17 +186,17 @@ def _boundary(side: str) -> _Function:
         if not macro:
             raise view_error("TYPE", compiler.place, f"a {source.type} has no boundary", at=node.at)
         value = compiler.single(source, node.at)
-        sql = value.sql
+        operand = value.expression
         if macro == "decimal":
             if value.node is not None:
                 value.node.exact = True
-            sql = f"CAST({sql} AS VARCHAR)"
-        return Value(macro_call(f"vht_{side}_{macro}", compiler.fresh(), sql), result)
+            operand = sql.cast(operand, "VARCHAR")
+        return Value(sql.macro_call(f"vht_{side}_{macro}", compiler.fresh(), operand), result)
 
     return bound
 
 
-def _resource_key(compiler: "PathCompiler", source: Value, node: Call) -> Value:
+def _resource_key(compiler: Compiler, source: Value, node: Call) -> Value:
     if not source.root:
         raise view_error("FUNCTION", compiler.place, "getResourceKey() belongs to the resource itself", at=node.at)
     key = compiler.step(source, "id", node.at)
@@ -202,7 +204,7 @@ def _resource_key(compiler: "PathCompiler", source: Value, node: Call) -> Value:
     return replace(key, type="string", node=None)
 
 
-def _reference_key(compiler: "PathCompiler", source: Value, node: Call) -> Value:
+def _reference_key(compiler: Compiler, source: Value, node: Call) -> Value:
     """The id that a reference points at: relative, absolute, versioned, or ``urn:uuid:``.
 
     A ``urn:uuid:`` names no type: with a type argument it counts where ``Reference.type`` agrees or is absent and
@@ -215,21 +217,23 @@ def _reference_key(compiler: "PathCompiler", source: Value, node: Call) -> Value
     wanted = _type_name(compiler, node.arguments[0]) if node.arguments else ""
     if wanted and not is_resource(wanted):
         raise view_error("TYPE", compiler.place, f"{wanted} is no resource type", at=node.at)
-    variable = compiler.fresh()
-    item = source.one(variable)
-    reference, named = (plain(compiler.value(Member(None, one, node.at), item)) for one in ("reference", "type"))
-    urn = "true" if not wanted else "false"
+    item = compiler.fresh()
+    reference, its_type = (
+        plain(compiler.value(Member(None, name, node.at), source.one(item))) for name in ("reference", "type")
+    )
+    urn: Expression = sql.FALSE if wanted else sql.TRUE
     if wanted and (not source.targets or wanted in source.targets):
-        urn = f"({named} IS NULL OR regexp_extract({named}, '[^/]*$') = {quoted(wanted)})"
-    key = f"vht_reference_key({reference}, {quoted(wanted or '[A-Z][A-Za-z]+')}, {urn})"
-    return Value(rewrite(source, variable, key), "string", source.many, not source.many)
+        agrees = sql.infix("=", sql.call("regexp_extract", its_type, sql.text("[^/]*$")), sql.text(wanted))
+        urn = sql.infix("OR", sql.absent(its_type), agrees)
+    key = sql.macro("vht_reference_key", reference, sql.text(wanted or "[A-Z][A-Za-z]+"), urn)
+    return Value(each(source, item, key), "string", source.many, not source.many)
 
 
 FUNCTIONS: dict[str, _Function] = {
     "where": _where,
     "not": _not,
-    "first": _at("1"),
-    "last": _at("-1"),
+    "first": _at(1),
+    "last": _at(-1),
     "count": _count,
     "join": _join,
     "lowBoundary": _boundary("low"),

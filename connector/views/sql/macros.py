@@ -6,10 +6,11 @@ equal, overlapping ones are unknown. Seconds and their fractions count as one pr
 taken as UTC for comparison; ``lowBoundary`` and ``highBoundary`` take +14:00 and -12:00 as the specification says.
 """
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 
-__all__ = ["USE", "prelude"]
+from connector.views.sql.expressions import Expression, Macro
+
+__all__ = ["prelude"]
 
 _OFFSET = r"(Z|[+-]\d\d:\d\d)$"
 
@@ -66,20 +67,44 @@ _MACROS = {
         "'/([A-Za-z0-9.-]{1,64})(?:/_history/[A-Za-z0-9.-]{1,64})?$', 1), '') END"
     ),
 }
-USE = re.compile(r"\bvht_[a-z_]+")
+_USES = {
+    "vht_start": ("vht_point", "vht_low_date"),
+    "vht_stop": ("vht_point", "vht_high_date"),
+    "vht_date_equal": ("vht_stop", "vht_start"),
+    "vht_date_before": ("vht_stop", "vht_start"),
+    "vht_date_not_after": ("vht_stop", "vht_start"),
+    "vht_low_stamp": ("vht_low_date", "vht_fraction", "vht_offset"),
+    "vht_high_stamp": ("vht_high_date", "vht_fraction", "vht_offset"),
+    "vht_low_time": ("vht_fraction",),
+    "vht_high_time": ("vht_fraction",),
+    "vht_low_decimal": ("vht_places",),
+    "vht_high_decimal": ("vht_places",),
+}
+"""The macros that the text of a macro calls."""
 
 
-def prelude(sqls: Iterable[str]) -> tuple[str, ...]:
-    """The CREATE statements of every macro that ``sqls`` use, those that others build on first."""
+def prelude(*expressions: Expression) -> tuple[str, ...]:
+    """The CREATE statements of every macro that ``expressions`` call, those that others build on first."""
     wanted: dict[str, None] = {}
 
     def want(name: str) -> None:
-        for inner in USE.findall(_MACROS[name]):
+        for inner in _USES.get(name, ()):
             want(inner)
         wanted[name] = None
 
-    for sql in sqls:
-        for name in USE.findall(sql):
-            if name in _MACROS:
-                want(name)
+    for name in _called(expressions):
+        want(name)
     return tuple(f"CREATE OR REPLACE TEMP MACRO {name}{_MACROS[name]};" for name in wanted)
+
+
+def _called(expressions: tuple[Expression, ...]) -> Iterator[str]:
+    """The macros of ``expressions`` in the order of their text; a shared node is looked at once."""
+    seen: set[int] = set()
+    pending = list(reversed(expressions))
+    while pending:
+        node = pending.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            pending += reversed(node.operands)
+            if isinstance(node, Macro):
+                yield node.function

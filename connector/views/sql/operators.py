@@ -6,8 +6,10 @@ is refused, not answered with empty.
 
 from collections.abc import Callable
 
+from connector.views.sql import building as sql
 from connector.views.sql.elements import EMPTY
-from connector.views.sql.values import NOTHING, Value, as_list, macro_call, plain, single
+from connector.views.sql.expressions import Expression, Parameter
+from connector.views.sql.values import NOTHING, Value, as_list, plain, single
 from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["apply", "boolean", "conjunction", "negate"]
@@ -15,41 +17,45 @@ __all__ = ["apply", "boolean", "conjunction", "negate"]
 _ORDER = {"<", ">", "<=", ">="}
 _MATH = {"+", "-", "*", "/", "div", "mod"}
 _NUMERIC = {"integer", "decimal"}
+_UNKNOWN = sql.cast(sql.NULL, "BOOLEAN")
+_Fresh = Callable[[], Parameter]
 
 
-def boolean(value: Value, variable: str, place: Place, at: int) -> str:
-    """SQL of a boolean condition. Raises: VHT-VIEW-TYPE where the value can be nothing of the kind."""
+def boolean(value: Value, parameter: Parameter, place: Place, at: int) -> Expression:
+    """A boolean condition. Raises: VHT-VIEW-TYPE where the value can be nothing of the kind."""
     if value.type == EMPTY:
-        return "CAST(NULL AS BOOLEAN)"
+        return _UNKNOWN
     if value.kind != "boolean" or value.root:
         raise view_error("TYPE", place, f"expected a boolean, found {value.type}", at=at)
-    return single(value, variable, place, at).sql
+    return single(value, parameter, place, at).expression
 
 
-def conjunction(operator: str, conditions: list[str]) -> Value:
-    """``and``, ``or``, ``xor``, ``implies`` over SQL conditions, in FHIRPath's three-valued logic."""
+def conjunction(operator: str, conditions: list[Expression]) -> Value:
+    """``and``, ``or``, ``xor``, ``implies`` over conditions, in FHIRPath's three-valued logic."""
     if operator == "xor":
-        return Value(f"({conditions[0]}) <> ({conditions[1]})", "boolean")
+        return Value(sql.infix("<>", *conditions), "boolean")
     if operator == "implies":
-        return Value(f"((NOT ({conditions[0]})) OR ({conditions[1]}))", "boolean")
-    return Value("(" + f" {operator.upper()} ".join(f"({one})" for one in conditions) + ")", "boolean")
+        return Value(sql.infix("OR", sql.negation(conditions[0]), conditions[1]), "boolean")
+    return Value(sql.infix(operator.upper(), *conditions), "boolean")
 
 
-def negate(value: Value, variable: str, place: Place, at: int, *, tolerant: bool = False) -> Value:
+def negate(value: Value, parameter: Parameter, place: Place, at: int, *, tolerant: bool = False) -> Value:
     """Unary minus; ``tolerant`` as for ``apply``."""
     if value.type == EMPTY:
         return NOTHING
     if value.kind not in _NUMERIC:
         raise view_error("TYPE", place, f"a {value.type} has no sign", at=at)
-    one, number = plain(single(value, variable, place, at)), _number(value)
-    return Value(_within(f"(-({_wide(one)}))") if tolerant and number == "integer" else f"(-({one}))", number)
+    operand, type_ = plain(single(value, parameter, place, at)), _number(value)
+    if tolerant and type_ == "integer":
+        return Value(_within(sql.minus(_wide(operand))), type_)
+    return Value(sql.minus(operand), type_)
 
 
 def apply(
     operator: str,
     left: Value,
     right: Value,
-    fresh: Callable[[], str],
+    fresh: _Fresh,
     place: Place,
     at: int,
     *,
@@ -59,12 +65,12 @@ def apply(
     and that costs no more than any other value (an error that is caught costs as much as thousands of rows)."""
     if operator in {"=", "!="}:
         equal = _equality(left, right, fresh, place, at)
-        return equal if operator == "=" else Value(f"(NOT ({equal.sql}))", "boolean")
+        return equal if operator == "=" else Value(sql.negation(equal.expression), "boolean")
     first, second = single(left, fresh(), place, at), single(right, fresh(), place, at)
     if operator == "&":
         return _joined(first, second, place, at)
     if EMPTY in {left.type, right.type}:
-        return Value("CAST(NULL AS BOOLEAN)", "boolean") if operator in _ORDER else NOTHING
+        return Value(_UNKNOWN, "boolean") if operator in _ORDER else NOTHING
     if operator in _ORDER:
         return _order(operator, first, second, fresh, place, at)
     assert operator in _MATH
@@ -85,78 +91,89 @@ def _comparable(left: Value, right: Value, place: Place, at: int) -> str:
     raise view_error("TYPE", place, f"{left.type} and {right.type} do not compare", at=at, hint=hint)
 
 
-def _equal(common: str, left: str, right: str, fresh: Callable[[], str]) -> str:
+def _equal(common: str, left: Expression, right: Expression, fresh: _Fresh) -> Expression:
     if common == "date":
-        return macro_call("vht_date_equal", fresh(), left, right)
+        return sql.macro_call("vht_date_equal", fresh(), left, right)
     if common == "time":
-        return f"(CAST({left} AS TIME) = CAST({right} AS TIME))"
-    return f"({left} = {right})"
+        left, right = sql.cast(left, "TIME"), sql.cast(right, "TIME")
+    return sql.infix("=", left, right)
 
 
-def _equality(left: Value, right: Value, fresh: Callable[[], str], place: Place, at: int) -> Value:
+def _length(items: Expression) -> Expression:
+    return sql.call("len", items)
+
+
+def _equality(left: Value, right: Value, fresh: _Fresh, place: Place, at: int) -> Value:
     if EMPTY in {left.type, right.type}:
-        return Value("CAST(NULL AS BOOLEAN)", "boolean")
+        return Value(_UNKNOWN, "boolean")
     common = _comparable(left, right, place, at)
     if not left.many and not right.many:
         return Value(_equal(common, plain(left), plain(right), fresh), "boolean")
     if left.many and right.many and common not in {"date", "time"}:
-        one, two = (as_list(Value(plain(side), side.type, True, side.dense), fresh()) for side in (left, right))
-        return Value(f"CASE WHEN len({one}) > 0 AND len({two}) > 0 THEN {one} = {two} END", "boolean")
+        ours, theirs = (as_list(Value(plain(side), side.type, True, side.dense), fresh()) for side in (left, right))
+        both = sql.infix("AND", *(sql.infix(">", _length(items), sql.number(0)) for items in (ours, theirs)))
+        return Value(sql.case(both, sql.infix("=", ours, theirs)), "boolean")
     if not left.many:
         left, right = right, left
     alone = plain(single(right, fresh(), place, at))
-    listed = as_list(Value(plain(left), left.type, True, left.dense), fresh())
+    items = as_list(Value(plain(left), left.type, True, left.dense), fresh())
+    both = sql.infix("AND", sql.infix(">", _length(items), sql.number(0)), sql.present(alone))
+    equal = _equal(common, sql.subscript(items, 1), alone, fresh)
     return Value(
-        f"CASE WHEN len({listed}) > 0 AND {alone} IS NOT NULL "
-        f"THEN CASE WHEN len({listed}) = 1 THEN {_equal(common, f'({listed})[1]', alone, fresh)} ELSE false END END",
+        sql.case(both, sql.case(sql.infix("=", _length(items), sql.number(1)), equal, sql.FALSE)),
         "boolean",
     )
 
 
-def _order(operator: str, left: Value, right: Value, fresh: Callable[[], str], place: Place, at: int) -> Value:
+def _order(operator: str, left: Value, right: Value, fresh: _Fresh, place: Place, at: int) -> Value:
     common = _comparable(left, right, place, at)
     if common == "boolean":
         raise view_error("TYPE", place, "booleans have no order", at=at)
-    one, two = plain(left), plain(right)
+    first, second = plain(left), plain(right)
     if common == "date":
         if operator in {">", ">="}:
-            one, two = two, one
+            first, second = second, first
         macro = "vht_date_before" if len(operator) == 1 else "vht_date_not_after"
-        return Value(macro_call(macro, fresh(), one, two), "boolean")
+        return Value(sql.macro_call(macro, fresh(), first, second), "boolean")
     if common == "time":
-        one, two = f"CAST({one} AS TIME)", f"CAST({two} AS TIME)"
-    return Value(f"({one} {operator} {two})", "boolean")
+        first, second = sql.cast(first, "TIME"), sql.cast(second, "TIME")
+    return Value(sql.infix(operator, first, second), "boolean")
 
 
 def _joined(left: Value, right: Value, place: Place, at: int) -> Value:
     for side in (left, right):
         if side.kind not in {"string", EMPTY}:
             raise view_error("TYPE", place, f"& joins strings, not {side.type}", at=at)
-    return Value(f"(coalesce({left.sql}, '') || coalesce({right.sql}, ''))", "string")
+    texts = (sql.call("coalesce", side.expression, sql.text("")) for side in (left, right))
+    return Value(sql.infix("||", *texts), "string")
 
 
-def _wide(sql: str) -> str:
-    return f"CAST({sql} AS HUGEINT)"
+def _wide(integer: Expression) -> Expression:
+    return sql.cast(integer, "HUGEINT")
 
 
-def _within(sql: str) -> str:
+def _within(integer: Expression) -> Expression:
     """A wide integer where it has 64 bits, else NULL."""
-    return f"TRY_CAST({sql} AS BIGINT)"
+    return sql.cast(integer, "BIGINT", lenient=True)
+
+
+def _not_zero(divisor: Expression) -> Expression:
+    return sql.call("nullif", divisor, sql.number(0))
 
 
 def _arithmetic(operator: str, left: Value, right: Value, place: Place, at: int, *, tolerant: bool) -> Value:
     if operator == "+" and left.kind == right.kind == "string":
-        return Value(f"({left.sql} || {right.sql})", "string")
+        return Value(sql.infix("||", left.expression, right.expression), "string")
     if not {left.kind, right.kind} <= _NUMERIC:
         raise view_error("TYPE", place, f"{left.type} {operator} {right.type} is not defined", at=at)
-    one, two, number = plain(left), plain(right), _number(left, right)
-    if operator == "/":
-        return Value(f"(CAST({one} AS DOUBLE) / nullif(CAST({two} AS DOUBLE), 0))", "decimal")
-    if operator == "div":
-        quotient = f"trunc(CAST({one} AS DOUBLE) / nullif(CAST({two} AS DOUBLE), 0))"
-        return Value(_within(quotient) if tolerant else f"CAST({quotient} AS BIGINT)", "integer")
-    bounded = tolerant and number == "integer"
+    first, second, type_ = plain(left), plain(right), _number(left, right)
+    if operator in {"/", "div"}:
+        quotient = sql.infix("/", sql.cast(first, "DOUBLE"), _not_zero(sql.cast(second, "DOUBLE")))
+        if operator == "/":
+            return Value(quotient, "decimal")
+        return Value(sql.cast(sql.call("trunc", quotient), "BIGINT", lenient=tolerant), "integer")
+    bounded = tolerant and type_ == "integer"
     if bounded:
-        one, two = _wide(one), _wide(two)
-    sql = f"({one} % nullif({two}, 0))" if operator == "mod" else f"({one} {operator} {two})"
-    return Value(_within(sql) if bounded else sql, number)
+        first, second = _wide(first), _wide(second)
+    result = sql.infix("%", first, _not_zero(second)) if operator == "mod" else sql.infix(operator, first, second)
+    return Value(_within(result) if bounded else result, type_)

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from connector.views.sql import building as sql
 from connector.views.sql.definition import Column
 from connector.views.sql.elements import EMPTY, is_type, kind
+from connector.views.sql.expressions import Case, Expression
 from connector.views.sql.paths import PathCompiler
 from connector.views.sql.values import Value, plain
 from connector.views.sql.view_errors import Place, view_error
@@ -21,7 +23,7 @@ class OutputColumn:
     name: str
     type: str
     collection: bool
-    sql: str
+    expression: Expression
     place: Place
 
     @property
@@ -46,21 +48,20 @@ def output_column(column: Column, value: Value, compiler: PathCompiler) -> Outpu
         if value.node is not None:
             value.node.whole = True
     final = _final_type(declared, found, place)
-    sql_type = _SQL_TYPES.get(kind(final), "VARCHAR")
+    brackets = "[]" if column.collection else ""
+    sql_type = _SQL_TYPES.get(kind(final), "VARCHAR") + brackets
     if value.type == EMPTY:
-        sql = f"CAST({'[]' if column.collection else 'NULL'} AS {sql_type}{'[]' if column.collection else ''})"
-        return OutputColumn(column.name, final, column.collection, sql, place)
+        nothing = sql.cast(sql.listing() if column.collection else sql.NULL, sql_type)
+        return OutputColumn(column.name, final, column.collection, nothing, place)
     compiler.place = place.member("path")
     if column.collection:
-        listed = compiler.listed(replace(value, sql=plain(value), node=None))
-        sql = f"coalesce({listed}, [])"
+        items = compiler.listed(replace(value, expression=plain(value), node=None))
+        expression: Expression = sql.call("coalesce", items, sql.listing())
     else:
-        sql = plain(compiler.single(value, 0))
-    if kind(final) != kind(found):
-        sql = f"CAST({sql} AS {sql_type}{'[]' if column.collection else ''})"
-    if kind(final) == "complex":
-        sql = f"CAST({sql} AS VARCHAR{'[]' if column.collection else ''})"
-    return OutputColumn(column.name, final, column.collection, sql, place)
+        expression = plain(compiler.single(value, 0))
+    if kind(final) != kind(found) or kind(final) == "complex":
+        expression = sql.cast(expression, sql_type)
+    return OutputColumn(column.name, final, column.collection, expression, place)
 
 
 def _final_type(declared: str | None, found: str, place: Place) -> str:
@@ -76,7 +77,7 @@ def _final_type(declared: str | None, found: str, place: Place) -> str:
 _TEXTS = {"date", "time"}
 
 
-def union_columns(branches: Sequence[Sequence[OutputColumn]], branch: str, place: Place) -> list[OutputColumn]:
+def union_columns(branches: Sequence[Sequence[OutputColumn]], branch: Expression, place: Place) -> list[OutputColumn]:
     """One column per position, by branch. Raises: VHT-VIEW-UNION where names, order or types differ."""
     first = branches[0]
     for number, columns in enumerate(branches):
@@ -85,12 +86,15 @@ def union_columns(branches: Sequence[Sequence[OutputColumn]], branch: str, place
         for one, other in zip(first, columns, strict=True):
             if (kind(one.type), one.collection) != (kind(other.type), other.collection) and not _numbers(one, other):
                 raise view_error("UNION", other.place, f"'{one.name}' is {one.type} in the first branch")
-    made = []
+    united = []
     for position, column in enumerate(first):
-        cases = " ".join(f"WHEN {number} THEN {columns[position].sql}" for number, columns in enumerate(branches))
-        widest = next((columns[position] for columns in branches if kind(columns[position].type) == "decimal"), column)
-        made.append(replace(column, sql=f"CASE {branch} {cases} END", type=widest.type))
-    return made
+        alternatives = [columns[position] for columns in branches]
+        cases: list[Expression] = []
+        for number, alternative in enumerate(alternatives):
+            cases += [sql.infix("=", branch, sql.number(number)), alternative.expression]
+        widest = next((alternative for alternative in alternatives if kind(alternative.type) == "decimal"), column)
+        united.append(replace(column, expression=Case(operands=tuple(cases)), type=widest.type))
+    return united
 
 
 def _numbers(one: OutputColumn, other: OutputColumn) -> bool:

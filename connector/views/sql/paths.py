@@ -5,11 +5,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from connector.duckdb_lockdown import quoted
+from connector.views.sql import building as sql
 from connector.views.sql import functions, operators
 from connector.views.sql.datetime_text import is_stamp
 from connector.views.sql.definition import Constant
-from connector.views.sql.elements import EMPTY, Choice, element
+from connector.views.sql.elements import EMPTY, Choice, element, kind
+from connector.views.sql.expressions import Expression, Parameter
 from connector.views.sql.grammar import Binary, Call, Index, Literal, Member, Name, Negative, Node, This, parse
 from connector.views.sql.values import NOTHING, Choosing, Value, as_list, member, single
 from connector.views.sql.view_errors import Place, view_error
@@ -25,20 +26,20 @@ MAX_SQL = 200_000
 def literal(text: str, type_name: str, place: Place, at: int | None = None) -> Value:
     """A literal or constant as a value. Raises: VHT-VIEW-LIMIT for an integer beyond 64 bits, a number of more than
     ``MAX_DIGITS`` characters or one that is not finite."""
-    kind = Value("", type_name).kind
-    if kind == "boolean":
-        return Value(text, type_name)
-    if kind in {"integer", "decimal"} and (len(text) > MAX_DIGITS or not math.isfinite(float(text))):
+    computes_as = kind(type_name)
+    if computes_as == "boolean":
+        return Value(sql.TRUE if text == "true" else sql.FALSE, type_name)
+    if computes_as in {"integer", "decimal"} and (len(text) > MAX_DIGITS or not math.isfinite(float(text))):
         raise view_error("LIMIT", place, f"a number has at most {MAX_DIGITS} characters, and is finite", at=at)
-    if kind == "integer":
+    if computes_as == "integer":
         if abs(int(text)) > _MAX_INTEGER:
             raise view_error("LIMIT", place, "an integer has at most 64 bits", at=at)
-        return Value(f"CAST({text} AS BIGINT)", type_name)
-    if kind == "decimal":
-        return Value(f"CAST({quoted(text)} AS DOUBLE)", type_name)
-    if kind in {"date", "time"} and not is_stamp(text, type_name):
+        return Value(sql.cast(sql.number(text), "BIGINT"), type_name)
+    if computes_as == "decimal":
+        return Value(sql.cast(sql.text(text), "DOUBLE"), type_name)
+    if computes_as in {"date", "time"} and not is_stamp(text, type_name):
         raise view_error("SYNTAX", place, f"no such {type_name}", at=at)
-    return Value(quoted(text), type_name)
+    return Value(sql.text(text), type_name)
 
 
 @dataclass
@@ -50,35 +51,36 @@ class PathCompiler:
     constants: Mapping[str, Constant]
     place: Place = field(default_factory=Place)
     tolerant: bool = False
-    row_index: str = "0"
+    row_index: Expression = sql.number(0)  # noqa: RUF009 - nodes do not change
     row_index_used: bool = False
     lenient: bool = False
     _names: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def fresh(self) -> str:
-        return f"_x{next(self._names)}_"
+    def fresh(self) -> Parameter:
+        return Parameter(name=f"_x{next(self._names)}_")
 
-    def path(self, text: str, focus: Value, place: Place, row_index: str, *, lenient: bool = False) -> Value:
+    def path(self, text: str, focus: Value, place: Place, row_index: Expression, *, lenient: bool = False) -> Value:
         """Compile ``text`` with ``focus`` as ``$this``. ``row_index_used`` says afterwards whether it asked for it."""
         self.place, self.row_index, self.lenient, self.row_index_used = place, row_index, lenient, False
         return self.value(parse(text, place), focus)
 
     def value(self, node: Node, focus: Value) -> Value:
-        made = self.any(node, focus)
-        if isinstance(made, Choosing):
+        value = self.any(node, focus)
+        if isinstance(value, Choosing):
+            choice = value.choice
             raise view_error(
-                "CHOICE", self.place, f"{made.choice.name} can be of several types", at=node.at,
-                hint=f"write {made.choice.name}.ofType(…) with one of: {', '.join(made.choice.options)}",
+                "CHOICE", self.place, f"{choice.name} can be of several types", at=node.at,
+                hint=f"write {choice.name}.ofType(…) with one of: {', '.join(choice.options)}",
             )  # fmt: skip
-        return made
+        return value
 
     def any(self, node: Node, focus: Value) -> Value | Choosing:
         """As ``value``, but a choice element may still be open. Nested list logic can double its SQL at each level:
         what grows beyond a bound is refused on the way, not when memory ends."""
-        made = self._any(node, focus)
-        if isinstance(made, Value) and len(made.sql) > MAX_SQL:
+        value = self._any(node, focus)
+        if isinstance(value, Value) and value.expression.length > MAX_SQL:
             raise view_error("LIMIT", self.place, "the expression unfolds to too much SQL", at=node.at)
-        return made
+        return value
 
     def _any(self, node: Node, focus: Value) -> Value | Choosing:
         match node:
@@ -100,13 +102,13 @@ class PathCompiler:
             case Binary():
                 return self._binary(node, focus)
 
-    def condition(self, node: Node, focus: Value) -> str:
+    def condition(self, node: Node, focus: Value) -> Expression:
         return operators.boolean(self.value(node, focus), self.fresh(), self.place, node.at)
 
     def single(self, value: Value, at: int) -> Value:
         return single(value, self.fresh(), self.place, at)
 
-    def listed(self, value: Value) -> str:
+    def listed(self, value: Value) -> Expression:
         return as_list(value, self.fresh())
 
     def refuse_growth(self, at: int) -> None:
@@ -118,14 +120,14 @@ class PathCompiler:
         """``source.name`` by FHIR's definitions."""
         if source.type == EMPTY:
             return NOTHING
-        found = element(source.type, name)
-        if found is None and self.lenient:
+        definition = element(source.type, name)
+        if definition is None and self.lenient:
             return NOTHING
-        if found is None or source.node is None:
+        if definition is None or source.node is None:
             raise view_error("ELEMENT", self.place, f"{source.type} has no element '{name[:40]}'", at=at)
-        if isinstance(found, Choice):
-            return Choosing(source, found)
-        return member(source, found, self.fresh())
+        if isinstance(definition, Choice):
+            return Choosing(source, definition)
+        return member(source, definition, self.fresh())
 
     def _constant(self, node: Name) -> Value:
         if node.name == "rowIndex":
@@ -153,10 +155,12 @@ class PathCompiler:
         if not source.many:
             if source.root:
                 raise view_error("TYPE", self.place, "the resource is not a list", at=node.at)
-            return replace(source, sql=f"CASE WHEN {index.sql} = 0 THEN {source.sql} END")
-        position = operators.apply("+", index, literal("1", "integer", self.place), self.fresh, self.place, node.at,
-                                   tolerant=self.tolerant).sql  # fmt: skip
-        return source.one(f"CASE WHEN {index.sql} >= 0 THEN ({self.listed(source)})[{position}] END")
+            is_first = sql.infix("=", index.expression, sql.number(0))
+            return replace(source, expression=sql.case(is_first, source.expression))
+        one_more = literal("1", "integer", self.place)
+        position = operators.apply("+", index, one_more, self.fresh, self.place, node.at, tolerant=self.tolerant)
+        item = sql.subscript(self.listed(source), position.expression)
+        return source.one(sql.case(sql.infix(">=", index.expression, sql.number(0)), item))
 
     def _binary(self, node: Binary, focus: Value) -> Value:
         if node.operator in {"and", "or"}:
@@ -166,14 +170,14 @@ class PathCompiler:
                 node.operator, [self.condition(node.left, focus), self.condition(node.right, focus)]
             )
         left, right = self.value(node.left, focus), self.value(node.right, focus)
-        made = operators.apply(node.operator, left, right, self.fresh, self.place, node.at, tolerant=self.tolerant)
-        if made.kind == "string":
+        value = operators.apply(node.operator, left, right, self.fresh, self.place, node.at, tolerant=self.tolerant)
+        if value.kind == "string":
             self.refuse_growth(node.at)
-        return made
+        return value
 
-    def _chain(self, node: Binary, focus: Value) -> list[str]:
+    def _chain(self, node: Binary, focus: Value) -> list[Expression]:
         """The conditions of ``a or b or c``, without nesting: a code list may be long."""
-        conditions: list[str] = []
+        conditions: list[Expression] = []
         rest: Node = node
         while isinstance(rest, Binary) and rest.operator == node.operator:
             conditions.append(self.condition(rest.right, focus))

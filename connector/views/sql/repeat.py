@@ -6,25 +6,27 @@ them. A path must name an element first, so each step goes deeper into a finite 
 
 from collections.abc import Callable
 
-from connector.duckdb_lockdown import quoted
+from connector.views.sql import building as sql
 from connector.views.sql.definition import Iteration
 from connector.views.sql.elements import EMPTY
+from connector.views.sql.expressions import Expression, Parameter
 from connector.views.sql.grammar import Call, Index, Member, Node, parse
 from connector.views.sql.paths import PathCompiler
 from connector.views.sql.schema import ReadNode
-from connector.views.sql.values import NOTHING, Value, as_list, fail_sql
+from connector.views.sql.values import NOTHING, Value, as_list, failure
 from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["MAX_DEPTH", "repeat_list"]
 
 MAX_DEPTH = 100
 TOO_DEEP = "VHT-VIEW-DEPTH"
+_NO_ITEMS = sql.cast(sql.listing(), "JSON[]")
 
 
 def repeat_list(
-    compiler: PathCompiler, iteration: Iteration, focus: Value, row_index: str, nodes: dict[str, ReadNode]
-) -> tuple[Value, str]:
-    """An item of the walk (its node holds what columns read of it) and the SQL of the list of all items as JSON.
+    compiler: PathCompiler, iteration: Iteration, focus: Value, row_index: Expression, nodes: dict[str, ReadNode]
+) -> tuple[Value, Expression]:
+    """An item of the walk (its node holds what columns read of it) and the list of all items as JSON.
 
     ``nodes`` keeps the items' node from one compilation to the next. Raises: ViewError VHT-VIEW-REPEAT for a path
     that does not go deeper or paths that end in different types.
@@ -49,37 +51,45 @@ def repeat_list(
     starts = steps(focus)
     compiler.row_index_used = used
     if not starts:
-        return NOTHING, "CAST([] AS JSON[])"
+        return NOTHING, _NO_ITEMS
     node = nodes.setdefault(str(iteration.place), ReadNode(starts[0].type))
-    walk = "_w" + compiler.fresh()
-    inner = steps(Value(f"{walk}.item", node.type, node=node))
+    walk = "_w" + compiler.fresh().name
+    inner = steps(Value(sql.field(sql.column(walk), "item"), node.type, node=node))
     compiler.row_index_used = used
     if {value.type for value in [*starts, *inner]} != {node.type}:
         raise view_error("REPEAT", iteration.place, "the paths of a repeat end in one type")
-    return Value("", node.type, True, node=node), _walk(walk, node, starts, inner, iteration.place, compiler.fresh)
+    items = _walk(walk, node, starts, inner, iteration.place, compiler.fresh)
+    return Value(sql.NULL, node.type, True, node=node), items
 
 
 def _walk(
-    walk: str, node: ReadNode, starts: list[Value], inner: list[Value], place: Place, fresh: Callable[[], str]
-) -> str:
+    walk: str, node: ReadNode, starts: list[Value], inner: list[Value], place: Place, fresh: Callable[[], Parameter]
+) -> Expression:
     first, deeper, position = _concat(starts, fresh), _concat(inner, fresh), fresh()
-    trails = f"list_transform(range(len({first})), lambda {position}: [{position}])"
-    further = f"list_transform(range(len(inside)), lambda {position}: list_append(trail, {position}))"
-    too_deep = f"len(trail) >= {MAX_DEPTH} AND len({deeper}) > 0"
-    inside = f"CASE WHEN {too_deep} THEN {fail_sql(TOO_DEEP, place, 0)} ELSE {deeper} END AS inside"
-    opened = f"SELECT from_json(node, {quoted(node.structure())}) AS item, trail FROM {walk}"  # noqa: S608
-    return (
-        f"(WITH RECURSIVE {walk}(node, trail) AS (SELECT UNNEST({first}), UNNEST({trails}) UNION ALL "  # noqa: S608
-        f"SELECT UNNEST(inside), UNNEST({further}) FROM (SELECT {inside}, trail FROM ({opened}) AS {walk})) "
-        f"SELECT coalesce(list(node ORDER BY trail), []) FROM {walk})"
-    )
+    inside, trail = sql.column("inside"), sql.column("trail")
+    trails = sql.mapping(_positions(first), position, sql.listing(position))
+    further = sql.mapping(_positions(inside), position, sql.call("list_append", trail, position))
+    at_the_end = sql.infix(">=", sql.call("len", trail), sql.number(MAX_DEPTH))
+    too_deep = sql.infix("AND", at_the_end, sql.infix(">", sql.call("len", deeper), sql.number(0)))
+    checked = sql.case(too_deep, failure(TOO_DEEP, place, 0), deeper)
+    item = sql.call("from_json", sql.column("node"), sql.text(node.structure()))
+    return sql.query(
+        f"(WITH RECURSIVE {walk}(node, trail) AS (SELECT UNNEST(", first, "), UNNEST(", trails, ") UNION ALL ",
+        "SELECT UNNEST(inside), UNNEST(", further, ") FROM (SELECT ", checked, " AS inside, trail FROM (SELECT ", item,
+        f" AS item, trail FROM {walk}) AS {walk})) "  # noqa: S608
+        f"SELECT coalesce(list(node ORDER BY trail), []) FROM {walk})",
+    )  # fmt: skip
 
 
-def _concat(values: list[Value], fresh: Callable[[], str]) -> str:
+def _positions(items: Expression) -> Expression:
+    return sql.call("range", sql.call("len", items))
+
+
+def _concat(values: list[Value], fresh: Callable[[], Parameter]) -> Expression:
     if not values:
-        return "CAST([] AS JSON[])"
-    lists = [f"coalesce({as_list(value, fresh())}, [])" for value in values]
-    return lists[0] if len(lists) == 1 else f"list_concat({', '.join(lists)})"
+        return _NO_ITEMS
+    lists = [sql.call("coalesce", as_list(value, fresh()), sql.listing()) for value in values]
+    return lists[0] if len(lists) == 1 else sql.call("list_concat", *lists)
 
 
 def _goes_deeper(node: Node, place: Place) -> None:

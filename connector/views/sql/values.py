@@ -1,35 +1,33 @@
-"""What a FHIRPath expression is while it becomes SQL: a piece of SQL with its FHIR type and cardinality.
+"""What a FHIRPath expression is while it becomes SQL: a SQL expression with its FHIR type and cardinality.
 
 A single value is a nullable SQL value, NULL being the empty collection. A collection is a SQL list; NULL and ``[]`` are
 both empty. Boolean logic is three-valued in both languages, so ``and``, ``or`` and ``not`` carry over as they are.
 """
 
-import re
 from dataclasses import dataclass, replace
 
-from connector.duckdb_lockdown import quoted
+from connector.views.sql import building as sql
 from connector.views.sql.elements import EMPTY, Choice, Element, is_primitive, kind
-from connector.views.sql.schema import ReadNode, identifier
+from connector.views.sql.expressions import Expression, Parameter, is_chain
+from connector.views.sql.schema import ReadNode
+from connector.views.sql.substitution import substitute
 from connector.views.sql.view_errors import Place
 
-__all__ = ["NOTHING", "NOT_SINGLE", "Choosing", "Value", "as_list", "choose", "fail_sql", "macro_call", "member",
-           "plain", "rewrite", "single"]  # fmt: skip
+__all__ = ["NOTHING", "NOT_SINGLE", "Choosing", "Value", "as_list", "choose", "each", "failure", "member", "plain",
+           "single"]  # fmt: skip
 
 NOT_SINGLE = "VHT-VIEW-NOT-SINGLE"
-_CHAIN = re.compile(r'["\w.]+')
-_QUOTED_OR_NAME = re.compile(r"""'[^']*'|"[^"]*"|\w+""")
-_SIMPLE = re.compile(r"""["\w.]+|'[^']*'""")
 
 
 @dataclass(frozen=True)
 class Value:
     """``dense``: no NULL stands in the list. ``node`` is where it is read from; None for what is computed.
 
-    ``root`` marks the resource itself, which has columns, not a SQL value of its own; ``sql`` is then the condition
-    under which it is there at all.
+    ``root`` marks the resource itself, which has columns, not a SQL value of its own; ``expression`` is then the
+    condition under which it is there at all, ``TRUE`` where it always is.
     """
 
-    sql: str
+    expression: Expression
     type: str
     many: bool = False
     dense: bool = True
@@ -41,9 +39,9 @@ class Value:
     def kind(self) -> str:
         return kind(self.type)
 
-    def one(self, sql: str) -> "Value":
-        """An item of this collection, standing at ``sql``."""
-        return replace(self, sql=sql, many=False, dense=True)
+    def one(self, expression: Expression) -> "Value":
+        """An item of this collection, standing at ``expression``."""
+        return replace(self, expression=expression, many=False, dense=True)
 
 
 @dataclass(frozen=True)
@@ -54,86 +52,69 @@ class Choosing:
     choice: Choice
 
 
-NOTHING = Value("NULL", EMPTY)
+NOTHING = Value(sql.NULL, EMPTY)
 
 
-def fail_sql(code: str, place: Place, at: int) -> str:
-    """SQL that stops the query with ``code`` and the place; never with a value."""
-    return f"error({quoted(f'{code} {place.at(at)}')})"
+def failure(code: str, place: Place, at: int) -> Expression:
+    """What stops the query with ``code`` and the place; never with a value."""
+    return sql.call("error", sql.text(f"{code} {place.at(at)}"))
 
 
-def _dot(sql: str, name: str) -> str:
-    return f"{sql if _CHAIN.fullmatch(sql) else f'({sql})'}.{identifier(name)}"
+def _opened(source: Expression, node: ReadNode) -> Expression:
+    return sql.call("from_json", source, sql.text(node.structure())) if node.whole else source
 
 
-def _opened(sql: str, node: ReadNode) -> str:
-    return f"from_json({sql}, {quoted(node.structure())})" if node.whole else sql
-
-
-def rewrite(value: Value, variable: str, inner: str) -> str:
-    """SQL of ``inner`` (written over ``variable``) for the one item, or for each item of the list."""
+def each(value: Value, parameter: Parameter, item: Expression) -> Expression:
+    """``item`` (written over ``parameter``) of the one value, or of each in the list."""
     if value.many:
-        return f"list_transform({value.sql}, lambda {variable}: {inner})"
-    if _CHAIN.fullmatch(value.sql):
-        return _replaced(inner, variable, value.sql)
-    return f"list_transform([{value.sql}], lambda {variable}: {inner})[1]"
+        return sql.mapping(value.expression, parameter, item)
+    if is_chain(value.expression):
+        return substitute(item, parameter, value.expression)
+    return sql.subscript(sql.mapping(sql.listing(value.expression), parameter, item), 1)
 
 
-def _replaced(sql: str, variable: str, chain: str) -> str:
-    """``sql`` with ``chain`` for ``variable``, wherever it is not part of a text or a quoted name."""
-    return _QUOTED_OR_NAME.sub(lambda match: chain if match.group() == variable else match.group(), sql)
-
-
-def macro_call(macro: str, variable: str, *operands: str) -> str:
-    """A call of ``macro`` that writes and computes each operand once: a macro repeats what stands in it, and macros of
-    macros would repeat it without bound."""
-    if all(_SIMPLE.fullmatch(one) for one in operands):
-        return f"{macro}({', '.join(operands)})"
-    held = ", ".join(f"'o{number}': {one}" for number, one in enumerate(operands))
-    names = ", ".join(f"{variable}.o{number}" for number in range(len(operands)))
-    return f"list_transform([{{{held}}}], lambda {variable}: {macro}({names}))[1]"
-
-
-def member(source: Value, element: Element, variable: str) -> Value:
+def member(source: Value, element: Element, parameter: Parameter) -> Value:
     """``source.element``: lists flatten; the element joins the read schema."""
     assert source.node is not None
     node = source.node.child(element)
     dense = element.many and not is_primitive(element.type)
-    made = Value("", element.type, element.many, dense or not element.many, node, element.targets)
+    read = Value(sql.NULL, element.type, element.many, dense or not element.many, node, element.targets)
     if source.root:
-        column = identifier(element.name)
-        return replace(made, sql=f"CASE WHEN {source.sql} THEN {column} END" if source.sql else column)
+        column = sql.column(element.name)
+        always = source.expression is sql.TRUE
+        return replace(read, expression=column if always else sql.case(source.expression, column))
     if not source.many:
-        return replace(made, sql=_dot(_opened(source.sql, source.node), element.name))
-    listed = f"list_transform({source.sql}, lambda {variable}: {_dot(_opened(variable, source.node), element.name)})"
-    return replace(made, sql=f"flatten({listed})" if element.many else listed, many=True, dense=dense)
+        return replace(read, expression=sql.field(_opened(source.expression, source.node), element.name))
+    items = sql.mapping(source.expression, parameter, sql.field(_opened(parameter, source.node), element.name))
+    return replace(read, expression=sql.call("flatten", items) if element.many else items, many=True, dense=dense)
 
 
-def choose(choosing: Choosing, type_name: str, variable: str) -> Value:
+def choose(choosing: Choosing, type_name: str, parameter: Parameter) -> Value:
     """``value.ofType(type_name)``; nothing where the choice has no such option."""
     element = choosing.choice.options.get(type_name)
-    return member(choosing.parent, element, variable) if element else NOTHING
+    return member(choosing.parent, element, parameter) if element else NOTHING
 
 
-def as_list(value: Value, variable: str) -> str:
-    """SQL of a list without NULLs; may be NULL itself when empty."""
+def as_list(value: Value, parameter: Parameter) -> Expression:
+    """A list without NULLs; may be NULL itself when empty."""
     if value.type == EMPTY:
-        return "[]"
+        return sql.listing()
     if not value.many:
-        return f"CASE WHEN {value.sql} IS NOT NULL THEN [{value.sql}] ELSE [] END"
-    return value.sql if value.dense else f"list_filter({value.sql}, lambda {variable}: {variable} IS NOT NULL)"
+        return sql.case(sql.present(value.expression), sql.listing(value.expression), sql.listing())
+    return value.expression if value.dense else sql.keeping(value.expression, parameter, sql.present(parameter))
 
 
-def single(value: Value, variable: str, place: Place, at: int) -> Value:
+def single(value: Value, parameter: Parameter, place: Place, at: int) -> Value:
     """The one item, NULL when empty; more than one stops the query with VHT-VIEW-NOT-SINGLE."""
     if not value.many:
         return value
-    listed = as_list(value, variable)
-    return value.one(f"CASE WHEN len({listed}) > 1 THEN {fail_sql(NOT_SINGLE, place, at)} ELSE ({listed})[1] END")
+    items = as_list(value, parameter)
+    several = sql.infix(">", sql.call("len", items), sql.number(1))
+    return value.one(sql.case(several, failure(NOT_SINGLE, place, at), sql.subscript(items, 1)))
 
 
-def plain(value: Value) -> str:
-    """SQL in the type's own SQL type: a decimal read for its exact digits becomes a number again."""
+def plain(value: Value) -> Expression:
+    """The value in its type's own SQL type: a decimal read for its exact digits becomes a number again."""
     if value.node is not None and value.node.exact and value.type == "decimal":
-        return f"CAST({value.sql} AS DOUBLE{'[]' if value.many else ''})"
-    return value.sql
+        return sql.cast(value.expression, f"DOUBLE{'[]' if value.many else ''}")
+    return value.expression
