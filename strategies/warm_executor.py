@@ -35,7 +35,7 @@ from strategies.courier import carry
 
 __all__ = ["Executor", "main"]
 
-RETRY_S = 20.0  # for one request; a SuperNode that is gone for longer is started anew with its executor
+RETRY_S = 20.0  # for one request: longer than a SuperNode that runs leaves one without an answer
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 log = logging.getLogger("vht.executor")
 
