@@ -150,7 +150,16 @@ class SuperNode:
                 "a Flower process ended; it is started again after a delay",
                 extra={"facts": {"process": child.name, "exit_code": child.last_code, "delay_s": self._delay_s}},
             )
+            if child.name == "executor":
+                self._end_supernode()
             self._stop.wait(self._delay_s)
+
+    def _end_supernode(self) -> None:
+        """A SuperNode waits without end for the rest of a reply that an executor began: it is started anew as well."""
+        with self._lock:
+            (process,) = [other.process for other in self._children if other.name == "supernode"]
+        if process is not None and process.poll() is None:
+            stop_tree(process.pid, patience_s=3.0)
 
     def _spawn(self, child: _Child) -> "subprocess.Popen[bytes] | None":
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -22,6 +22,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from strategies.file_notification import Doorbell
+from vht_federate.client import IDLE_S
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.serving import answer_typed_errors
 
@@ -168,7 +169,7 @@ def make_gateway(
     """
     context = ssl.create_default_context(cafile=str(ca))
 
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=IDLE_S)
     http = httpx.AsyncClient(base_url=superlink, verify=context, timeout=60.0, limits=limits, trust_env=False)
     upstream = _Upstream(http, doorbell, replies, hold_s, recheck_s, pauses_s)
 

@@ -26,7 +26,7 @@ PairChooser = Callable[[dict[str, object], Mapping[str, bytes]], list[list[str]]
 
 
 class Asker(Protocol):
-    """One phase: calls per node out, answers per node in (``exchange.Exchange``)."""
+    """One phase: calls per node out, answers per node in (``phase.Exchange``)."""
 
     def ask(self, calls: Mapping[str, Sequence[Call]], phase: str) -> dict[str, list[Answer]]: ...
 

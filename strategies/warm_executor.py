@@ -27,6 +27,7 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
+from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -34,6 +35,7 @@ from strategies.courier import carry
 
 __all__ = ["Executor", "main"]
 
+RETRY_S = 20.0  # for one request: longer than a SuperNode that runs leaves one without an answer
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 log = logging.getLogger("vht.executor")
 
@@ -48,9 +50,23 @@ class Executor:
     parent_pid: int | None = None
 
     def client(self, interceptor: SuperExecAuthHttpInterceptor | RuntimeTokenHttpInterceptor) -> RuntimeHttpClient:
-        version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
+        """A client of the SuperNode's Runtime API. A connection that broke is made again.
+
+        The SuperNode closes one that rested for five seconds, which is what a round may take: the next request is then
+        lost, and with it, where nobody asks again, the reply and the SuperNode that waits for its parts.
+        """
+        again = RetryInvoker(
+            wait_gen_factory=lambda: exponential(base_delay=0.05, max_delay=2),
+            recoverable_exceptions=httpx.TransportError,
+            max_tries=None,
+            max_time=RETRY_S,
+        )
         return RuntimeHttpClient.from_server_address(
-            server_address=self.address, insecure=True, root_certificates=None, interceptors=[version, interceptor]
+            server_address=self.address,
+            insecure=True,
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec"), interceptor],
+            retry_invoker=again,
         )
 
     def orphaned(self) -> bool:

@@ -9,7 +9,9 @@ from vht_federate.errors import UnavailableError, WireError, error_from_envelope
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Client"]
+__all__ = ["IDLE_S", "Client"]
+
+IDLE_S = 2.0  # a connection at rest is closed here, before a server does at the moment of the next request
 
 
 class Client:
@@ -24,6 +26,7 @@ class Client:
             verify=ssl.create_default_context(cafile=str(ca)),
             headers=headers,
             timeout=timeout_s,
+            limits=httpx.Limits(keepalive_expiry=IDLE_S),
             trust_env=False,
         )
         self.base_url = base_url

@@ -35,6 +35,7 @@ __all__ = [
 
 POLL_S = 0.25
 PATIENCE_S = 20.0
+KEEP_ALIVE_S = 30  # longer than clients keep a connection at rest: who closes first decides whether a request is lost
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def _server(listener: Listener) -> "uvicorn.Server":
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=3,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     return Server(config)
 

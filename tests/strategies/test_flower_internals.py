@@ -60,6 +60,11 @@ ADAPTERS = {
             "flwr.supercore.interceptors.RuntimeTokenHttpInterceptor": ("token",),
             "flwr.supercore.interceptors.RuntimeVersionHttpInterceptor": ("component_name",),
             "flwr.supercore.interceptors.SuperExecAuthHttpInterceptor": ("master_secret", "protected_methods"),
+            "flwr.supercore.retry.RetryInvoker": (
+                "wait_gen_factory", "recoverable_exceptions", "max_tries", "max_time", "on_success", "on_backoff",
+                "on_giveup", "jitter", "should_giveup", "wait_function",
+            ),
+            "flwr.supercore.retry.exponential": ("base_delay", "multiplier", "max_delay"),
             "flwr.supercore.runtime.RuntimeHttpClient": None,
             "flwr.supercore.runtime.RuntimeHttpClient.from_server_address": CLIENT,
             "flwr.supernode.runtime.run_clientapp.pull_task_input": ("client",),

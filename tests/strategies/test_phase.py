@@ -26,7 +26,12 @@ def running_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TaskIdentity, "_run_id", RUN)
     monkeypatch.setattr(TaskIdentity, "_node_id", 1)
     monkeypatch.setattr(TaskIdentity, "_task_id", 1)
-    monkeypatch.setattr(phase, "STALLED_AT_LEAST_S", 0.3)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rests is asked for again at once: when that is, the test says, and no clock."""
+    monkeypatch.setattr(phase, "STALLED_AT_LEAST_S", 0.0)
     monkeypatch.setattr(phase, "STALLED_SHARE", 0.0)
 
 
@@ -73,20 +78,40 @@ def test_a_silent_node_is_late_and_the_other_is_heard(superlink: ScriptedSuperLi
 
 
 @pytest.mark.parametrize("end", ["upload", "lose"])
+@pytest.mark.usefixtures("impatient")
 def test_an_upload_that_rests_is_asked_for_again_and_its_late_end_changes_nothing(
-    superlink: ScriptedSuperLink, end: str
+    superlink: ScriptedSuperLink, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first reply is complete, or lost, after the second one was taken and while the other node is awaited."""
-    messages: list[str] = []
+    mine: list[str] = []
+    resting: list[str] = []  # what rests, once
+    read = phase.GridReplies.read
+    ended: list[str] = []
+    late: list[str] = []
+    others: list[str] = []
 
     def on_message(message: str, node: int) -> None:
         if node == NODES["b"]:
-            threading.Timer(1.5, lambda: getattr(superlink, end)(messages[0])).start()
-            threading.Timer(3.0, lambda: superlink.announce(reply_to(message, replied(9)))).start()
+            others.append(message)
         else:
-            superlink.announce(reply_to(message, replied(len(messages))), upload=bool(messages))
-            messages.append(message)
+            superlink.announce(reply_to(message, replied(len(mine))), upload=bool(mine))
+            resting.extend([message] if not mine else [])
+            mine.append(message)
 
+    def watched(replies: phase.GridReplies, identifiers: list[str]) -> list[tuple[str, Any]]:
+        complete = read(replies, identifiers)
+        ended.extend(identifier for identifier, _ in complete)
+        if ended == mine[1:] != [] and not late:
+            late.append(mine[0])
+            getattr(superlink, end)(mine[0])
+        elif mine[0] in ended and others:
+            superlink.announce(reply_to(others.pop(), replied(9)))
+        return complete
+
+    monkeypatch.setattr(phase.GridReplies, "read", watched)
+    monkeypatch.setattr(
+        phase.GridReplies, "stalled", lambda _, identifiers, __: [resting.pop()] if resting and identifiers else []
+    )
     superlink.on_message = on_message
     answers = Exchange(superlink.grid(), NODES, 60.0).ask(CALLS, "train-1")
     assert {name: answer.reply for name, (answer,) in answers.items()} == {
@@ -94,6 +119,7 @@ def test_an_upload_that_rests_is_asked_for_again_and_its_late_end_changes_nothin
         "b": Reply({"number": 9}),
     }
     assert len(superlink.pushed) == 3
+    assert ended[:2] == [mine[1], mine[0]], "the late end came between"
 
 
 def test_a_reply_that_is_lost_each_time_is_asked_for_so_many_times(superlink: ScriptedSuperLink) -> None:
@@ -107,23 +133,23 @@ def test_a_reply_that_is_lost_each_time_is_asked_for_so_many_times(superlink: Sc
     assert len(superlink.pushed) == 1 + ATTEMPTS
 
 
-def test_a_slow_upload_is_not_asked_for_again(superlink: ScriptedSuperLink, tmp_path: Path) -> None:
-    """As the gateway does, the bell rings while parts are arriving."""
-    bell, done = Doorbell(tmp_path / "replies", 0.01), threading.Event()
+@pytest.mark.parametrize(("quiet_s", "messages"), [(0.0, 2), (3600.0, 3)])
+@pytest.mark.usefixtures("impatient")
+def test_what_is_still_arriving_is_not_asked_for_again(
+    superlink: ScriptedSuperLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_s: float, messages: int
+) -> None:
+    """As long as the gateway rings, parts are arriving. The control: where it is quiet, the node is asked again."""
+    monkeypatch.setattr(phase, "STALLED_AT_LEAST_S", 0.2)
+    monkeypatch.setattr(Doorbell, "quiet_s", lambda _: quiet_s)
 
-    def ring() -> None:
-        while not done.wait(0.05):
-            bell.ring()
+    def hospital(message: str, before: int) -> None:
+        superlink.announce(reply_to(message, replied(5)), upload=before > 0)
+        if quiet_s == 0.0:
+            threading.Timer(2.0, superlink.upload, [message]).start()
 
-    def hospital(message: str, _: int) -> None:
-        superlink.announce(reply_to(message, replied(5)), upload=False)
-        threading.Thread(target=ring, daemon=True).start()
-        threading.Timer(2.0, superlink.upload, [message]).start()
-
-    answers = ask(superlink, hospital, replies=bell)
-    done.set()
+    answers = ask(superlink, hospital, replies=Doorbell(tmp_path / "replies", 0.01))
     assert answers["a"].reply == Reply({"number": 5})
-    assert len(superlink.pushed) == 2
+    assert len(superlink.pushed) >= messages if quiet_s else len(superlink.pushed) == messages
 
 
 def test_a_changed_reply_is_final(superlink: ScriptedSuperLink) -> None:

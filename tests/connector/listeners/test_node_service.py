@@ -204,3 +204,25 @@ def test_a_flower_process_that_ends_is_started_again_after_its_delay_and_stopped
         supernode.close()
     assert (status["executor"]["starts"], status["supernode"]["last_exit_code"]) == (1, 49)
     assert not alive(int(str(status["executor"]["pid"])))
+
+
+def test_a_supernode_is_started_anew_with_its_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SuperNode waits without end for the rest of a reply whose executor is gone."""
+    hospital = make_hospital(tmp_path, coordinator={"address": "127.0.0.1:9", "ca": "/ca.crt", "supernode_port": 9999})
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr("connector.supernode.commands", lambda *_: {"supernode": sleeper, "executor": sleeper})
+    with hospital.open(start=False) as node:
+        run = tmp_path / "run"
+        run.mkdir()
+        assert node.settings.coordinator is not None
+        supernode = SuperNode(node.settings.coordinator, node.files, run, restart_delay_s=0.2)
+        supernode.start()
+        try:
+            await_that(lambda: all(process["pid"] for process in supernode.status().values()))
+            before = supernode.status()
+            os.kill(int(str(before["executor"]["pid"])), signal.SIGKILL)
+            await_that(lambda: {process["starts"] for process in supernode.status().values()} == {2}, 60)
+            await_that(lambda: not alive(int(str(before["supernode"]["pid"]))), 60)
+        finally:
+            supernode.close()
+    hospital.issuer.stop()
