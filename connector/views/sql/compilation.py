@@ -93,7 +93,7 @@ def compile_view(view: Mapping[str, Any], *, tolerant: bool = False) -> Plan:
     read = read_view(view)
     try:
         first = _Planner(read, tolerant=tolerant)
-        first.plan()  # grows the read schema; the second planner writes SQL against its final form
+        first.expressions()  # grows the read schema; the second planner writes SQL against its final form
         return _Planner(read, first.root, first.nodes, first.indexed, tolerant=tolerant).plan()
     except RecursionError as error:
         raise view_error("LIMIT", Place(), "an expression nests too deep") from error
@@ -109,9 +109,10 @@ class _Planner:
     count: int = 0
     tolerant: bool = False
 
-    def plan(self) -> Plan:
+    def expressions(self) -> tuple[list[OutputColumn], Expression, Expression]:
+        """The columns, which resources are kept, and all that follows their reading."""
         self.root.type = self.view.resource
-        self.compiler = PathCompiler({one.name: one for one in self.view.constants}, tolerant=self.tolerant)
+        self.compiler = PathCompiler({constant.name: constant for constant in self.view.constants}, tolerant=self.tolerant)
         scope = Scope(Value(sql.TRUE, self.view.resource, node=self.root, root=True), sql.number(0))
         conditions = [self._condition(scope, where.path, where.place) for where in self.view.where]
         columns = [column for select in self.view.selects for column in self._select(select, scope)]
@@ -119,6 +120,10 @@ class _Planner:
         kept = sql.infix("AND", *map(self._tried, conditions)) if conditions else sql.TRUE
         shown = {column.name: self._tried(column.expression) for column in columns}
         rest = sql.query(*self.stages, "\nSELECT\n  ", *_aliased(shown, ",\n  "), f"\nFROM {self._last()}")
+        return columns, kept, rest
+
+    def plan(self) -> Plan:
+        columns, kept, rest = self.expressions()
         if rest.length > MAX_SQL:
             raise view_error("LIMIT", Place(), "the view unfolds to too much SQL")
         return Plan(
