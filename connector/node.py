@@ -114,7 +114,7 @@ class Node:
         self.releases = Releases(self.visits, self.clock)
         self.accounts = Accounts(self.database, self.files.operator_token.read_text().strip(), self.clock)
         self.queries = Queries(self.steps, self.ledger, dataset, self.clock)
-        self.upkeep = Expiry(self.visits, self.clock, further=(self._sweep_exports,))
+        self.expiry = Expiry(self.visits, self.clock, further=(self._sweep_exports,))
         self.feasibility = Feasibility(
             admission, self.queries, self.database, self.files.fhir, self.settings, self.clock
         )
@@ -143,7 +143,7 @@ class Node:
         *,
         enclaves: Enclaves | None = None,
         build_cohort: CohortBuilder | None = None,
-        upkeep_every_s: float = EVERY_S,
+        sweep_every_s: float = EVERY_S,
     ) -> None:
         """Recover from whatever was, then begin: enclaves may start, the SuperNode reports to its coordinator.
 
@@ -162,7 +162,7 @@ class Node:
         abandon_open_visits(self.visits, reason="the node was restarted")
         self.preparation.clear_leftovers()
         self.evidence.record(NodeStarted(version=version("vht-federate")))
-        self._regularly = PeriodicTask(self.upkeep.sweep, upkeep_every_s)
+        self._regularly = PeriodicTask(self.expiry.sweep, sweep_every_s)
         pulls.start()
         fhir_api.start()
         if self.settings.coordinator is not None:

@@ -292,7 +292,7 @@ def study_feasibility(
     parsed_study = StudyFile.read(study_file)
     words = title or parsed_study.study.title
     answers = ask_hospitals(parsed_study, view, nodes=node or (), epsilon=epsilon, title=words, now=_now())
-    if not answers.told:
+    if not answers.by_node:
         raise next(iter(answers.refused.values()))
     data = answers.to_dict()
     rows = [

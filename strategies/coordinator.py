@@ -2,7 +2,7 @@
 
 coordinator.toml   addresses and certificates        coordinator.key     signs packages and evidence
 nodes.json         name -> SuperNode id and key      flower/             Flower's own state
-serve.pid          of the running service            doorbell, replies   touched when something waits
+serve.pid          of the running service            messages, replies   touched when something waits
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pathlib import Path
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from strategies.file_notification import Doorbell
+from strategies.file_notification import FileNotification
 from strategies.superlink import Control, SuperLinkPaths, flower_environment, superexec_command, superlink_command
 from strategies.supervised_processes import Child, supervise
 from vht_federate.errors import InputError, UnavailableError
@@ -112,12 +112,12 @@ class Coordinator:
         return Control(self.superlink.address, self.config.ca)
 
     @property
-    def doorbell(self) -> Doorbell:
-        return Doorbell((self.state / "doorbell").resolve())
+    def message_notification(self) -> FileNotification:
+        return FileNotification((self.state / "messages").resolve())
 
     @property
-    def replies(self) -> Doorbell:
-        return Doorbell((self.state / "replies").resolve())
+    def replies(self) -> FileNotification:
+        return FileNotification((self.state / "replies").resolve())
 
     @property
     def address(self) -> str:
@@ -177,7 +177,9 @@ class Coordinator:
 
         config = self.config
         identity = {"name": "coordinator", "evidence_key": self.signing_key().public.jwk()}
-        app = make_gateway(f"https://{self.superlink.address}", config.ca, self.doorbell, self.replies, identity)
+        app = make_gateway(
+            f"https://{self.superlink.address}", config.ca, self.message_notification, self.replies, identity
+        )
         listener = Listener(app, config.host, config.port, config.certificate, config.key)
         watch = asyncio.create_task(supervise(self.children()))
         announce = asyncio.create_task(self._announce(on_ready))

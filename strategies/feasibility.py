@@ -23,14 +23,14 @@ TIMEOUT_S = 120.0
 class Answers:
     """What each hospital told, and the error of each that told nothing."""
 
-    told: dict[str, dict[str, Any]]
+    by_node: dict[str, dict[str, Any]]
     refused: dict[str, VhtError]
 
     def to_dict(self) -> dict[str, Any]:
         """``total`` is of the hospitals that told a number, with the standard deviation of its noise."""
-        counted = [answer for answer in self.told.values() if answer["count"] is not None]
+        counted = [answer for answer in self.by_node.values() if answer["count"] is not None]
         return {
-            "nodes": self.told,
+            "nodes": self.by_node,
             "refused": {name: error.envelope() for name, error in self.refused.items()},
             "total": sum(answer["count"] for answer in counted) if counted else None,
             "standard_deviation": math.sqrt(sum(answer["standard_deviation"] ** 2 for answer in counted)),

@@ -5,17 +5,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Doorbell"]
+__all__ = ["FileNotification"]
 
 
 @dataclass(frozen=True)
-class Doorbell:
+class FileNotification:
     """A file whose time of change says that something waits: cheaper to look at than an API to ask."""
 
     path: Path
     look_s: float = 0.05
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         self.path.touch()
 
     def last(self) -> int:
@@ -25,11 +25,11 @@ class Doorbell:
             return 0
 
     def quiet_s(self) -> float:
-        """Seconds since it last rang."""
+        """Seconds since it was last touched."""
         return time.time() - self.last() / 1e9
 
     async def wait(self, seen: int, timeout_s: float) -> None:
-        """Return when it rang after ``seen``, at the latest after ``timeout_s``."""
+        """Return when it was touched after ``seen``, at the latest after ``timeout_s``."""
         end = time.monotonic() + timeout_s
         while self.last() == seen and time.monotonic() < end:
             await asyncio.sleep(self.look_s)

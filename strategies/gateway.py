@@ -21,7 +21,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from strategies.file_notification import Doorbell
+from strategies.file_notification import FileNotification
 from vht_federate.client import IDLE_S
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.serving import answer_typed_errors
@@ -95,8 +95,8 @@ def _failed(path: str, answer: httpx.Response) -> bool:
 @dataclass(frozen=True)
 class _Upstream:
     http: httpx.AsyncClient
-    doorbell: Doorbell
-    replies: Doorbell
+    message_notification: FileNotification
+    replies: FileNotification
     hold_s: float
     recheck_s: float
     pauses_s: Sequence[float]
@@ -112,7 +112,7 @@ class _Upstream:
                 break
             answer = await self._ask_once(path, headers, body)
         if path == UPLOADED:
-            self.replies.ring()
+            self.replies.notify()
         return answer
 
     async def _ask_once(self, path: str, headers: Mapping[str, str], body: bytes) -> httpx.Response:
@@ -125,11 +125,11 @@ class _Upstream:
         """Ask again while there is no message and the asker is still there, for at most ``hold_s``."""
         end = time.monotonic() + self.hold_s
         while True:
-            last_ring = self.doorbell.last()
+            last_notified = self.message_notification.last()
             answer = await self.ask(request, headers, body)
             if answer.status_code != 200 or _has_message(answer.content) or time.monotonic() >= end:
                 return answer
-            await self.doorbell.wait(last_ring, min(self.recheck_s, max(0.0, end - time.monotonic())))
+            await self.message_notification.wait(last_notified, min(self.recheck_s, max(0.0, end - time.monotonic())))
             if await request.is_disconnected():  # whoever asked is gone: leave the message for the next asker
                 return answer
 
@@ -154,8 +154,8 @@ def _nothing() -> None:
 def make_gateway(
     superlink: str,
     ca: Path,
-    doorbell: Doorbell,
-    replies: Doorbell,
+    message_notification: FileNotification,
+    replies: FileNotification,
     identity: Mapping[str, object],
     *,
     hold_s: float = 20.0,
@@ -164,14 +164,14 @@ def make_gateway(
 ) -> FastAPI:
     """The proxy before the SuperLink at ``superlink`` (https URL); ``hold_s`` stays under a SuperNode's 30 s.
 
-    A ServerApp rings ``doorbell`` when it has pushed messages; the gateway rings ``replies`` when a part of a reply
-    has arrived, and every second while one is arriving.
+    A ServerApp touches ``message_notification`` when it pushed messages; the gateway touches ``replies`` when a part of
+    a reply has arrived, and every second while one is arriving.
     """
     context = ssl.create_default_context(cafile=str(ca))
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=IDLE_S)
     http = httpx.AsyncClient(base_url=superlink, verify=context, timeout=60.0, limits=limits, trust_env=False)
-    upstream = _Upstream(http, doorbell, replies, hold_s, recheck_s, pauses_s)
+    upstream = _Upstream(http, message_notification, replies, hold_s, recheck_s, pauses_s)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -193,7 +193,7 @@ def make_gateway(
         path = request.url.path
         if request.method != "POST" or path not in FLEET_PATHS:
             raise HTTPException(404, "this address serves the fleet API only")
-        body = await _body_of(request, replies.ring if path == UPLOADED else _nothing)
+        body = await _body_of(request, replies.notify if path == UPLOADED else _nothing)
         if path == REPLY:
             _require_own_reply(body)
         headers = {key: value for key, value in request.headers.items() if key not in _NOT_FORWARDED}

@@ -10,7 +10,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from strategies.file_notification import Doorbell
+from strategies.file_notification import FileNotification
 from strategies.grid_replies import GridReplies
 from strategies.message_content import Answer, pack_calls, replies_of
 from vht_federate.errors import UnavailableError, VhtError, WireError
@@ -66,8 +66,10 @@ class Exchange:
     grid: HttpGrid
     nodes: Mapping[str, int]  # name -> Flower node id: the allow-list
     deadline_s: float
-    doorbell: Doorbell | None = None  # to ring when messages wait
-    replies: Doorbell | None = None  # rings when a reply may be there; without it the grid is asked more often
+    message_notification: FileNotification | None = None  # to touch when messages wait
+    replies: FileNotification | None = (
+        None  # touched when a reply may be there; without it the grid is asked more often
+    )
     stopped: Callable[[], bool] = lambda: False
 
     def ask(self, calls: Mapping[str, Sequence[Call]], phase: str) -> dict[str, list[Answer]]:
@@ -90,7 +92,7 @@ class Exchange:
         stalled_s = max(STALLED_AT_LEAST_S, STALLED_SHARE * self.deadline_s)
         recipients = self._send(nodes, phase, end)  # identifier of a message -> whom it asks
         while (waiting := self._waiting(recipients)) and time.monotonic() < end and not self.stopped():
-            rang = self.replies.last() if self.replies else 0
+            notified = self.replies.last() if self.replies else 0
             retries = {}
             for identifier, reply in incoming.read(waiting):
                 if identifier in recipients and recipients[identifier].take(identifier, reply):
@@ -102,7 +104,7 @@ class Exchange:
             if retries := {name: node for name, node in retries.items() if node.attempts < ATTEMPTS}:
                 recipients |= self._send(list(retries.values()), phase, end)
             if self._waiting(recipients):
-                self._pause(rang)
+                self._pause(notified)
 
     @staticmethod
     def _waiting(recipients: Mapping[str, _Asked]) -> list[str]:
@@ -122,8 +124,8 @@ class Exchange:
             for node in nodes
         ]
         identifiers = self._pushed(messages, end)
-        if self.doorbell:
-            self.doorbell.ring()
+        if self.message_notification:
+            self.message_notification.notify()
         for node, identifier in zip(nodes, identifiers, strict=True):
             node.attempts, node.sent_at = node.attempts + 1, time.monotonic()
             if identifier:
@@ -148,9 +150,9 @@ class Exchange:
                     return refused
                 time.sleep(POLL_S)
 
-    def _pause(self, rang: int) -> None:
+    def _pause(self, notified: int) -> None:
         if self.replies:
-            self.replies.wait_here(rang, AT_LEAST_EVERY_S)
+            self.replies.wait_here(notified, AT_LEAST_EVERY_S)
             time.sleep(SETTLE_S)
         else:
             time.sleep(POLL_S)

@@ -21,7 +21,7 @@ from vht_federate.evidence.bundle import BundleParts, write_bundle
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.cohort import CohortRequest, CohortResult
 from vht_federate.packaging.component import write_package
-from vht_federate.packaging.statement import gradients_told
+from vht_federate.packaging.statement import reported_gradient_engines
 from vht_federate.privacy.statement import privacy_statement
 from vht_federate.signing.keys import PublicKey, SigningKey
 
@@ -86,7 +86,7 @@ class Release:
                 if node.lost is None:
                     raise
                 ran[name] = events_of_run(state, plan, name)
-        engines = gradients_told(self.run.directory.recorded(state, "train", 1))
+        engines = reported_gradient_engines(self.run.directory.recorded(state, "train", 1))
         return privacy_statement(plan, {name: events for name, events in ran.items() if events}, engines)
 
     def _package(self, state: RunState, statement: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import InputError, RefusedError, RevokedError, VhtError, error_from_envelope
@@ -46,8 +46,9 @@ class Dispatch(BaseModel):
     nodes: tuple[DispatchNode, ...] = Field(min_length=1)
     minimum_nodes: int = Field(ge=1)
     round_deadline_s: float = Field(gt=0)
-    doorbell: Path | None = None  # rung when messages were pushed
-    replies: Path | None = None  # rings when a part of a reply arrived
+    # Touched when messages were pushed; runs of before named it doorbell.
+    message_notification: Path | None = Field(None, validation_alias=AliasChoices("message_notification", "doorbell"))
+    replies: Path | None = None  # touched when a part of a reply arrived
     codebook: dict[str, Any] | None = None
 
 

@@ -8,7 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import ServerApp
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from strategies.file_notification import Doorbell
+from strategies.file_notification import FileNotification
 from strategies.phase import Exchange
 from strategies.rounds import Rounds
 from strategies.run_state import PID_FILE, RunDirectory
@@ -33,8 +33,8 @@ def main(grid: HttpGrid, context: Context) -> None:
         grid,
         {node.name: node.flower_node for node in dispatch.nodes},
         dispatch.round_deadline_s,
-        Doorbell(dispatch.doorbell) if dispatch.doorbell else None,
-        Doorbell(dispatch.replies) if dispatch.replies else None,
+        FileNotification(dispatch.message_notification) if dispatch.message_notification else None,
+        FileNotification(dispatch.replies) if dispatch.replies else None,
         directory.stop_requested,
     )
     rounds = Rounds(directory, dispatch, state, exchange, lambda: datetime.now(UTC))

@@ -140,7 +140,7 @@ class StudyRun:
             ),
             minimum_nodes=planned.minimum_nodes,
             round_deadline_s=planned.file.federation.round_deadline_s,
-            doorbell=coordinator.doorbell.path,
+            message_notification=coordinator.message_notification.path,
             replies=coordinator.replies.path,
             codebook=planned.request.codebook,
         )

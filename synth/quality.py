@@ -87,9 +87,9 @@ def report(
     }
 
 
-def gate(found: dict[str, Any]) -> None:
+def gate(figures: dict[str, Any]) -> None:
     """Raises CohortError VHT-COHORT-QUALITY naming the worst column or pair, or a diagnostic that is not perfect."""
-    for scores in (found["columns"], found["pairs"]):
+    for scores in (figures["columns"], figures["pairs"]):
         bad = [row for row in scores if not row["holds"]]
         if bad:
             names = " and ".join(bad[0]["columns"])
@@ -98,7 +98,7 @@ def gate(found: dict[str, Any]) -> None:
                 code="VHT-COHORT-QUALITY",
                 hint="see sdmetrics_report.json; more patients or a larger cohort epsilon help",
             )
-    for name, score in found["diagnostic"].items():
+    for name, score in figures["diagnostic"].items():
         if score is None or score < 1.0:
             raise CohortError(f"SDMetrics' diagnostic {name} is not 1", code="VHT-COHORT-QUALITY")
 

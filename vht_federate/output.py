@@ -34,10 +34,10 @@ __all__ = [
     "interrupted",
     "json_mode",
     "moment_text",
-    "people",
     "progress",
     "set_json_mode",
     "table",
+    "terminal",
 ]
 
 SCHEMA_VERSION = "1"
@@ -49,7 +49,7 @@ _json_mode: contextvars.ContextVar[bool] = contextvars.ContextVar("vht_json_mode
 
 
 @functools.cache
-def people(*, stderr: bool = False) -> "Console":
+def terminal(*, stderr: bool = False) -> "Console":
     """The console of stdout, or of stderr."""
     from rich.console import Console
 
@@ -67,7 +67,7 @@ def json_mode() -> bool:
 
 def progress(message: str) -> None:
     """One line of progress for people, on stderr, so that stdout stays machine-readable."""
-    people(stderr=True).print(message, highlight=False, markup=True)
+    terminal(stderr=True).print(message, highlight=False, markup=True)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def emit(name: str, data: dict[str, Any], *renderables: Any) -> None:
         print(json.dumps({"schema_version": SCHEMA_VERSION, "command": name, "ok": True, "data": data}, default=str))
         return
     for renderable in renderables:
-        people().print(renderable, highlight=False)
+        terminal().print(renderable, highlight=False)
 
 
 def fail(name: str, error: VhtError) -> None:
@@ -111,7 +111,7 @@ def fail(name: str, error: VhtError) -> None:
     else:
         from rich.markup import escape
 
-        console = people(stderr=True)
+        console = terminal(stderr=True)
         console.print(f"[bold red]{error.code}[/] {escape(error.message)}", highlight=False)
         if error.hint:
             console.print(f"  hint: {error.hint}", highlight=False, markup=False)

@@ -36,7 +36,7 @@ def codes(
     if feature not in known_features:
         raise InputError(f"no feature {feature}", code="VHT-INPUT-FEATURE", hint="vht node codes lists them")
     facts = _facts(known_features[feature])
-    output.emit("node codes", facts, output.table(facts["title"], ["what", ""], _told(facts)))
+    output.emit("node codes", facts, output.table(facts["title"], ["what", ""], _fact_rows(facts)))
 
 
 def _facts(feature: "Feature") -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _facts(feature: "Feature") -> dict[str, Any]:
     return facts
 
 
-def _told(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("code", code) for code in facts["codes"]]
     if facts["unit"]:
         rows += [("unit", facts["unit"]), ("plausible", "{} to {}".format(*facts["bounds"]))]

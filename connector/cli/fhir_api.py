@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from connector.cli.node_access import State, alone, reach, running
+from connector.cli.node_access import State, alone, connect, running
 from vht_federate import output
 from vht_federate.errors import InputError
 
@@ -43,7 +43,7 @@ def add(
         raise InputError("name either --jwks or --jku", code="VHT-INPUT-CLIENT")
     if running(state):
         body = {"name": name, "permit": token, "scope": scope, "jwks": keys, "jku": jku, "operator": operator}
-        with reach(state) as client:
+        with connect(state) as client:
             data = dict(client.post("/api/fhir-clients", json=body))
             base = client.get("/api/fhir-clients")["base"]
     else:
@@ -72,7 +72,7 @@ def _actor(operator: str | None) -> Any:
 def listed(state: State) -> None:
     """List the clients, newest first, with what each may read and when it last did."""
     if running(state):
-        with reach(state) as client:
+        with connect(state) as client:
             records = list(client.get("/api/fhir-clients")["clients"])
     else:
         records = alone(state, lambda node: node.fhir_api.clients.all())
@@ -88,7 +88,7 @@ def revoke(
 ) -> None:
     """End a client's access at once: its tokens open nothing, its exports go."""
     if running(state):
-        with reach(state) as node:
+        with connect(state) as node:
             data = dict(node.post(f"/api/fhir-clients/{client}/revoke", json={"operator": operator}))
     else:
         data = alone(state, lambda node: node.fhir_api.clients.revoke(client, _actor(operator)))
@@ -107,7 +107,7 @@ def audit_events(
     """Show who read what over the local FHIR API."""
     query: dict[str, Any] = {"count": count, "refused": refused, "raw": raw} | ({"client": client} if client else {})
     if running(state):
-        with reach(state) as node:
+        with connect(state) as node:
             events = list(node.request("GET", "/api/audit-events", params=query).json()["events"])
     else:
         events = alone(state, lambda node: _newest(node, query))

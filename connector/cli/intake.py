@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from connector.cli.node_access import State, alone, reach, running
+from connector.cli.node_access import State, alone, connect, running
 from connector.cli.output_tables import explanation_table, intake_table, quarantine_table
 from connector.settings import NodeFiles, NodeSettings
 from vht_federate import output
@@ -44,7 +44,7 @@ def take_in(
         if deletions:
             files = [str(path) for path in deletions.files]
             body |= {"deletions": files, "deleted_at": deletions.at.isoformat()}
-        with reach(state) as client:
+        with connect(state) as client:
             return dict(client.post("/api/ingest", json=body))
     options = {"replace": replace, "deletions": deletions, "source": source}
     return dict(alone(state, lambda node: node.ingest(folder, **options)))
@@ -82,7 +82,7 @@ def quarantine(
 def _taken_in_from(state: Path) -> list[str]:
     """Folders of earlier intakes, newest first."""
     if running(state):
-        with reach(state) as client:
+        with connect(state) as client:
             ingests = client.get("/api/ingests")["ingests"]
     else:
         ingests = alone(state, lambda node: node.overview.ingests())
@@ -101,7 +101,7 @@ def opt_out(
     moment = (at if at.tzinfo else at.replace(tzinfo=UTC)) if at else None
     if running(state):
         body = {"patient_id": patient_id, "at": moment.isoformat() if moment else None}
-        with reach(state) as client:
+        with connect(state) as client:
             data = client.request("DELETE" if withdraw else "POST", "/api/opt-outs", json=body).json()
     elif withdraw:
         data = {"withdrawn": alone(state, lambda node: node.withdraw_opt_out(patient_id, at=moment))}

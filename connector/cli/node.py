@@ -10,7 +10,7 @@ from connector.cli.codes import app as codes
 from connector.cli.fhir_api import app as api
 from connector.cli.intake import app as intake
 from connector.cli.ledger import app as ledger
-from connector.cli.node_access import State, reach, running
+from connector.cli.node_access import State, connect, running
 from connector.cli.output_tables import budget_table, sources_table, visit_tables, visits_table
 from connector.cli.quality import app as quality
 from connector.cli.sources import app as sources
@@ -139,7 +139,7 @@ def status(
         what=f"node {settings.name}",
     )
     if running(state):
-        with reach(state) as client:
+        with connect(state) as client:
             data = client.get("/api/status")
     else:
         data = _offline_status(state)
@@ -176,7 +176,7 @@ def _offline_status(state: Path) -> dict[str, Any]:
 @output.command("node visits")
 def visits(state: State) -> None:
     """List the visits of studies, newest first."""
-    with reach(state) as client:
+    with connect(state) as client:
         data = client.get("/api/visits")
     output.emit("node visits", data, visits_table(data["visits"]))
 
@@ -185,7 +185,7 @@ def visits(state: State) -> None:
 @output.command("node show")
 def show(state: State, visit: Visit) -> None:
     """Show one visit: who asks for what under which permit, what it would cost, what has left."""
-    with reach(state) as client:
+    with connect(state) as client:
         data = client.get(f"/api/visits/{visit}")
     output.emit("node show", data, *visit_tables(data))
 
@@ -214,7 +214,7 @@ def halt(state: State, visit: Visit, operator: Operator) -> None:
 
 
 def _decide(state: Path, visit: str, verb: str, body: dict[str, Any], *, command: str | None = None) -> None:
-    with reach(state) as client:
+    with connect(state) as client:
         data = client.post(f"/api/visits/{visit}/{verb}", json=body)
     output.emit(f"node {command or verb}", data, f"visit {visit} is {data['state']}")
 
@@ -226,7 +226,7 @@ def console(
     operator: Annotated[str | None, typer.Option(help="Under which name you act there.")] = None,
 ) -> None:
     """Print a link that logs you in to the console, once."""
-    with reach(state) as client:
+    with connect(state) as client:
         data = client.post("/api/log-in-links", json={"operator": operator})
     output.emit("node console", data, f"{data['url']}\n(opens one session, within {data['minutes']} minutes)")
 

@@ -11,7 +11,7 @@ from vht_federate.client import Client
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.processes import PidFile
 
-__all__ = ["State", "alone", "reach", "running"]
+__all__ = ["State", "alone", "connect", "running"]
 
 State = Annotated[Path, typer.Argument(help="State directory of the node.")]
 LONG_S = 3600.0
@@ -22,7 +22,7 @@ def running(state: Path) -> bool:
     return PidFile(NodeFiles(state).pid).running() is not None
 
 
-def reach(state: Path) -> Client:
+def connect(state: Path) -> Client:
     """The running node's internal API. Raises UnavailableError VHT-UNAVAILABLE-NODE."""
     if not running(state):
         raise UnavailableError(

@@ -99,16 +99,16 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Rows:
     return table("Sources", ["source", "state", "every", "last success", "next", "error"], rows)
 
 
-def source_tables(one: Mapping[str, Any]) -> list[Rows]:
+def source_tables(source: Mapping[str, Any]) -> list[Rows]:
     """One source and its latest pulls."""
     names = ("state", "base_url", "mode", "level", "every", "begun_at", "succeeded_at", "next_at", "failures")
     rows = [
-        (name.replace("_", " "), moment_text(one[name]) if name.endswith("_at") else one[name])
+        (name.replace("_", " "), moment_text(source[name]) if name.endswith("_at") else source[name])
         for name in names
-        if one.get(name) is not None
+        if source.get(name) is not None
     ]
-    if one["error"]:
-        rows.append(("error", f"{one['error']['code']}: {one['error']['message']}"))
+    if source["error"]:
+        rows.append(("error", f"{source['error']['code']}: {source['error']['message']}"))
     runs = [
         (
             moment_text(run["ended_at"]),
@@ -117,10 +117,10 @@ def source_tables(one: Mapping[str, Any]) -> list[Rows]:
             run["lines"],
             run["code"] or ", ".join(f"{count} {name}" for name, count in brought.items() if count),
         )
-        for run in one["runs"]
+        for run in source["runs"]
         for brought in [run["counts"] | {"unreadable deletions": run["unreadable"]}]
     ]
-    facts = table(f"Source {one['name']}", ["what", ""], rows)
+    facts = table(f"Source {source['name']}", ["what", ""], rows)
     return [facts, table("Pulls", ["ended", "asked by", "since", "lines", "taken in"], runs)] if runs else [facts]
 
 

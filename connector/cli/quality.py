@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from connector.cli.node_access import State, alone, reach, running
+from connector.cli.node_access import State, alone, connect, running
 from vht_federate import output
 
 __all__ = ["app"]
@@ -26,7 +26,7 @@ def quality(
     """Survey the data: per feature how many patients have it, units, losses, what was set aside, time span."""
     if running(state):
         options = {"component": component, "profile": profile, "shareable": shareable}
-        with reach(state) as client:
+        with connect(state) as client:
             data = client.get(
                 "/api/quality", params={name: value for name, value in options.items() if value is not None}
             )
@@ -46,37 +46,37 @@ def _tables(survey: Mapping[str, Any]) -> Iterator[output.Rows | str]:
     cohort, smallest = survey["cohort"], survey["smallest_cell"]
     name = f"{survey['component']} {survey['version']}, profile {survey['profile']}"
     yield output.table(
-        f"{name}: {_told(cohort['patients'], smallest)} of {_told(survey['store_patients'], smallest)} patients",
+        f"{name}: {_shown(cohort['patients'], smallest)} of {_shown(survey['store_patients'], smallest)} patients",
         ["what", "patients"],
         [
-            *((f"lost: {loss['says']}", _told(loss["patients"], smallest)) for loss in survey["losses"]),
-            ("in the cohort", _told(cohort["patients"], smallest)),
-            ("  with the outcome", _told(cohort["outcomes"], smallest)),
-            ("  whose data end before the outcome's window", _told(cohort["unobserved"], smallest)),
-            *((f"  lacking {lacks} inputs", _told(count, smallest)) for lacks, count in cohort["missing"].items()),
+            *((f"lost: {loss['says']}", _shown(loss["patients"], smallest)) for loss in survey["losses"]),
+            ("in the cohort", _shown(cohort["patients"], smallest)),
+            ("  with the outcome", _shown(cohort["outcomes"], smallest)),
+            ("  whose data end before the outcome's window", _shown(cohort["unobserved"], smallest)),
+            *((f"  lacking {lacks} inputs", _shown(count, smallest)) for lacks, count in cohort["missing"].items()),
         ],
     )
     yield output.table("Features", ["feature", "codes", "unit", "values", "patients", "share", "units seen"], [
-        (feature["name"], " ".join(feature["codes"]), feature["unit"] or "", _told(feature["values"], smallest),
-         _told(feature["patients"], smallest), "" if feature["share"] is None else f"{feature['share']:.0%}",
+        (feature["name"], " ".join(feature["codes"]), feature["unit"] or "", _shown(feature["values"], smallest),
+         _shown(feature["patients"], smallest), "" if feature["share"] is None else f"{feature['share']:.0%}",
          ", ".join(_unit(unit, smallest) for unit in feature["units"]))
         for feature in survey["features"]
     ])  # fmt: skip
     yield output.table("Set aside so far", ["kind", "reason", "element", "entries", "what to do"], [
-        (entry["kind"], entry["reason"], entry["path"], _told(entry["entries"], smallest), entry["do"])
+        (entry["kind"], entry["reason"], entry["path"], _shown(entry["entries"], smallest), entry["do"])
         for entry in survey["quarantine"]
     ])  # fmt: skip
     yield output.table("In the store", ["type", "resources", "patients", "first", "last", "median each", "most"], [
-        (row["type"], _told(row["resources"], smallest), _told(row["patients"], smallest), row["first"], row["last"],
+        (row["type"], _shown(row["resources"], smallest), _shown(row["patients"], smallest), row["first"], row["last"],
          row["per_patient"]["median"], row["per_patient"]["most"])
         for row in survey["holdings"]
     ])  # fmt: skip
 
 
-def _told(count: int | None, smallest_cell: int) -> str:
+def _shown(count: int | None, smallest_cell: int) -> str:
     return f"fewer than {smallest_cell}" if count is None else f"{count:,}"
 
 
 def _unit(unit: Mapping[str, Any], smallest_cell: int) -> str:
     becomes = f" ({unit['use']}{' ' + unit['becomes'] if unit['becomes'] else ''})" if unit["use"] != "as-it-is" else ""
-    return f"{unit['code']} {unit['unit']}{becomes}: {_told(unit['values'], smallest_cell)}"
+    return f"{unit['code']} {unit['unit']}{becomes}: {_shown(unit['values'], smallest_cell)}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from connector.cli.intake import take_in
-from connector.cli.node_access import State, alone, reach, running
+from connector.cli.node_access import State, alone, connect, running
 from connector.cli.output_tables import intake_table, pull_table, source_tables, sources_table
 from connector.settings import NodeFiles, NodeSettings
 from vht_federate import output
@@ -33,7 +33,7 @@ def _sources(state: Path) -> "Sources":
 
 def _described(state: Path) -> list[dict[str, Any]]:
     if running(state):
-        with reach(state) as client:
+        with connect(state) as client:
             return list(client.get("/api/sources")["sources"])
     return _sources(state).described()
 
@@ -101,7 +101,7 @@ def remove(state: State, name: Name) -> None:
 @output.command("node source-show")
 def show(state: State, name: Name) -> None:
     """Show one FHIR server: how it is asked, what its latest pulls brought, and why one failed."""
-    data = _one(_described(state), state, name)
+    data = _source_named(_described(state), state, name)
     output.emit("node source-show", data, *source_tables(data))
 
 
@@ -117,9 +117,13 @@ def run(
     from connector.governance.operator_accounts import system_user
 
     if running(state):
-        with reach(state) as client:
+        with connect(state) as client:
             client.post(f"/api/sources/{name}/run", json={"whole": full})
-            data = _ended(client, state, name) if wait else _one(client.get("/api/sources")["sources"], state, name)
+            data = (
+                _ended(client, state, name)
+                if wait
+                else _source_named(client.get("/api/sources")["sources"], state, name)
+            )
     else:
         data = dict(alone(state, lambda node: node.pulls.run(name, system_user(), whole=full)))
     if data["error"] and not data["running"]:
@@ -130,12 +134,12 @@ def run(
 def _ended(client: Client, state: Path, name: str) -> dict[str, Any]:
     while True:
         time.sleep(LOOK_S)
-        data = _one(client.get("/api/sources")["sources"], state, name)
+        data = _source_named(client.get("/api/sources")["sources"], state, name)
         if not data["running"]:
             return data
 
 
-def _one(installed: list[dict[str, Any]], state: Path, name: str) -> dict[str, Any]:
+def _source_named(installed: list[dict[str, Any]], state: Path, name: str) -> dict[str, Any]:
     return (
         next((source for source in installed if source["name"] == name), None) or _sources(state).get(name).described()
     )

@@ -11,7 +11,7 @@ from connector.views.sql.compilation import Plan, compile_view
 from connector.views.sql.definition import MAX_BYTES
 from connector.views.sql.execution import arrow_schema
 from connector.views.sql.limits import TIME_LIMIT_S
-from connector.views.sql.ndjson_sources import Account, execute, find_files
+from connector.views.sql.ndjson_sources import ReadingReport, execute, find_files
 from connector.views.sql.shipped import shipped
 from connector.views.sql.writers import write_rows
 from vht_federate import output
@@ -101,25 +101,24 @@ def run(
             rows += batch.num_rows
         return rows
 
-    account = execute(plan, files, sink, skip_bad_lines=skip_bad_lines, threads=threads, time_limit_s=time_limit)
-    _report(plan, account, head, out)
+    report = execute(plan, files, sink, skip_bad_lines=skip_bad_lines, threads=threads, time_limit_s=time_limit)
+    _report(plan, report, head, out)
 
 
-def _report(plan: Plan, account: Account, head: list[dict[str, Any]], out: Path | None) -> None:
-    body = asdict(account) | {"resource": plan.resource, "columns": _columns(plan), "out": str(out) if out else None}
+def _report(plan: Plan, report: ReadingReport, head: list[dict[str, Any]], out: Path | None) -> None:
+    body = asdict(report) | {"resource": plan.resource, "columns": _columns(plan), "out": str(out) if out else None}
     parts: list[Any] = []
     if out is None:
         body["head"] = head
         names = [column.name for column in plan.columns]
-        title = f"first {len(head)} of {account.rows} rows"
+        title = f"first {len(head)} of {report.rows} rows"
         parts.append(output.table(title, names, [[row[name] for name in names] for row in head]))
     else:
-        parts.append(f"{account.rows} rows in {out}")
+        parts.append(f"{report.rows} rows in {out}")
     parts.append(
-        f"{account.lines} lines: {account.resources} {plan.resource}, {account.other} other, "
-        f"{len(account.faults)} left out"
+        f"{report.lines} lines: {report.resources} {plan.resource}, {report.other} other, {len(report.faults)} left out"
     )
-    if account.faults:
-        listed = [[fault.file, fault.line, fault.reason] for fault in account.faults[:SHOWN]]
+    if report.faults:
+        listed = [[line.file, line.line, line.reason] for line in report.faults[:SHOWN]]
         parts.append(output.table("lines left out", ["file", "line", "reason"], listed))
     output.emit("view run", body, *parts)

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     try:
         order = control.order()
         listener = _listen(Path(order["socket"]))
-        spec, fence, desk = _prepare(order, control)
+        spec, fence, requests = _prepare(order, control)
     except VhtError as error:
         control.tell("failed", error=error.envelope())
         return 1
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     from connector.enclave.request_handler import ReleaseRefused
 
     try:
-        desk.serve(listener)
+        requests.serve(listener)
     except ReleaseRefused:
         control.tell("breach", code=fence.breach)
         return BREACHED

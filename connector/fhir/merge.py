@@ -170,15 +170,15 @@ def settle(
     before, fresh, spill = None if replace else store.current(), work / "fresh", work / "spill"
     fresh.mkdir(mode=0o700)
     with locked([store.folder.resolve()], spill=spill) as connection:
-        settling = _Merge(connection, staging, before, fresh, dataset, names)
-        settling.judge()
-        settling.write_parts()
-        grew = settling.write_quarantine()
-        counts = settling.write_counts(settling.write_survivors())
-        buried = settling.write_tombstones()
-        accepted = settling.rows("FROM verdict WHERE verdict = 'accepted' LIMIT 1")
+        merge = _Merge(connection, staging, before, fresh, dataset, names)
+        merge.judge()
+        merge.write_parts()
+        grew = merge.write_quarantine()
+        counts = merge.write_counts(merge.write_survivors())
+        buried = merge.write_tombstones()
+        accepted = merge.rows("FROM verdict WHERE verdict = 'accepted' LIMIT 1")
         changed = before is None or grew or buried or bool(accepted)
-        report = settling.report(counts.get("Patient", 0), changed)
+        report = merge.report(counts.get("Patient", 0), changed)
     if changed:
         store.publish(fresh, beside_old=not replace)
     return report

@@ -24,7 +24,7 @@ from typing import Any
 
 import orjson
 
-from connector.fhir.disclosure_control import SMALLEST_CELL, told_count
+from connector.fhir.disclosure_control import SMALLEST_CELL, disclosable_count
 from connector.fhir.resources import TABLES
 from vht_federate.errors import UnavailableError
 from vht_federate.files import replace_file, sync
@@ -123,5 +123,5 @@ def dataset_summary(store_dir: Path, *, smallest_cell: int = SMALLEST_CELL) -> d
     """What a catalogue may say: counts to the nearest ten, and None for fewer than ``smallest_cell``."""
     generation = Store(store_dir).current()
     counts = generation.counts() if generation else {}
-    resources = {kind: told_count(counts.get(kind, 0), smallest_cell) for kind in TABLES}
+    resources = {kind: disclosable_count(counts.get(kind, 0), smallest_cell) for kind in TABLES}
     return {"patients_rounded": resources["Patient"], "resources_rounded": resources}

@@ -77,7 +77,7 @@ class AuditLog:
             with path.open("ab") as file:
                 file.write(line)
 
-    def require_room(self) -> None:
+    def require_disk_space(self) -> None:
         """Raises UnavailableError VHT-UNAVAILABLE-DISK where no client's event could be written."""
         with self._guard:
             self._open_file(_LONGEST_EVENT, stranger=False)

@@ -135,7 +135,7 @@ class _Routes:
         address, client = _address(request), None
         headers = {"Cache-Control": "no-store", "Pragma": "no-cache"}
         try:
-            self._api.require_pace(f"token {address}")
+            self._api.require_rate(f"token {address}")
             token_request = self._api.tokens.asked(_form(request, body))
             client = token_request.client
             token_response = self._api.tokens.grant(token_request)

@@ -63,20 +63,20 @@ def in_order(key: str) -> str:
 
 @dataclass(frozen=True)
 class PermitView:
-    """``people``: (subject, name, shift in microseconds) of everybody it shows. ``taken``: when the newest of its
-    data was taken in, so that what comes later is later than that."""
+    """``visible_patients``: (subject, name, shift in microseconds) of each. ``taken``: when the newest of its data was
+    taken in, so that what comes later is later than that."""
 
     generation: Generation
     scope: PermitScope
     deidentifier: Deidentifier
-    people: pa.Table
+    visible_patients: pa.Table
     taken: datetime
 
     @contextmanager
     def open(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A locked database that sees the generation, with table ``person``."""
         with locked([self.generation.folder.resolve()]) as connection:
-            connection.register("people", self.people)
+            connection.register("people", self.visible_patients)
             connection.execute("CREATE TEMP TABLE person AS FROM people")
             connection.unregister("people")
             yield connection
@@ -105,15 +105,17 @@ class PermitView:
         """All that is shown of a type, in the permit's own order; of ``names`` alone, by the permit's names."""
         condition = f" AND name IN ({', '.join(map(quoted, sorted(names))) or 'NULL'})" if names is not None else ""
         for low, high in slices(self.generation.counts().get(resource_type, 0)):
-            people = f"SELECT subject FROM person WHERE name >= '{low}' AND name < '{high}'{condition}"
-            yield from self._told(connection, resource_type, f"subject IN ({people})")
+            patients = f"SELECT subject FROM person WHERE name >= '{low}' AND name < '{high}'{condition}"
+            yield from self._deidentified(connection, resource_type, f"subject IN ({patients})")
 
     def chosen(self, connection: duckdb.DuckDBPyConnection, resource_type: str) -> Iterator[Resource]:
         """What table ``page`` (key) names, in the permit's own order."""
         key = "subject" if resource_type == "Patient" else "resource"
-        yield from self._told(connection, resource_type, f"{key} IN (SELECT key FROM page)")
+        yield from self._deidentified(connection, resource_type, f"{key} IN (SELECT key FROM page)")
 
-    def _told(self, connection: duckdb.DuckDBPyConnection, resource_type: str, condition: str) -> Iterator[Resource]:
+    def _deidentified(
+        self, connection: duckdb.DuckDBPyConnection, resource_type: str, condition: str
+    ) -> Iterator[Resource]:
         rows = f"{self.scope.rows[resource_type]} AND {condition}"
         stored = keyed(self.generation, resource_type, rows=rows)
         sql = f"SELECT subject, resource FROM ({stored}) JOIN person USING (subject) ORDER BY {in_order('id')}"
@@ -153,8 +155,8 @@ class PermitViews:
             return cached[1]
         scope = permit_scope(permit, self.installed)
         subjects = sorted(set.intersection(*map(_subjects, {requested, current})) - excluded)
-        permit_view = _made(requested, scope, Deidentifier(key, now=today, codes=scope.codes), subjects)
-        if permit_view.people.num_rows < permit.minimum_cohort:
+        permit_view = _build_view(requested, scope, Deidentifier(key, now=today, codes=scope.codes), subjects)
+        if permit_view.visible_patients.num_rows < permit.minimum_cohort:
             raise CohortError("this node has fewer patients than the permit's minimum", code="VHT-COHORT-TOO-SMALL")
         with self._guard:
             self._kept[cache_key] = excluded, permit_view
@@ -191,7 +193,9 @@ def _subjects(generation: Generation) -> set[str]:
         return {row[0] for row in connection.execute(sql).fetchall()}
 
 
-def _made(generation: Generation, scope: PermitScope, deidentifier: Deidentifier, subjects: list[str]) -> PermitView:
+def _build_view(
+    generation: Generation, scope: PermitScope, deidentifier: Deidentifier, subjects: list[str]
+) -> PermitView:
     microsecond = timedelta(microseconds=1)
     columns = {
         "subject": pa.array(subjects, pa.string()),

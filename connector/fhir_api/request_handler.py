@@ -31,7 +31,7 @@ class Answers:
     def read(self, request: Request, _: bytes, access: Access) -> tuple[Response, Event]:
         kind = _covered(request.path_params["type"], access)
         query = read_query(kind, [("_id", request.path_params["id"])], self._api.limits, self._api.clock())
-        permit_view, page = self._found(access, query)
+        permit_view, page = self._view_and_page(access, query)
         if not page.resources:
             raise NotFoundError("this permit sees no such resource")
         [resource] = page.resources
@@ -48,7 +48,7 @@ class Answers:
         if len(parameters) > self._api.limits.search_parameters:
             raise InputError("a search has too many parameters", code="VHT-INPUT-SEARCH")
         query = read_query(kind, parameters, self._api.limits, self._api.clock())
-        permit_view, page = self._found(access, query)
+        permit_view, page = self._view_and_page(access, query)
         understood, patient = _understood(query, permit_view, page)
         logged = f"{kind}?{understood}"
         if len(logged) > self._api.limits.query_length:  # cut short, it would not say who was asked for
@@ -76,7 +76,7 @@ class Answers:
         event = Event("view", _address(request), query=query[:2_000], count=count)
         return Response(rows, media_type=FORMATS[view_request.format]), event
 
-    def _found(self, access: Access, query: Query) -> tuple[PermitView, Page]:
+    def _view_and_page(self, access: Access, query: Query) -> tuple[PermitView, Page]:
         with self._api.working():
             permit_view = self._api.permit_views.view_for(access.permit, generation=query.generation)
             with permit_view.open() as connection, interrupted_after(connection, self._api.limits.query_s):
@@ -104,14 +104,15 @@ def _form(body: bytes) -> list[tuple[str, str]]:
 
 def _understood(query: Query, permit_view: PermitView, page: Page) -> tuple[str, str | None]:
     """The search for the access log: only patients, ids and codes that this permit knows are repeated."""
-    people = set(permit_view.people.column("name").to_pylist()) if query.names is not None else set()
+    asked_by_name = query.names is not None
+    names = set(permit_view.visible_patients.column("name").to_pylist()) if asked_by_name else set()
     shown_ids = {resource["id"] for resource in page.resources}
     codes = {code for _, code in permit_view.scope.codes}
     parameters: list[tuple[str, str]] = []
     for name, value in query.asked:
         if name.startswith(("patient", "subject")):
             values = [
-                patient if patient in people else "unknown" for patient in value.replace("Patient/", "").split(",")
+                patient if patient in names else "unknown" for patient in value.replace("Patient/", "").split(",")
             ]
         elif name == "_id":
             values = [resource_id if resource_id in shown_ids else "unknown" for resource_id in value.split(",")]
@@ -120,7 +121,7 @@ def _understood(query: Query, permit_view: PermitView, page: Page) -> tuple[str,
         else:
             values = [value]
         parameters.append((name, ",".join(dict.fromkeys(values))))
-    patients = [patient for patient in query.names or () if patient in people]
+    patients = [patient for patient in query.names or () if patient in names]
     if query.type == "Patient" and query.ids:
         patients = [resource_id for resource_id in query.ids if resource_id in shown_ids]
     return urlencode(parameters), patients[0] if len(patients) == 1 else None

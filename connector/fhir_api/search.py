@@ -122,7 +122,7 @@ def find(permit_view: PermitView, connection: duckdb.DuckDBPyConnection, query: 
     """One page of what ``query`` finds, in the permit's own order."""
     key = "subject" if query.type == "Patient" else "resource"
     if query.type == "Encounter" and query.conditions:
-        _list_told(permit_view, connection)
+        _list_public_codes(permit_view, connection)
     where = " AND ".join(f"({condition})" for condition in query.conditions) or "true"
     if query.names is not None:
         where += f" AND name IN ({_listed(query.names)})"
@@ -142,7 +142,7 @@ def find(permit_view: PermitView, connection: duckdb.DuckDBPyConnection, query: 
     return Page(resources, total, following if query.count and following < total else None)
 
 
-def _list_told(permit_view: PermitView, connection: duckdb.DuckDBPyConnection) -> None:
+def _list_public_codes(permit_view: PermitView, connection: duckdb.DuckDBPyConnection) -> None:
     """Table ``told`` (system, code): an Encounter's codes that are told. Nobody learns by search that others are there.
 
     Of the other types, the permit's own codes are all that is shown.
@@ -151,7 +151,9 @@ def _list_told(permit_view: PermitView, connection: duckdb.DuckDBPyConnection) -
     stored = connection.execute(
         f"SELECT {_CLASSES}, class_code FROM ({shown}) UNION SELECT type_system, type_code FROM ({shown})"
     ).fetchall()
-    public = [(system, code) for system, code in stored if system and code and _is_told(permit_view, system, code)]
+    public = [
+        (system, code) for system, code in stored if system and code and _is_public_code(permit_view, system, code)
+    ]
     columns = {
         name: pa.array([row[position] for row in public], pa.string())
         for position, name in enumerate(("system", "code"))
@@ -159,7 +161,7 @@ def _list_told(permit_view: PermitView, connection: duckdb.DuckDBPyConnection) -
     connection.register("told", pa.table(columns))
 
 
-def _is_told(permit_view: PermitView, system: str, code: str) -> bool:
+def _is_public_code(permit_view: PermitView, system: str, code: str) -> bool:
     return is_public(system, code, permit_view.deidentifier.codes)
 
 
@@ -215,7 +217,7 @@ def _date(start: str, end: str, value: str, oldest: datetime) -> str:
     return f"({' OR '.join(alternatives)}) AND {start} > TIMESTAMPTZ '{oldest.isoformat()}'"
 
 
-def _told(column: str) -> tuple[str, str]:
+def _visible_interval(column: str) -> tuple[str, str]:
     """The first and the last microsecond of what is told of a stored moment: of one at 23:59:59Z the year alone, by the
     middle of what it may mean (``ElementRedaction.moment``)."""
     at = f"date_trunc('second', make_timestamp(epoch_us({column})))"
@@ -234,7 +236,7 @@ def _told(column: str) -> tuple[str, str]:
 
 def _dated(start: str, end: str, value: str) -> str:
     prefix, low, high = _interval(value)
-    first, last = _told(start)[0], _told(end)[1]
+    first, last = _visible_interval(start)[0], _visible_interval(end)[1]
     rules: Mapping[str, str] = {
         "eq": f"{first} >= {low} AND {last} < {high}",
         "ne": f"NOT ({first} >= {low} AND {last} < {high})",

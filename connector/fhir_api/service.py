@@ -76,12 +76,12 @@ class LocalApi:
         """Raises RefusedError VHT-REFUSED-TOKEN, VHT-REFUSED-RATE; PermitError, RevokedError; UnavailableError."""
         holder = self.tokens.holder(token)
         if holder is not None:
-            self.require_pace(holder.id)
+            self.require_rate(holder.id)
         access = self.tokens.access(token)
-        self.audit.require_room()
+        self.audit.require_disk_space()
         return access
 
-    def require_pace(self, who: str) -> None:
+    def require_rate(self, who: str) -> None:
         """A token bucket for each ``who``: a client, or an address. Raises RefusedError VHT-REFUSED-RATE."""
         now, burst = time.monotonic(), float(self.limits.burst)
         with self._guard:
@@ -128,5 +128,5 @@ class LocalApi:
 
         Raises RefusedError VHT-REFUSED-RATE beyond that.
         """
-        self.require_pace(f"refused {client.id if client else address}")
+        self.require_rate(f"refused {client.id if client else address}")
         self.note(Event(what, address, code=error.code), client)

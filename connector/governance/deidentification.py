@@ -71,8 +71,10 @@ class Deidentifier:
         if subject is None or resource.get("link") is not None:
             return None
         deidentified: dict[str, Any] = {"resourceType": kind, "id": self.identifier(str(kind), resource_id)}
-        telling = ElementRedaction(self, subject)
-        deidentified |= telling.observed(resource, rules) if kind == "Observation" else telling.members(resource, rules)
+        redaction = ElementRedaction(self, subject)
+        deidentified |= (
+            redaction.observed(resource, rules) if kind == "Observation" else redaction.members(resource, rules)
+        )
         if kind == "Patient" and resource.get("birthDate") is not None and "birthDate" not in deidentified:
             deidentified["_birthDate"] = masked()
         if kind == "Encounter":

@@ -74,7 +74,7 @@ class Feasibility:
     noise: Callable[[], NoiseSource] = SecureNoise
     pause: Callable[[float], None] = time.sleep
     timer: Callable[[], float] = time.monotonic
-    _one: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def answer(self, permit: str, question: str, user_key: dict[str, Any]) -> dict[str, Any]:
         """The count with noise, or that it is below the smallest cell.
@@ -84,7 +84,7 @@ class Feasibility:
         VHT-COHORT-EMPTY-STORE, UnavailableError VHT-UNAVAILABLE-QUESTION while others are answered.
         """
         judged = self.admission.admit_question(permit, question, user_key)
-        if not self._one.acquire(timeout=PATIENCE_S):
+        if not self._counting.acquire(timeout=PATIENCE_S):
             raise UnavailableError("other questions are being answered", code="VHT-UNAVAILABLE-QUESTION", hint="later")
         try:
             return self._answered(judged)
@@ -97,18 +97,21 @@ class Feasibility:
             )
             raise
         finally:
-            self._one.release()
+            self._counting.release()
 
     def answers(self) -> list[dict[str, Any]]:
         """What was asked and told, newest first, for the operator."""
         with self.database.read() as session:
             rows = session.scalars(select(FeasibilityRow).order_by(FeasibilityRow.answered_at.desc()).limit(200)).all()
             return [
-                {**self._told(row), **{name: getattr(row, name) for name in ("user", "title", "permit_id", "view")}}
+                {
+                    **self._as_answer(row),
+                    **{name: getattr(row, name) for name in ("user", "title", "permit_id", "view")},
+                }
                 for row in rows
             ]
 
-    def _told(self, row: FeasibilityRow) -> dict[str, Any]:
+    def _as_answer(self, row: FeasibilityRow) -> dict[str, Any]:
         """``count`` is null where the noised count is below the smallest cell, as it was then and as it is now."""
         smallest = max(row.smallest_cell, self.settings.smallest_cell)
         return {
@@ -137,7 +140,7 @@ class Feasibility:
             ).first()
             excluded = sorted(excluded_subjects(session, judged.permit))
         if previous is not None and self.clock() < previous.answered_at + STANDS:
-            return {**self._told(previous), "repeated": True}
+            return {**self._as_answer(previous), "repeated": True}
         if judged.question.epsilon > self.settings.feasibility_epsilon:
             raise BudgetError(
                 f"one feasibility question costs at most epsilon {self.settings.feasibility_epsilon:g} here",
@@ -149,7 +152,7 @@ class Feasibility:
             raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE")
         sql = count_query(plan, generation, scope)
         return {
-            **self._told(self._draw(judged, asked_digest, lambda: self._count(plan, sql, generation, excluded))),
+            **self._as_answer(self._draw(judged, asked_digest, lambda: self._count(plan, sql, generation, excluded))),
             "repeated": False,
         }
 

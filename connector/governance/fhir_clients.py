@@ -66,7 +66,7 @@ class Clients:
             step.session.flush()
             registered = FhirClientRegistered(client=row.id, name=name, scope=row.scope, **actor.facts())
             step.record(registered, permit_id=valid_permit.permit_id)
-        return _told(row)
+        return _as_dict(row)
 
     def revoke(self, client_id: str, actor: Actor) -> dict[str, Any]:
         """From now on the client gets no token, and none of its tokens opens anything. Raises NotFoundError."""
@@ -78,13 +78,13 @@ class Clients:
                 row.revoked_at = self.clock()
                 step.session.flush()
                 step.record(FhirClientRevoked(client=row.id, **actor.facts()), permit_id=row.permit_id)
-        return _told(row)
+        return _as_dict(row)
 
     def all(self) -> list[dict[str, Any]]:
         """Newest first."""
         with self.database.read() as session:
             rows = session.scalars(select(FhirClientRow).order_by(FhirClientRow.registered_at.desc(), FhirClientRow.id))
-            return [_told(row) for row in rows]
+            return [_as_dict(row) for row in rows]
 
     def get(self, client_id: str) -> FhirClientRow | None:
         """The client of that id that was not revoked."""
@@ -101,7 +101,7 @@ class Clients:
         return self.admission.require_permit(row.permit, self.categories)
 
 
-def _told(row: FhirClientRow) -> dict[str, Any]:
+def _as_dict(row: FhirClientRow) -> dict[str, Any]:
     permit = Permit.from_claims(unverified_claims(row.permit))
     return {
         "client": row.id,

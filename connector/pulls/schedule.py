@@ -45,7 +45,7 @@ class _Pull:
     whole: bool
     phase: str = "starting"
     process: "subprocess.Popen[bytes] | None" = None
-    told: dict[str, Any] = field(default_factory=dict)
+    reported: dict[str, Any] = field(default_factory=dict)
     ended: threading.Event = field(default_factory=threading.Event)
 
 
@@ -157,7 +157,7 @@ class Schedule:
                 self._follow(pull)
             except Exception:
                 log.exception("a pull could not be followed", extra={"facts": {"source": source.name}})
-            if not self._over.is_set() or "pulled" in pull.told:
+            if not self._over.is_set() or "pulled" in pull.reported:
                 self._note(pull, begun)
         finally:
             pull.ended.set()
@@ -182,7 +182,7 @@ class Schedule:
             for line in process.stdout:
                 message = orjson.loads(line)
                 pull.phase = message.get("phase", pull.phase)
-                pull.told |= message
+                pull.reported |= message
                 if "report" in message:
                     self._record(message["report"], source=pull.source.name, actor=pull.actor or _SCHEDULE)
                     process.stdin.write(b"recorded\n")
@@ -201,7 +201,7 @@ _SCHEDULE = Actor("schedule", "viewer", "interval")
 
 
 def _run_of(pull: _Pull, begun: datetime, now: datetime) -> Run:
-    outcome = pull.told
+    outcome = pull.reported
     pulled, report, error = outcome.get("pulled", {}), outcome.get("report") or {}, outcome.get("error")
     if not pulled and error is None:
         error = {"code": "VHT-UNAVAILABLE-SOURCE-PULL", "message": "the process of this pull ended before it was done"}

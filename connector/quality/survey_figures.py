@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from connector.fhir.disclosure_control import told_count
+from connector.fhir.disclosure_control import disclosable_count
 
 __all__ = ["Course", "Feature", "Holding", "Loss", "SurveyFigures", "UnitSeen"]
 
@@ -22,7 +22,7 @@ class SurveyFigures:
         return self.smallest_cell == 0
 
     def count(self, number: int) -> int | None:
-        return number if self.exact else told_count(number, self.smallest_cell)
+        return number if self.exact else disclosable_count(number, self.smallest_cell)
 
     def of_patients(self, patients: int, **others: int) -> dict[str, int | None]:
         """The count of patients, and counts of what is theirs: these are not told where that is not."""

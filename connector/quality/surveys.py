@@ -27,7 +27,7 @@ class Surveys:
     paths: tuple[Path, ...]
     database: Database
     clock: Callable[[], datetime]
-    _made: dict[_Key, Survey] = field(default_factory=dict, repr=False)
+    _cache: dict[_Key, Survey] = field(default_factory=dict, repr=False)
 
     def profiles(self) -> list[dict[str, Any]]:
         """Every profile of every component, in the order of their names."""
@@ -60,11 +60,11 @@ class Surveys:
         generation = Store(self.store).current()
         files = ComponentFiles.read(installation.folder)
         key = (generation.number if generation else None, files.digest, profile, excluded)
-        result = self._made.get(key)
+        result = self._cache.get(key)
         if result is None:
             view = files.cohort_view(profile)
             result = survey(self.store, files.component(), profile, excluded_subjects=excluded, cohort_view=view)
-            while len(self._made) >= KEPT:
-                self._made.pop(next(iter(self._made)), None)
-            self._made[key] = result
+            while len(self._cache) >= KEPT:
+                self._cache.pop(next(iter(self._cache)), None)
+            self._cache[key] = result
         return result

@@ -99,8 +99,8 @@ def build_cohort(
         relations = reader(connection, generation) if reader else stored(generation)
         make_records(connection, generation, specification, relations=relations, inclusion=inclusion)
         if included is not None:
-            people = connection.execute("SELECT DISTINCT subject, bucket FROM record").fetchall()
-            included([subject for subject, _ in people], [bucket for _, bucket in people])
+            subjects = connection.execute("SELECT DISTINCT subject, bucket FROM record").fetchall()
+            included([subject for subject, _ in subjects], [bucket for _, bucket in subjects])
         return _write(connection, relations, specification, views, destination)
 
 
@@ -111,15 +111,15 @@ def _write(
     views: dict[str, View],
     destination: Path,
 ) -> CohortManifest:
-    people = connection.execute("SELECT person, bucket, outcome FROM record ORDER BY record").fetchnumpy()
-    person, profile = np.asarray(people["person"], dtype=np.int64), specification.profile
+    records = connection.execute("SELECT person, bucket, outcome FROM record ORDER BY record").fetchnumpy()
+    person, profile = np.asarray(records["person"], dtype=np.int64), specification.profile
     first = np.unique(person, return_index=True)[1]
     destination.mkdir(parents=True, exist_ok=True, mode=0o700)
     kinds = _kinds(profile, len(person), len(first))
     file = TensorFile(destination / "cohort.safetensors", kinds)
-    file.arrays["outcome"][:] = people["outcome"]
+    file.arrays["outcome"][:] = records["outcome"]
     file.arrays["patient"][:] = person
-    file.arrays["bucket"][:] = people["bucket"][first]
+    file.arrays["bucket"][:] = records["bucket"][first]
     if profile.layout == "tabular":
         file.arrays["values"][:] = np.nan
     columns: dict[str, Column] = {}

@@ -113,12 +113,12 @@ def _observation(codings: list[Coding]) -> View:
         "column": [_column("value_system", "system", "uri"), _column("value_code", "code", "code")],
     }
 
-    def told(part: str) -> list[View]:
+    def selected(part: str) -> list[View]:
         return [{"column": [_column("part", part, "integer"), *values]}, answers, _each(codings, "code_system")]
 
     head = [*_OWN, _column("status", "status", "code"), _column("effective", "effective.ofType(dateTime)", "dateTime")]
-    parts = {"forEach": "component", "select": told("%rowIndex + 1")}
-    return {"resource": "Observation", "select": [{"column": head}, {"unionAll": [{"select": told("0")}, parts]}]}
+    parts = {"forEach": "component", "select": selected("%rowIndex + 1")}
+    return {"resource": "Observation", "select": [{"column": head}, {"unionAll": [{"select": selected("0")}, parts]}]}
 
 
 def _condition(codings: list[Coding]) -> View:

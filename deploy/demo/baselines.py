@@ -59,7 +59,7 @@ def measure_baselines(root: Path) -> dict[str, Any]:
     A figure is None where the test patients do not define it.
     """
     from deploy.demo.fidelity import auc_when_trained_on
-    from deploy.demo.trivial_baselines import giveaways
+    from deploy.demo.trivial_baselines import trivial_baselines
     from vht_federate.privacy.noise import SecureNoise
 
     learner, cohorts, plan = _opened(root)
@@ -82,7 +82,7 @@ def measure_baselines(root: Path) -> dict[str, Any]:
         "patients_with_outcome": int(sum(label.sum() for label in labels)),
         "test_patients": sum(len(label) for _, label in pooled),
         "test_patients_with_outcome": int(sum(label.sum() for _, label in pooled)),
-        **giveaways(trains, tests, learner.component.inputs(learner.profile)),
+        **trivial_baselines(trains, tests, learner.component.inputs(learner.profile)),
         "by_node": _by_node(list(cohorts), {"pooled_nonprivate": pooled, "local": local}, majority),
     }
     (root / "harness" / "baselines.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -107,7 +107,7 @@ def measure_release(root: Path) -> dict[str, Any]:
         "accuracy_federated": mean_over_nodes(accuracy, scored),
         **figures,
         "learning_curve": _learning_curve(learner, run / "weights", tests),
-        **_likeness(learner, run / "cohort", list(cohorts.values()), tests),
+        **_fidelity(learner, run / "cohort", list(cohorts.values()), tests),
     }
 
 
@@ -132,7 +132,7 @@ def _learning_curve(learner: "Learner", checkpoints: Path, tests: "Sequence[Coho
     }
 
 
-def _likeness(
+def _fidelity(
     learner: "Learner", folder: Path, cohorts: "Sequence[CohortArrays]", tests: "Sequence[CohortArrays]"
 ) -> dict[str, Any]:
     """The cohort in ``folder`` against the training patients; all None where none was released."""

@@ -72,11 +72,11 @@ def budgets(title: str, spent: Mapping[str, tuple[float, float]]) -> Markup:
     return _drawn(TOP + row * len(spent), title, parts)
 
 
-def marginal(title: str, found: Mapping[str, Any]) -> Markup:
+def marginal(title: str, figures: Mapping[str, Any]) -> Markup:
     """Shares by cell, real beside synthetic. ``found``: ``cells``, ``edges``, ``real``, ``synthetic``."""
     height, bottom = 150, 22
-    cells, wide = found["cells"], PLOT / len(found["cells"])
-    most = max(*found["real"], *found["synthetic"], 0.01)
+    cells, wide = figures["cells"], PLOT / len(figures["cells"])
+    most = max(*figures["real"], *figures["synthetic"], 0.01)
     tall = height - TOP - bottom
     parts = [
         _LINE.format("rule", LEFT, TOP, WIDTH - RIGHT, TOP),
@@ -86,13 +86,13 @@ def marginal(title: str, found: Mapping[str, Any]) -> Markup:
     ]
     for index, cell in enumerate(cells):
         for offset, source in enumerate(("real", "synthetic")):
-            share = found[source][index]
+            share = figures[source][index]
             x = LEFT + wide * (index + 0.1 + 0.4 * offset)
             y = TOP + tall * (1 - share / most)
             parts.append(
                 _RECT.format(source, x, y, wide * 0.4, tall * share / most, f"{cell}, {source}: {100 * share:.1f} %")
             )
-    parts += [_TEXT.format(x, height - 6, "middle", label) for x, label in _ticks(found, wide)]
+    parts += [_TEXT.format(x, height - 6, "middle", label) for x, label in _ticks(figures, wide)]
     return _drawn(height, title, parts)
 
 
@@ -100,8 +100,8 @@ def _ticks(histogram: Mapping[str, Any], wide: float) -> list[tuple[float, str]]
     """Edges of bins where they lie, names of levels under their bars; no label runs into the next."""
     cells, edges = histogram["cells"], histogram["edges"]
     if not edges:
-        room = max(3, int(wide / LETTER))
-        return [(LEFT + wide * (index + 0.5), _cut(cell, room)) for index, cell in enumerate(cells)]
+        letters = max(3, int(wide / LETTER))
+        return [(LEFT + wide * (index + 0.5), _cut(cell, letters)) for index, cell in enumerate(cells)]
     missing = len(cells) >= len(edges)
     places = [(LEFT + wide * index, f"{edge:g}") for index, edge in enumerate(edges)]
     free = LEFT + wide * (len(cells) - 0.5) - LETTER * 7 if missing else WIDTH
@@ -110,8 +110,8 @@ def _ticks(histogram: Mapping[str, Any], wide: float) -> list[tuple[float, str]]
     return [*fitting, (LEFT + wide * (len(cells) - 0.5), "missing")] if missing else fitting
 
 
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 1] + "…"
+def _cut(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
 def _range(values: Sequence[float]) -> tuple[float, float, float]:

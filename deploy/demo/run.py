@@ -24,7 +24,7 @@ from deploy.demo.studies import export_terms, terms_for
 from deploy.demo.summary import Outcome, shown, summary_of
 from deploy.local_federation import Hospital, LocalFederation
 from vht_federate.errors import InputError
-from vht_federate.output import emit, people, progress
+from vht_federate.output import emit, progress, terminal
 from vht_federate.processes import PidFile
 from vht_federate.samples.export import Export
 from vht_federate.samples.uci import read_folder
@@ -199,9 +199,9 @@ def measure(federation: LocalFederation) -> dict[str, Any]:
 
 
 def _keep(federation: LocalFederation) -> None:
-    people().print("\nPages (Ctrl-C stops everything):")
+    terminal().print("\nPages (Ctrl-C stops everything):")
     for name, url in federation.describe().items():
-        people().print(f"  {name:<14} {url}", highlight=False)
+        terminal().print(f"  {name:<14} {url}", highlight=False)
     waiting: Callable[[], None] = signal.pause
     try:
         while True:

@@ -15,12 +15,14 @@ from deploy.demo.metrics import Scored, auc, mean_over_nodes
 from vht_federate.components.contract import Port
 from vht_federate.components.job import CohortArrays
 
-__all__ = ["giveaways"]
+__all__ = ["trivial_baselines"]
 
 Scores = NDArray[Any]
 
 
-def giveaways(train: Sequence[CohortArrays], test: Sequence[CohortArrays], ports: Sequence[Port]) -> Mapping[str, Any]:
+def trivial_baselines(
+    train: Sequence[CohortArrays], test: Sequence[CohortArrays], ports: Sequence[Port]
+) -> Mapping[str, Any]:
     """``single_input``: the input that ranks all training patients best by itself, with its AUC on the test patients.
 
     ``auc_missing_count``: AUC on the test patients of how many inputs are missing. Each is the mean over the hospitals'

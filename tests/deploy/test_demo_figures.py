@@ -18,7 +18,7 @@ from deploy.demo.metrics import accuracy, auc, mean_over_nodes
 from deploy.demo.run import prepare_harness
 from deploy.demo.studies import export_terms
 from deploy.demo.summary import released_auc
-from deploy.demo.trivial_baselines import giveaways
+from deploy.demo.trivial_baselines import trivial_baselines
 from deploy.local_federation import Hospital
 from vht_federate.cli import app
 from vht_federate.components.contract import Port
@@ -62,14 +62,14 @@ def test_what_one_input_would_do_is_the_mean_over_hospitals_and_not_of_all_their
     train = cohort_of([[20, 120, 0], [70, 120, 0]], [0, 1])
     young = cohort_of([[20, 120, 0], [30, 120, 0]], [0, 1])
     old = cohort_of([[60, 120, 0], [70, 120, 0], [80, 120, 0]], [0, 1, 0])
-    assert giveaways([train], [young, old], PORTS)["auc_single_input"] == (1.0 + 0.5) / 2
+    assert trivial_baselines([train], [young, old], PORTS)["auc_single_input"] == (1.0 + 0.5) / 2
 
 
 def test_the_input_that_gives_cases_away_is_named_in_the_direction_of_the_training_patients() -> None:
     nan = math.nan
     train = cohort_of([[18, 120, nan], [19, 121, nan], [50, 120, 0], [60, 122, 1]], [1, 1, 0, 0])
     test = cohort_of([[18, 125, nan], [70, 119, 0], [40, 121, nan]], [1, 0, 0])
-    assert giveaways([train], [test], PORTS) == {
+    assert trivial_baselines([train], [test], PORTS) == {
         "single_input": "age",
         "auc_single_input": 1.0,
         "auc_missing_count": 0.75,
@@ -81,7 +81,7 @@ def test_what_the_test_patients_do_not_define_is_none() -> None:
     controls = cohort_of([[30, 120, 0], [40, 130, 0]], [0, 0])
     empty = cohort_of([], [])
     for test in (controls, empty):
-        figures = giveaways([train], [test], PORTS)
+        figures = trivial_baselines([train], [test], PORTS)
         assert (figures["auc_single_input"], figures["auc_missing_count"]) == (None, None)
 
 
@@ -91,7 +91,7 @@ def test_categories_have_no_order_and_are_left_out() -> None:
         np.array([[50, 0], [51, 1]], dtype=np.float32), np.array([0, 1], dtype=np.float32),
         np.arange(2), np.zeros(2, dtype=np.uint8),
     )  # fmt: skip
-    assert giveaways([train], [train], ports)["single_input"] == "age"
+    assert trivial_baselines([train], [train], ports)["single_input"] == "age"
 
 
 def test_a_hospital_without_test_patients_leaves_the_baselines_defined(tmp_path: Path) -> None:

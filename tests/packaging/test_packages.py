@@ -17,7 +17,7 @@ from vht_federate.framing import Reply
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.codebook import Codebook, codebook_for
 from vht_federate.packaging.component import verify_package, write_package
-from vht_federate.packaging.statement import gradients_told, plain_words, read_statement, statement_schema
+from vht_federate.packaging.statement import plain_words, read_statement, reported_gradient_engines, statement_schema
 from vht_federate.privacy.statement import privacy_statement
 from vht_federate.signing.keys import SigningKey
 from vht_federate.signing.signed_manifest import Sealed
@@ -220,7 +220,7 @@ def test_what_a_node_says_of_its_engine_is_kept_where_it_makes_sense() -> None:
         "odd": Reply({"engine": "<b>", "engine_why": 7}),
         "long": Reply({"engine": "torch.func", "engine_why": "x" * 1000}),
     }
-    assert gradients_told(replies) == {
+    assert reported_gradient_engines(replies) == {
         "fast": {"engine": "book-keeping", "why": ""},
         "slow": {"engine": "torch.func", "why": "records of a batch are mixed"},
     }

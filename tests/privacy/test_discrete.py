@@ -14,7 +14,7 @@ from vht_federate.errors import InputError
 from vht_federate.privacy import exact_bernoulli as coins_module
 from vht_federate.privacy import poisson as poisson_module
 from vht_federate.privacy.discrete import discrete_gaussian, discrete_laplace, skellam
-from vht_federate.privacy.exact_bernoulli import Rationals, coins, exp_coins, integers_below
+from vht_federate.privacy.exact_bernoulli import Rationals, bernoulli_exp, coins, integers_below
 from vht_federate.privacy.noise import RandomWords, SecureNoise
 from vht_federate.privacy.poisson import poisson
 from vht_federate.testing import SeededNoise
@@ -144,14 +144,14 @@ def test_a_coin_draws_more_bits_exactly_where_its_chance_is_near() -> None:
 @given(st.fractions(0, 6, max_denominator=50), st.integers(0, 10_000))
 def test_exponential_coins_fall_with_chance_e_to_the_minus_x(x: Fraction, seed: int) -> None:
     exponents = Rationals(np.full(4_000, float(x)), lambda _: x)
-    fell = int(exp_coins(exponents, SeededNoise(seed)).sum())
+    fell = int(bernoulli_exp(exponents, SeededNoise(seed)).sum())
     assert stats.binomtest(fell, 4_000, math.exp(-x)).pvalue > RARE
 
 
 def test_certain_and_impossible_coins() -> None:
     sure = Rationals(np.array([0.0, 1.0] * 50), lambda place: Fraction(place % 2))
     assert coins(sure, SecureNoise()).tolist() == [False, True] * 50
-    assert exp_coins(Rationals(np.zeros(50), lambda _: Fraction(0)), SecureNoise()).all()
+    assert bernoulli_exp(Rationals(np.zeros(50), lambda _: Fraction(0)), SecureNoise()).all()
 
 
 @pytest.mark.parametrize("limit", [2, 3, 1000, (1 << 61) + 1])

@@ -17,7 +17,7 @@ from flwr.proto.node_pb2 import Node
 
 import strategies.gateway as gateway
 from deploy.pki import make_authority
-from strategies.file_notification import Doorbell
+from strategies.file_notification import FileNotification
 from strategies.gateway import FLEET_PATHS, make_gateway
 from vht_federate.testing.asgi import AppClient
 
@@ -81,9 +81,15 @@ def build(
         return client(transport=httpx.ASGITransport(upstream.app), base_url=str(options["base_url"]))
 
     monkeypatch.setattr(gateway.httpx, "AsyncClient", over_asgi)
-    bells = Doorbell(ca.with_name("doorbell"), 0.01), Doorbell(ca.with_name("replies"), 0.01)
+    notifications = FileNotification(ca.with_name("messages"), 0.01), FileNotification(ca.with_name("replies"), 0.01)
     app = make_gateway(
-        "https://superlink", ca, *bells, {"name": "coordinator"}, hold_s=hold_s, recheck_s=recheck_s, pauses_s=PAUSES_S
+        "https://superlink",
+        ca,
+        *notifications,
+        {"name": "coordinator"},
+        hold_s=hold_s,
+        recheck_s=recheck_s,
+        pauses_s=PAUSES_S,
     )
     monkeypatch.undo()
     return app
@@ -227,13 +233,13 @@ def test_a_hospital_sends_nothing_but_its_own_replies(body: bytes, ca: Path, mon
 
 
 def test_the_bell_rings_while_a_part_is_arriving(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app, bell = build(Upstream(), ca, monkeypatch), Doorbell(ca.with_name("replies"))
+    app, notification = build(Upstream(), ca, monkeypatch), FileNotification(ca.with_name("replies"))
     monkeypatch.setattr(gateway, "ARRIVING_EVERY_S", 0.0)
-    rang: list[int] = []
+    notified: list[int] = []
 
     async def slowly() -> AsyncIterator[dict[str, Any]]:
         for number in range(4):
-            rang.append(bell.last())
+            notified.append(notification.last())
             await asyncio.sleep(0.02)
             yield {"type": "http.request", "body": b"chunk", "more_body": number < 3}
 
@@ -251,17 +257,17 @@ def test_the_bell_rings_while_a_part_is_arriving(ca: Path, monkeypatch: pytest.M
         assert sent[0]["status"] == 200
 
     asyncio.run(upload())
-    assert rang[1] < rang[2] < rang[3] < bell.last()
+    assert notified[1] < notified[2] < notified[3] < notification.last()
 
 
-def test_a_doorbell_wakes_whoever_waits(tmp_path: Path) -> None:
-    bell = Doorbell(tmp_path / "bell", 0.01)
+def test_a_notification_wakes_whoever_waits(tmp_path: Path) -> None:
+    notification = FileNotification(tmp_path / "notification", 0.01)
 
     async def ring_later() -> None:
-        waiting = asyncio.create_task(bell.wait(bell.last(), math.inf))
+        waiting = asyncio.create_task(notification.wait(notification.last(), math.inf))
         await asyncio.sleep(0.05)
         assert not waiting.done()
-        bell.ring()
+        notification.notify()
         await asyncio.wait_for(waiting, 300)
 
     asyncio.run(ring_later())

@@ -11,7 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from kit.scripted_superlink import RUN, ScriptedSuperLink, failure, reply_to
 
 import strategies.phase as phase
-from strategies.file_notification import Doorbell
+from strategies.file_notification import FileNotification
 from strategies.message_content import Answer, pack_replies
 from strategies.phase import ATTEMPTS, LATE, Exchange
 from vht_federate.framing import Call, Reply
@@ -140,14 +140,14 @@ def test_what_is_still_arriving_is_not_asked_for_again(
 ) -> None:
     """As long as the gateway rings, parts are arriving. The control: where it is quiet, the node is asked again."""
     monkeypatch.setattr(phase, "STALLED_AT_LEAST_S", 0.2)
-    monkeypatch.setattr(Doorbell, "quiet_s", lambda _: quiet_s)
+    monkeypatch.setattr(FileNotification, "quiet_s", lambda _: quiet_s)
 
     def hospital(message: str, before: int) -> None:
         superlink.announce(reply_to(message, replied(5)), upload=before > 0)
         if quiet_s == 0.0:
             threading.Timer(2.0, superlink.upload, [message]).start()
 
-    answers = ask(superlink, hospital, replies=Doorbell(tmp_path / "replies", 0.01))
+    answers = ask(superlink, hospital, replies=FileNotification(tmp_path / "replies", 0.01))
     assert answers["a"].reply == Reply({"number": 5})
     assert len(superlink.pushed) >= messages if quiet_s else len(superlink.pushed) == messages
 

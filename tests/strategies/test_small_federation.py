@@ -55,7 +55,7 @@ def submit(
         nodes=tuple(DispatchNode(name=n, visit=f"v-{study}", flower_node=node) for n, node in members.items()),
         minimum_nodes=2,
         round_deadline_s=deadline_s,
-        doorbell=federation.coordinator.doorbell.path,
+        message_notification=federation.coordinator.message_notification.path,
         replies=federation.coordinator.replies.path,
     )
     states = {entry.name: NodeState(flower_node=entry.flower_node, visit=entry.visit) for entry in dispatch.nodes}

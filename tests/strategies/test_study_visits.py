@@ -127,7 +127,9 @@ def test_approved_visits_become_a_dispatch_to_these_nodes_only(
     hospitals: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_run, "initial_weights", lambda _: b"weights")
-    monkeypatch.setattr(Running, "doorbell", type("Bell", (), {"path": tmp_path / "bell"}), raising=False)
+    monkeypatch.setattr(
+        Running, "message_notification", type("Notification", (), {"path": tmp_path / "messages"}), raising=False
+    )
     monkeypatch.setattr(Running, "replies", type("Bell", (), {"path": tmp_path / "replies"}), raising=False)
     hospitals.states = {"https://h1": ready(2), "https://h2": [UnavailableError("restarting"), *ready(1)]}
     session, lines = session_in(tmp_path)

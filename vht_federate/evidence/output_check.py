@@ -21,7 +21,7 @@ from vht_federate.evidence.run_check import Call, RunClaims
 from vht_federate.evidence.visit_record import VisitRecord
 from vht_federate.framing import Reply
 from vht_federate.packaging.evaluation import summarise
-from vht_federate.packaging.statement import gradients_told
+from vht_federate.packaging.statement import reported_gradient_engines
 from vht_federate.secagg.aggregate import Weights, next_weights, read_weights
 from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 from vht_federate.signing.signed_manifest import Sealed
@@ -170,7 +170,7 @@ def _check_evaluation(plan: StudyPlan, run: RunClaims, outputs: Outputs, compone
 
 def _check_engines(folder: Path, sealed: Sealed, outputs: Outputs) -> None:
     """The privacy statement names the engines that the nodes' first outputs of the training name."""
-    engines = gradients_told(outputs.get(("train", 1), {}))
+    engines = reported_gradient_engines(outputs.get(("train", 1), {}))
     where = sealed.folder.relative_to(folder).as_posix()
     try:
         nodes = json.loads((sealed.folder / "privacy_statement.json").read_bytes())["nodes"]

@@ -115,7 +115,7 @@ class _Audit:
     logs: dict[str, NodeLog] = field(default_factory=dict)
     records: dict[str, dict[str, VisitRecord]] = field(default_factory=dict)
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
-    found: Mapping[str, VisitRecord] = field(default_factory=dict)
+    visit_records: Mapping[str, VisitRecord] = field(default_factory=dict)
     permit: Permit = field(init=False)
     request: StudyRequest = field(init=False)
     run: RunClaims = field(init=False)
@@ -165,11 +165,11 @@ class _Audit:
         self.note(self.statuses[-1].file, "issued after the last round, with no lower serial than any node relied on")
 
     def compare_run(self) -> None:
-        self.found = check_run(self.run, self.permit, self.request, self.records)
-        outputs = sum(len(self.run.outputs_of(name)) for name in self.found)
+        self.visit_records = check_run(self.run, self.permit, self.request, self.records)
+        outputs = sum(len(self.run.outputs_of(name)) for name in self.visit_records)
         self.note("run.json", f"{outputs} outputs, each in its node's log under the same digest, and none besides")
         for name, node in sorted(self.run.nodes.items()):
-            record = self.found.get(name)
+            record = self.visit_records.get(name)
             if record is not None:
                 self.spent[name] = self._cost(record.events())
                 if node.lost:
@@ -193,7 +193,7 @@ class _Audit:
         plan, used = self.request.plan, self.run.outputs_of(name)
         claimed = self._cost([event for call in used for event in plan.events_of(*call)])
         begun = {(round_.job, round_.round) for round_ in self.run.rounds}
-        begun |= {call for record in self.found.values() for call in record.begun}
+        begun |= {call for record in self.visit_records.values() for call in record.begun}
         self.spent[name] = self._cost(
             [event for call in plan.calls() if call in begun for event in plan.events_of(*call)]
         )
@@ -220,14 +220,14 @@ class _Audit:
         count = sum(map(len, outputs.values()))
         self.note("outputs", f"{count} outputs of nodes, each what run.json and the node's log name by its digest")
         sealed = check_releases(
-            self.folder, self.trust.coordinator_key, self.permit, self.request, self.run, self.found, self.spent
+            self.folder, self.trust.coordinator_key, self.permit, self.request, self.run, self.visit_records, self.spent
         )
         for kind, release in sealed.items():
             where = release.folder.relative_to(self.folder).as_posix()
             what = f"{kind} {release.sha256[:12]}… is whole and acknowledged by every node that took part to the end"
             self.note(where, f"{what}; its privacy statement equals the ledgers")
         plan = self.request.plan
-        for where, what in check_derived(self.folder, plan, self.run, self.found, outputs, sealed):
+        for where, what in check_derived(self.folder, plan, self.run, self.visit_records, outputs, sealed):
             self.note(where, what)
         return {kind: release.sha256 for kind, release in sealed.items()}
 

@@ -13,9 +13,9 @@ __all__ = [
     "Gradients",
     "PrivacyStatement",
     "Share",
-    "gradients_told",
     "plain_words",
     "read_statement",
+    "reported_gradient_engines",
     "statement_schema",
 ]
 
@@ -93,7 +93,7 @@ class PrivacyStatement(BaseModel):
     release: Share | None = None
 
 
-def gradients_told(replies: Mapping[str, Reply]) -> dict[str, dict[str, str]]:
+def reported_gradient_engines(replies: Mapping[str, Reply]) -> dict[str, dict[str, str]]:
     """Which engine each node says it took gradients with, by its training's first output; nonsense is left out."""
     engines = {}
     for name, reply in replies.items():

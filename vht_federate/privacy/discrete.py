@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vht_federate.errors import InputError
-from vht_federate.privacy.exact_bernoulli import Rationals, coins, exp_coins, integers_below, successes_of_exp_one
+from vht_federate.privacy.exact_bernoulli import Rationals, bernoulli_exp, draws, integers_below, successes_of_exp_one
 from vht_federate.privacy.noise import RandomWords
 from vht_federate.privacy.poisson import poisson
 
@@ -43,7 +43,7 @@ def discrete_gaussian(variance: Fraction | int, shape: tuple[int, ...], source: 
         centre = exact / scale
         near = np.square(np.abs(drawn) - float(centre)) / (2.0 * float(exact))
         exponent = Rationals(near, lambda place: (abs(int(drawn[place])) - centre) ** 2 / (2 * exact))
-        return drawn[exp_coins(exponent, source)]
+        return drawn[bernoulli_exp(exponent, source)]
 
     return _gather(prod(shape), candidates).reshape(shape)
 
@@ -69,10 +69,10 @@ def _laplace_candidates(scale: int, count: int, source: RandomWords) -> NDArray[
     """About half as many discrete Laplace numbers as ``count``, or fewer."""
     low = integers_below(scale, count, source)
     parts = Rationals(low / float(scale), lambda place: Fraction(int(low[place]), scale))
-    low = low[exp_coins(parts, source)]
+    low = low[bernoulli_exp(parts, source)]
     size = low + scale * successes_of_exp_one(len(low), source)
     half = Rationals(np.full(len(size), 0.5), lambda _: Fraction(1, 2))
-    negative = coins(half, source)
+    negative = draws(half, source)
     kept = ~(negative & (size == 0))
     candidates: NDArray[np.int64] = np.where(negative, -size, size)[kept]
     return candidates

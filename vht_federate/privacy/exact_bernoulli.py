@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vht_federate.privacy.noise import RandomWords
 
-__all__ = ["MARGIN", "Rationals", "coins", "exp_coins", "integers_below", "successes_of_exp_one"]
+__all__ = ["MARGIN", "Rationals", "bernoulli_exp", "draws", "integers_below", "successes_of_exp_one"]
 
 MARGIN = 2.0**-36  # what float64 values below may be off by, at most, with room to spare
 _BITS = 53
@@ -35,7 +35,7 @@ class Rationals:
         return Rationals(self.near[places], lambda index: self.exactly(int(places[index])))
 
 
-def coins(chance: Rationals, source: RandomWords) -> Booleans:
+def draws(chance: Rationals, source: RandomWords) -> Booleans:
     """One coin for each ``chance`` in [0, 1]."""
     drawn = source.words(len(chance.near)) >> np.uint64(64 - _BITS)
     uniform = drawn.astype(np.float64) * 2.0**-_BITS
@@ -57,7 +57,7 @@ def _below(first_bits: int, chance: Fraction, source: RandomWords) -> bool:
         uniform, bits = (uniform << 64) | int(source.words(1)[0]), bits + 64
 
 
-def exp_coins(exponent: Rationals, source: RandomWords) -> Booleans:
+def bernoulli_exp(exponent: Rationals, source: RandomWords) -> Booleans:
     """One coin of chance e^-x for each x >= 0 in ``exponent``; above 64, ``near`` may be off by more."""
     whole = np.floor(exponent.near).astype(np.int64)
     part = exponent.near - whole
@@ -69,16 +69,16 @@ def exp_coins(exponent: Rationals, source: RandomWords) -> Booleans:
     rest = Rationals(part, lambda place: exponent.exactly(place) - int(whole[place]))
     fell = successes_of_exp_one(len(whole), source) >= whole
     left = np.flatnonzero(fell)
-    fell[left] = _exp_coins_up_to_one(rest.take(left), source)
+    fell[left] = _bernoulli_exp_up_to_one(rest.take(left), source)
     return fell
 
 
-def _exp_coins_up_to_one(exponent: Rationals, source: RandomWords) -> Booleans:
+def _bernoulli_exp_up_to_one(exponent: Rationals, source: RandomWords) -> Booleans:
     """Chance e^-x for x in [0, 1]: the first k at which a coin of chance x / k fails is odd (von Neumann)."""
     first_failure = np.zeros(len(exponent.near), dtype=np.int64)
     running, k = np.arange(len(exponent.near)), 1
     while len(running):
-        fell = coins(exponent.take(running), source) & _coins_of(Fraction(1, k), len(running), source)
+        fell = draws(exponent.take(running), source) & _draws_of(Fraction(1, k), len(running), source)
         first_failure[running[~fell]] = k
         running, k = running[fell], k + 1
     odd: Booleans = first_failure % 2 == 1
@@ -91,13 +91,13 @@ def successes_of_exp_one(count: int, source: RandomWords) -> Integers:
     running = np.arange(count)
     while len(running):
         ones = Rationals(np.ones(len(running)), lambda _: Fraction(1))
-        running = running[_exp_coins_up_to_one(ones, source)]
+        running = running[_bernoulli_exp_up_to_one(ones, source)]
         successes[running] += 1
     return successes
 
 
-def _coins_of(chance: Fraction, count: int, source: RandomWords) -> Booleans:
-    return coins(Rationals(np.full(count, float(chance)), lambda _: chance), source)
+def _draws_of(chance: Fraction, count: int, source: RandomWords) -> Booleans:
+    return draws(Rationals(np.full(count, float(chance)), lambda _: chance), source)
 
 
 def integers_below(limit: int, count: int, source: RandomWords) -> Integers:

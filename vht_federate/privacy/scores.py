@@ -93,15 +93,15 @@ class ScoreTable:
     def calibration(self, confidence: float = 0.95) -> list[CalibrationPoint]:
         """One point a bin; all radii hold together with ``confidence``."""
         bins = len(self.positives)
-        reach = _deviations(confidence, 2 * bins) * self.noise
+        largest_deviation = _deviations(confidence, 2 * bins) * self.noise
         points = []
         for place, (up, down) in enumerate(zip(self.positives, self.negatives, strict=True)):
             patients, low, high = up + down, place / bins, (place + 1) / bins
-            if patients <= reach:
+            if patients <= largest_deviation:
                 points.append(CalibrationPoint(low, high, patients, None, None))
             else:
                 share = float(np.clip(up / patients, 0.0, 1.0))
-                points.append(CalibrationPoint(low, high, patients, share, min(1.0, reach / patients)))
+                points.append(CalibrationPoint(low, high, patients, share, min(1.0, largest_deviation / patients)))
         return points
 
 

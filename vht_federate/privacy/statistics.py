@@ -133,19 +133,19 @@ class Mean(Statistic[PatientValues, float]):
         return math.sqrt(2.0)  # 1 in the count, at most 1 in the sum of values scaled to [-1, 1]
 
     def _exact(self, held: PatientValues) -> Vector:
-        scaled = (held.means(self.lower, self.upper) - self._middle) / self._reach
+        scaled = (held.means(self.lower, self.upper) - self._middle) / self._half_width
         return np.array([np.clip(scaled, -1.0, 1.0).sum(), float(len(scaled))])
 
     def _read(self, noised: Vector) -> float:
         share = noised[0] / max(1.0, noised[1])
-        return float(self._middle + self._reach * np.clip(share, -1.0, 1.0))
+        return float(self._middle + self._half_width * np.clip(share, -1.0, 1.0))
 
     @property
     def _middle(self) -> float:
-        return self.lower + self._reach
+        return self.lower + self._half_width
 
     @property
-    def _reach(self) -> float:
+    def _half_width(self) -> float:
         return (self.upper - self.lower) / 2
 
 

@@ -80,13 +80,13 @@ def prepare_folder(folder: Path) -> None:
             path.parent.rmdir()
 
 
-def describe(folder: Path, source: str, arguments: dict[str, Any], made: list[GeneratedHospital]) -> None:
+def describe(folder: Path, source: str, arguments: dict[str, Any], generated: list[GeneratedHospital]) -> None:
     """Write ``dataset.json``."""
     content = {
         "schema_version": "1",
         "source": source,
         "arguments": arguments,
-        "hospitals": [asdict(hospital) for hospital in made],
+        "hospitals": [asdict(hospital) for hospital in generated],
     }
     (folder / DESCRIPTION).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
 

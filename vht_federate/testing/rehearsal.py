@@ -24,7 +24,7 @@ from vht_federate.evidence.trust import TrustFile
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.cohort import seal_cohort
 from vht_federate.packaging.component import write_package
-from vht_federate.packaging.statement import gradients_told
+from vht_federate.packaging.statement import reported_gradient_engines
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.statement import privacy_statement
 from vht_federate.signing.canonical import digest_of
@@ -219,7 +219,7 @@ class Rehearsal:
         statement = privacy_statement(
             self.plan,
             {name: self.spent(name) for name in self.names},
-            gradients_told(self.outputs.replies.get(("train", 1), {})),
+            reported_gradient_engines(self.outputs.replies.get(("train", 1), {})),
         )
         facts = CardFacts(
             study_id=self.request.study_id,

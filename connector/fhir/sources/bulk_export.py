@@ -108,7 +108,7 @@ def _joined(parameters: list[tuple[str, str, str]]) -> list[tuple[str, str, str]
     return [*((name, ",".join(name_values), kind) for name, (name_values, kind) in values.items()), *filters]
 
 
-def kick_off(wire: SourceClient, settings: SourceSettings, since: datetime | None) -> str:
+def kick_off(client: SourceClient, settings: SourceSettings, since: datetime | None) -> str:
     """Ask for an export. The address to poll."""
     places = {"system": "", "patient": "/Patient", "group": f"/Group/{settings.group}"}
     url = f"{settings.base}{places[settings.level]}/$export"
@@ -118,58 +118,58 @@ def kick_off(wire: SourceClient, settings: SourceSettings, since: datetime | Non
         parameters = _joined(parameters)
     if settings.dialect == "get":
         query = httpx.QueryParams([(name, value) for name, value, _ in parameters])
-        answer = wire.ask("GET", f"{url}?{query}", headers=headers)
+        answer = client.ask("GET", f"{url}?{query}", headers=headers)
     else:
         body = {
             "resourceType": "Parameters",
             "parameter": [{"name": name, kind: value} for name, value, kind in parameters],
         }
-        answer = wire.ask("POST", url, json=body, headers=headers | {"Content-Type": FHIR_JSON})
+        answer = client.ask("POST", url, json=body, headers=headers | {"Content-Type": FHIR_JSON})
     place = answer.headers.get("Content-Location")
     if answer.status_code != 202 or not place:
         raise refused(answer, "the kick-off of an export")
-    return wire.guard.check(place, seen_at=url)
+    return client.guard.check(place, seen_at=url)
 
 
-def await_manifest(wire: SourceClient, settings: SourceSettings, status_url: str) -> Manifest:
+def await_manifest(client: SourceClient, settings: SourceSettings, status_url: str) -> Manifest:
     """Poll until the export is finished. Raises Expired where the server forgot it, JobFailed where it failed."""
     wait = FIRST_POLL_S
     while True:
-        answer = wire.ask("GET", status_url, headers={"Accept": "application/json"})
+        answer = client.ask("GET", status_url, headers={"Accept": "application/json"})
         if answer.status_code == 200:
-            return _whole(wire, _manifest(answer, status_url, wire))
+            return _whole(client, _manifest(answer, status_url, client))
         if answer.status_code in (404, 410):
             raise Expired
         if answer.status_code >= 500:
             raise JobFailed(f"the FHIR server answers {answer.status_code} to an export that it had begun")
         if answer.status_code != 202:
             raise refused(answer, "a question for the state of an export")
-        retry_after = retry_after_s(answer.headers.get("Retry-After"), wire.pace.now())
-        wire.pace.pause(min(wait if retry_after is None else retry_after, settings.longest_poll_s))
+        retry_after = retry_after_s(answer.headers.get("Retry-After"), client.pace.now())
+        client.pace.pause(min(wait if retry_after is None else retry_after, settings.longest_poll_s))
         wait *= 1.5
 
 
-def _manifest(answer: httpx.Response, url: str, wire: SourceClient) -> Manifest:
+def _manifest(answer: httpx.Response, url: str, client: SourceClient) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(answer.content)
     except ValidationError:
         raise malformed("manifest") from None
 
     def absolute(files: tuple[_File, ...]) -> tuple[_File, ...]:
-        return tuple(file.model_copy(update={"url": wire.guard.check(file.url, seen_at=url)}) for file in files)
+        return tuple(file.model_copy(update={"url": client.guard.check(file.url, seen_at=url)}) for file in files)
 
     changes: dict[str, Any] = {
         name: absolute(getattr(manifest, name)) for name in ("output", "deleted", "error", "outcome")
     }
     links = tuple(
-        link.model_copy(update={"url": wire.guard.check(link.url, seen_at=url)})
+        link.model_copy(update={"url": client.guard.check(link.url, seen_at=url)})
         for link in manifest.link
         if link.relation == "next"
     )
     return manifest.model_copy(update={**changes, "link": links})
 
 
-def _whole(wire: SourceClient, first: Manifest) -> Manifest:
+def _whole(client: SourceClient, first: Manifest) -> Manifest:
     """A manifest that goes on elsewhere, with all its pages."""
     page, seen_urls, files = first, set[str](), {name: getattr(first, name) for name in ("output", "deleted")}
     outcomes = first.error + first.outcome
@@ -178,18 +178,18 @@ def _whole(wire: SourceClient, first: Manifest) -> Manifest:
         if url in seen_urls or len(seen_urls) >= MOST_PAGES:
             raise malformed("manifest, which leads in a circle,")
         seen_urls.add(url)
-        answer = wire.ask("GET", url, headers={"Accept": "application/json"})
+        answer = client.ask("GET", url, headers={"Accept": "application/json"})
         if answer.status_code != 200:
             raise refused(answer, "a question for a page of the manifest")
-        page = _manifest(answer, url, wire)
+        page = _manifest(answer, url, client)
         files = {name: files[name] + getattr(page, name) for name in files}
         outcomes += page.error + page.outcome
     return first.model_copy(update={**files, "error": (), "outcome": outcomes, "link": ()})
 
 
-def release_job(wire: SourceClient, status_url: str) -> None:
+def release_job(client: SourceClient, status_url: str) -> None:
     """Tell the server that its files may go. Servers differ in what they answer, and nothing depends on it."""
     try:
-        wire.ask("DELETE", status_url)
+        client.ask("DELETE", status_url)
     except UnavailableError:
         return

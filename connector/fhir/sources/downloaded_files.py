@@ -54,8 +54,8 @@ def finish(journal: Journal, number: int, part: Path, target: Path, weight: Weig
 class Files:
     """Fetches the pieces of a journal into the folder ``run``."""
 
-    def __init__(self, wire: SourceClient, journal: Journal, run: Path, maximum_bytes: int) -> None:
-        self._wire, self._journal, self._run, self._maximum = wire, journal, run, maximum_bytes
+    def __init__(self, client: SourceClient, journal: Journal, run: Path, maximum_bytes: int) -> None:
+        self._client, self._journal, self._run, self._maximum = client, journal, run, maximum_bytes
 
     def fetch(self) -> None:
         """Every piece that is not here yet. Raises Expired where the server no longer has one."""
@@ -70,7 +70,7 @@ class Files:
         piece = self._piece(number)
         target = self._run / piece.folder / piece.name
         part = target.with_name(f"{piece.name}.part")
-        patience = self._wire.patience()
+        patience = self._client.patience()
         while True:
             bytes_before = self._piece(number).bytes
             try:
@@ -98,7 +98,7 @@ class Files:
         if offset and piece.validator:
             headers |= {"Range": f"bytes={offset}-", "If-Range": piece.validator}
         everywhere = self._journal.progress.requires_token
-        with self._wire.open("GET", piece.url, headers=headers, patience=patience, everywhere=everywhere) as answer:
+        with self._client.open("GET", piece.url, headers=headers, patience=patience, everywhere=everywhere) as answer:
             if answer.status_code in (404, 410):
                 raise Expired
             if answer.status_code == 416:
@@ -126,12 +126,12 @@ class Files:
                 for chunk in answer.iter_bytes():
                     if not position and not chunk.lstrip().startswith(b"{"):
                         raise malformed("file, which is no NDJSON,")
-                    self._require_room(other_bytes + position + len(chunk))
+                    self._require_disk_space(other_bytes + position + len(chunk))
                     file.write(chunk)
                     position += len(chunk)
                     if position - noted >= SYNC_EVERY:
                         noted = self._safe(number, file, position)
-                    self._wire.pace.check()
+                    self._client.pace.check()
             finally:
                 if position > noted:
                     self._safe(number, file, position)
@@ -151,6 +151,6 @@ class Files:
         changes = {"validator": validator, "bytes": 0}
         self._journal.replace(number, self._piece(number).model_copy(update=changes))
 
-    def _require_room(self, size: int) -> None:
+    def _require_disk_space(self, size: int) -> None:
         if size > self._maximum:
             raise too_much()

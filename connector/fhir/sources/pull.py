@@ -86,11 +86,11 @@ def download(settings: SourceSettings, home: Path, *, whole: bool = False, pace:
     each with the pull left as it is: the next call goes on.
     """
     pace = pace or RetryPolicy(settings.deadline_s)
-    with on_this_disk(), SourceClient(settings, pace) as wire:
+    with on_this_disk(), SourceClient(settings, pace) as client:
         for start in range(1, STARTS + 1):
             journal, resumed = _journal(settings, home, whole, pace)
             try:
-                _collect(wire, settings, journal, home / "run")
+                _collect(client, settings, journal, home / "run")
                 return _pulled(journal.progress, home / "run", resumed)
             except Expired:
                 shutil.rmtree(home / "run", ignore_errors=True)
@@ -114,8 +114,8 @@ def settle_pull(settings: SourceSettings, home: Path, pulled: Pulled, *, replace
     status_url = journal.progress.status_url if journal else None
     shutil.rmtree(home / "run", ignore_errors=True)
     if status_url:
-        with SourceClient(settings.model_copy(update={"attempts": 1}), RetryPolicy(60.0)) as wire:
-            release_job(wire, status_url)
+        with SourceClient(settings.model_copy(update={"attempts": 1}), RetryPolicy(60.0)) as client:
+            release_job(client, status_url)
 
 
 def pull_from(
@@ -184,22 +184,22 @@ def _length(path: Path) -> int:
         return -1
 
 
-def _collect(wire: SourceClient, settings: SourceSettings, journal: Journal, run: Path) -> None:
+def _collect(client: SourceClient, settings: SourceSettings, journal: Journal, run: Path) -> None:
     stamp, gone_since = f"{settings.name}-{journal.progress.begun_at:%Y%m%dT%H%M%SZ}", journal.progress.deleted_since
     history = history_pages(settings, gone_since, stamp) if gone_since else ()
     if journal.progress.pieces is None and settings.mode == "search":
         journal.update(pieces=first_pages(settings, journal.progress.since, stamp) + history)
     if journal.progress.pieces is None:
-        status_url = journal.progress.status_url or kick_off(wire, settings, journal.progress.since)
+        status_url = journal.progress.status_url or kick_off(client, settings, journal.progress.since)
         journal.update(status_url=status_url)
-        manifest = await_manifest(wire, settings, status_url)
+        manifest = await_manifest(client, settings, status_url)
         journal.update(
             transaction_time=manifest.transactionTime,
             requires_token=manifest.requiresAccessToken,
             pieces=manifest.pieces(stamp) + history,
         )
-    Files(wire, journal, run, settings.maximum_bytes).fetch()
-    Pages(wire, settings, journal, run).fetch()
+    Files(client, journal, run, settings.maximum_bytes).fetch()
+    Pages(client, settings, journal, run).fetch()
 
 
 def _pulled(progress: Progress, run: Path, resumed: bool) -> Pulled:

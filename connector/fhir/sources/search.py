@@ -60,8 +60,8 @@ def _question(settings: SourceSettings, kind: str, since: datetime | None) -> st
 class Pages:
     """Fetches the paged pieces of a journal into the folder ``run``."""
 
-    def __init__(self, wire: SourceClient, settings: SourceSettings, journal: Journal, run: Path) -> None:
-        self._wire, self._settings, self._journal, self._run = wire, settings, journal, run
+    def __init__(self, client: SourceClient, settings: SourceSettings, journal: Journal, run: Path) -> None:
+        self._client, self._settings, self._journal, self._run = client, settings, journal, run
 
     def fetch(self) -> None:
         for number, piece in enumerate(self._journal.progress.pieces or ()):
@@ -72,13 +72,13 @@ class Pages:
         return (self._journal.progress.pieces or ())[number]
 
     def _fetch(self, number: int) -> None:
-        piece, patience = self._piece(number), self._wire.patience()
+        piece, patience = self._piece(number), self._client.patience()
         folder = self._run / piece.folder
         part, target = folder / f"{piece.name}.part", folder / piece.name
         part.touch(mode=0o600)
         while True:
             piece = self._piece(number)
-            answer = self._wire.ask("GET", piece.url, headers=HEADERS)
+            answer = self._client.ask("GET", piece.url, headers=HEADERS)
             if answer.status_code == 410 and piece.pages:
                 patience.again("its pages end before they are read")
                 changes = {"url": self._first(piece), "pages": 0, "bytes": 0}
@@ -87,7 +87,7 @@ class Pages:
             if answer.status_code != 200:
                 raise refused(answer, "a search" if piece.kind == "output" else "a question for a type's history")
             if self._journal.progress.transaction_time is None:
-                self._journal.update(transaction_time=_asked_at(answer, self._wire.pace.now()))
+                self._journal.update(transaction_time=_asked_at(answer, self._client.pace.now()))
             next_url = self._keep(number, part, answer)
             if next_url is None:
                 finish(self._journal, number, part, target, weigh(part))
@@ -125,7 +125,7 @@ class Pages:
             raise malformed("page")
         for link in links:
             if isinstance(link, dict) and link.get("relation") == "next" and isinstance(link.get("url"), str):
-                next_url = self._wire.guard.check(link["url"], seen_at=url)
+                next_url = self._client.guard.check(link["url"], seen_at=url)
                 if next_url == url:
                     raise malformed("next page, which is the same page,")
                 return next_url

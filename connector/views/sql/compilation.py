@@ -112,7 +112,9 @@ class _Planner:
     def expressions(self) -> tuple[list[OutputColumn], Expression, Expression]:
         """The columns, which resources are kept, and all that follows their reading."""
         self.root.type = self.view.resource
-        self.compiler = PathCompiler({constant.name: constant for constant in self.view.constants}, tolerant=self.tolerant)
+        self.compiler = PathCompiler(
+            {constant.name: constant for constant in self.view.constants}, tolerant=self.tolerant
+        )
         scope = Scope(Value(sql.TRUE, self.view.resource, node=self.root, root=True), sql.number(0))
         conditions = [self._condition(scope, where.path, where.place) for where in self.view.where]
         columns = [column for select in self.view.selects for column in self._select(select, scope)]

@@ -108,12 +108,12 @@ def read_view(view: Mapping[str, Any]) -> View:
     if not isinstance(resource, str) or not is_resource(resource):
         raise view_error("RESOURCE", top.member("resource"), "names no FHIR R4 resource type")
     reader = _Reader()
-    selects = tuple(reader.select(one, place, 0) for one, place in _list(body, "select", top))
+    selects = tuple(reader.select(entry, place, 0) for entry, place in _list(body, "select", top))
     if not selects or not reader.columns:
         raise view_error("SHAPE", top.member("select"), "a view selects at least one column")
     where = tuple(
-        Where(_path(_object(one, place, _COMMON | {"path", "description"}), "path", place), place.member("path"))
-        for one, place in _list(body, "where", top)
+        Where(_path(_object(entry, place, _COMMON | {"path", "description"}), "path", place), place.member("path"))
+        for entry, place in _list(body, "where", top)
     )
     return View(resource, _constants(body, top), where, selects)
 
@@ -131,7 +131,7 @@ def _list(body: Mapping[str, Any], name: str, place: Place) -> list[tuple[Any, P
     value = body.get(name, [])
     if not isinstance(value, list):
         raise view_error("SHAPE", place.member(name), "expected a list")
-    return [(one, place.member(name).item(index)) for index, one in enumerate(value)]
+    return [(item, place.member(name).item(index)) for index, item in enumerate(value)]
 
 
 def _path(body: Mapping[str, Any], name: str, place: Place) -> str:
@@ -148,18 +148,18 @@ def _name(value: Any, place: Place) -> str:
 
 
 def _constants(body: Mapping[str, Any], top: Place) -> tuple[Constant, ...]:
-    found: dict[str, Constant] = {}
-    for one, place in _list(body, "constant", top):
+    constants: dict[str, Constant] = {}
+    for value, place in _list(body, "constant", top):
         keys = {f"value{kind[0].upper()}{kind[1:]}": kind for kind in _CONSTANT_TYPES}
-        entry = _object(one, place, _COMMON | {"name"} | set(keys))
+        entry = _object(value, place, _COMMON | {"name"} | set(keys))
         name = _name(entry.get("name"), place)
         given = [key for key in entry if key in keys]
-        if len(given) != 1 or name in found or name == "rowIndex":
+        if len(given) != 1 or name in constants or name == "rowIndex":
             raise view_error("CONSTANT", place, "a constant has one value[x] and a name of its own")
-        found[name] = Constant(name, keys[given[0]], _constant_text(entry[given[0]], keys[given[0]], place))
-    if len(found) > MAX_CONSTANTS:
+        constants[name] = Constant(name, keys[given[0]], _constant_text(entry[given[0]], keys[given[0]], place))
+    if len(constants) > MAX_CONSTANTS:
         raise view_error("LIMIT", top.member("constant"), f"a view has at most {MAX_CONSTANTS} constants")
-    return tuple(found.values())
+    return tuple(constants.values())
 
 
 def _constant_text(value: Any, kind: str, place: Place) -> str:
@@ -192,9 +192,9 @@ class _Reader:
         body = _object(value, place, _COMMON | {"column", "select", "unionAll", *_ITERATIONS})
         return Select(
             iteration=self._iteration(body, place),
-            columns=tuple(self._column(one, where) for one, where in _list(body, "column", place)),
-            selects=tuple(self.select(one, where, depth + 1) for one, where in _list(body, "select", place)),
-            union=tuple(self.select(one, where, depth + 1) for one, where in _list(body, "unionAll", place)),
+            columns=tuple(self._column(entry, where) for entry, where in _list(body, "column", place)),
+            selects=tuple(self.select(entry, where, depth + 1) for entry, where in _list(body, "select", place)),
+            union=tuple(self.select(entry, where, depth + 1) for entry, where in _list(body, "unionAll", place)),
             place=place,
         )
 

@@ -61,8 +61,8 @@ def is_primitive(type_name: str) -> bool:
 
 @functools.cache
 def _definitions() -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "fhir_r4.json").read_text())
-    return found
+    types: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "fhir_r4.json").read_text())
+    return types
 
 
 def is_type(type_name: str) -> bool:
@@ -71,10 +71,10 @@ def is_type(type_name: str) -> bool:
 
 def is_resource(type_name: str) -> bool:
     """True of the types that stand alone in NDJSON."""
-    line = type_name
-    while line and line != "Resource":
-        line = _definitions().get(line, {}).get("", "")
-    return line == "Resource" and type_name not in {"Resource", "DomainResource"}
+    ancestor = type_name
+    while ancestor and ancestor != "Resource":
+        ancestor = _definitions().get(ancestor, {}).get("", "")
+    return ancestor == "Resource" and type_name not in {"Resource", "DomainResource"}
 
 
 @functools.cache
@@ -96,5 +96,5 @@ def element(type_name: str, name: str) -> Element | Choice | None:
 
 
 def _choice(name: str, notation: str) -> Choice:
-    options = {one: Element(name + one[0].upper() + one[1:], one, False) for one in notation.split("|")}
+    options = {base: Element(name + base[0].upper() + base[1:], base, False) for base in notation.split("|")}
     return Choice(name, options)

@@ -166,8 +166,8 @@ def run_over(
     parameters: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """The same over ``relation`` instead of files."""
-    made = batches_over(plan, connection, relation, rows=_at_once(plan), parameters=parameters)
-    return _collected(plan, made, max_rows, max_bytes)
+    record_batches = batches_over(plan, connection, relation, rows=_at_once(plan), parameters=parameters)
+    return _collected(plan, record_batches, max_rows, max_bytes)
 
 
 def _at_once(plan: Plan) -> int:
@@ -184,11 +184,13 @@ def _weight(plan: Plan, batch: pa.RecordBatch) -> int:
     return weight
 
 
-def _collected(plan: Plan, rows: Iterator[pa.RecordBatch], max_rows: int, max_bytes: int) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
+def _collected(
+    plan: Plan, record_batches: Iterator[pa.RecordBatch], max_rows: int, max_bytes: int
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     weight = 0
-    for batch in rows:
-        if len(made) + batch.num_rows > max_rows:
+    for batch in record_batches:
+        if len(rows) + batch.num_rows > max_rows:
             raise ViewError(f"the view gives more than {max_rows} rows", code="VHT-VIEW-LIMIT")
         weight += _weight(plan, batch)
         if weight > max_bytes:
@@ -197,17 +199,17 @@ def _collected(plan: Plan, rows: Iterator[pa.RecordBatch], max_rows: int, max_by
                 code="VHT-VIEW-LIMIT",
                 hint="fewer columns, a where that narrows, or vht view run, which writes rows as they come",
             )
-        made += batch.to_pylist()
+        rows += batch.to_pylist()
     for column in plan.columns:
         if column.json:
-            for row in made:
+            for row in rows:
                 row[column.name] = _parsed(row[column.name])
-    return made
+    return rows
 
 
 def _parsed(value: Any) -> Any:
     if isinstance(value, list):
-        return [orjson.loads(one) for one in value]
+        return [orjson.loads(item) for item in value]
     return None if value is None else orjson.loads(value)
 
 

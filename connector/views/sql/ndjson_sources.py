@@ -19,7 +19,7 @@ from connector.views.sql.execution import batches, locked, query_error, spooled
 from connector.views.sql.limits import TIME_LIMIT_S, TimeLimit
 from vht_federate.errors import InputError
 
-__all__ = ["Account", "Fault", "execute", "find_files"]
+__all__ = ["InvalidLine", "ReadingReport", "execute", "find_files"]
 
 SUFFIXES = (".ndjson", ".ndjson.gz", ".ndjson.zst", ".jsonl", ".jsonl.gz")
 PIECE = 4 * 1024 * 1024
@@ -29,7 +29,7 @@ Sink = Callable[[Batches], int]
 
 
 @dataclass(frozen=True)
-class Fault:
+class InvalidLine:
     """A line that gave no rows: ``not-json``, ``not-a-resource`` or ``does-not-fit``: it cannot be read as FHIR's
     (``engine.run`` says what that is, and what passes)."""
 
@@ -39,14 +39,14 @@ class Fault:
 
 
 @dataclass
-class Account:
+class ReadingReport:
     """``lines == resources + other + len(faults)``; blank lines are not lines. ``rows`` is what the view gave."""
 
     lines: int = 0
     resources: int = 0
     other: int = 0
     rows: int = 0
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[InvalidLine] = field(default_factory=list)
 
 
 def find_files(data: Path, resource: str) -> list[Path]:
@@ -57,11 +57,11 @@ def find_files(data: Path, resource: str) -> list[Path]:
     """
     if data.is_file():
         return [data]
-    found = sorted(one for one in data.glob("*") if one.is_file() and one.name.endswith(SUFFIXES))
-    named = [one for one in found if one.name[: len(resource) + 1] in {f"{resource}{mark}" for mark in ".-_"}]
-    if not found:
+    files = sorted(path for path in data.glob("*") if path.is_file() and path.name.endswith(SUFFIXES))
+    named = [path for path in files if path.name[: len(resource) + 1] in {f"{resource}{mark}" for mark in ".-_"}]
+    if not files:
         raise InputError(f"no NDJSON at {data}", code="VHT-INPUT-FILE", hint=f"expected {resource}.ndjson")
-    return named or found
+    return named or files
 
 
 def execute(
@@ -72,7 +72,7 @@ def execute(
     skip_bad_lines: bool = False,
     threads: int = 1,
     time_limit_s: float | None = TIME_LIMIT_S,
-) -> Account:
+) -> ReadingReport:
     """Send the rows to ``sink`` (which returns how many it took; it is called anew where the fast way fails).
 
     Raises: InputError VHT-INPUT-FHIR-LINE naming the first bad lines, unless ``skip_bad_lines``; ViewError for what
@@ -88,20 +88,20 @@ def execute(
         if error.code != LINE_FAULT:
             raise
     if not skip_bad_lines:
-        _refuse_faults(plan, files, limit)
-    account = Account()
-    account.rows = sink(_BoundedReader(plan, account, limit).batches(files))
-    return account
+        _refuse_invalid_lines(plan, files, limit)
+    report = ReadingReport()
+    report.rows = sink(_BoundedReader(plan, report, limit).batches(files))
+    return report
 
 
-def _refuse_faults(plan: Plan, files: Sequence[Path], limit: TimeLimit) -> None:
-    account = Account()
-    for _ in _BoundedReader(plan, account, limit).batches(files):
+def _refuse_invalid_lines(plan: Plan, files: Sequence[Path], limit: TimeLimit) -> None:
+    report = ReadingReport()
+    for _ in _BoundedReader(plan, report, limit).batches(files):
         pass  # rows are not wanted: every line is looked at before any row is written
-    if account.faults:
-        first = ", ".join(f"{one.file}:{one.line} {one.reason}" for one in account.faults[:5])
+    if report.faults:
+        first = ", ".join(f"{line.file}:{line.line} {line.reason}" for line in report.faults[:5])
         raise InputError(
-            f"{len(account.faults)} of {account.lines} lines do not fit: {first}",
+            f"{len(report.faults)} of {report.lines} lines do not fit: {first}",
             code=LINE_FAULT,
             hint="mend them, or run with --skip-bad-lines to leave them out and have them counted",
         )
@@ -114,7 +114,7 @@ def _readable(path: Path) -> str:
     return name
 
 
-def _counted(connection: duckdb.DuckDBPyConnection, names: Sequence[str], plan: Plan, rows: int) -> Account:
+def _counted(connection: duckdb.DuckDBPyConnection, names: Sequence[str], plan: Plan, rows: int) -> ReadingReport:
     listed = ", ".join(quoted(name) for name in names)
     query = (
         'SELECT count(*), count(*) FILTER ("resourceType" = $1) FROM '  # noqa: S608
@@ -124,14 +124,14 @@ def _counted(connection: duckdb.DuckDBPyConnection, names: Sequence[str], plan: 
         lines, resources = connection.execute(query, [plan.resource]).fetchall()[0]
     except duckdb.Error as error:  # such as for what is nested deep in an element that the view does not read
         raise query_error(error) from None
-    return Account(lines, resources, lines - resources, rows)
+    return ReadingReport(lines, resources, lines - resources, rows)
 
 
 class _BoundedReader:
     """Goes through the files line by line, keeping ``account``."""
 
-    def __init__(self, plan: Plan, account: Account, limit: TimeLimit) -> None:
-        self._plan, self._account, self._limit = plan, account, limit
+    def __init__(self, plan: Plan, report: ReadingReport, limit: TimeLimit) -> None:
+        self._plan, self._report, self._limit = plan, report, limit
 
     def batches(self, files: Sequence[Path]) -> Batches:
         for path in files:
@@ -147,21 +147,21 @@ class _BoundedReader:
             yield from self._run(path, piece)
 
     def _wanted(self, path: Path, number: int, line: bytes) -> bool:
-        self._account.lines += 1
+        self._report.lines += 1
         try:
-            found = orjson.loads(line)
+            resource = orjson.loads(line)
         except ValueError:
             return self._fault(path, number, "not-json")
-        kind_ = found.get("resourceType") if isinstance(found, dict) else None
+        kind_ = resource.get("resourceType") if isinstance(resource, dict) else None
         if not isinstance(kind_, str):
             return self._fault(path, number, "not-a-resource")
         if kind_ != self._plan.resource:
-            self._account.other += 1
+            self._report.other += 1
             return False
         return True
 
     def _fault(self, path: Path, number: int, reason: str) -> bool:
-        self._account.faults.append(Fault(path.name, number, reason))
+        self._report.faults.append(InvalidLine(path.name, number, reason))
         return False
 
     def _run(self, path: Path, piece: list[tuple[int, bytes]]) -> Batches:
@@ -169,7 +169,7 @@ class _BoundedReader:
             return
         try:
             with spooled(line for _, line in piece) as name, locked([name], limit=self._limit) as connection:
-                made = list(batches(self._plan, connection, [name]))
+                produced = list(batches(self._plan, connection, [name]))
         except InputError as error:
             if error.code != LINE_FAULT:
                 raise
@@ -180,8 +180,8 @@ class _BoundedReader:
             yield from self._run(path, piece[:half])
             yield from self._run(path, piece[half:])
             return
-        self._account.resources += len(piece)
-        yield from made
+        self._report.resources += len(piece)
+        yield from produced
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -40,14 +40,14 @@ def output_column(column: Column, value: Value, compiler: PathCompiler) -> Outpu
         raise view_error("TYPE", place.member("type"), f"'{declared[:60]}' is no FHIR R4 type")
     if value.root:
         raise view_error("COMPLEX", place.member("path"), "a column is an element, not the resource")
-    found = (declared or "string") if value.type == EMPTY else value.type
-    if kind(found) == "complex":
-        if declared != found:
-            hint = f'select its elements, or declare "type": "{found}" to get JSON'
-            raise view_error("COMPLEX", place.member("path"), f"a {found} is not a primitive", hint=hint)
+    actual = (declared or "string") if value.type == EMPTY else value.type
+    if kind(actual) == "complex":
+        if declared != actual:
+            hint = f'select its elements, or declare "type": "{actual}" to get JSON'
+            raise view_error("COMPLEX", place.member("path"), f"a {actual} is not a primitive", hint=hint)
         if value.node is not None:
             value.node.whole = True
-    final = _final_type(declared, found, place)
+    final = _final_type(declared, actual, place)
     brackets = "[]" if column.collection else ""
     sql_type = _SQL_TYPES.get(kind(final), "VARCHAR") + brackets
     if value.type == EMPTY:
@@ -59,18 +59,18 @@ def output_column(column: Column, value: Value, compiler: PathCompiler) -> Outpu
         expression: Expression = sql.call("coalesce", items, sql.listing())
     else:
         expression = plain(compiler.single(value, 0))
-    if kind(final) != kind(found) or kind(final) == "complex":
+    if kind(final) != kind(actual) or kind(final) == "complex":
         expression = sql.cast(expression, sql_type)
     return OutputColumn(column.name, final, column.collection, expression, place)
 
 
-def _final_type(declared: str | None, found: str, place: Place) -> str:
-    if declared is None or declared == found:
-        return found
-    wanted, given = kind(declared), kind(found)
+def _final_type(declared: str | None, actual: str, place: Place) -> str:
+    if declared is None or declared == actual:
+        return actual
+    wanted, given = kind(declared), kind(actual)
     fits = wanted == given or (wanted, given) == ("decimal", "integer") or (wanted == "string" and given in _TEXTS)
     if not fits or "complex" in {wanted, given}:
-        raise view_error("TYPE", place.member("type"), f"the path gives {found}, not {declared}")
+        raise view_error("TYPE", place.member("type"), f"the path gives {actual}, not {declared}")
     return declared
 
 
@@ -83,9 +83,10 @@ def union_columns(branches: Sequence[Sequence[OutputColumn]], branch: Expression
     for number, columns in enumerate(branches):
         if [column.name for column in columns] != [column.name for column in first]:
             raise view_error("UNION", place.item(number), "its columns differ from the first branch's")
-        for one, other in zip(first, columns, strict=True):
-            if (kind(one.type), one.collection) != (kind(other.type), other.collection) and not _numbers(one, other):
-                raise view_error("UNION", other.place, f"'{one.name}' is {one.type} in the first branch")
+        for column, other in zip(first, columns, strict=True):
+            same = (kind(column.type), column.collection) == (kind(other.type), other.collection)
+            if not same and not _numbers(column, other):
+                raise view_error("UNION", other.place, f"'{column.name}' is {column.type} in the first branch")
     united = []
     for position, column in enumerate(first):
         alternatives = [columns[position] for columns in branches]
@@ -97,5 +98,5 @@ def union_columns(branches: Sequence[Sequence[OutputColumn]], branch: Expression
     return united
 
 
-def _numbers(one: OutputColumn, other: OutputColumn) -> bool:
-    return one.collection == other.collection and {kind(one.type), kind(other.type)} <= {"integer", "decimal"}
+def _numbers(column: OutputColumn, other: OutputColumn) -> bool:
+    return column.collection == other.collection and {kind(column.type), kind(other.type)} <= {"integer", "decimal"}

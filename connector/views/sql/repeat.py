@@ -35,7 +35,7 @@ def repeat_list(
 
     def steps(start: Value) -> list[Value]:
         nonlocal used
-        found = []
+        values = []
         for text, place in paths:
             _goes_deeper(parse(text, place), place)
             value = compiler.path(text, start, place, row_index, lenient=True)
@@ -44,8 +44,8 @@ def repeat_list(
                 if value.node is None or value.kind != "complex":
                     raise view_error("REPEAT", place, f"repeat walks elements, not a {value.type}")
                 value.node.whole = True
-                found.append(value)
-        return found
+                values.append(value)
+        return values
 
     paths = [(text, iteration.place.item(index)) for index, text in enumerate(iteration.paths)]
     starts = steps(focus)

@@ -48,5 +48,5 @@ class ReadNode:
         return "{" + ",".join(members) + "}"
 
     def _opened(self) -> str:
-        one = f'"{self.one_type()}"' if self.whole or is_primitive(self.type) else self.structure()
-        return f"[{one}]" if self.many else one
+        structure_text = f'"{self.one_type()}"' if self.whole or is_primitive(self.type) else self.structure()
+        return f"[{structure_text}]" if self.many else structure_text

@@ -45,7 +45,7 @@ def tokenize(path: str, place: Place) -> list[Token]:
     """
     if len(path) > MAX_LENGTH:
         raise view_error("LIMIT", place, f"a path has at most {MAX_LENGTH} characters")
-    found: list[Token] = []
+    tokens: list[Token] = []
     at = 0
     while at < len(path):
         match = _PATTERN.match(path, at)
@@ -53,11 +53,11 @@ def tokenize(path: str, place: Place) -> list[Token]:
             raise view_error("SYNTAX", place, "no FHIRPath expression continues like this", at=at)
         kind = str(match.lastgroup)
         if kind != "space":
-            found.append(Token(kind, _text(kind, match.group(), place, at), at))
+            tokens.append(Token(kind, _text(kind, match.group(), place, at), at))
         at = match.end()
-    if len(found) > MAX_TOKENS:
+    if len(tokens) > MAX_TOKENS:
         raise view_error("LIMIT", place, f"a path has at most {MAX_TOKENS} tokens")
-    return [*found, Token("end", "", len(path))]
+    return [*tokens, Token("end", "", len(path))]
 
 
 def _text(kind: str, raw: str, place: Place, at: int) -> str:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from connector.catalogue import catalogue
 from connector.fhir import dataset_summary, ingest
-from connector.fhir.disclosure_control import told_count
+from connector.fhir.disclosure_control import disclosable_count
 from connector.settings import DatasetSettings, NodeSettings
 from connector.views import CohortSpecification, build_cohort
 from vht_federate.components.contract import read_component
@@ -23,7 +23,7 @@ COMPONENT = read_component(ROOT / "vht_federate" / "components" / "cardio_risk")
 
 @given(st.integers(0, 10**7), st.integers(1, 1000))
 def test_no_told_count_is_exact_or_below_the_smallest_cell(count: int, smallest: int) -> None:
-    disclosed = told_count(count, smallest)
+    disclosed = disclosable_count(count, smallest)
     assert (disclosed is None) == (count < smallest)
     if disclosed is not None:
         assert disclosed >= smallest

@@ -144,8 +144,8 @@ def test_observations_are_those_of_the_permits_columns(program: Program) -> None
     assert len(observations) == STORED + 1
     for resource in observations:
         get_fhir_model_class("Observation").model_validate(resource)
-    people = {f"Patient/{resource['id']}" for resource in program.search("Patient")}
-    assert {resource["subject"]["reference"] for resource in observations} <= people
+    visible_patients = {f"Patient/{resource['id']}" for resource in program.search("Patient")}
+    assert {resource["subject"]["reference"] for resource in observations} <= visible_patients
     [panel] = [resource for resource in observations if "component" in resource]
     assert [part["code"]["coding"][0]["code"] for part in panel["component"]] == ["8480-6"]
     assert panel["code"]["extension"][0]["valueCode"] == "masked"
@@ -286,8 +286,10 @@ def test_every_access_is_an_audit_event_with_its_balp_profile(program: Program) 
     assert [queries(event) for event in audit_events[1:4]] == [
         f"Observation?patient={name}&code=8480-6%2Cother", "Observation?patient=unknown", "Condition?"]  # fmt: skip
     assert "Zebedee" not in json.dumps(audit_events)
-    people = [entity["what"]["reference"] for entity in audit_events[0]["entity"] if entity["role"]["code"] == "1"]
-    assert people == [f"Patient/{name}"]
+    visible_patients = [
+        entity["what"]["reference"] for entity in audit_events[0]["entity"] if entity["role"]["code"] == "1"
+    ]
+    assert visible_patients == [f"Patient/{name}"]
     assert audit_events[-1]["agent"][0]["who"] == {"display": "unknown"}
     assert {event["agent"][0]["who"].get("identifier", {}).get("value") for event in audit_events[:-1]} == {program.id}
 

@@ -49,9 +49,9 @@ def test_no_recent_event_is_dropped_and_a_full_log_answers_nobody(program: Progr
     assert len(list(log.events())) == count
     assert len(list(tmp_path.iterdir())) == 6
     with pytest.raises(UnavailableError, match="the access log is full"):
-        log.require_room()
+        log.require_disk_space()
     min(tmp_path.iterdir()).rename(tmp_path.parent / "archived.ndjson")
-    log.require_room()
+    log.require_disk_space()
     log.write(read_event(count))
 
 
@@ -70,7 +70,7 @@ def test_strangers_fill_half_of_it_and_clients_are_still_answered(program: Progr
     log = small_log(program, tmp_path)
     filled(log, client=None)
     assert len(list(tmp_path.iterdir())) == 3
-    log.require_room()
+    log.require_disk_space()
     log.write(read_event(1))
 
 
@@ -209,5 +209,5 @@ def test_addresses_without_end_take_no_memory_without_end(program: Program, monk
     monkeypatch.setattr("connector.fhir_api.service.BUCKETS", 50)
     monkeypatch.setattr(program.node.fhir_api, "limits", replace(Limits(), requests_per_s=1e9))
     for number in range(200):
-        program.node.fhir_api.require_pace(f"token 10.0.0.{number}")
+        program.node.fhir_api.require_rate(f"token 10.0.0.{number}")
     assert len(program.node.fhir_api._buckets) <= 51

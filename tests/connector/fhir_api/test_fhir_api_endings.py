@@ -35,7 +35,7 @@ class Later:
 @contextmanager
 def opened(hospital: Hospital, clock: Later, **permit: Any) -> Iterator[Program]:
     with Node(hospital.state, clock=clock) as node:
-        node.start(enclaves=hospital.enclaves, upkeep_every_s=3600.0)
+        node.start(enclaves=hospital.enclaves, sweep_every_s=3600.0)
         web = AppClient(internal_app(node), raise_app_exceptions=False)
         yield Program(node, web).register(hospital.permit(**({"columns": COLUMNS} | permit)))
 
@@ -56,7 +56,7 @@ def test_files_go_by_the_upkeep_alone(stocked: Hospital, end: str) -> None:
     with opened(stocked, clock, permit_id="permit-5", expires_at=ends) as program:
         token = program.token()
         program.await_export(program.export(token=token), token)
-        program.node.upkeep.sweep()
+        program.node.expiry.sweep()
         assert left(stocked)
         if end == "expired":
             clock.ahead = HOUR + timedelta(seconds=1)
@@ -67,7 +67,7 @@ def test_files_go_by_the_upkeep_alone(stocked: Hospital, end: str) -> None:
         else:
             operator = {"Authorization": f"Bearer {program.node.files.operator_token.read_text().strip()}"}
             program.web.post(f"/api/fhir-clients/{program.id}/revoke", headers=operator)
-        program.node.upkeep.sweep()
+        program.node.expiry.sweep()
         assert left(stocked) == []
 
 
@@ -76,7 +76,7 @@ def test_an_issuer_out_of_reach_ends_no_export_that_is_done(stocked: Hospital) -
         token = program.token()
         program.await_export(program.export(token=token), token)
         stocked.issuer.stop()
-        program.node.upkeep.sweep()
+        program.node.expiry.sweep()
         assert [path for path in left(stocked) if path.suffix == ".ndjson"]
 
 
@@ -89,7 +89,7 @@ def test_a_folder_of_no_job_goes_and_what_a_killed_process_left_of_views_too(sto
         stray = stocked.state / WORKING / "exports" / "stray"
         stray.mkdir(parents=True)
         (stray / "Patient.0001.ndjson").write_text("{}")
-        program.node.upkeep.sweep()
+        program.node.expiry.sweep()
         assert not stray.exists()
 
 
@@ -140,7 +140,7 @@ def test_a_job_that_was_ended_makes_nothing(stocked: Hospital, halted: Halt, whe
         else:
             operator = {"Authorization": f"Bearer {program.node.files.operator_token.read_text().strip()}"}
             program.web.post(f"/api/fhir-clients/{program.id}/revoke", headers=operator)
-            program.node.upkeep.sweep()
+            program.node.expiry.sweep()
         go.set()
         exports = program.node.fhir_api.exports
         exports._waiting.put(None)

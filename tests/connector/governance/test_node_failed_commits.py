@@ -113,7 +113,7 @@ def test_while_the_disk_stays_full_nothing_more_is_logged_and_nothing_happens(st
             with unavailable():
                 node.opt_out("p1")
             assert stocked.kinds() == logged
-        node.upkeep.sweep()
+        node.expiry.sweep()
         assert audited(node, visit) == cost(("train", 1))
 
 

@@ -34,7 +34,7 @@ class Later:
 @contextmanager
 def opened(hospital: Hospital, clock: Later, every_s: float = 3600.0) -> Iterator[Node]:
     with Node(hospital.state, clock=clock) as node:
-        node.start(enclaves=hospital.enclaves, upkeep_every_s=every_s)
+        node.start(enclaves=hospital.enclaves, sweep_every_s=every_s)
         yield node
 
 
@@ -47,7 +47,7 @@ def test_while_all_is_well_a_sweep_changes_nothing(stocked: Hospital) -> None:
         visit = ask(node, stocked)
         approved(node, visit.id)
         entries = len(node.evidence)
-        node.upkeep.sweep()
+        node.expiry.sweep()
         assert (node.visits.get(visit.id).state, len(node.evidence)) == ("ready", entries)
         assert stocked.cohort_folders()
 
@@ -59,8 +59,8 @@ def test_an_expired_permit_ends_its_visits_and_the_cohort_goes(stocked: Hospital
         running, waiting = ask(node, stocked, permit), ask(node, stocked, permit)
         approved(node, running.id)
         clock.ahead = 2 * HOUR
-        node.upkeep.sweep()
-        node.upkeep.sweep()
+        node.expiry.sweep()
+        node.expiry.sweep()
         assert [(v.state, v.code) for v in node.visits.all()] == [("failed", "VHT-PERMIT-EXPIRED")] * 2
         _gone(stocked, running.id)
         assert waiting.id not in stocked.enclaves.started
@@ -87,7 +87,7 @@ def test_an_issuer_out_of_reach_ends_nothing(stocked: Hospital) -> None:
         visit = ask(node, stocked)
         approved(node, visit.id)
         stocked.issuer.stop()
-        node.upkeep.sweep()
+        node.expiry.sweep()
         assert node.visits.get(visit.id).state == "ready"
 
 
@@ -99,19 +99,19 @@ def test_a_visit_that_nobody_uses_ends_after_a_day_and_each_round_starts_the_day
         approved(node, visit.id)
         for ahead in (23 * HOUR, 46 * HOUR):
             stocked.issuer.skew = clock.ahead = ahead
-            node.upkeep.sweep()
+            node.expiry.sweep()
             assert node.visits.get(visit.id).state == "ready"
             if ahead == 23 * HOUR:
                 node.gate.begin(visit.id, "train", 1, DIGEST)
         clock.ahead = 23 * HOUR + DAY
-        node.upkeep.sweep()
+        node.expiry.sweep()
         ended = node.visits.get(visit.id)
         assert (ended.state, ended.code) == ("failed", "VHT-UNAVAILABLE-IDLE")
         assert "24 hours" in ended.reason
         _gone(stocked, visit.id)
         assert node.visits.get(waiting.id).state == "requested"
         clock.ahead = 29 * DAY + 23 * HOUR  # the permit holds for 30 days
-        node.upkeep.sweep()
+        node.expiry.sweep()
         assert node.visits.get(waiting.id).state == "requested"
 
 
@@ -120,7 +120,7 @@ def test_a_request_that_no_operator_answers_ends_after_a_month(stocked: Hospital
     with opened(stocked, clock) as node:
         visit = ask(node, stocked, stocked.permit(expires_at=datetime.now(UTC) + 90 * DAY))
         clock.ahead = 30 * DAY
-        node.upkeep.sweep()
+        node.expiry.sweep()
         assert node.visits.get(visit.id).code == "VHT-UNAVAILABLE-IDLE"
 
 
@@ -132,7 +132,7 @@ def test_pseudonyms_are_erased_when_the_retention_after_expiry_is_over(stocked: 
         approved(node, visit.id)
         for days, erased in ((31, False), (39, False), (41, True), (42, True)):
             clock.ahead = days * DAY
-            node.upkeep.sweep()
+            node.expiry.sweep()
             with node.database.read() as session:
                 row = session.get(PseudonymKeyRow, "permit-1")
                 assert row is not None
@@ -154,8 +154,8 @@ def test_one_part_that_fails_does_not_keep_the_others_from_running(
         def broken(*_: object) -> None:
             raise ValueError("broken")
 
-        monkeypatch.setattr(node.upkeep, "_erase_pseudonyms", broken)
-        monkeypatch.setattr(node.upkeep, "_last_use", broken)
+        monkeypatch.setattr(node.expiry, "_erase_pseudonyms", broken)
+        monkeypatch.setattr(node.expiry, "_last_use", broken)
         clock.ahead = 31 * DAY
         await_that(lambda: node.visits.get(visit.id).state == "failed")
 
@@ -178,11 +178,11 @@ def test_strangers_cannot_fill_the_log_and_are_answered_all_the_same(hospital: H
         with pytest.raises(VhtError):  # a data user who asks now is always logged
             node.visits.request(hospital.permit(), hospital.study(columns=("age", "chest_pain")), key)
         assert hospital.log()[-1]["body"]["code"] == "VHT-PERMIT-COLUMN"
-        node.upkeep.sweep()
+        node.expiry.sweep()
         assert hospital.kinds().count("refusals.counted") == 0
         hospital.issuer.skew = clock.ahead = HOUR
-        node.upkeep.sweep()
-        node.upkeep.sweep()
+        node.expiry.sweep()
+        node.expiry.sweep()
         with pytest.raises(PermitError):
             node.visits.request("junk", "x", key)
         assert "43 more" in log_lines(node.evidence, 2)[0][1]["sentence"]

@@ -8,7 +8,7 @@ from typing import Any
 from vht_federate.central.row_detection.texts import holds_table, is_row
 from vht_federate.domain.budget import PrivacyEvent
 
-__all__ = ["Found", "look_at_json", "parsed"]
+__all__ = ["JsonInspection", "look_at_json", "parsed"]
 
 _PERSONAL_NAMES = ("family", "given", "birthDate", "deceasedDateTime", "maritalStatus", "photo", "mrn", "ssn")
 _PERSONAL = frozenset((*_PERSONAL_NAMES, "telecom", "address", "postalCode", "contact"))
@@ -21,14 +21,14 @@ _EVENT = frozenset(PrivacyEvent.model_fields)
 
 
 @dataclass(frozen=True)
-class Found:
+class JsonInspection:
     """What a look at a JSON document found. ``rows`` says how it looks like rows, if it does."""
 
     rows: str | None = None
     personal: bool = False
 
 
-def look_at_json(text: str, *, signed_by_nodes: bool = False) -> Found | None:
+def look_at_json(text: str, *, signed_by_nodes: bool = False) -> JsonInspection | None:
     """None where ``text`` is no JSON object or list.
 
     Of logs and replies, which nodes signed or acknowledged and whose form the verification knows, only the elements'
@@ -37,21 +37,21 @@ def look_at_json(text: str, *, signed_by_nodes: bool = False) -> Found | None:
     if text.lstrip()[:1] not in ("{", "["):
         return None
     if sum(text.count(mark) for mark in ",[{") > _MARKS:
-        return Found("holds more values than any document of a study")
+        return JsonInspection("holds more values than any document of a study")
     try:
         value = json.loads(text)
     except RecursionError:
-        return Found("is nested deeper than any document of a study")
+        return JsonInspection("is nested deeper than any document of a study")
     except ValueError:
         return None
     keys = set(_keys(value))
     if "resourceType" in keys:
-        return Found("holds FHIR resources")
+        return JsonInspection("holds FHIR resources")
     if keys & _PERSONAL:
-        return Found(personal=True)
+        return JsonInspection(personal=True)
     if not signed_by_nodes and any(_is_table(part) for part in _containers(value)):
-        return Found("holds a table of numbers, by row or by column")
-    return Found()
+        return JsonInspection("holds a table of numbers, by row or by column")
+    return JsonInspection()
 
 
 def parsed(text: str) -> Any:

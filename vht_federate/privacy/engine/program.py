@@ -48,10 +48,10 @@ class Program:
         self._clip = clip
         self._parameters = parameters
         self._inputs, self._targets = tuple(inputs), targets
-        device, room = targets.device, slots.patients * slots.each
+        device, rows_held = targets.device, slots.patients * slots.each
         dtype = next(iter(parameters.values())).dtype
-        self._rows = torch.full((room,), len(targets) - 1, dtype=torch.int64, device=device)
-        self._share = torch.zeros(room, dtype=torch.float64, device=device)
+        self._rows = torch.full((rows_held,), len(targets) - 1, dtype=torch.int64, device=device)
+        self._share = torch.zeros(rows_held, dtype=torch.float64, device=device)
         self._norm = torch.ones((), dtype=dtype, device=device)
         self._graph = self._recorded() if graphs and device.type == "cuda" else None
 
@@ -76,7 +76,7 @@ class Program:
         if self._graph is None:
             return self._compute()
         self._graph.replay()
-        return self._flat.clone(), self._told.clone()
+        return self._flat.clone(), self._reported.clone()
 
     def _compute(self) -> tuple[Tensor, Tensor]:
         """The sum [floats], and int64 [norms that are not finite, contributions within the norm, patients seen]."""
@@ -104,5 +104,5 @@ class Program:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._flat, self._told = self._compute()
+            self._flat, self._reported = self._compute()
         return graph

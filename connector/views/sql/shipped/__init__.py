@@ -22,5 +22,5 @@ def shipped(name: str) -> dict[str, Any]:
         raise ViewError(
             f"no shipped view '{name[:40]}'", code="VHT-VIEW-UNKNOWN", hint=f"there are: {', '.join(names())}"
         )
-    found: dict[str, Any] = orjson.loads((_FOLDER / f"{name}.json").read_bytes())
-    return found
+    view: dict[str, Any] = orjson.loads((_FOLDER / f"{name}.json").read_bytes())
+    return view

@@ -46,7 +46,7 @@ def _project(inputs: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor) 
         torch.addmm(bias, rows, weight.T, out=flat)
 
 
-def _one(like: Tensor) -> Tensor:
+def _unit(like: Tensor) -> Tensor:
     return torch.ones((), dtype=like.dtype, device=like.device)
 
 
@@ -89,11 +89,11 @@ class GruLayer(torch.autograd.Function):
         book, states, w_ih, w_hh = ctx.kept
         ctx.kept = None
         steps, size = len(book), book.shape[2] // 4
-        carry, one = grad[-1].contiguous(), _one(book)
+        carry, unit = grad[-1].contiguous(), _unit(book)
         to_new, to_update, to_hidden, to_reset = (torch.empty_like(carry) for _ in range(4))
         for step in range(steps - 1, -1, -1):
             hidden, reset, update, new = torch.split(book[step], size, dim=1)
-            torch.addcmul(one, new, new, value=-1, out=to_new)
+            torch.addcmul(unit, new, new, value=-1, out=to_new)
             to_new.addcmul_(to_new, update, value=-1)
             torch.sub(states[step], new, out=to_update).mul_(update)
             to_update.addcmul_(to_update, update, value=-1)
@@ -149,16 +149,16 @@ class LstmLayer(torch.autograd.Function):
         book, cells, squashed, w_ih, w_hh = ctx.kept
         ctx.kept = None
         steps, size = len(book), book.shape[2] // 4
-        carry, cell, one = grad[-1].contiguous(), last_cell.clone(), _one(book)
+        carry, cell, unit = grad[-1].contiguous(), last_cell.clone(), _unit(book)
         through, to_o, to_i, to_f, to_g = (torch.empty_like(carry) for _ in range(5))
         for step in range(steps - 1, -1, -1):
             o, i, f, g = torch.split(book[step], size, dim=1)
-            torch.addcmul(one, squashed[step], squashed[step], value=-1, out=through).mul_(o)
+            torch.addcmul(unit, squashed[step], squashed[step], value=-1, out=through).mul_(o)
             cell.addcmul_(carry, through)
             for factor, gate, other in ((to_o, o, squashed[step]), (to_i, i, g), (to_f, f, cells[step])):
                 torch.mul(gate, other, out=factor)
                 factor.addcmul_(factor, gate, value=-1)
-            torch.addcmul(one, g, g, value=-1, out=to_g).mul_(i)
+            torch.addcmul(unit, g, g, value=-1, out=to_g).mul_(i)
             torch.mul(to_o, carry, out=o)
             torch.mul(to_i, cell, out=i)
             torch.mul(to_g, cell, out=g)
