@@ -16,10 +16,10 @@ DATASET = f"urn:vht:{NODE}:ehr"
 
 
 def ask(
-    made: Rehearsal, name: str, noise_multiplier: float = 40.0, *, answered: bool = True, visit: Any = None
+    rehearsal: Rehearsal, name: str, noise_multiplier: float = 40.0, *, answered: bool = True, visit: Any = None
 ) -> None:
     """One question at a node, outside of its visit."""
-    permit, log = made.permit.permit_id, made.logs[NODE]
+    permit, log = rehearsal.permit.permit_id, rehearsal.logs[NODE]
     event = Count(noise_multiplier).event("all").model_dump(mode="json")
     body = {"query": name, "label": "feasibility", "dataset": DATASET, "events": [event], "delta": PLAN.delta}
     log.append("query.drawn", body, permit_id=permit, visit=visit)
@@ -56,8 +56,8 @@ def test_questions_count_towards_the_permits_ceiling(tmp_path: Path) -> None:
         assert caught.value.code == "VHT-VERIFY-LEDGER"
 
 
-def unpaid(made: Rehearsal, query: str) -> None:
-    made.logs[NODE].append("feasibility.answered", {"query": query}, permit_id=made.permit.permit_id)
+def unpaid(rehearsal: Rehearsal, query: str) -> None:
+    rehearsal.logs[NODE].append("feasibility.answered", {"query": query}, permit_id=rehearsal.permit.permit_id)
 
 
 @pytest.mark.parametrize(

@@ -47,14 +47,14 @@ def test_a_kind_of_release_that_the_permit_does_not_allow_is_refused(tmp_path: P
         assert code_of(study, tmp_path / "bundle", "does not allow to be released") == "VHT-VERIFY-RELEASE"
 
 
-def again(made: Rehearsal, built: dict[str, Any]) -> None:
+def again(rehearsal: Rehearsal, built: dict[str, Any]) -> None:
     """The visit once more, under another id that the run names, with other facts about its cohort."""
-    log = made.logs[NODE]
+    log = rehearsal.logs[NODE]
     for entry in [entry for entry in log.entries() if entry.visit == f"visit-{NODE}"]:
         body = {**entry.body, **(built if entry.kind == "cohort.built" else {})}
         log.append(entry.kind, body, permit_id=entry.permit_id, visit="visit-again")
-    made.run["nodes"][NODE]["visit"] = "visit-again"
-    made.status("end")
+    rehearsal.run["nodes"][NODE]["visit"] = "visit-again"
+    rehearsal.status("end")
 
 
 def test_opt_outs_of_another_day_are_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from connector.governance.deidentification import Deidentifier
 from kit.fhir_resources import condition, observation, patient, prescription
 
-__all__ = ["NOW", "ONE", "OTHER", "SECRET", "encounter", "every_type", "paths", "placed", "told"]
+__all__ = ["NOW", "ONE", "OTHER", "SECRET", "deidentify", "encounter", "every_type", "paths", "placed"]
 
 
 NOW = date(2026, 3, 1)
@@ -20,7 +20,7 @@ ONE, OTHER = Deidentifier(b"1" * 32, now=NOW), Deidentifier(b"2" * 32, now=NOW)
 SECRET = "Grace Hopper 555-0142"
 
 
-def told(resource: dict[str, Any], deidentifier: Deidentifier = ONE) -> dict[str, Any]:
+def deidentify(resource: dict[str, Any], deidentifier: Deidentifier = ONE) -> dict[str, Any]:
     deidentified = deidentifier.resource(resource)
     assert deidentified is not None
     return deidentified

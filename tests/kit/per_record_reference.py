@@ -42,9 +42,9 @@ def clipped_sum_by_definition(
     return total
 
 
-def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    assert found.keys() == expected.keys()
-    return max(float((found[name] - value).detach().abs().max()) for name, value in expected.items())
+def largest_difference(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    assert actual.keys() == expected.keys()
+    return max(float((actual[name] - value).detach().abs().max()) for name, value in expected.items())
 
 
 def check_broken_patients_cost_themselves_alone(

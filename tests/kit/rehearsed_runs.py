@@ -41,9 +41,9 @@ def prepared(root: Path, **changes: Any) -> Rehearsal:
     return played
 
 
-def finish(made: Rehearsal) -> Rehearsal:
-    made.round("train", 2, NAMES)
-    made.release()
-    made.close()
-    made.status("end")
-    return made
+def finish(rehearsal: Rehearsal) -> Rehearsal:
+    rehearsal.round("train", 2, NAMES)
+    rehearsal.release()
+    rehearsal.close()
+    rehearsal.status("end")
+    return rehearsal

@@ -36,16 +36,16 @@ def numbers(*values: float) -> Private[PatientValues]:
 
 @pytest.mark.parametrize("statistic", STATISTICS, ids=lambda statistic: type(statistic).__name__)
 @settings(max_examples=30, deadline=None)
-@given(others=st.lists(records, max_size=6), one=records, place=st.integers(0, 6))
-def test_one_patient_more_moves_a_release_by_its_sensitivity_at_most(statistic, others, one, place) -> None:
+@given(others=st.lists(records, max_size=6), patient=records, place=st.integers(0, 6))
+def test_one_patient_more_moves_a_release_by_its_sensitivity_at_most(statistic, others, patient, place) -> None:
     place = min(place, len(others))
-    with_one = statistic._exact(values_of([*others[:place], one, *others[place:]]))
+    with_patient = statistic._exact(values_of([*others[:place], patient, *others[place:]]))
     without = statistic._exact(values_of(others))
-    assert np.linalg.norm(with_one - without) <= statistic.l2_sensitivity * (1 + 1e-12)
+    assert np.linalg.norm(with_patient - without) <= statistic.l2_sensitivity * (1 + 1e-12)
 
 
 @pytest.mark.parametrize(
-    ("statistic", "one"),
+    ("statistic", "patient"),
     [
         (STATISTICS[0], []),
         (STATISTICS[1], [4.0]),
@@ -54,8 +54,8 @@ def test_one_patient_more_moves_a_release_by_its_sensitivity_at_most(statistic, 
     ],
     ids=lambda argument: type(argument).__name__,
 )
-def test_the_sensitivity_is_reached(statistic, one) -> None:
-    moved = np.linalg.norm(statistic._exact(values_of([one])) - statistic._exact(values_of([])))
+def test_the_sensitivity_is_reached(statistic, patient) -> None:
+    moved = np.linalg.norm(statistic._exact(values_of([patient])) - statistic._exact(values_of([])))
     assert moved == pytest.approx(statistic.l2_sensitivity)
 
 

@@ -40,8 +40,8 @@ def density(patients: int, rate: float, batch: int, sigma: float) -> np.ndarray:
     return stats.norm.pdf(GRID[:, None], np.minimum(sampled, batch), sigma) @ weights
 
 
-def delta_between(one: np.ndarray, other: np.ndarray, eps: float) -> float:
-    return float(np.trapezoid(np.maximum(one - math.exp(eps) * other, 0.0), GRID))
+def delta_between(first: np.ndarray, other: np.ndarray, eps: float) -> float:
+    return float(np.trapezoid(np.maximum(first - math.exp(eps) * other, 0.0), GRID))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -65,7 +65,7 @@ def request_(cohorts: dict[str, CohortArrays], tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def made(request_: CohortRequest) -> CohortResult:
+def cohort_result(request_: CohortRequest) -> CohortResult:
     return make_cohort(request_)
 
 
@@ -89,24 +89,24 @@ def read_back(table: pd.DataFrame) -> np.ndarray:
 
 
 def test_the_cohort_keeps_the_two_way_tables_of_the_patients(
-    made: CohortResult, cohorts: dict[str, CohortArrays]
+    cohort_result: CohortResult, cohorts: dict[str, CohortArrays]
 ) -> None:
     real = np.concatenate([encode(BOOK, cohort) for cohort in cohorts.values()])
-    synthetic = read_back(pd.read_parquet(made.folder / "data.parquet"))
+    synthetic = read_back(pd.read_parquet(cohort_result.folder / "data.parquet"))
     pairs = list(combinations(range(len(BOOK.order)), 2))
     distances = [0.5 * np.abs(shares(real, pair) - shares(synthetic, pair)).sum() for pair in pairs]
-    assert made.rows == pytest.approx(2 * PATIENTS, rel=0.05)
+    assert cohort_result.rows == pytest.approx(2 * PATIENTS, rel=0.05)
     assert np.mean(distances) < 0.08
     assert max(distances) < 0.3
 
 
 def test_a_model_trained_on_the_cohort_ranks_real_patients(
-    made: CohortResult, cohorts: dict[str, CohortArrays]
+    cohort_result: CohortResult, cohorts: dict[str, CohortArrays]
 ) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
-    synthetic = read_back(pd.read_parquet(made.folder / "data.parquet"))
+    synthetic = read_back(pd.read_parquet(cohort_result.folder / "data.parquet"))
     real = np.concatenate([encode(BOOK, cohort) for cohort in cohorts.values()])
     fitted = LogisticRegression(max_iter=1000).fit(synthetic[:, :-1] / 10, synthetic[:, -1])
     own = LogisticRegression(max_iter=1000).fit(real[:, :-1] / 10, real[:, -1])
@@ -115,19 +115,22 @@ def test_a_model_trained_on_the_cohort_ranks_real_patients(
     assert best - reached < 0.03
 
 
-def test_csv_and_parquet_hold_the_same_table_in_the_codebook_s_order(made: CohortResult) -> None:
-    written, parquet = (pd.read_csv(made.folder / "data.csv"), pd.read_parquet(made.folder / "data.parquet"))
+def test_csv_and_parquet_hold_the_same_table_in_the_codebook_s_order(cohort_result: CohortResult) -> None:
+    written, parquet = (
+        pd.read_csv(cohort_result.folder / "data.csv"),
+        pd.read_parquet(cohort_result.folder / "data.parquet"),
+    )
     assert tuple(written.columns) == tuple(parquet.columns) == BOOK.order
-    assert len(written) == len(parquet) == made.rows
+    assert len(written) == len(parquet) == cohort_result.rows
     for name in BOOK.order:
         assert (written[name].isna() == parquet[name].isna()).all()
-    assert "43.0" not in (made.folder / "data.csv").read_text().splitlines()[1].split(",")[0]
+    assert "43.0" not in (cohort_result.folder / "data.csv").read_text().splitlines()[1].split(",")[0]
 
 
-def test_every_fhir_resource_of_the_first_patients_validates_and_is_marked(made: CohortResult) -> None:
+def test_every_fhir_resource_of_the_first_patients_validates_and_is_marked(cohort_result: CohortResult) -> None:
     from fhir.resources.R4B import get_fhir_model_class
 
-    for path in sorted((made.folder / "fhir").glob("*.ndjson")):
+    for path in sorted((cohort_result.folder / "fhir").glob("*.ndjson")):
         lines = path.read_text().splitlines()
         for line in lines[:300]:
             get_fhir_model_class(path.stem).model_validate_json(line)
@@ -135,16 +138,16 @@ def test_every_fhir_resource_of_the_first_patients_validates_and_is_marked(made:
             meta = json.loads(line)["meta"]
             assert meta["security"][0]["code"] == "HTEST"
             assert meta["tag"][0] == {"system": "urn:vht:tag", "code": "synthetic"}
-    patients = (made.folder / "fhir/Patient.ndjson").read_text().splitlines()
-    assert len(patients) == made.rows
+    patients = (cohort_result.folder / "fhir/Patient.ndjson").read_text().splitlines()
+    assert len(patients) == cohort_result.rows
 
 
-def test_the_platform_s_look_at_rows_accepts_what_the_maker_writes(made: CohortResult) -> None:
-    look_at_cohort(made.folder, BOOK, made.rows)
+def test_the_platform_s_look_at_rows_accepts_what_the_maker_writes(cohort_result: CohortResult) -> None:
+    look_at_cohort(cohort_result.folder, BOOK, cohort_result.rows)
 
 
-def test_sdmetrics_scores_are_there_for_every_column_and_pair_and_none_is_missing(made: CohortResult) -> None:
-    report = json.loads((made.folder / "sdmetrics_report.json").read_text())
+def test_sdmetrics_scores_are_there_for_every_column_and_pair_and_none_is_missing(cohort_result: CohortResult) -> None:
+    report = json.loads((cohort_result.folder / "sdmetrics_report.json").read_text())
     assert len(report["columns"]) == len(BOOK.order)
     assert len(report["pairs"]) == 2 * len(BOOK.inputs) - 1
     for row in (*report["columns"], *report["pairs"]):
@@ -156,34 +159,34 @@ def test_sdmetrics_scores_are_there_for_every_column_and_pair_and_none_is_missin
     assert "no real row" in report["reference"]
 
 
-def test_sdv_reads_the_metadata_and_finds_the_table_valid(made: CohortResult) -> None:
+def test_sdv_reads_the_metadata_and_finds_the_table_valid(cohort_result: CohortResult) -> None:
     from sdv.metadata import Metadata
 
-    metadata = Metadata.load_from_json(made.folder / "sdv_metadata.json")
+    metadata = Metadata.load_from_json(cohort_result.folder / "sdv_metadata.json")
     metadata.validate()
-    metadata.validate_data({"cohort": pd.read_parquet(made.folder / "data.parquet")})
+    metadata.validate_data({"cohort": pd.read_parquet(cohort_result.folder / "data.parquet")})
 
 
-def test_the_statement_names_the_cohort_s_own_share(made: CohortResult, request_: CohortRequest) -> None:
-    statement = read_statement(json.loads((made.folder / "privacy_statement.json").read_text()))
+def test_the_statement_names_the_cohort_s_own_share(cohort_result: CohortResult, request_: CohortRequest) -> None:
+    statement = read_statement(json.loads((cohort_result.folder / "privacy_statement.json").read_text()))
     events = (*request_.plan.events_of("marginals", 1), *request_.plan.events_of("marginals", 2))
     assert statement.release is not None
-    assert statement.release.epsilon == made.epsilon == epsilon(events, request_.plan.delta)
+    assert statement.release.epsilon == cohort_result.epsilon == epsilon(events, request_.plan.delta)
     assert statement.release.epsilon < statement.epsilon
-    card = (made.folder / "data_card.md").read_text()
-    assert f"{made.rows:,} rows" in card
-    assert f"epsilon {made.epsilon:.3g}" in card
+    card = (cohort_result.folder / "data_card.md").read_text()
+    assert f"{cohort_result.rows:,} rows" in card
+    assert f"epsilon {cohort_result.epsilon:.3g}" in card
 
 
 def test_the_seal_covers_every_file_and_the_same_tables_give_the_same_rows(
-    made: CohortResult, request_: CohortRequest, tmp_path: Path
+    cohort_result: CohortResult, request_: CohortRequest, tmp_path: Path
 ) -> None:
-    sealed = verify_cohort(made.folder, KEY.public)
-    assert sealed.sha256 == made.sha256
+    sealed = verify_cohort(cohort_result.folder, KEY.public)
+    assert sealed.sha256 == cohort_result.sha256
     assert sealed.manifest["synthetic"] is True
     assert set(sealed.manifest["tables_sha256"]["1"]) == {"hospital-1", "hospital-2"}
     again = make_cohort(replace(request_, out=tmp_path / "again"))
-    assert (again.folder / "data.csv").read_bytes() == (made.folder / "data.csv").read_bytes()
+    assert (again.folder / "data.csv").read_bytes() == (cohort_result.folder / "data.csv").read_bytes()
     assert load_file(again.folder / "marginals.safetensors")["one-way/age"].shape == (11,)
     (again.folder / "data.csv").write_text("age\n1\n")
     with pytest.raises(VerificationError, match=r"data\.csv"):

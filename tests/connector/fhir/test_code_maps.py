@@ -165,7 +165,7 @@ def test_codes_of_no_feature_or_of_two_have_none() -> None:
     assert feature.name == "total_cholesterol"
 
 
-def told(*arguments: str) -> dict[str, Any]:
+def node_codes(*arguments: str) -> dict[str, Any]:
     command = ["--json", "node", "codes", *arguments]
     done = contextvars.copy_context().run(CliRunner().invoke, app, command)
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -173,9 +173,9 @@ def told(*arguments: str) -> dict[str, Any]:
 
 
 def test_the_command_lists_every_feature_and_explains_one() -> None:
-    listed = told()["data"]["features"]
+    listed = node_codes()["data"]["features"]
     assert {feature["name"] for feature in listed} == set(features())
-    cholesterol = told("total_cholesterol")["data"]
+    cholesterol = node_codes("total_cholesterol")["data"]
     assert cholesterol["conversions"]["mmol/L"]["scale"] == pytest.approx(38.665)
     assert "http://loinc.org|2093-3" in cholesterol["codes"]
-    assert told("aura")["error"]["code"] == "VHT-INPUT-FEATURE"
+    assert node_codes("aura")["error"]["code"] == "VHT-INPUT-FEATURE"

@@ -144,12 +144,12 @@ def test_an_entry_may_say_when(hospital: Hospital) -> None:
     assert (report.deleted, hospital.counts["Observation"]) == (0, 6)
 
 
-@pytest.mark.parametrize("told", [{"etag": 'W/"2"'}, {}])
+@pytest.mark.parametrize("response", [{"etag": 'W/"2"'}, {}])
 def test_a_resource_made_again_before_its_deletion_was_told_stands_by_its_version(
-    hospital: Hospital, told: dict[str, str]
+    hospital: Hospital, response: dict[str, str]
 ) -> None:
-    url = "Observation/o1" if told else "Observation/o1/_history/2"
-    lists = listed(hospital.root / "lists", bundle(url, response=told))
+    url = "Observation/o1" if response else "Observation/o1/_history/2"
+    lists = listed(hospital.root / "lists", bundle(url, response=response))
     report = hospital.take([observation("o1", 1, meta=OLD | {"versionId": "3"})], lists)
     assert (report.accepted, report.deleted, hospital.counts["Observation"]) == (1, 0, 6)
     again = hospital.take([observation("o1", 1, meta=OLD | {"versionId": "1"}, status="amended")])

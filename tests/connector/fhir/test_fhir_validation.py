@@ -25,7 +25,7 @@ from connector.fhir.validation import FINDINGS, Finding, Sample, findings
 DOCS = ROOT / "docs" / "reference" / "fhir.md"
 
 
-def found(resource: dict[str, Any]) -> list[tuple[str, str]]:
+def faults_of(resource: dict[str, Any]) -> list[tuple[str, str]]:
     content = json.dumps(resource).encode()
     return [(finding.path, finding.kind) for finding in findings(resource["resourceType"], content)]
 
@@ -51,7 +51,7 @@ def found(resource: dict[str, Any]) -> list[tuple[str, str]]:
     ],
 )  # fmt: skip
 def test_a_fault_is_named_by_element_and_kind(resource: dict[str, Any], expected: list[tuple[str, str]]) -> None:
-    assert found(resource) == expected
+    assert faults_of(resource) == expected
 
 
 KEYS = st.sampled_from(["code", "coding", "value", "valueQuantity", "extension", "contained", "CANARY", "subject"])

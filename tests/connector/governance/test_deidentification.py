@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.deidentified import NOW, ONE, OTHER, SECRET, encounter, every_type, paths, placed, told
+from kit.deidentified import NOW, ONE, OTHER, SECRET, deidentify, encounter, every_type, paths, placed
 from kit.fhir_resources import KEY, condition, observation, patient, quantity, write
 from kit.hypothesis_profiles import examples
 
@@ -110,7 +110,7 @@ def test_names_addresses_and_contacts_are_absent() -> None:
         multipleBirthInteger=3,
         meta={"source": "http://hopper.example"},
     )
-    assert set(told(full)) == {"resourceType", "id", "gender", "birthDate"}
+    assert set(deidentify(full)) == {"resourceType", "id", "gender", "birthDate"}
 
 
 def test_codes_of_local_systems_and_malformed_codes_are_masked() -> None:
@@ -126,12 +126,12 @@ def test_codes_of_local_systems_and_malformed_codes_are_masked() -> None:
         {"system": ["http://loinc.org"], "code": {}},
         "8480-6",
     ]
-    coded = told(observation("o1", code={"coding": [local, good, *wrong], "text": SECRET}))
+    coded = deidentify(observation("o1", code={"coding": [local, good, *wrong], "text": SECRET}))
     assert coded["code"] == {"coding": [{"system": "http://loinc.org", "code": "8480-6"}]}
-    masked = told(observation("o1", code={"coding": [local]}))["code"]
+    masked = deidentify(observation("o1", code={"coding": [local]}))["code"]
     assert masked["extension"][0]["valueCode"] == "masked"
     named = Deidentifier(b"1" * 32, now=NOW, codes=[("urn:hospital:codes", "Grace-Hopper")])
-    assert told(observation("o1", code={"coding": [local]}), named)["code"] == {"coding": [local]}
+    assert deidentify(observation("o1", code={"coding": [local]}), named)["code"] == {"coding": [local]}
 
 
 @pytest.mark.parametrize(
@@ -163,14 +163,14 @@ def test_a_unit_may_not_speak() -> None:
     assert public_unit("mg/{555-0142}") is None
     assert public_unit("Grace") is None
     for unit in ({"unit": SECRET}, {"unit": SECRET, "system": "urn:x", "code": SECRET}, {"code": "mm[Hg]"}):
-        assert "valueQuantity" not in told(observation("o1", valueQuantity={"value": 1} | unit))
-    kept = told(observation("o1", valueQuantity=quantity(140, "mm[Hg]") | {"unit": SECRET}))
+        assert "valueQuantity" not in deidentify(observation("o1", valueQuantity={"value": 1} | unit))
+    kept = deidentify(observation("o1", valueQuantity=quantity(140, "mm[Hg]") | {"unit": SECRET}))
     assert kept["valueQuantity"]["unit"] == "mm[Hg]"
 
 
 @pytest.mark.parametrize("amount", ["140", None, True, [140], {"value": 140}, float("nan"), float("inf"), 10**30])
 def test_a_value_that_is_no_number_is_absent(amount: Any) -> None:
-    assert "valueQuantity" not in told(observation("o1", valueQuantity=quantity(amount, "mm[Hg]")))
+    assert "valueQuantity" not in deidentify(observation("o1", valueQuantity=quantity(amount, "mm[Hg]")))
 
 
 # --- pseudonyms -----------------------------------------------------------------------------------------------------
@@ -187,24 +187,26 @@ def test_a_value_that_is_no_number_is_absent(amount: Any) -> None:
 )
 def test_one_patient_is_one_pseudonym_however_they_are_referred_to(reference: str) -> None:
     subject = {"reference": reference, "display": SECRET, "type": "Patient"}
-    assert told(observation("o1", subject=subject))["subject"] == {"reference": f"Patient/{told(patient())['id']}"}
+    assert deidentify(observation("o1", subject=subject))["subject"] == {
+        "reference": f"Patient/{deidentify(patient())['id']}"
+    }
 
 
 def test_encounters_are_pseudonymous_where_they_are_referred_to() -> None:
-    of = told(observation("o1", encounter={"reference": "Encounter/e1", "display": SECRET}))["encounter"]
-    assert of == {"reference": f"Encounter/{told(encounter())['id']}"}
-    assert "encounter" not in told(observation("o1", encounter={"display": SECRET}))
+    of = deidentify(observation("o1", encounter={"reference": "Encounter/e1", "display": SECRET}))["encounter"]
+    assert of == {"reference": f"Encounter/{deidentify(encounter())['id']}"}
+    assert "encounter" not in deidentify(observation("o1", encounter={"display": SECRET}))
 
 
 def test_ids_of_one_spelling_do_not_link_types() -> None:
     same = [observation("p1"), condition("p1", "38341003", "2009-05-06"), encounter(id="p1"), patient()]
-    assert len({told(resource)["id"] for resource in same}) == 4
+    assert len({deidentify(resource)["id"] for resource in same}) == 4
     assert ONE.identifier("Patient", "p1") == ONE.patient("p1")
 
 
 def test_one_patient_under_two_permits_has_nothing_in_common() -> None:
     for first, second in zip(
-        map(told, every_type()), (told(resource, OTHER) for resource in every_type()), strict=True
+        map(deidentify, every_type()), (deidentify(resource, OTHER) for resource in every_type()), strict=True
     ):
         keys = r"[0-9a-f]{64}"
         assert not set(re.findall(keys, json.dumps(first))) & set(re.findall(keys, json.dumps(second)))
@@ -227,7 +229,7 @@ def test_the_stored_resources_pass_and_are_all_told(tmp_path: Any) -> None:
     stored = [resource for kind in TABLES for resource in resources(generation, kind)]
     assert len(stored) == len(lines)
     for resource in stored:
-        deidentified = told(resource)
+        deidentified = deidentify(resource)
         assert set(resource) - {"meta"} == set(deidentified)
         for key in re.findall(r"[0-9a-f]{32,64}", json.dumps(resource)):
             assert key not in json.dumps(deidentified)

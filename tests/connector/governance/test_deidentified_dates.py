@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from kit.deidentified import NOW, ONE, encounter, told
+from kit.deidentified import NOW, ONE, deidentify, encounter
 from kit.fhir_resources import condition, observation, patient, quantity
 
 from connector.governance.deidentification import Deidentifier
@@ -35,8 +35,8 @@ def test_intervals_of_one_patient_are_kept_to_the_second(
 ) -> None:
     before = [f"{instant.replace(microsecond=0).isoformat()}{zone}" for instant in (first, second)]
     assume(not any(f"{moment(text).astimezone(UTC):%H%M%S}" == "235959" for text in before))  # told by their year
-    observed = told(observation("o1", number, effectiveDateTime=before[0]))
-    onset = told(condition("c1", "38341003", before[1], number))
+    observed = deidentify(observation("o1", number, effectiveDateTime=before[0]))
+    onset = deidentify(condition("c1", "38341003", before[1], number))
     after = [observed["effectiveDateTime"], onset["onsetDateTime"]]
     assert moment(after[1]) - moment(after[0]) == moment(before[1]) - moment(before[0])
     assert timedelta(days=1) <= moment(before[0]) - moment(after[0]) <= timedelta(days=365)
@@ -44,7 +44,7 @@ def test_intervals_of_one_patient_are_kept_to_the_second(
 
 def test_every_kind_of_date_moves_wherever_it_stands() -> None:
     stamp = "2009-05-06T08:00:00.123456789+02:00"
-    deidentified = told(
+    deidentified = deidentify(
         observation(
             "o1",
             effectiveDateTime=None,
@@ -83,19 +83,21 @@ def test_every_kind_of_date_moves_wherever_it_stands() -> None:
     ],
 )
 def test_what_is_no_date_is_absent(value: Any) -> None:
-    assert "effectiveDateTime" not in told(observation("o1", effectiveDateTime=value))
+    assert "effectiveDateTime" not in deidentify(observation("o1", effectiveDateTime=value))
 
 
 def test_partial_dates_and_leap_days_move_within_their_precision() -> None:
     for number in range(200):
         moved = ONE.shift(f"p{number}")
-        leap = told(observation("o", number, effectiveDateTime="2008-02-29"))["effectiveDateTime"]
+        leap = deidentify(observation("o", number, effectiveDateTime="2008-02-29"))["effectiveDateTime"]
         assert date.fromisoformat(leap) == date(2008, 2, 29) - moved
-        month = told(observation("o", number, effectiveDateTime="2008-02"))["effectiveDateTime"]
+        month = deidentify(observation("o", number, effectiveDateTime="2008-02"))["effectiveDateTime"]
         assert month == (date(2008, 2, 15) - moved).isoformat()[:7]
-        year = told(observation("o", number, effectiveDateTime="2008"))["effectiveDateTime"]
+        year = deidentify(observation("o", number, effectiveDateTime="2008"))["effectiveDateTime"]
         assert year in ("2007", "2008")
-        leap_second = told(observation("o", number, effectiveDateTime="2008-12-31T23:59:60Z"))["effectiveDateTime"]
+        leap_second = deidentify(observation("o", number, effectiveDateTime="2008-12-31T23:59:60Z"))[
+            "effectiveDateTime"
+        ]
         assert leap_second.endswith("T23:59:60Z")
 
 
@@ -112,7 +114,7 @@ def test_partial_dates_and_leap_days_move_within_their_precision() -> None:
 def test_what_the_store_may_keep_of_a_partial_date_is_told_by_its_year(kept: str, meant: date) -> None:
     years = set()
     for number in range(100):
-        at = told(observation("o", number, effectiveDateTime=kept, issued=kept))
+        at = deidentify(observation("o", number, effectiveDateTime=kept, issued=kept))
         moved = meant - ONE.shift(f"p{number}")
         assert at["effectiveDateTime"] == f"{moved.year}"
         assert at["issued"][10:] == f"T23:59:59{'Z' if kept.endswith('Z') else '+00:00'}"  # an instant is never partial
@@ -123,11 +125,11 @@ def test_what_the_store_may_keep_of_a_partial_date_is_told_by_its_year(kept: str
 @pytest.mark.parametrize(("born", "known"), [("1950-07-01", 4), ("1950-03-15", 4), ("1950-07-02", 10), ("1950-03", 7)])
 def test_a_birth_date_in_the_middle_of_a_month_or_a_year_is_told_by_its_year(born: str, known: int) -> None:
     middle = date.fromisoformat(born if len(born) == 10 else f"{born}-15")
-    assert told(patient(birthDate=born))["birthDate"] == (middle - ONE.shift("p1")).isoformat()[:known]
+    assert deidentify(patient(birthDate=born))["birthDate"] == (middle - ONE.shift("p1")).isoformat()[:known]
 
 
 def test_an_instant_without_a_time_is_absent() -> None:
-    assert "issued" not in told(observation("o1", issued="2009-05-06"))
+    assert "issued" not in deidentify(observation("o1", issued="2009-05-06"))
 
 
 # --- old age --------------------------------------------------------------------------------------------------------
@@ -152,25 +154,25 @@ def test_an_instant_without_a_time_is_absent() -> None:
     ],
 )
 def test_nobody_is_seen_to_be_over_89(born: str, known: bool) -> None:
-    deidentified = told(patient(birthDate=born))
+    deidentified = deidentify(patient(birthDate=born))
     assert ("birthDate" in deidentified) is known
     assert ("_birthDate" in deidentified) is not known
-    assert "_birthDate" not in told({"resourceType": "Patient", "id": "p1"})
+    assert "_birthDate" not in deidentify({"resourceType": "Patient", "id": "p1"})
 
 
 def test_an_old_age_does_not_show_in_dates_or_durations_either() -> None:
-    assert "onsetDateTime" not in told(condition("c1", "38341003", "1935-05-05"))
-    assert "period" not in told(encounter(period={"start": "1930-05-05T08:00:00Z"}))
+    assert "onsetDateTime" not in deidentify(condition("c1", "38341003", "1935-05-05"))
+    assert "period" not in deidentify(encounter(period={"start": "1930-05-05T08:00:00Z"}))
     age = {"coding": [{"system": "http://loinc.org", "code": "30525-0"}]}
     for amount, unit in ((94, "a"), (1130, "mo"), (4900, "wk"), (34_500, "d")):
-        deidentified = told(observation("o1", code=age, valueQuantity=quantity(amount, unit)))
+        deidentified = deidentify(observation("o1", code=age, valueQuantity=quantity(amount, unit)))
         assert deidentified["valueQuantity"] == quantity(90, "a")
-    assert told(observation("o1", code=age, valueQuantity=quantity(89, "a")))["valueQuantity"]["value"] == 89
-    assert told(observation("o1", valueQuantity=quantity(94, "a")))["valueQuantity"]["value"] == 90
+    assert deidentify(observation("o1", code=age, valueQuantity=quantity(89, "a")))["valueQuantity"]["value"] == 89
+    assert deidentify(observation("o1", valueQuantity=quantity(94, "a")))["valueQuantity"]["value"] == 90
     for value in (
         {"valueInteger": 94},
         {"valueQuantity": quantity(94, "1")},
         {"valueQuantity": quantity(94, "{score}")},
     ):
-        deidentified = told(observation("o1", code=age) | {"valueQuantity": None} | value)
+        deidentified = deidentify(observation("o1", code=age) | {"valueQuantity": None} | value)
         assert not [name for name in deidentified if name.startswith("value")]

@@ -168,9 +168,9 @@ def test_a_resource_larger_than_any_record_is_not_counted(stocked: Hospital) -> 
         assert ask(node, stocked, view=view("Observation", f"{ALONE}.exists()"))["count"] is None
 
 
-def shape(told: dict[str, Any]) -> dict[str, Any]:
+def shape(answer: dict[str, Any]) -> dict[str, Any]:
     """An answer without what differs between any two."""
-    return {name: value for name, value in told.items() if name not in ("answered_at", "receipt")}
+    return {name: value for name, value in answer.items() if name not in ("answered_at", "receipt")}
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("p7 is ill"), MemoryError(), None])

@@ -31,8 +31,8 @@ def surveyed(tmp_path: Path, items: list[Any], excluded: set[str] = frozenset())
     return survey(store, CARDIO, PROFILE, excluded_subjects={subject_key(KEY, ident) for ident in excluded})
 
 
-def feature(found: Survey, name: str) -> Any:
-    return next(candidate for candidate in found.features if candidate.name == name)
+def feature(survey_result: Survey, name: str) -> Any:
+    return next(candidate for candidate in survey_result.features if candidate.name == name)
 
 
 def test_a_feature_counts_patients_with_a_usable_value_before_the_day(tmp_path: Path) -> None:
@@ -108,8 +108,10 @@ def test_a_patient_whose_data_end_before_the_window_was_not_seen_to_stay_well(tm
     assert study_survey.course.unobserved == 2
 
 
-@pytest.mark.parametrize(("name", "one"), sorted(installed().items()))
-def test_the_survey_counts_the_patients_and_cells_that_a_cohort_would_hold(tmp_path: Path, name: str, one: Any) -> None:
+@pytest.mark.parametrize(("name", "loaded"), sorted(installed().items()))
+def test_the_survey_counts_the_patients_and_cells_that_a_cohort_would_hold(
+    tmp_path: Path, name: str, loaded: Any
+) -> None:
     import numpy as np
     from safetensors.numpy import load_file
 
@@ -117,11 +119,11 @@ def test_the_survey_counts_the_patients_and_cells_that_a_cohort_would_hold(tmp_p
 
     generate(tmp_path / "in", hospitals=1, patients=120, seed=4)
     ingest(tmp_path / "in" / "hospital-1", tmp_path / "store", node_key=KEY, dataset="d")
-    for profile, chosen in one.component.profiles.items():
-        study_survey = survey(tmp_path / "store", one.component, profile, excluded_subjects=set())
+    for profile, chosen in loaded.component.profiles.items():
+        study_survey = survey(tmp_path / "store", loaded.component, profile, excluded_subjects=set())
         if chosen.layout != "tabular" or not study_survey.course.patients:
             continue
-        specification = CohortSpecification.of_every_column(one.component, profile)
+        specification = CohortSpecification.of_every_column(loaded.component, profile)
         manifest = build_cohort(tmp_path / "store", specification, tmp_path / profile / "cohort")
         assert (study_survey.course.patients, study_survey.course.records) == (manifest.patients, manifest.records)
         tensors = load_file(tmp_path / profile / "cohort" / "cohort.safetensors")

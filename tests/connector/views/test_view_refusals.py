@@ -19,9 +19,9 @@ def view(path: str, **more: Any) -> dict[str, Any]:
     return {"resource": "Patient", "select": [{"column": [{"name": "cell", "path": path, **more}]}]}
 
 
-def refusal(made: Any) -> ViewError:
+def refusal(definition: Any) -> ViewError:
     with pytest.raises(ViewError) as caught:
-        run(made, [PATIENT])
+        run(definition, [PATIENT])
     return caught.value
 
 
@@ -60,7 +60,7 @@ def test_a_wrong_path_is_refused_with_its_place(path: str, code: str, place: str
 
 
 @pytest.mark.parametrize(
-    ("made", "code"),
+    ("definition", "code"),
     [
         ([], "SHAPE"),
         ({"resource": "Patient", "selct": []}, "SHAPE"),
@@ -87,8 +87,8 @@ def test_a_wrong_path_is_refused_with_its_place(path: str, code: str, place: str
         (view("id", type="foo"), "TYPE"),
     ],
 )  # fmt: skip
-def test_a_wrong_view_is_refused_by_code(made: Any, code: str) -> None:
-    assert refusal(made).code == f"VHT-VIEW-{code}"
+def test_a_wrong_view_is_refused_by_code(definition: Any, code: str) -> None:
+    assert refusal(definition).code == f"VHT-VIEW-{code}"
 
 
 def test_a_view_of_ten_megabytes_is_refused() -> None:

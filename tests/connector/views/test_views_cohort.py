@@ -31,10 +31,12 @@ COLUMNS = COMPONENT.columns(PROFILE)
 PLACE = {name: index for index, name in enumerate(COMPONENT.profile(PROFILE).inputs)}
 
 
-def build(store: Path, made: Component = COMPONENT, **more: Any) -> tuple[CohortManifest, dict[str, np.ndarray]]:
+def build(
+    store: Path, for_component: Component = COMPONENT, **more: Any
+) -> tuple[CohortManifest, dict[str, np.ndarray]]:
     folder = store.parent / "visits" / "v1" / "cohort"
     call = {name: more.pop(name) for name in ("included", "reader") if name in more}
-    specification = CohortSpecification(made, PROFILE, **{"columns": COLUMNS} | more)
+    specification = CohortSpecification(for_component, PROFILE, **{"columns": COLUMNS} | more)
     manifest = build_cohort(store, specification, folder, **call)
     return manifest, load_file(folder / "cohort.safetensors")
 
@@ -46,9 +48,6 @@ def cohort(tmp_path: Path, items: list[Any], **more: Any) -> tuple[CohortManifes
 
 def column(tensors: dict[str, np.ndarray], name: str) -> list[float | None]:
     return [None if np.isnan(value) else round(float(value), 3) for value in tensors["values"][:, PLACE[name]]]
-
-
-# --- the oracle ---------------------------------------------------------------------------------------------------
 
 
 def when(text: str) -> datetime:
@@ -174,9 +173,6 @@ def test_the_order_of_lines_does_not_matter(hospitals: Path, tmp_path: Path) -> 
     shuffled, _ = cohort(tmp_path, lines)
     ordered, _ = build(hospitals / "hospital-3" / "store")
     assert shuffled.sha256 == ordered.sha256
-
-
-# --- rules, one by one --------------------------------------------------------------------------------------------
 
 
 def test_a_value_on_the_day_of_the_landmark_is_too_late(tmp_path: Path) -> None:

@@ -39,12 +39,12 @@ def component(**change: Any) -> Component:
     return SHIPPED.model_copy(update={"profiles": {PROFILE: Profile.model_validate(chosen)}})
 
 
-def both_ways(store: Path, made: Component, profile: str, **more: Any) -> None:
+def both_ways(store: Path, for_component: Component, profile: str, **more: Any) -> None:
     """The cohort by the store's tables and by the views alone are the same bytes."""
     folder = store.parent / "visits" / "v1" / "cohort"
-    specification = CohortSpecification(made, profile, **{"columns": made.columns(profile)} | more)
+    specification = CohortSpecification(for_component, profile, **{"columns": for_component.columns(profile)} | more)
     direct = build_cohort(store, specification, folder)
-    views = derived_views(made, profile, specification.columns)
+    views = derived_views(for_component, profile, specification.columns)
     generation = Store(store).current()
     assert generation is not None
 

@@ -47,7 +47,7 @@ def component(cohort: str | None = "diabetics.json", **change: Any) -> Component
 
 
 def build(store: Path, **more: Any) -> tuple[CohortManifest, dict[str, np.ndarray]]:
-    tested_component, folder = more.pop("made", component()), store.parent / "visits" / "v1" / "cohort"
+    tested_component, folder = more.pop("for_component", component()), store.parent / "visits" / "v1" / "cohort"
     call = {name: more.pop(name) for name in ("included", "reader") if name in more}
     specification = CohortSpecification(
         tested_component, PROFILE, **{"columns": tested_component.columns(PROFILE)} | more
@@ -100,7 +100,7 @@ def test_a_view_of_patients_names_them_by_their_own_key(store: Path) -> None:
 
 def test_the_manifest_counts_the_view_among_those_in_use(store: Path) -> None:
     manifest, _ = build(store, cohort_view=view())
-    without, _ = build(store, made=component(cohort=None))
+    without, _ = build(store, for_component=component(cohort=None))
     used = [*derived_views(component(), PROFILE).values(), view()]
     assert manifest.views[-1] == "cohort"
     assert manifest.view_hash == view_hash(used) != without.view_hash
@@ -128,11 +128,11 @@ def test_nobody_named_is_an_empty_cohort(store: Path) -> None:
     assert build(store, cohort_view=nobody)[0].records == 0
 
 
-@pytest.mark.parametrize("made", [component(cohort=None), component()], ids=["a view too many", "no view"])
-def test_a_cohort_without_the_criteria_of_its_profile_is_refused(store: Path, made: Component) -> None:
-    more = {"cohort_view": view()} if made.profile(PROFILE).cohort is None else {}
+@pytest.mark.parametrize("for_component", [component(cohort=None), component()], ids=["a view too many", "no view"])
+def test_a_cohort_without_the_criteria_of_its_profile_is_refused(store: Path, for_component: Component) -> None:
+    more = {"cohort_view": view()} if for_component.profile(PROFILE).cohort is None else {}
     with pytest.raises(ViewError) as caught:
-        build(store, made=made, **more)
+        build(store, for_component=for_component, **more)
     assert caught.value.code == "VHT-VIEW-COHORT"
 
 

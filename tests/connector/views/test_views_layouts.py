@@ -40,21 +40,21 @@ def component(*, mean: tuple[str, ...] = (), **profile: Any) -> Component:
     return SHIPPED.model_copy(update={"ports": tuple(ports), "profiles": {"p": Profile.model_validate(chosen)}})
 
 
-def build(store: Path, made: Component, **more: Any) -> tuple[CohortManifest, dict[str, np.ndarray]]:
+def build(store: Path, for_component: Component, **more: Any) -> tuple[CohortManifest, dict[str, np.ndarray]]:
     folder = store.parent / "visits" / "v1" / "cohort"
     call = {name: more.pop(name) for name in ("included", "reader") if name in more}
-    specification = CohortSpecification(made, "p", **{"columns": made.columns("p")} | more)
+    specification = CohortSpecification(for_component, "p", **{"columns": for_component.columns("p")} | more)
     manifest = build_cohort(store, specification, folder, **call)
-    arrays = read_cohort(folder, made, "p")._open()
+    arrays = read_cohort(folder, for_component, "p")._open()
     tensors = load_file(folder / "cohort.safetensors")
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(getattr(arrays, name), tensor)
     return manifest, tensors
 
 
-def cohort(tmp_path: Path, made: Component, items: list[Any], **more: Any) -> dict[str, np.ndarray]:
+def cohort(tmp_path: Path, for_component: Component, items: list[Any], **more: Any) -> dict[str, np.ndarray]:
     ingest(write(tmp_path / "in", "data.ndjson", items), tmp_path / "store", node_key=KEY, dataset="d")
-    return build(tmp_path / "store", made, **more)[1]
+    return build(tmp_path / "store", for_component, **more)[1]
 
 
 def measured(ident: str, when: str, value: float, **more: Any) -> dict[str, Any]:

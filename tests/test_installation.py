@@ -1,4 +1,4 @@
-"""The house: import floors, what the base install brings, and what a control plane loads."""
+"""The installation: import floors, what the base install brings, and what a control plane loads."""
 
 import json
 import re
