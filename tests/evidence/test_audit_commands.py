@@ -64,7 +64,7 @@ def test_a_trust_file_made_of_key_files_verifies_the_bundle(played: Rehearsal, t
 def test_people_read_a_table_of_checks_and_the_trace(played: Rehearsal, trust: Path) -> None:
     code, output = run("audit", "verify", str(played.root / "bundle"), "--trust", str(trust))
     assert code == 0
-    for words in ("The evidence holds", "Trace of the permit", "issues permit", "acknowledges", "nodes/hospital-1"):
+    for words in ("The evidence holds", "Trace of the permit", "issues permit", "acknowledged", "nodes/hospital-1"):
         assert words in " ".join(output.split()), words
 
 
