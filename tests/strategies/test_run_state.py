@@ -35,6 +35,13 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert directory.dispatch().plan == PLAN
 
 
+def test_a_run_that_an_earlier_version_dispatched_can_be_opened(tmp_path: Path) -> None:
+    run, path = make_run(tmp_path), tmp_path / "dispatch.json"
+    path.write_text(path.read_text().replace('"message_notification": null', '"doorbell": "/c/doorbell"'))
+    assert "doorbell" in path.read_text()
+    assert run.dispatch().message_notification == Path("/c/doorbell")
+
+
 def test_a_write_that_was_cut_short_leaves_the_last_complete_state(tmp_path: Path) -> None:
     directory = make_run(tmp_path)
     (tmp_path / "run.json.partial").write_text('{"schema_version": "1", "study')
