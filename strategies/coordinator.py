@@ -22,7 +22,7 @@ from strategies.file_notification import FileNotification
 from strategies.superlink import Control, SuperLinkPaths, flower_environment, superexec_command, superlink_command
 from strategies.supervised_processes import Child, supervise
 from vht_federate.errors import InputError, UnavailableError
-from vht_federate.files import create_private, replace_file
+from vht_federate.files import READABLE, create_private, replace_file
 from vht_federate.processes import PidFile, stop_process
 from vht_federate.serving import Listener, require_free, serve
 from vht_federate.signing.keys import SigningKey
@@ -150,7 +150,7 @@ class Coordinator:
         enrolment = Enrolment(node_id=self.control.register(key), supernode_key=key)
         enrolments[name] = enrolment
         content = json.dumps({node_name: entry.model_dump() for node_name, entry in enrolments.items()}, indent=2)
-        replace_file(self.state / "nodes.json", content.encode())
+        replace_file(self.state / "nodes.json", content.encode(), mode=READABLE)
         return enrolment
 
     def children(self) -> list[Child]:

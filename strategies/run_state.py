@@ -16,7 +16,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import InputError, RefusedError, RevokedError, VhtError, error_from_envelope
-from vht_federate.files import replace_file
+from vht_federate.files import READABLE, replace_file
 from vht_federate.framing import Reply
 
 __all__ = ["PID_FILE", "Dispatch", "DispatchNode", "NodeState", "RoundState", "RunDirectory", "RunState"]
@@ -46,7 +46,7 @@ class Dispatch(BaseModel):
     nodes: tuple[DispatchNode, ...] = Field(min_length=1)
     minimum_nodes: int = Field(ge=1)
     round_deadline_s: float = Field(gt=0)
-    # Touched when messages were pushed; runs of before named it doorbell.
+    # Touched when messages were pushed. Runs of before named it doorbell; their nodes look every two seconds instead.
     message_notification: Path | None = Field(None, validation_alias=AliasChoices("message_notification", "doorbell"))
     replies: Path | None = None  # touched when a part of a reply arrived
     codebook: dict[str, Any] | None = None
@@ -181,7 +181,7 @@ class RunDirectory:
     def _replace(self, name: str, data: bytes) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, data)
+        replace_file(path, data, mode=READABLE)
 
 
 def _no_run(path: Path) -> InputError:

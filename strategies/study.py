@@ -14,7 +14,7 @@ from strategies.run_state import RunState
 from strategies.study_run import StudyRun
 from vht_federate.domain.study import StudyFile, StudyRequest
 from vht_federate.errors import InputError, RevokedError, VhtError
-from vht_federate.files import replace_file
+from vht_federate.files import READABLE, replace_file
 from vht_federate.signing.keys import unverified_claims
 
 __all__ = ["StudySession"]
@@ -142,4 +142,4 @@ class StudySession:
         }
 
     def _write_result(self, result: dict[str, Any]) -> None:
-        replace_file(self.out / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+        replace_file(self.out / RESULT, (json.dumps(result, indent=2) + "\n").encode(), mode=READABLE)

@@ -6,7 +6,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["create_private", "flush_to_disk", "private_files", "replace_file", "sync"]
+__all__ = ["READABLE", "create_private", "flush_to_disk", "private_files", "replace_file", "sync"]
+
+READABLE = 0o666  # by whom the umask lets
 
 
 def create_private(path: Path, content: bytes) -> None:
@@ -16,13 +18,13 @@ def create_private(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace ``path``, so that a crash leaves the old content or the new; mode 0600.
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace ``path``, so that a crash leaves the old content or the new. ``mode``: less what the umask takes.
 
     The new content waits beside it as ``.NAME.next``, which a crash may leave and the next call takes over.
     """
     waiting = path.with_name(f".{path.name}.next")
-    descriptor = os.open(waiting, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(waiting, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         flush_to_disk(file)

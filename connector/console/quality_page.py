@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from connector.console.page_frame import Pages
 from connector.node import Node
-from connector.quality.survey_figures import SurveyFigures
+from connector.quality.survey_figures import CountDisclosure
 from vht_federate.errors import CohortError
 
 __all__ = ["add_quality_page"]
@@ -24,7 +24,7 @@ def add_quality_page(app: FastAPI, pages: Pages) -> None:
         profiles = node.surveys.profiles()
         component, _, profile = (study or f"{profiles[0]['component']}/{profiles[0]['profile']}").partition("/")
         shareable = numbers == SHAREABLE
-        shown = SurveyFigures(node.settings.smallest_cell if shareable else 0)
+        shown = CountDisclosure(node.settings.smallest_cell if shareable else 0)
         newest = next(iter(node.overview.ingests()), {})
         return pages.render(
             request,
@@ -43,7 +43,7 @@ def add_quality_page(app: FastAPI, pages: Pages) -> None:
         return pages.render(request, "questions.html", answers=answers, most=settings.feasibility_epsilon)
 
 
-def _survey(node: Node, component: str, profile: str, shown: SurveyFigures) -> dict[str, Any] | None:
+def _survey(node: Node, component: str, profile: str, shown: CountDisclosure) -> dict[str, Any] | None:
     try:
         return node.surveys.of(component, profile).to_dict(shown)
     except CohortError:

@@ -26,14 +26,14 @@ from vht_federate.privacy.noise import Float32Noise, NoiseSource
 from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.tensors import read_tensors, write_tensors
 
-__all__ = ["ReleaseRefused", "RequestHandler", "RoundNoise"]
+__all__ = ["ContainmentBreach", "RequestHandler", "RoundNoise"]
 
 MAX_CALL_BYTES = 1 << 28
 _PATIENCE_S = 30.0
 _COMPONENT_PREFIX = "vht_component_"
 
 
-class ReleaseRefused(Exception):
+class ContainmentBreach(Exception):
     """Code in this enclave tried to get out. The visit ends."""
 
 
@@ -86,7 +86,7 @@ class RequestHandler:
         self._replies, self._control, self._fence = replies, control, fence
 
     def serve(self, listener: socket.socket) -> None:
-        """Until the process ends. Raises ReleaseRefused."""
+        """Until the process ends. Raises ContainmentBreach."""
         while True:
             connection, _ = listener.accept()
             with connection:
@@ -94,7 +94,7 @@ class RequestHandler:
                 self.attend(connection)
             self._control.tell("answered")
             if self._fence.breach:
-                raise ReleaseRefused(self._fence.breach)
+                raise ContainmentBreach(self._fence.breach)
 
     def attend(self, connection: socket.socket) -> None:
         """Read one call and answer it. A peer that goes away, or sends what nobody foresaw, is no concern."""

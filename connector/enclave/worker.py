@@ -42,11 +42,11 @@ def main(arguments: list[str]) -> int:
         control.tell("failed", error=failure.envelope())
         return 1
     control.tell("ready", **_info(spec, isolated))
-    from connector.enclave.request_handler import ReleaseRefused
+    from connector.enclave.request_handler import ContainmentBreach
 
     try:
         requests.serve(listener)
-    except ReleaseRefused:
+    except ContainmentBreach:
         control.tell("breach", code=fence.breach)
         return BREACHED
     return 0

@@ -17,7 +17,7 @@ from connector.fhir_api.tokens import Access, Tokens
 from connector.governance.fhir_clients import Clients
 from connector.governance.logged_transactions import Steps
 from connector.governance.study_admission import StudyAdmission
-from connector.quality.survey_figures import SurveyFigures
+from connector.quality.survey_figures import CountDisclosure
 from connector.settings import NodeFiles, NodeSettings
 from connector.store.models import FhirClientRow
 from vht_federate.errors import RefusedError, VhtError
@@ -37,7 +37,7 @@ def local_api(
     database = steps.database
     clients = Clients(database, steps, admission, settings.dataset.categories, clock)
     permit_views = PermitViews(files.fhir, database, admission.installed, clock)
-    rounded = SurveyFigures(settings.smallest_cell).count
+    rounded = CountDisclosure(settings.smallest_cell).count
     working = files.state / WORKING
     return LocalApi(
         base,

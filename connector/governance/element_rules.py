@@ -123,8 +123,9 @@ class ElementRedaction:
     def moment(self, value: Any) -> str | None:
         """A date or dateTime, moved; a partial one by its middle, to the same precision; no fraction.
 
-        At 23:59:59Z the store keeps a partial date, too (``elements.moment``): to the second it would give the shift
-        away, so the year alone is told. None for one that may lie 90 years back or more: it would tell of a great age.
+        At 23:59:59Z the store keeps a partial date, too (``typed_elements.moment``): to the second it would give the
+        shift away, so the year alone is told. None for one that may lie 90 years back or more: it would tell of a great
+        age.
         """
         if (read := _read(value)) is None:
             return None
@@ -139,7 +140,7 @@ class ElementRedaction:
 
     def day(self, value: Any) -> str | None:
         """A date without a time. The year alone of one that may be the middle that the store keeps of a partial date
-        (``elements.partial_date``)."""
+        (``typed_elements.partial_date``)."""
         if (read := _read(value)) is None or read[3]:
             return None
         first, middle, length, _ = read

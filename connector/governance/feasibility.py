@@ -6,11 +6,11 @@ again, by whoever's permit opens the same, is told the same answer for ``STANDS`
 
 Nothing but the noised count depends on the data. One patient more or less moves the count by one at most: a row of the
 view is of its resource's own patient; where a view elsewhere stops (more than one value, a number out of range), here
-the row's cell is empty; and what one resource can add to the view's work is bounded (``definitions``), so that nobody's
-data alone make it late. A view that fails or runs too long all the same counts as nobody, with the same noise; its
-error is neither told nor logged. Two things are left: work grows with the number of a patient's resources, and a view
-that takes nearly all of its time without a patient may be late with them. The answer is given ``feasibility_seconds``
-after the data were opened, however long the view ran.
+the row's cell is empty; and what one resource can add to the view's work is bounded (``cohort_definitions``), so that
+nobody's data alone make it late. A view that fails or runs too long all the same counts as nobody, with the same noise;
+its error is neither told nor logged. Two things are left: work grows with the number of a patient's resources, and a
+view that takes nearly all of its time without a patient may be late with them. The answer is given
+``feasibility_seconds`` after the data were opened, however long the view ran.
 """
 
 import logging
@@ -79,8 +79,8 @@ class Feasibility:
     def answer(self, permit: str, question: str, user_key: dict[str, Any]) -> dict[str, Any]:
         """The count with noise, or that it is below the smallest cell.
 
-        Raises what the admission and ``definitions`` refuse with, ViewError for the view, BudgetError VHT-BUDGET-CAP,
-        VHT-BUDGET-PERMIT or VHT-BUDGET-QUESTION, RefusedError VHT-REFUSED-FEASIBILITY, CohortError
+        Raises what the admission and ``cohort_definitions`` refuse with, ViewError for the view, BudgetError
+        VHT-BUDGET-CAP, VHT-BUDGET-PERMIT or VHT-BUDGET-QUESTION, RefusedError VHT-REFUSED-FEASIBILITY, CohortError
         VHT-COHORT-EMPTY-STORE, UnavailableError VHT-UNAVAILABLE-QUESTION while others are answered.
         """
         judged = self.admission.admit_question(permit, question, user_key)

@@ -51,7 +51,7 @@ class VisitGate:
         self._count = threading.Lock()
 
     def begin(self, visit: str, job: str, round: int, request_sha256: str) -> None:
-        """StudyAdmission, draw and log one round. Raises the typed error that refuses it; then nothing was drawn."""
+        """Judge, draw and log one round. Raises the typed error that refuses it; then nothing was drawn."""
         try:
             row = self._ready(visit)
             events = _planned(row, job, round)

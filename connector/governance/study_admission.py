@@ -99,7 +99,7 @@ class StudyAdmission:
         return permit
 
     def admit_question(self, permit_token: str, question_token: str, user_key: dict[str, Any]) -> AdmittedQuestion:
-        """A feasibility question, as ``admission`` judges a study: permit, signature, what is asked, and its age."""
+        """A feasibility question, as ``admit`` judges a study: permit, signature, what is asked, and its age."""
         permit, question, digest, serial = self._judged(
             permit_token, question_token, user_key, read_question, self._check_question
         )

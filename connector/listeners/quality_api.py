@@ -6,14 +6,14 @@ from fastapi import FastAPI
 
 from connector.governance.operator_accounts import Actor
 from connector.node import Node
-from connector.quality.survey_figures import SurveyFigures
+from connector.quality.survey_figures import CountDisclosure
 
 __all__ = ["add_quality", "quality"]
 
 
 def quality(node: Node, component: str | None, profile: str | None, *, shareable: bool) -> dict[str, Any]:
     """The surveys that were asked for. ``shareable``: rounded, and nothing below the node's smallest cell."""
-    shown = SurveyFigures(node.settings.smallest_cell if shareable else 0)
+    shown = CountDisclosure(node.settings.smallest_cell if shareable else 0)
     return {
         "node": node.settings.name,
         "dataset": node.settings.dataset.id,

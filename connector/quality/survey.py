@@ -14,7 +14,7 @@ from connector.duckdb_lockdown import locked, quoted
 from connector.fhir.quarantine_reasons import reason
 from connector.fhir.store import Generation, Store
 from connector.quality.port_coverage import EVER, read_features
-from connector.quality.survey_figures import Course, Feature, Holding, Loss, SurveyFigures
+from connector.quality.survey_figures import CountDisclosure, Course, Feature, Holding, Loss
 from connector.views.cohort_specification import CohortSpecification
 from connector.views.eligible_patients import ADULT_YEARS, make_records, parts
 from connector.views.inclusion import compile_inclusion
@@ -96,7 +96,7 @@ class Survey:
     quarantine: Mapping[tuple[str, str, str], int]  # kind, reason, element: entries
     holdings: tuple[Holding, ...]
 
-    def to_dict(self, shown: SurveyFigures) -> dict[str, Any]:
+    def to_dict(self, shown: CountDisclosure) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in ("component", "version", "profile", "index", "horizon_years")}
         cohort = self.course.patients
         return {

@@ -1,4 +1,4 @@
-"""The figures of a survey as frozen values: the operator sees them whole, others through ``SurveyFigures``."""
+"""The figures of a survey as frozen values: the operator sees them whole, others through ``CountDisclosure``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 
 from connector.fhir.disclosure_control import disclosable_count
 
-__all__ = ["Course", "Feature", "Holding", "Loss", "SurveyFigures", "UnitSeen"]
+__all__ = ["CountDisclosure", "Course", "Feature", "Holding", "Loss", "UnitSeen"]
 
 
 @dataclass(frozen=True)
-class SurveyFigures:
-    """How counts are told. ``smallest_cell`` 0: exactly, to the node's own operator. Else to the nearest ten, nothing
-    below ``smallest_cell``, and dates by their year: for everybody else."""
+class CountDisclosure:
+    """How counts are disclosed. ``smallest_cell`` 0: exactly, to the node's own operator. Else to the nearest
+    ten, nothing below ``smallest_cell``, and dates by their year: for everybody else."""
 
     smallest_cell: int = 0
 
@@ -57,7 +57,7 @@ class UnitSeen:
     use: str
     becomes: str | None = None
 
-    def to_dict(self, shown: SurveyFigures) -> dict[str, Any]:
+    def to_dict(self, shown: CountDisclosure) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in ("code", "unit", "use", "becomes")}
         return {**fields, **shown.of_patients(self.patients, values=self.values)}
 
@@ -77,7 +77,7 @@ class Feature:
     patients: int
     units: tuple[UnitSeen, ...] = ()
 
-    def to_dict(self, shown: SurveyFigures, cohort: int) -> dict[str, Any]:
+    def to_dict(self, shown: CountDisclosure, cohort: int) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in ("name", "title", "source", "unit", "absent_means")}
         return {
             **fields,
@@ -96,7 +96,7 @@ class Loss:
     says: str
     patients: int
 
-    def to_dict(self, shown: SurveyFigures) -> dict[str, Any]:
+    def to_dict(self, shown: CountDisclosure) -> dict[str, Any]:
         return {"reason": self.reason, "says": self.says, "patients": shown.count(self.patients)}
 
 
@@ -111,7 +111,7 @@ class Course:
     unobserved: int
     missing: Mapping[int, int]
 
-    def to_dict(self, shown: SurveyFigures) -> dict[str, Any]:
+    def to_dict(self, shown: CountDisclosure) -> dict[str, Any]:
         counts = {name: shown.count(getattr(self, name)) for name in ("patients", "records", "outcomes", "unobserved")}
         return {**counts, "missing": shown.counts(self.missing)}
 
@@ -129,7 +129,7 @@ class Holding:
     ninth_decile: float
     most: int
 
-    def to_dict(self, shown: SurveyFigures) -> dict[str, Any]:
+    def to_dict(self, shown: CountDisclosure) -> dict[str, Any]:
         known = shown.count(self.patients) is not None
         return {
             "type": self.type,

@@ -41,9 +41,9 @@ class CohortManifest:
     """What the cohort is. ``unit_table``: for each port, the units in the store with their (scale, offset) to its own.
 
     ``quarantined_values``: for each port, values in the store whose unit cannot become the port's; ``reread_values``:
-    those whose unit the code map takes for another one. ``view_hash``: ``derived.view_hash`` of the views that say what
-    was read, whose names are ``views``. ``tensors``: type, shape and sha256 of each tensor; ``sha256``
-    is the file's.
+    those whose unit the code map takes for another one. ``view_hash``: ``profile_views.view_hash`` of the views that
+    say what was read, whose names are ``views``. ``tensors``: type, shape and sha256 of each tensor; ``sha256`` is the
+    file's.
     """
 
     schema_version: str

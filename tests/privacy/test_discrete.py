@@ -14,7 +14,7 @@ from vht_federate.errors import InputError
 from vht_federate.privacy import exact_bernoulli as coins_module
 from vht_federate.privacy import poisson as poisson_module
 from vht_federate.privacy.discrete import discrete_gaussian, discrete_laplace, skellam
-from vht_federate.privacy.exact_bernoulli import Rationals, bernoulli_exp, coins, integers_below
+from vht_federate.privacy.exact_bernoulli import Rationals, bernoulli, bernoulli_exp, integers_below
 from vht_federate.privacy.noise import RandomWords, SecureNoise
 from vht_federate.privacy.poisson import poisson
 from vht_federate.testing import SeededNoise
@@ -131,13 +131,13 @@ def test_a_coin_draws_more_bits_exactly_where_its_chance_is_near() -> None:
     third = Rationals(np.array([1 / 3]), lambda _: Fraction(1, 3))
     prefix = int(Fraction(1, 3) * 2**53) << 11  # the first 53 bits of 1/3
     rest = int(Fraction(1, 3) * 2**117) & (2**64 - 1)  # the 64 bits that follow
-    assert coins(third, Words(prefix, rest - 1)).tolist() == [True]
-    assert coins(third, Words(prefix, rest + 1)).tolist() == [False]
+    assert bernoulli(third, Words(prefix, rest - 1)).tolist() == [True]
+    assert bernoulli(third, Words(prefix, rest + 1)).tolist() == [False]
     deeper = Words(prefix, rest, 0)
-    assert coins(third, deeper).tolist() == [True]
+    assert bernoulli(third, deeper).tolist() == [True]
     assert deeper.given == []
-    assert coins(third, Words(0)).tolist() == [True]
-    assert coins(third, Words(2**64 - 1)).tolist() == [False]
+    assert bernoulli(third, Words(0)).tolist() == [True]
+    assert bernoulli(third, Words(2**64 - 1)).tolist() == [False]
 
 
 @settings(max_examples=25, deadline=None)
@@ -150,7 +150,7 @@ def test_exponential_coins_fall_with_chance_e_to_the_minus_x(x: Fraction, seed: 
 
 def test_certain_and_impossible_coins() -> None:
     sure = Rationals(np.array([0.0, 1.0] * 50), lambda place: Fraction(place % 2))
-    assert coins(sure, SecureNoise()).tolist() == [False, True] * 50
+    assert bernoulli(sure, SecureNoise()).tolist() == [False, True] * 50
     assert bernoulli_exp(Rationals(np.zeros(50), lambda _: Fraction(0)), SecureNoise()).all()
 
 

@@ -1,5 +1,6 @@
 """A run's directory survives crashes and tells the truth."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def test_a_run_that_an_earlier_version_dispatched_can_be_opened(tmp_path: Path) 
     path.write_text(path.read_text().replace('"message_notification": null', '"doorbell": "/c/doorbell"'))
     assert "doorbell" in path.read_text()
     assert run.dispatch().message_notification == Path("/c/doorbell")
+
+
+def test_a_run_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        make_run(tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "run.json").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_write_that_was_cut_short_leaves_the_last_complete_state(tmp_path: Path) -> None:

@@ -16,15 +16,16 @@ def describe(entry: LogEntry) -> str:
     """What happened at the node. Of a kind that is unknown here, or a body that is garbled, the kind itself."""
     event = EVENTS.get(entry.kind)
     try:
-        return entry.kind if event is None else _WORDS[event](event.model_validate(entry.body))
+        return entry.kind if event is None else _WORDS[event](event.read(entry.body))
     except ValidationError:
         return entry.kind
 
 
 def digest_in(entry: LogEntry) -> str | None:
-    """Of what left, was acknowledged, approved or exported; None where the entry names none."""
-    body = entry.body
-    return body.get("output_sha256") or body.get("artifact_sha256") or body.get("digest")
+    """Of what left, was acknowledged, approved, started or exported; None where the entry names none."""
+    names = ("output_sha256", "artifact_sha256", "component_digest", "digest")
+    digests = (entry.body.get(name) for name in names)
+    return next((digest for digest in digests if isinstance(digest, str) and digest), None)
 
 
 def _by(event: Decision) -> str:
@@ -32,7 +33,7 @@ def _by(event: Decision) -> str:
 
 
 def _epsilon(epsilon: Epsilon) -> str:
-    return ", ".join(f"{population} {value:.3f}" for population, value in sorted(epsilon.items()))
+    return ", ".join(f"{population} {value:.4f}" for population, value in sorted(epsilon.items()))
 
 
 def _ingested(event: events.DatasetIngested) -> str:

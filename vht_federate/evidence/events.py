@@ -1,12 +1,15 @@
 """What a node's evidence log tells of: one type for each kind of entry, for whoever writes, verifies or shows it.
 
-A verifier reads the fields that it knows (``extra="ignore"``); a node may say more in a later version. Bodies hold
-public values only. ``EVENTS`` lists every kind; one that is not there is an error to a verifier, which guesses nothing.
+A verifier reads the fields that it knows (``read``); a node may say more in a later version. Whoever writes gives no
+field that is not here: nothing is dropped on its way to the log. Bodies hold public values only. ``EVENTS`` lists every
+kind; one that is not there is an error to a verifier, which guesses nothing.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, ClassVar, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, field_serializer
 
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Sha256
@@ -49,13 +52,19 @@ Epsilon = dict[str, float]  # by population
 class Event(BaseModel):
     """The body of one entry. ``entry_kind`` is the entry's."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     entry_kind: ClassVar[str]
 
+    @classmethod
+    def read(cls, body: Mapping[str, Any]) -> Self:
+        """The fields of ``body`` that are known here. Raises pydantic's ValidationError for one that is garbled."""
+        return cls.model_validate({name: value for name, value in body.items() if name in cls.model_fields})
+
     def body(self) -> dict[str, Any]:
-        """As it stands in the log: what was given, and nothing by default."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        """As it stands in the log: every field that was given, whole, and none by default."""
+        whole = self.model_dump(mode="json")
+        return {name: value for name, value in whole.items() if name in self.model_fields_set}
 
 
 class Decision(Event):
@@ -118,6 +127,7 @@ class PermitChecked(Event):
     code: str | None = None
     request_digest: str | None = None
     status_serial: int | None = None
+    permit_sha256: str | None = None  # of what was presented, where it was refused
 
 
 class PermitAccepted(PermitChecked):
@@ -172,6 +182,10 @@ class CohortBuilt(Event):
     columns: tuple[str, ...]
     minimum_cohort_met: bool
     opt_outs_as_of: AwareDatetime
+
+    @field_serializer("opt_outs_as_of")
+    def _spelled(self, moment: datetime) -> str:
+        return moment.isoformat()
 
 
 class EnclaveStarted(Event):

@@ -212,8 +212,8 @@ def cohort_tables(one_way: Mapping[str, Reply], two_way: Mapping[str, Reply]) ->
 
 def _sums(replies: Mapping[str, Reply], prefix: str) -> Tables:
     sums: Tables = {}
-    for _, reply in sorted(replies.items()):
-        for name, table in read_tensors(reply.tensors, _not_readable("outputs")).items():
+    for node, reply in sorted(replies.items()):
+        for name, table in read_tensors(reply.tensors, _not_readable(f"an output of {node}")).items():
             if name.startswith(prefix):
                 sums[name] = sums.get(name, np.zeros(table.shape)) + table.astype(np.float64)
     return sums

@@ -25,7 +25,7 @@ def queries_drawn(log: NodeLog) -> tuple[QueryDrawn, ...]:
         if entry.kind != QUERY:
             continue
         try:
-            query = QueryDrawn.model_validate(entry.body)
+            query = QueryDrawn.read(entry.body)
         except ValidationError as error:
             raise broken(log.place(entry), f"{QUERY} is not one", "ORDER") from error
         if entry.visit is not None or query.query in queries:

@@ -93,7 +93,7 @@ class VisitRecord:
 
     def _read(self, entry: LogEntry, event: type[E]) -> E:
         try:
-            return event.model_validate(entry.body)
+            return event.read(entry.body)
         except ValidationError as error:
             places = ", ".join(sorted({".".join(map(str, item["loc"])) for item in error.errors()}))
             raise self.error(entry, f"{entry.kind} lacks or garbles: {places}") from error

@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vht_federate.errors import InputError
-from vht_federate.privacy.exact_bernoulli import Rationals, bernoulli_exp, draws, integers_below, successes_of_exp_one
+from vht_federate.privacy.exact_bernoulli import (
+    Rationals,
+    bernoulli,
+    bernoulli_exp,
+    integers_below,
+    successes_of_exp_one,
+)
 from vht_federate.privacy.noise import RandomWords
 from vht_federate.privacy.poisson import poisson
 
@@ -72,7 +78,7 @@ def _laplace_candidates(scale: int, count: int, source: RandomWords) -> NDArray[
     low = low[bernoulli_exp(parts, source)]
     size = low + scale * successes_of_exp_one(len(low), source)
     half = Rationals(np.full(len(size), 0.5), lambda _: Fraction(1, 2))
-    negative = draws(half, source)
+    negative = bernoulli(half, source)
     kept = ~(negative & (size == 0))
     candidates: NDArray[np.int64] = np.where(negative, -size, size)[kept]
     return candidates

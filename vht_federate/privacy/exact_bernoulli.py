@@ -1,6 +1,6 @@
-"""Coins that fall with exactly a rational chance, or with chance e^-x for a rational x, many at a time.
+"""Bernoulli variables of exactly a rational chance, or of chance e^-x for a rational x, many at a time.
 
-A coin compares a uniform real with its chance. The first 53 bits of the real, against the chance in float64, decide
+A draw compares a uniform real with its chance. The first 53 bits of the real, against the chance in float64, decide
 nearly always; where they lie closer than float64 can tell, further bits are compared with the exact rational. So the
 result has exactly the stated distribution, at the speed of floats. Algorithm 1 of Canonne, Kamath and Steinke (2020).
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vht_federate.privacy.noise import RandomWords
 
-__all__ = ["MARGIN", "Rationals", "bernoulli_exp", "draws", "integers_below", "successes_of_exp_one"]
+__all__ = ["MARGIN", "Rationals", "bernoulli", "bernoulli_exp", "integers_below", "successes_of_exp_one"]
 
 MARGIN = 2.0**-36  # what float64 values below may be off by, at most, with room to spare
 _BITS = 53
@@ -35,14 +35,14 @@ class Rationals:
         return Rationals(self.near[places], lambda index: self.exactly(int(places[index])))
 
 
-def draws(chance: Rationals, source: RandomWords) -> Booleans:
-    """One coin for each ``chance`` in [0, 1]."""
+def bernoulli(chance: Rationals, source: RandomWords) -> Booleans:
+    """One success or failure for each ``chance`` in [0, 1]."""
     drawn = source.words(len(chance.near)) >> np.uint64(64 - _BITS)
     uniform = drawn.astype(np.float64) * 2.0**-_BITS
-    fell = uniform < chance.near
+    success = uniform < chance.near
     for place in np.flatnonzero(np.abs(uniform - chance.near) <= MARGIN):
-        fell[place] = _below(int(drawn[place]), chance.exactly(int(place)), source)
-    return fell
+        success[place] = _below(int(drawn[place]), chance.exactly(int(place)), source)
+    return success
 
 
 def _below(first_bits: int, chance: Fraction, source: RandomWords) -> bool:
@@ -67,26 +67,26 @@ def bernoulli_exp(exponent: Rationals, source: RandomWords) -> Booleans:
         whole[place] = int(exact)
         part[place] = float(exact - int(exact))
     rest = Rationals(part, lambda place: exponent.exactly(place) - int(whole[place]))
-    fell = successes_of_exp_one(len(whole), source) >= whole
-    left = np.flatnonzero(fell)
-    fell[left] = _bernoulli_exp_up_to_one(rest.take(left), source)
-    return fell
+    success = successes_of_exp_one(len(whole), source) >= whole
+    left = np.flatnonzero(success)
+    success[left] = _bernoulli_exp_up_to_one(rest.take(left), source)
+    return success
 
 
 def _bernoulli_exp_up_to_one(exponent: Rationals, source: RandomWords) -> Booleans:
-    """Chance e^-x for x in [0, 1]: the first k at which a coin of chance x / k fails is odd (von Neumann)."""
+    """Chance e^-x for x in [0, 1]: the first k at which a draw of chance x / k fails is odd (von Neumann)."""
     first_failure = np.zeros(len(exponent.near), dtype=np.int64)
     running, k = np.arange(len(exponent.near)), 1
     while len(running):
-        fell = draws(exponent.take(running), source) & _draws_of(Fraction(1, k), len(running), source)
-        first_failure[running[~fell]] = k
-        running, k = running[fell], k + 1
+        success = bernoulli(exponent.take(running), source) & _bernoulli_of(Fraction(1, k), len(running), source)
+        first_failure[running[~success]] = k
+        running, k = running[success], k + 1
     odd: Booleans = first_failure % 2 == 1
     return odd
 
 
 def successes_of_exp_one(count: int, source: RandomWords) -> Integers:
-    """``count`` times: how many coins of chance 1/e fall before one does not."""
+    """``count`` times: how many draws of chance 1/e succeed before one fails."""
     successes = np.zeros(count, dtype=np.int64)
     running = np.arange(count)
     while len(running):
@@ -96,8 +96,8 @@ def successes_of_exp_one(count: int, source: RandomWords) -> Integers:
     return successes
 
 
-def _draws_of(chance: Fraction, count: int, source: RandomWords) -> Booleans:
-    return draws(Rationals(np.full(count, float(chance)), lambda _: chance), source)
+def _bernoulli_of(chance: Fraction, count: int, source: RandomWords) -> Booleans:
+    return bernoulli(Rationals(np.full(count, float(chance)), lambda _: chance), source)
 
 
 def integers_below(limit: int, count: int, source: RandomWords) -> Integers:

@@ -31,7 +31,7 @@ Sink = Callable[[Batches], int]
 @dataclass(frozen=True)
 class InvalidLine:
     """A line that gave no rows: ``not-json``, ``not-a-resource`` or ``does-not-fit``: it cannot be read as FHIR's
-    (``engine.run`` says what that is, and what passes)."""
+    (``execution.run`` says what that is, and what passes)."""
 
     file: str
     line: int
@@ -128,7 +128,7 @@ def _counted(connection: duckdb.DuckDBPyConnection, names: Sequence[str], plan: 
 
 
 class _BoundedReader:
-    """Goes through the files line by line, keeping ``account``."""
+    """Goes through the files line by line, keeping ``report``."""
 
     def __init__(self, plan: Plan, report: ReadingReport, limit: TimeLimit) -> None:
         self._plan, self._report, self._limit = plan, report, limit

@@ -15,7 +15,7 @@ from connector.store.models import PseudonymKeyRow
 from vht_federate.errors import PermitError, RefusedError, VhtError
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.visit_record import visit_records
-from vht_federate.signing.canonical import canonical_bytes
+from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 
 DIGEST = "ab" * 32
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -191,7 +191,8 @@ def test_strangers_cannot_fill_the_log_and_are_answered_all_the_same(hospital: H
         visit_records(read_node_log("nodes/h.json", export, "hospital-1", visit.permit_id, node.key.public))
     (counted,) = [entry["body"] for entry in hospital.log() if entry["kind"] == "refusals.counted"]
     assert counted["codes"] == {"VHT-PERMIT-MALFORMED": 40, "VHT-REFUSED-STALE": 3}
-    assert hospital.log()[-3]["body"]["code"] == "VHT-PERMIT-MALFORMED"
+    junk = hospital.log()[-3]["body"]
+    assert (junk["code"], junk["permit_sha256"]) == ("VHT-PERMIT-MALFORMED", sha256_hex(b"junk"))
 
 
 def test_a_node_that_stops_within_the_hour_tells_the_number_first(hospital: Hospital) -> None:

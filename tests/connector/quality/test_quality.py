@@ -13,7 +13,7 @@ from kit.served_node import Served
 
 from connector.fhir import Store, ingest, subject_key
 from connector.quality import Survey, survey
-from connector.quality.survey_figures import SurveyFigures
+from connector.quality.survey_figures import CountDisclosure
 from connector.views import CohortSpecification, build_cohort
 from vht_federate.components.registry import installed
 from vht_federate.errors import CohortError, InputError, VhtError
@@ -146,7 +146,7 @@ def test_what_is_passed_on_is_rounded_and_tells_nothing_of_a_few(tmp_path: Path)
         condition("c", "22298006", "2015-01-01", 1),
         observation("x", 1, status="done"),
     ])  # fmt: skip
-    exact, passed = study_survey.to_dict(SurveyFigures()), study_survey.to_dict(SurveyFigures(10))
+    exact, passed = study_survey.to_dict(CountDisclosure()), study_survey.to_dict(CountDisclosure(10))
     assert (exact["cohort"]["patients"], passed["cohort"]["patients"]) == (43, 40)
     assert (exact["cohort"]["outcomes"], passed["cohort"]["outcomes"]) == (1, None)
     by_name = {entry["name"]: entry for entry in passed["features"]}
