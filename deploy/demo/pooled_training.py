@@ -1,4 +1,4 @@
-"""Training outside the federation, on data one may see: baselines for the harness and the benchmarks. Imports torch.
+"""Training outside the federation, on data one may see: baselines of the demo and the benchmarks. Imports torch.
 
 The private runs use the very functions an enclave uses, so that a figure here differs from a federated one only in
 who holds the data.

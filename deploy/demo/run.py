@@ -29,7 +29,7 @@ from vht_federate.processes import PidFile
 from vht_federate.samples.export import Export
 from vht_federate.samples.uci import read_folder
 
-__all__ = ["DemoOptions", "measure", "prepare_harness", "run_demo"]
+__all__ = ["DemoOptions", "measure", "prepare_baselines", "run_demo"]
 
 OURS = (
     "data", "pki", "nodes", "logs", "study", "authority", "coordinator", "platform", "run", "harness",
@@ -152,7 +152,7 @@ def _run(federation: LocalFederation, started: float) -> dict[str, Any]:
     progress("issuing the permit")
     permit = federation.issue_permit()
     study = federation.write_study()
-    prepare_harness(federation, study)
+    prepare_baselines(federation, study)
     with ThreadPoolExecutor(max_workers=1) as beside:
         baselines: Future[Any] = beside.submit(commands.python, "deploy.demo.baselines", "baselines", str(root))
         try:
@@ -165,7 +165,7 @@ def _run(federation: LocalFederation, started: float) -> dict[str, Any]:
             commands.close()  # nobody waits for the baselines of a study that did not complete
             raise
     if run["lost"]:
-        prepare_harness(federation, study, run["participants"])
+        prepare_baselines(federation, study, run["participants"])
         commands.python("deploy.demo.baselines", "baselines", str(root))
     outcome = Outcome(permit, run, verified, measure(federation))
     summary = summary_of(federation, outcome, root / REPORT, time.monotonic() - started)
@@ -176,8 +176,8 @@ def _run(federation: LocalFederation, started: float) -> dict[str, Any]:
     return summary
 
 
-def prepare_harness(federation: LocalFederation, study: Path, names: Sequence[str] | None = None) -> None:
-    """Write what the harness needs: where the data of the hospitals ``names`` (else: of all) are, and the plan."""
+def prepare_baselines(federation: LocalFederation, study: Path, names: Sequence[str] | None = None) -> None:
+    """Write what the baselines need: where the data of the hospitals ``names`` (else: of all) are, and the plan."""
     plan = federation.commands.run("study", "plan", str(study))["plan"]
     hospitals = {
         hospital.name: hospital.folder for hospital in federation.hospitals if names is None or hospital.name in names

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from deploy.demo.baselines import HarnessRequest, measure_baselines
 from deploy.demo.metrics import accuracy, auc, mean_over_nodes
-from deploy.demo.run import prepare_harness
+from deploy.demo.run import prepare_baselines
 from deploy.demo.studies import export_terms
 from deploy.demo.summary import released_auc
 from deploy.demo.trivial_baselines import trivial_baselines
@@ -139,9 +139,9 @@ def test_figures_are_of_the_hospitals_that_took_part(tmp_path: Path) -> None:
         root=tmp_path, hospitals=[Hospital(name, tmp_path / name) for name in ("a", "b", "c")],
         terms=export_terms(3), commands=SimpleNamespace(run=lambda *_: {"plan": plan}),
     )  # fmt: skip
-    prepare_harness(federation, tmp_path / "study.toml")
+    prepare_baselines(federation, tmp_path / "study.toml")
     assert sorted(HarnessRequest.read(tmp_path).hospitals) == ["a", "b", "c"]
-    prepare_harness(federation, tmp_path / "study.toml", ["a", "c"])
+    prepare_baselines(federation, tmp_path / "study.toml", ["a", "c"])
     assert sorted(HarnessRequest.read(tmp_path).hospitals) == ["a", "c"]
 
 

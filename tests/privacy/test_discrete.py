@@ -11,7 +11,7 @@ from kit.false_alarms import RARE, SIGMAS
 from scipy import stats
 
 from vht_federate.errors import InputError
-from vht_federate.privacy import exact_bernoulli as coins_module
+from vht_federate.privacy import exact_bernoulli as bernoulli_module
 from vht_federate.privacy import poisson as poisson_module
 from vht_federate.privacy.discrete import discrete_gaussian, discrete_laplace, skellam
 from vht_federate.privacy.exact_bernoulli import Rationals, bernoulli, bernoulli_exp, integers_below
@@ -100,8 +100,8 @@ def test_the_sum_of_nodes_skellam_noise_is_skellam_noise_of_the_sum() -> None:
     assert chi_square(summed, x, stats.skellam.pmf(x, 4.5, 4.5)) > RARE
 
 
-def test_where_floats_never_decide_the_coins_are_as_fair(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coins_module, "MARGIN", 2.0)
+def test_where_floats_never_decide_draws_are_as_fair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bernoulli_module, "MARGIN", 2.0)
     x = support(Fraction(7, 3))
     sample = discrete_gaussian(Fraction(7, 3), (3_000,), SeededNoise(2))
     assert chi_square(sample, x, gaussian_pmf(x, 7 / 3)) > RARE
@@ -127,7 +127,7 @@ class Words:
         return np.array(words, dtype=np.uint64)
 
 
-def test_a_coin_draws_more_bits_exactly_where_its_chance_is_near() -> None:
+def test_a_draw_takes_more_bits_exactly_where_its_chance_is_near() -> None:
     third = Rationals(np.array([1 / 3]), lambda _: Fraction(1, 3))
     prefix = int(Fraction(1, 3) * 2**53) << 11  # the first 53 bits of 1/3
     rest = int(Fraction(1, 3) * 2**117) & (2**64 - 1)  # the 64 bits that follow
@@ -142,13 +142,13 @@ def test_a_coin_draws_more_bits_exactly_where_its_chance_is_near() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.fractions(0, 6, max_denominator=50), st.integers(0, 10_000))
-def test_exponential_coins_fall_with_chance_e_to_the_minus_x(x: Fraction, seed: int) -> None:
+def test_exponential_draws_succeed_with_chance_e_to_the_minus_x(x: Fraction, seed: int) -> None:
     exponents = Rationals(np.full(4_000, float(x)), lambda _: x)
     fell = int(bernoulli_exp(exponents, SeededNoise(seed)).sum())
     assert stats.binomtest(fell, 4_000, math.exp(-x)).pvalue > RARE
 
 
-def test_certain_and_impossible_coins() -> None:
+def test_certain_and_impossible_draws() -> None:
     sure = Rationals(np.array([0.0, 1.0] * 50), lambda place: Fraction(place % 2))
     assert bernoulli(sure, SecureNoise()).tolist() == [False, True] * 50
     assert bernoulli_exp(Rationals(np.zeros(50), lambda _: Fraction(0)), SecureNoise()).all()
