@@ -180,7 +180,11 @@ def test_the_order_of_answers_is_the_permits_own_and_ties_no_patient_to_one_of_a
             people = [resource["subject"]["reference"] for resource in searched[kind]]
             assert people == sorted(people)
         names = dict(
-            zip(permit_view.people["name"].to_pylist(), permit_view.people["subject"].to_pylist(), strict=True)
+            zip(
+                permit_view.visible_patients["name"].to_pylist(),
+                permit_view.visible_patients["subject"].to_pylist(),
+                strict=True,
+            )
         )
         orders.append([names[resource["id"]] for resource in searched["Patient"]])
     assert len(orders[0]) == 40
