@@ -28,6 +28,7 @@ __all__ = ["Visit", "Visits"]
 READY = "ready"
 ENDED = frozenset({"closed", "rejected", "revoked", "failed"})
 POLL_S = 0.5
+JUDGE_S = 120.0  # a hospital prices the whole plan before it answers, and may be busy
 
 
 class Visit(BaseModel):
@@ -57,7 +58,7 @@ class Visits:
         refused: dict[str, VhtError] = {}
         for node in nodes:
             try:
-                with Client(node.url, self.ca) as client:
+                with Client(node.url, self.ca, timeout_s=JUDGE_S) as client:
                     identity = client.get("/identity")
                     answer = client.post("/visits", json=dict(body))
                 self.by_node[node.name] = Visit(

@@ -149,21 +149,21 @@ CLIENT = """
 import sys, time
 from pathlib import Path
 from connector.fhir.sources import SourceSettings, download
-from connector.fhir.sources import export, files, pull
+from connector.fhir.sources import downloaded_files, pull
 from connector.fhir.sources.retry import RetryPolicy
 
 def stop(*_):
     Path(sys.argv[3]).touch()
     time.sleep(600)
 
-fetched = files.Files._fetch
+fetched = downloaded_files.Files._fetch
 def fetch(self, number):
     if number == 3:
         stop()
     fetched(self, number)
 
 if sys.argv[4] == "download":
-    files.Files._fetch = fetch
+    downloaded_files.Files._fetch = fetch
 else:
     pull.await_manifest = stop
 download(SourceSettings.read(Path(sys.argv[1])), Path(sys.argv[2]), pace=RetryPolicy(600))
