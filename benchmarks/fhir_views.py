@@ -68,10 +68,10 @@ def _raw(query: str) -> str:
 
 
 def _oracle(view: dict[str, Any]) -> Callable[[list[dict[str, Any]]], int]:
-    sys.path.insert(0, str(ROOT / "tests" / "connector"))
-    import view_oracle  # the slow runner that the tests compare with
+    sys.path.insert(0, str(ROOT / "tests"))
+    from kit.reference_view_runner import rows  # the slow runner that the tests compare with
 
-    return lambda resources: len(view_oracle.rows(view, resources))
+    return lambda resources: len(rows(view, resources))
 
 
 def _validation() -> Callable[[list[bytes]], int]:
