@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from kit.fhir_api_client import Program
 from kit.hospital import COLUMNS, Hospital, await_that
+from kit.later_clock import Later
 
 from connector.fhir_api.export_jobs import Job
 from connector.fhir_api.service import WORKING
@@ -20,16 +20,6 @@ from connector.node import Node
 from vht_federate.testing.asgi import AppClient
 
 HOUR = timedelta(hours=1)
-
-
-@dataclass
-class Later:
-    """The machine's clock, some time ahead."""
-
-    ahead: timedelta = field(default=timedelta(0))
-
-    def __call__(self) -> datetime:
-        return datetime.now(UTC) + self.ahead
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from kit.hospital import Hospital, approved, ask, await_that
+from kit.later_clock import Later
 
 from connector.console.log_lines import log_lines
 from connector.governance.refusal_quota import LOGGED
@@ -19,16 +19,6 @@ from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 
 DIGEST = "ab" * 32
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-
-
-@dataclass
-class Later:
-    """The machine's clock, some time ahead."""
-
-    ahead: timedelta = field(default=timedelta(0))
-
-    def __call__(self) -> datetime:
-        return datetime.now(UTC) + self.ahead
 
 
 @contextmanager
