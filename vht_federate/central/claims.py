@@ -1,7 +1,6 @@
 """What a release says of itself in numbers, against what was verified: manifests and statements are the coordinator's
 words, and a page that shows them beside "evidence verified" must not show more than the evidence carries."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from vht_federate.errors import InputError, PublicationError
 from vht_federate.evidence.verify import Verification
 from vht_federate.packaging.statement import Share, read_statement
 from vht_federate.privacy.accounting import epsilon
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["check_claims"]
 
@@ -24,8 +24,8 @@ def check_claims(folder: Path, kind: str, verified: Verification) -> None:
     recompute them, and pages say whose figures they are.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
-        statement = read_statement(json.loads((folder / "privacy_statement.json").read_bytes()))
+        manifest: dict[str, Any] = read_json((folder / "manifest.json").read_bytes())
+        statement = read_statement(read_json((folder / "privacy_statement.json").read_bytes()))
         claimed = (float(manifest["epsilon"]), float(manifest["delta"]), int(manifest["nodes"]))
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise _false(folder.name, "privacy statement or manifest cannot be read") from error

@@ -13,7 +13,6 @@ be guessed back to its content.
 """
 
 import fcntl
-import json
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from vht_federate.evidence.merkle import Frontier, hash_leaf
 from vht_federate.files import flush_to_disk, sync
 from vht_federate.signing.canonical import canonical_bytes, digest_of
 from vht_federate.signing.keys import SigningKey
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["EXPORT_SCHEMA", "HEAD_TYP", "RECEIPT_TYP", "EvidenceLog", "LogEntry", "TreeHead"]
 
@@ -148,7 +148,7 @@ class EvidenceLog:
             time = self._clock().isoformat()
             entry = LogEntry(len(self._entries), time, self.name, kind, permit_id, visit, body, self._salt())
             line = canonical_bytes(entry.as_dict())
-            entry = LogEntry.from_dict(json.loads(line))  # later changes to `body` must not reach the log
+            entry = LogEntry.from_dict(read_json(line))  # later changes to `body` must not reach the log
             self._broken = True
             self._write(self._log_file, line)
             self._tree.add(hash_leaf(line))
@@ -233,7 +233,7 @@ class EvidenceLog:
 
     def _parse(self, index: int, line: bytes) -> LogEntry:
         try:
-            entry = LogEntry.from_dict(json.loads(line))
+            entry = LogEntry.from_dict(read_json(line))
             again = canonical_bytes(entry.as_dict())
         except (ValueError, InputError) as error:
             raise self._disagree(f"entry {index} is not an entry") from error

@@ -4,7 +4,6 @@ The node signs each state of its log (heads) and the export itself; whoever carr
 included, can change nothing, hide nothing and cut nothing without one of these signatures failing.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from vht_federate.evidence.finding import broken, entry_place
 from vht_federate.evidence.merkle import Frontier
 from vht_federate.signing.canonical import canonical_bytes, digest_of
 from vht_federate.signing.keys import PublicKey
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["NodeLog", "read_node_log"]
 
@@ -141,7 +141,7 @@ def _signed(file: str, token: Any, key: PublicKey, typ: str, code: str) -> dict[
 
 def _canonical(file: str, content: bytes) -> Any:
     try:
-        value = json.loads(content)
+        value = read_json(content)
         again = canonical_bytes(value)
     except (ValueError, RecursionError, InputError) as error:
         raise broken(file, "is not JSON", "LOG") from error

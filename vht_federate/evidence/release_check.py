@@ -1,6 +1,5 @@
 """The released component and cohort: their own seals, the nodes' receipts, and the privacy they claim."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from vht_federate.packaging.cohort import verify_cohort
 from vht_federate.packaging.component import verify_package
 from vht_federate.signing.keys import PublicKey
 from vht_federate.signing.signed_manifest import Sealed
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["Spent", "check_releases", "release_folders"]
 
@@ -97,7 +97,7 @@ def _check_statement(folder: Path, where: str, request: StudyRequest, run: RunCl
     """
     file = f"{where}/privacy_statement.json"
     try:
-        statement = json.loads((folder / file).read_bytes())
+        statement = read_json((folder / file).read_bytes())
         epsilon, delta = float(statement["epsilon"]), float(statement["delta"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise broken(file, "is not a privacy statement", "RELEASE") from error

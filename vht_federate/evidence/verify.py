@@ -6,7 +6,6 @@ and whether they follow from the outputs. The seal protects against everybody bu
 signatures protect against the coordinator.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from vht_federate.evidence.visit_record import VisitRecord, spent_under_permit, 
 from vht_federate.permits.check import check_request, read_permit, read_study
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.signing.keys import PublicKey
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["TrustFile", "Verification", "verify_bundle"]
 
@@ -130,7 +130,7 @@ class _Audit:
             self.permit = read_permit(read_statement_file(self.folder, "permit.jwt"), self.trust.issuer_key)
         self.note("permit.jwt", f"signed by the trusted issuer: {self.permit.permit_id}")
         with _naming("user.pub.json", "STUDY"):
-            user = PublicKey.from_jwk(json.loads((self.folder / "user.pub.json").read_bytes()))
+            user = PublicKey.from_jwk(read_json((self.folder / "user.pub.json").read_bytes()))
         with _naming("study.jws", "STUDY"):
             self.request = read_study(read_statement_file(self.folder, "study.jws"), self.permit, user)
             check_request(self.permit, self.request, compose=self.compose)

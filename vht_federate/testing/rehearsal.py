@@ -248,7 +248,8 @@ class Rehearsal:
         (self.cohort / "marginals.safetensors").write_bytes(self.outputs.tables())
         tables = ("data.csv", "data.parquet", "codebook.json", "sdv_metadata.json")
         for name in (*tables, "sdmetrics_report.json", "data_card.md", "fhir/Patient.ndjson"):
-            (self.cohort / name).write_text(f"rehearsed {name}\n")
+            text = f"rehearsed {name}"
+            (self.cohort / name).write_text((json.dumps(text) if name.endswith(".json") else text) + "\n")
         (self.cohort / "privacy_statement.json").write_text(json.dumps(statement, indent=2) + "\n")
         facts = {
             "study_id": self.request.study_id,
