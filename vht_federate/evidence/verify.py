@@ -16,6 +16,7 @@ from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import VerificationError, VhtError
 from vht_federate.evidence.bundle import open_bundle, read_statement_file
+from vht_federate.evidence.client_record import clients_registered
 from vht_federate.evidence.finding import Check, broken
 from vht_federate.evidence.ledger_check import Compose, check_ceiling, check_ledger
 from vht_federate.evidence.node_log import NodeLog, read_node_log
@@ -149,6 +150,7 @@ class _Audit:
             log = read_node_log(file, path.read_bytes(), name, self.permit.permit_id, key)
             self.logs[name], self.records[name] = log, visit_records(log)
             self.note(file, f"signed by {name}; all {log.size} entries hashed again; legal order")
+            self._note_clients(file, log)
             for record in self.records[name].values():
                 check_ledger(record, self.compose)
                 check_rounds(record, self.permit, self.statuses)
@@ -163,6 +165,17 @@ class _Audit:
             for record in records.values():
                 check_covered(record, self.statuses)
         self.note(self.statuses[-1].file, "issued after the last round, with no lower serial than any node relied on")
+
+    def _note_clients(self, file: str, log: NodeLog) -> None:
+        clients = clients_registered(log)
+        if clients:
+            exports = sum(client.exports for client in clients.values())
+            revoked = sum(client.revoked for client in clients.values())
+            self.note(
+                file,
+                f"{len(clients)} programs of the hospital read under this permit over its local FHIR API ({revoked} of "
+                f"them revoked); {exports} exports",
+            )
 
     def compare_run(self) -> None:
         self.visit_records = check_run(self.run, self.permit, self.request, self.records)
