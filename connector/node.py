@@ -21,6 +21,7 @@ from connector.governance.expiry import EVERY_S, Expiry, PeriodicTask
 from connector.governance.feasibility import Feasibility
 from connector.governance.installed_components import InstalledComponents
 from connector.governance.intake_records import Intakes
+from connector.governance.log_heads import LogHeads
 from connector.governance.logged_transactions import Steps
 from connector.governance.node_secret import NodeSecret
 from connector.governance.operator_accounts import Accounts, Actor, system_user
@@ -89,6 +90,9 @@ class Node:
         opening.callback(self.database.close)
         self.evidence = EvidenceLog(self.files.evidence, self.key, self.settings.name, self.clock)
         opening.callback(self.evidence.close)
+        self.log_heads = LogHeads(self.database, self.evidence, self.key.public)
+        self.log_heads.require_current()
+        opening.callback(self.log_heads.settle)
         if status_source is None:
             service = IssuerService(self.settings.issuer_url, self.settings.ca)
             opening.callback(service.close)
@@ -107,7 +111,7 @@ class Node:
             dataset, self.issuer, status, installed, self.ledger, self.evidence, self.clock, strangers
         )
         self.changes = VisitChanges()
-        recovery = LogRecovery(self.database, self.evidence, self.ledger, self.changes, dataset)
+        recovery = LogRecovery(self.database, self.evidence, self.ledger, self.changes, dataset, self.log_heads)
         self.steps = Steps(self.database, self.evidence, recovery.follow)
         self.visits = Visits(self.steps, self.ledger, admission, self.secret, self.clock, self.changes)
         self.gate = VisitGate(self.visits, self.clock)
