@@ -126,6 +126,7 @@ class Views:
             "publication": publication,
             "statement": statement,
             "words": plain_words(statement),
+            "own_words": list(statement.coordinator_says.model_dump().values()) if statement.coordinator_says else [],
             "files": self.files(publication, release.folder),
             "folder": release.folder,
         }

@@ -34,16 +34,17 @@ class NodeLog:
     def place(self, entry: LogEntry) -> str:
         return entry_place(self.file, entry.index)
 
-    def check_receipts(self, file: str, content: bytes, key: PublicKey) -> int:
-        """Every receipt in ``content`` is kept by this log. How many there are. Raises VerificationError."""
+    def check_receipts(self, file: str, content: bytes, key: PublicKey) -> tuple[int, ...]:
+        """Every receipt in ``content`` is kept by this log. The entries they are for. Raises VerificationError."""
         tokens = _canonical(file, content)
         if not isinstance(tokens, list):
             raise broken(file, "is not a list of receipts", "RECEIPT")
-        for number, token in enumerate(tokens):
+        return tuple(
             self._check_receipt(f"{file} receipt {number}", _signed(file, str(token), key, RECEIPT_TYP, "RECEIPT"))
-        return len(tokens)
+            for number, token in enumerate(tokens)
+        )
 
-    def _check_receipt(self, place: str, claims: dict[str, Any]) -> None:
+    def _check_receipt(self, place: str, claims: dict[str, Any]) -> int:
         index, size = claims.get("index"), claims.get("size")
         if claims.get("node") != self.node or type(index) is not int or type(size) is not int:
             raise broken(place, "is no receipt of this node", "RECEIPT")
@@ -53,6 +54,7 @@ class NodeLog:
             raise broken(place, f"is for another {entry_place(self.file, index)}: the log was rewritten", "RECEIPT")
         if claims.get("root") != self.roots[size]:
             raise broken(place, "names a root that this log never had: the log was rewritten", "RECEIPT")
+        return index
 
 
 def read_node_log(file: str, content: bytes, node: str, permit_id: str, key: PublicKey) -> NodeLog:
