@@ -90,11 +90,11 @@ class Node:
         opening.callback(self.database.close)
         self.evidence = EvidenceLog(self.files.evidence, self.key, self.settings.name, self.clock)
         opening.callback(self.evidence.close)
-        self.log_heads = LogHeads(self.database, self.evidence, self.key.public)
+        self.log_heads = LogHeads(self.database, self.evidence, self.key)
         self.log_heads.require_current()
         opening.callback(self.log_heads.settle)
         if status_source is None:
-            service = IssuerService(self.settings.issuer_url, self.settings.ca)
+            service = IssuerService(self.settings.issuer_url, self.settings.ca, heads=self.log_heads)
             opening.callback(service.close)
             status_source = service
         self.overview = Overview(self.settings, self.files, self.database)

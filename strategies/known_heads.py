@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vht_federate.errors import InputError, VhtError
-from vht_federate.evidence.entry import HEAD_TYP, RECEIPT_TYP
+from vht_federate.domain.log_head import HEADER, LARGEST, read_log_state
+from vht_federate.errors import InputError
 from vht_federate.files import replace_file
 from vht_federate.signing.keys import PublicKey
 
-__all__ = ["HEADER", "KnownHeads"]
+__all__ = ["KnownHeads"]
 
-HEADER = "VHT-Log-Head"
-_LARGEST = 32_768  # a hospital reads no longer header
 _KID = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -40,12 +38,12 @@ class KnownHeads:
             key = PublicKey.from_jwk(dict(evidence_key))
         except InputError:
             return
-        size = _size(key, token)
-        if size is None or len(token) > _LARGEST:
+        state = read_log_state(key, token)
+        if state is None or len(token) > LARGEST:
             return
         path = self._path(key)
-        known = _size(key, path.read_text().strip()) if path.exists() else None
-        if known is None or size > known:
+        known = read_log_state(key, path.read_text().strip()) if path.exists() else None
+        if known is None or state.size > known.size:
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_file(path, f"{token}\n".encode())
 
@@ -53,14 +51,3 @@ class KnownHeads:
         if not _KID.fullmatch(key.kid):
             raise InputError("this is no key's thumbprint", code="VHT-INPUT-KEY")
         return self.folder / f"{key.kid}.jwt"
-
-
-def _size(key: PublicKey, token: Any) -> int | None:
-    for typ in (HEAD_TYP, RECEIPT_TYP):
-        try:
-            size = key.verify(token if isinstance(token, str) else "", typ=typ).get("size")
-        except VhtError:
-            continue
-        if type(size) is int:
-            return size
-    return None

@@ -4,7 +4,8 @@ is noticed.
 The node's database keeps the newest signed head, in the transaction of each step; of what is logged outside of steps,
 it may lack the newest few until the next entry. Whoever holds a receipt or a head of this node shows it at the next
 contact (``compare``): it is of this log, or the log is not what it was. Then nothing more is logged, and so nothing
-takes effect; the database keeps what was shown, and the node does not open again before its log holds it.
+takes effect; the database keeps what was shown, and the node does not open again before its log holds it. The permit
+issuer is such a party: it keeps the newest head of each node that asks it for the status list.
 """
 
 import logging
@@ -13,10 +14,11 @@ from sqlalchemy import insert, select, update
 
 from connector.store.database import Database
 from connector.store.models import LogHeadRow
+from vht_federate.domain.log_head import HEADER, KEY_HEADER, QUERY_TYP, read_log_state
 from vht_federate.errors import UnavailableError, VerificationError
-from vht_federate.evidence.entry import HEAD_TYP, RECEIPT_TYP, TreeHead
+from vht_federate.evidence.entry import TreeHead
 from vht_federate.evidence.log import EvidenceLog
-from vht_federate.signing.keys import PublicKey
+from vht_federate.signing.keys import SigningKey
 
 __all__ = ["LogHeads"]
 
@@ -32,8 +34,9 @@ _RESTORE = (
 class LogHeads:
     """The heads of one node's log; ``key`` signs them. Safe for threads."""
 
-    def __init__(self, database: Database, evidence: EvidenceLog, key: PublicKey) -> None:
+    def __init__(self, database: Database, evidence: EvidenceLog, key: SigningKey) -> None:
         self._database, self._evidence, self._key = database, evidence, key
+        self._deposits = False
 
     def require_current(self) -> None:
         """The log holds what the database saw last; a database that saw nothing yet takes the log's newest head.
@@ -83,17 +86,31 @@ class LogHeads:
 
         Raises VerificationError VHT-VERIFY-LOG-BEHIND or VHT-VERIFY-LOG-FORKED; from then on nothing is logged here.
         """
-        claims = self._claims(token)
-        if claims is None or (error := self._contradiction(*claims)) is None:
+        state = read_log_state(self._key.public, token)
+        if state is None or (error := self._contradiction(state.size, state.root)) is None:
             return
         self._evidence.contradict(error)
         log.error("another party holds a newer state of the log", extra={"facts": {"code": error.code}})
         try:
             with self._database.write():
-                self._write(*claims, token, newer_only=False)
+                self._write(state.size, state.root, token, newer_only=False)
         except UnavailableError:
             log.exception("what was shown could not be kept")
         raise error
+
+    def headers(self) -> dict[str, str]:
+        """What the issuer is sent with each question, so that it keeps the newest head of this log: at first a question
+        for what it holds, and heads once that was compared (``deposited``). A log that went astray gives it none."""
+        head = self._evidence.head() if self._deposits else None
+        query = {"node": self._evidence.name}
+        token = head.token if head is not None else self._key.sign(query, typ=QUERY_TYP)
+        return {HEADER: token, KEY_HEADER: self._key.public.jwk()["x"]}
+
+    def deposited(self, token: str | None) -> None:
+        """What the issuer answered: the newest head that it held before. Raises as ``compare`` does."""
+        if token:
+            self.compare(token)
+        self._deposits = True
 
     # --- parts --------------------------------------------------------------------------------------------------
 
@@ -113,17 +130,6 @@ class LogHeads:
                 code="VHT-VERIFY-LOG-FORKED",
                 hint=_RESTORE.format(size=size),
             )
-        return None
-
-    def _claims(self, token: str) -> tuple[int, str] | None:
-        for typ in (HEAD_TYP, RECEIPT_TYP):
-            try:
-                claims = self._key.verify(token, typ=typ)
-            except VerificationError:
-                continue
-            size, root = claims.get("size"), claims.get("root")
-            if type(size) is int and isinstance(root, str):
-                return size, root
         return None
 
     def _write(self, size: int, root: str, token: str, *, newer_only: bool = True) -> None:

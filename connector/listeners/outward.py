@@ -14,6 +14,7 @@ from connector.catalogue import catalogue
 from connector.http_guards import Guarded, bearer, plain_app
 from connector.node import Node
 from connector.store.models import VisitRow
+from vht_federate.domain.log_head import LARGEST
 from vht_federate.domain.permit import Sha256
 from vht_federate.serving import answer_typed_errors
 
@@ -21,7 +22,6 @@ __all__ = ["outward_app"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 Token = Annotated[str, Depends(bearer)]
-MAXIMUM_HEAD = 32_768
 
 
 class VisitRequest(BaseModel):
@@ -57,7 +57,7 @@ def outward_app(node: Node) -> FastAPI:
     """The application behind ``node``'s outward listener."""
     app = answer_typed_errors(plain_app("Node"))
 
-    def compare(vht_log_head: Annotated[str | None, Header(max_length=MAXIMUM_HEAD)] = None) -> None:
+    def compare(vht_log_head: Annotated[str | None, Header(max_length=LARGEST)] = None) -> None:
         """Whoever asks may show the newest head or receipt of this node's log that they hold."""
         if vht_log_head:
             node.log_heads.compare(vht_log_head)

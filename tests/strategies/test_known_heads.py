@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from strategies.known_heads import HEADER, KnownHeads
+from strategies.known_heads import KnownHeads
+from vht_federate.domain.log_head import HEADER
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.signing.keys import SigningKey
 from vht_federate.testing import FixedClock

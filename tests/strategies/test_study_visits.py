@@ -9,12 +9,12 @@ from kit.planned_studies import NOW, planned_study
 import strategies.node_visits as visits_module
 import strategies.study_run as study_run
 from strategies.coordinator import Enrolment
-from strategies.known_heads import HEADER, KnownHeads
+from strategies.known_heads import KnownHeads
 from strategies.node_visits import Visits
 from strategies.run_state import RunDirectory
 from strategies.study import StudySession
+from vht_federate.domain.log_head import HEAD_TYP, HEADER
 from vht_federate.errors import CohortError, InputError, PermitError, RevokedError, UnavailableError, VhtError
-from vht_federate.evidence.entry import HEAD_TYP
 from vht_federate.signing.keys import SigningKey
 
 Hospital = dict[str, Any]

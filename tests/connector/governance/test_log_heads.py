@@ -2,7 +2,8 @@
 
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from kit.hospital import PLAN, Hospital, approved, ask
 from sqlalchemy import text
 
 from connector.governance.operator_accounts import Actor
+from connector.governance.permit_status import IssuerService
 from connector.listeners.outward import outward_app
 from connector.node import Node
 from connector.store import Database
 from connector.store.models import LogHeadRow
+from vht_federate.domain.log_head import read_log_state
 from vht_federate.errors import UnavailableError, VerificationError
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.signing.keys import SigningKey
@@ -25,9 +28,18 @@ ADA = Actor("Dr Ada", "approver", "account")
 LOG_FILES = ("log.jsonl", "heads.jsonl")
 
 
-def run(hospital: Hospital) -> str:
+@contextmanager
+def apart(hospital: Hospital) -> Iterator[Node]:
+    """A node whose issuer keeps no heads, as one of an earlier version does not."""
+    issuer = IssuerService(hospital.issuer.url, hospital.tls.ca)
+    with closing(issuer), Node(hospital.state, status_source=issuer) as node:
+        node.start(enclaves=hospital.enclaves)
+        yield node
+
+
+def run(hospital: Hospital, opened: Callable[[Hospital], AbstractContextManager[Node]] = Hospital.open) -> str:
     """A visit from its request to its end; its receipt."""
-    with hospital.open() as node:
+    with opened(hospital) as node:
         visit = ask(node, hospital)
         assert approved(node, visit.id) == "ready"
         for job, number in PLAN.calls():
@@ -153,7 +165,7 @@ def _post(node: Node, hospital: Hospital, shown: str | None) -> tuple[int, str]:
 
 def test_a_restored_backup_shows_when_a_newer_receipt_is_shown(stocked: Hospital) -> None:
     receipt = _restored(stocked)
-    with stocked.open() as node:  # log and database agree with each other
+    with apart(stocked) as node:  # log and database agree with each other
         assert _post(node, stocked, receipt) == (422, "VHT-VERIFY-LOG-BEHIND")
         with pytest.raises(VerificationError):
             node.evidence.append("node.started", {"version": "0"})  # nothing more is signed
@@ -164,21 +176,53 @@ def test_a_restored_backup_shows_when_a_newer_receipt_is_shown(stocked: Hospital
     assert caught.value.code == "VHT-VERIFY-LOG-BEHIND"
 
 
-def test_without_that_receipt_the_restored_node_begins_again_as_if_nothing_was_spent(stocked: Hospital) -> None:
+def test_without_anybody_who_knows_more_the_restored_node_begins_again_as_if_nothing_was_spent(
+    stocked: Hospital,
+) -> None:
     _restored(stocked)
-    with stocked.open() as node:
+    with apart(stocked) as node:
         assert _post(node, stocked, None)[0] == 201
 
 
 def test_a_restored_backup_that_went_on_shows_when_an_old_receipt_is_shown(stocked: Hospital) -> None:
     receipt = _restored(stocked)
-    run(stocked)
-    with stocked.open() as node:
+    run(stocked, apart)
+    with apart(stocked) as node:
         node.ingest(stocked.root / "fhir", actor=ADA)
         assert _post(node, stocked, receipt) == (422, "VHT-VERIFY-LOG-FORKED")
     with pytest.raises(VerificationError) as caught, stocked.open():
         pass
     assert caught.value.code == "VHT-VERIFY-LOG-FORKED"
+
+
+@pytest.mark.parametrize(("went_on", "code"), [(0, "VHT-VERIFY-LOG-BEHIND"), (2, "VHT-VERIFY-LOG-FORKED")])
+def test_a_restored_backup_shows_at_the_first_decision_for_which_the_issuer_is_asked(
+    went_on: int, code: str, stocked: Hospital
+) -> None:
+    _restored(stocked)
+    for _ in range(went_on):
+        run(stocked, apart)
+    with stocked.open() as node:
+        for _ in range(2):
+            with pytest.raises(VerificationError) as caught:
+                ask(node, stocked)
+            assert caught.value.code == code
+        assert [visit for visit in node.visits.all() if visit.state == "requested"] == []
+    kept = stocked.issuer.register.newest_head(node.key.public.kid)
+    with pytest.raises(VerificationError) as closed, stocked.open():
+        pass
+    assert closed.value.code == code
+    assert stocked.issuer.register.newest_head(node.key.public.kid) == kept, "a log that went astray deposits nothing"
+
+
+def test_a_node_that_went_on_as_it_should_deposits_its_newest_head(stocked: Hospital) -> None:
+    run(stocked)
+    run(stocked)
+    with stocked.open(start=False) as node:
+        state = read_log_state(node.key.public, stocked.issuer.register.newest_head(node.key.public.kid))
+        assert state is not None
+        assert node.evidence.root_at(state.size) == state.root
+        assert state.size > len(node.evidence) - 10
 
 
 def test_a_receipt_of_this_log_and_one_that_this_node_did_not_sign_change_nothing(stocked: Hospital) -> None:
