@@ -111,7 +111,7 @@ class Node:
             dataset, self.issuer, status, installed, self.ledger, self.evidence, self.clock, strangers
         )
         self.changes = VisitChanges()
-        recovery = LogRecovery(self.database, self.evidence, self.ledger, self.changes, dataset, self.log_heads)
+        recovery = LogRecovery(self.database, self.evidence, self.ledger, self.changes, dataset)
         self.steps = Steps(self.database, self.evidence, recovery.follow)
         self.visits = Visits(self.steps, self.ledger, admission, self.secret, self.clock, self.changes)
         self.gate = VisitGate(self.visits, self.clock)

@@ -70,16 +70,11 @@ class LogHeads:
             except UnavailableError as error:
                 log.warning("the newest head is not in the database yet", extra={"facts": {"code": error.code}})
 
-    def keep_newest(self) -> None:
-        """``keep`` for the log as it is."""
-        head = self._evidence.head()
-        if head is not None:
-            self.keep(head)
-
     def settle(self) -> None:
         """Before the log closes: what was left out so far."""
-        if self._evidence.contradiction is None:
-            self.keep_newest()
+        head = self._evidence.head()
+        if head is not None and self._evidence.contradiction is None:
+            self.keep(head)
 
     def compare(self, token: str) -> None:
         """Somebody shows a head or a receipt of this node. One that this node's key did not sign says nothing.

@@ -15,7 +15,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from connector.governance.ledger import Ledger
-from connector.governance.log_heads import LogHeads
 from connector.governance.opt_outs import restore
 from connector.governance.visit_changes import VisitChanges
 from connector.governance.visits import OPEN, Visits
@@ -51,7 +50,6 @@ class LogRecovery:
     ledger: Ledger
     changes: VisitChanges
     dataset_id: str
-    heads: LogHeads
 
     def follow(self) -> int:
         """Enter what the log holds and the database lacks, in one transaction. The number of spends that were entered.
@@ -82,7 +80,6 @@ class LogRecovery:
                 elif entry.kind == FhirClientRevoked.entry_kind:
                     _enter_client_revoked(session, entry)
             restore(session, self.evidence.entries())
-            self.heads.keep_newest()
         if entered:
             log.warning("spends entered from the evidence log", extra={"facts": {"draws": entered}})
         for visit_id in ended:
