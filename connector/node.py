@@ -21,6 +21,7 @@ from connector.governance.expiry import EVERY_S, Expiry, PeriodicTask
 from connector.governance.feasibility import Feasibility
 from connector.governance.installed_components import InstalledComponents
 from connector.governance.intake_records import Intakes
+from connector.governance.log_heads import LogHeads
 from connector.governance.logged_transactions import Steps
 from connector.governance.node_secret import NodeSecret
 from connector.governance.operator_accounts import Accounts, Actor, system_user
@@ -89,8 +90,11 @@ class Node:
         opening.callback(self.database.close)
         self.evidence = EvidenceLog(self.files.evidence, self.key, self.settings.name, self.clock)
         opening.callback(self.evidence.close)
+        self.log_heads = LogHeads(self.database, self.evidence, self.key)
+        self.log_heads.require_current()
+        opening.callback(self.log_heads.settle)
         if status_source is None:
-            service = IssuerService(self.settings.issuer_url, self.settings.ca)
+            service = IssuerService(self.settings.issuer_url, self.settings.ca, heads=self.log_heads)
             opening.callback(service.close)
             status_source = service
         self.overview = Overview(self.settings, self.files, self.database)

@@ -41,6 +41,10 @@ takes the fields below in TOML, with these differences:
 - each of `data_users` has `key`, a public key file relative to FILE, in place of `kid`.
 
 [The guide](../guides/by-hand.md) has a whole one.
+
+A job runs only where `release_types` lists what its outputs become: `component` for training, `metrics` for evaluation
+and for feasibility questions, `cohort` for the tables of a synthetic cohort. A study with another job is refused at its
+request, at every round and by the auditor, with `VHT-PERMIT-RELEASE`.
 """
 SETTINGS_INTRO = """# Settings
 

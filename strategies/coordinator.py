@@ -3,6 +3,7 @@
 coordinator.toml   addresses and certificates        coordinator.key     signs packages and evidence
 nodes.json         name -> SuperNode id and key      flower/             Flower's own state
 serve.pid          of the running service            messages, replies   touched when something waits
+heads/             newest state of each hospital's log that was seen, by its key
 """
 
 import asyncio

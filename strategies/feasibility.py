@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from strategies.known_heads import KnownHeads
 from vht_federate.client import Client
 from vht_federate.domain.feasibility import FEASIBILITY_TYP, FeasibilityQuestion
 from vht_federate.domain.study import NodeRef, StudyFile
@@ -64,10 +65,14 @@ def ask_hospitals(
     body = {"permit": permit, "question": signed, "user_key": key.public.jwk()}
     answers: dict[str, dict[str, Any]] = {}
     refused: dict[str, VhtError] = {}
+    heads = KnownHeads(study.federation.coordinator / "heads")
     for node in chosen:
         try:
             with Client(node.url, study.federation.ca, timeout_s=TIMEOUT_S) as client:
-                answers[node.name] = dict(client.post("/feasibility", json=body))
+                evidence_key = dict(client.get("/identity")["evidence_key"])
+                answer = dict(client.post("/feasibility", json=body, headers=heads.headers(evidence_key)))
+            heads.note(evidence_key, answer.get("receipt"))
+            answers[node.name] = answer
         except VhtError as error:
             refused[node.name] = error
     return Answers(answers, refused)

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from vht_federate.errors import VhtError, WireError, error_from_envelope
 from vht_federate.framing import Call, Reply
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["Answer", "calls_of", "pack_calls", "pack_replies", "replies_of"]
 
@@ -52,7 +53,7 @@ def calls_of(records: RecordDict) -> list[tuple[Call, float]]:
             record = records.config_records[f"call.{number}"]
             if not {"visit", "job", "params"} <= {key for key, value in record.items() if isinstance(value, str)}:
                 raise TypeError
-            tensors, params = record["tensors"], json.loads(str(record["params"]))
+            tensors, params = record["tensors"], read_json(str(record["params"]))
             if not isinstance(tensors, bytes) or not isinstance(params, dict):
                 raise TypeError
             call = Call(str(record["visit"]), str(record["job"]), int(str(record["round"])), params, tensors)
@@ -80,8 +81,8 @@ def pack_replies(answers: Sequence[Answer]) -> RecordDict:
 
 def _answer_of(record: Any) -> Answer:
     if not record["ok"]:
-        return Answer(None, error=error_from_envelope(json.loads(str(record["error"]))))
-    result, tensors = json.loads(str(record["result"])), record["tensors"]
+        return Answer(None, error=error_from_envelope(read_json(str(record["error"]))))
+    result, tensors = read_json(str(record["result"])), record["tensors"]
     if not isinstance(result, dict) or not isinstance(tensors, bytes):
         raise TypeError
     reply = Reply(result, tensors)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from strategies.known_heads import KnownHeads
 from vht_federate.client import Client
 from vht_federate.domain.study import NodeRef
 from vht_federate.errors import (
@@ -48,10 +49,12 @@ _FILE = TypeAdapter(dict[str, Visit])
 
 @dataclass(frozen=True)
 class Visits:
-    """All visits of one run, kept in ``visits.json`` (mode 0600)."""
+    """All visits of one run, kept in ``visits.json`` (mode 0600). ``heads``: what is known of the hospitals' logs, told
+    to each and learnt from each."""
 
     ca: Path
     by_node: dict[str, Visit]
+    heads: KnownHeads
 
     def request(self, nodes: Sequence[NodeRef], body: Mapping[str, Any], folder: Path) -> dict[str, VhtError]:
         """Ask every node for a visit, noting each in ``folder`` at once; the refusals by node."""
@@ -60,7 +63,9 @@ class Visits:
             try:
                 with Client(node.url, self.ca, timeout_s=JUDGE_S) as client:
                     identity = client.get("/identity")
-                    answer = client.post("/visits", json=dict(body))
+                    answer = client.post(
+                        "/visits", json=dict(body), headers=self.heads.headers(identity["evidence_key"])
+                    )
                 self.by_node[node.name] = Visit(
                     node=node.name,
                     url=node.url,
@@ -76,10 +81,10 @@ class Visits:
         return refused
 
     @classmethod
-    def read(cls, folder: Path, ca: Path) -> "Visits":
+    def read(cls, folder: Path, ca: Path, heads: KnownHeads) -> "Visits":
         """Raises InputError VHT-INPUT-RUN."""
         try:
-            return cls(ca, _FILE.validate_json((folder / "visits.json").read_bytes()))
+            return cls(ca, _FILE.validate_json((folder / "visits.json").read_bytes()), heads)
         except (OSError, ValidationError) as error:
             raise InputError(f"{folder} holds no visits to go on with", code="VHT-INPUT-RUN") from error
 
@@ -148,22 +153,33 @@ class Visits:
     def acknowledge(self, node: str, kind: str, sha256: str) -> str:
         """The node's signed receipt that it knows of a release made from its contribution."""
         with self._client(node) as client:
-            return str(client.post(self._path(node, "/releases"), json={"kind": kind, "sha256": sha256})["receipt"])
+            notice = {"kind": kind, "sha256": sha256}
+            answer = client.post(self._path(node, "/releases"), json=notice, headers=self._shown(node))
+        return self._noted(node, str(answer["receipt"]))
 
     def close(self, node: str, reason: str) -> str | None:
         """Close one visit; its receipt, or None where it was closed before or the node does not answer."""
         try:
             with self._client(node) as client:
-                return (
-                    str(client.post(self._path(node, "/close"), json={"reason": reason}).get("receipt") or "") or None
-                )
+                answer = client.post(self._path(node, "/close"), json={"reason": reason}, headers=self._shown(node))
         except VhtError:
             return None
+        receipt = str(answer.get("receipt") or "")
+        return self._noted(node, receipt) if receipt else None
 
     def evidence(self, node: str) -> dict[str, Any]:
         """The node's log under this permit. Raises the node's error or UnavailableError."""
         with self._client(node) as client:
-            return dict(client.get(self._path(node, "/evidence")))
+            export = dict(client.get(self._path(node, "/evidence"), headers=self._shown(node)))
+        self._noted(node, str(export.get("head")))
+        return export
+
+    def _shown(self, node: str) -> dict[str, str]:
+        return self.heads.headers(self.by_node[node].evidence_key)
+
+    def _noted(self, node: str, token: str) -> str:
+        self.heads.note(self.by_node[node].evidence_key, token)
+        return token
 
 
 def _ended(node: str, answer: Mapping[str, Any]) -> VhtError:

@@ -18,6 +18,7 @@ from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import InputError, RefusedError, RevokedError, VhtError, error_from_envelope
 from vht_federate.files import READABLE, replace_file
 from vht_federate.framing import Reply
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["PID_FILE", "Dispatch", "DispatchNode", "NodeState", "RoundState", "RunDirectory", "RunState"]
 
@@ -162,7 +163,7 @@ class RunDirectory:
         """What each node released in one phase, by its name."""
         folder = self.path / "outputs" / f"{job}-{round_}"
         return {
-            path.stem: Reply(json.loads(path.read_bytes()), path.with_suffix(".safetensors").read_bytes())
+            path.stem: Reply(read_json(path.read_bytes()), path.with_suffix(".safetensors").read_bytes())
             for path in sorted(folder.glob("*.json"))
         }
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from strategies.known_heads import KnownHeads
 from strategies.node_visits import Visits
 from strategies.plan import PlannedStudy, plan_study
 from strategies.release import Release, Released
@@ -29,7 +30,7 @@ class StudySession:
     def __init__(self, planned: PlannedStudy, out: Path, clock: Callable[[], datetime], say: Callable[[str], None]):
         self.run = StudyRun(planned, out, clock, say)
         self.out, self.say = out, say
-        self.visits = Visits(planned.file.federation.ca, {})
+        self.visits = Visits(planned.file.federation.ca, {}, _known_heads(planned))
         self.study = Path()
 
     @classmethod
@@ -50,7 +51,7 @@ class StudySession:
         planned = replace(plan_study(StudyFile.read(study), clock()), request=StudyRequest.from_claims(claims))
         session = cls(planned, out, clock, say)
         session.study = study
-        session.visits = Visits.read(out, planned.file.federation.ca)
+        session.visits = Visits.read(out, planned.file.federation.ca, _known_heads(planned))
         return session
 
     def ask(self, *, check_first: bool = True) -> None:
@@ -143,3 +144,8 @@ class StudySession:
 
     def _write_result(self, result: dict[str, Any]) -> None:
         replace_file(self.out / RESULT, (json.dumps(result, indent=2) + "\n").encode(), mode=READABLE)
+
+
+def _known_heads(planned: PlannedStudy) -> KnownHeads:
+    """Kept with the coordinator, so that every study of it knows what all saw."""
+    return KnownHeads(planned.file.federation.coordinator / "heads")

@@ -24,8 +24,7 @@ from vht_federate.domain.plan import CohortPlan
 from vht_federate.errors import CohortError
 from vht_federate.packaging.codebook import Codebook
 from vht_federate.packaging.cohort import CohortRequest, CohortResult, seal_cohort
-from vht_federate.packaging.statement import Share, read_statement
-from vht_federate.privacy.accounting import epsilon
+from vht_federate.packaging.statement import Share, cohort_share, read_statement
 from vht_federate.signing.signed_manifest import empty_folder, write_json
 
 __all__ = ["make_cohort", "metadata_of"]
@@ -45,7 +44,7 @@ def make_cohort(request: CohortRequest) -> CohortResult:
     if plan is None or not request.one_way or not request.two_way:
         raise CohortError("no node answered with marginals", code="VHT-COHORT-NO-TABLES")
     folder = empty_folder(request.out)
-    share = _share(request)
+    share = cohort_share(request.plan)
     statement = {**request.statement, "release": share.model_dump(mode="json")}
     words = read_statement(statement)
     one_way, two_way, total = _tables(book, plan, request)
@@ -102,12 +101,6 @@ def _pairs_in(book: Codebook, replies: Mapping[str, bytes]) -> Sequence[Pair]:
     first = sorted(replies)[0]
     names = set(read_reply(first, replies[first]))
     return read_pairs(book, [pair for pair in all_pairs(book) if f"pair/{pair[0]}|{pair[1]}" in names])
-
-
-def _share(request: CohortRequest) -> Share:
-    events = (*request.plan.events_of("marginals", 1), *request.plan.events_of("marginals", 2))
-    spent = epsilon(events, request.plan.delta)
-    return Share(kind="cohort", epsilon=spent, delta=request.plan.delta, events=events)
 
 
 def _seed(request: CohortRequest) -> int:

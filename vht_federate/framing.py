@@ -14,6 +14,7 @@ from typing import Any
 
 from vht_federate.errors import UnavailableError, WireError, error_from_envelope
 from vht_federate.signing.canonical import canonical_bytes, sha256_hex
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["Call", "Reply", "call_enclave", "receive_frame", "send_frame"]
 
@@ -78,7 +79,7 @@ def receive_frame(sock: socket.socket, *, max_body: int = MAX_BODY_BYTES) -> tup
     if header_length > MAX_HEADER_BYTES or body_length > max_body:
         raise WireError("a frame announces more bytes than allowed", code="VHT-WIRE-SIZE")
     try:
-        header = json.loads(_read_exactly(sock, header_length))
+        header = read_json(_read_exactly(sock, header_length))
     except ValueError as error:
         raise WireError("a frame's header is not JSON", code="VHT-WIRE-HEADER") from error
     if not isinstance(header, dict):

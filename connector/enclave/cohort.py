@@ -1,6 +1,5 @@
 """Reads a visit's tensors and believes nothing about them. They stay on the disk: what is used of them is mapped."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from vht_federate.components.contract import Component, Profile
 from vht_federate.components.job import CohortArrays
 from vht_federate.errors import CohortError
 from vht_federate.privacy.release import Private
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["read_cohort"]
 
@@ -24,7 +24,7 @@ def read_cohort(folder: Path, component: Component, profile: str) -> Private[Coh
     """
     try:
         digest, tensors = mapped_tensors(folder / "cohort.safetensors")
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = read_json((folder / "manifest.json").read_text())
         declared = tuple(manifest.get(name) for name in ("component", "profile", "inputs", "sha256"))
     except (OSError, ValueError, AttributeError) as error:
         raise _broken("it cannot be read") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from vht_federate.errors import RefusedError
 from vht_federate.framing import Reply
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["Replies"]
 
@@ -51,7 +52,7 @@ class Replies:
             raise RefusedError(
                 "this round began and its result was never released; what it drew is spent", code="VHT-REFUSED-SPENT"
             )
-        return Reply(json.loads(row[1]), row[2])
+        return Reply(read_json(row[1]), row[2])
 
     def begun(self, job: str, round_: int, request_sha256: str) -> None:
         self._db.execute(
@@ -67,4 +68,4 @@ class Replies:
     def results(self) -> dict[tuple[str, int], dict[str, Any]]:
         """Results of all released rounds."""
         rows = self._db.execute("SELECT job, round, result FROM rounds WHERE result IS NOT NULL ORDER BY job, round")
-        return {(job, round_): json.loads(result) for job, round_, result in rows}
+        return {(job, round_): read_json(result) for job, round_, result in rows}

@@ -10,7 +10,7 @@ import re
 from calendar import monthrange
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,6 +22,7 @@ from connector.fhir_api.documents import SEARCHES
 from connector.fhir_api.limits import Limits
 from connector.fhir_api.page_cursors import LASTS, Cursor, read_cursor, written
 from connector.fhir_api.permit_view import PermitView, Resource, in_order
+from connector.governance.element_rules import earliest_day
 from connector.governance.public_codes import is_public
 from vht_federate.errors import InputError
 
@@ -29,7 +30,6 @@ __all__ = ["Page", "Query", "find", "read_query"]
 
 _LONGEST_VALUE = 4_000
 _VALUES = 200  # of one parameter, joined by commas
-_OLDEST = timedelta(days=89 * 365)  # older days are not told, so they are not found either
 _DATE = re.compile(
     r"(eq|ne|gt|lt|ge|le|sa|eb)?(\d{4})(?:-(\d\d)(?:-(\d\d)(?:T(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?"
     r"(Z|[+-]\d\d:\d\d)?)?)?)?",
@@ -62,11 +62,13 @@ _DATES = {
 
 @dataclass(frozen=True)
 class Query:
-    """A search that was understood. ``names``: the permit's names of patients that it asks for; ``asked``: its
-    parameters, for links; ``ends``: when its pages do."""
+    """A search that was understood. ``starts``: the columns of dates that must be shown, or nothing is found by them;
+    ``names``: the permit's names of patients that it asks for; ``asked``: its parameters, for links; ``ends``: when its
+    pages do."""
 
     type: str
     conditions: tuple[str, ...]
+    starts: tuple[str, ...]
     names: tuple[str, ...] | None
     ids: tuple[str, ...] | None
     count: int
@@ -91,6 +93,7 @@ def read_query(resource_type: str, parameters: Sequence[tuple[str, str]], limits
     """Raises InputError VHT-INPUT-SEARCH, naming the parameter only where FHIR does; NotFoundError VHT-INPUT-GONE."""
     known = dict(SEARCHES[resource_type])
     conditions: list[str] = []
+    starts: list[str] = []
     names: tuple[str, ...] | None = None
     ids: tuple[str, ...] | None = None
     plain: dict[str, str] = {}
@@ -104,7 +107,9 @@ def read_query(resource_type: str, parameters: Sequence[tuple[str, str]], limits
         elif name in known and known[name] == "token":
             conditions.append(_token(*_TOKENS[resource_type, name], value))
         elif name in known:
-            conditions.append(_date(*_DATES[resource_type, name], value, now - _OLDEST))
+            start, end = _DATES[resource_type, name]
+            conditions.append(_date(start, end, value))
+            starts.append(start)
         elif name in ("_count", "_page", "_format", "_total") and name not in plain:
             plain[name] = value
         else:
@@ -115,7 +120,7 @@ def read_query(resource_type: str, parameters: Sequence[tuple[str, str]], limits
     generation, offset, ends = (cursor.generation, cursor.offset, cursor.ends) if cursor else (None, 0, now + LASTS)
     asked = tuple((name, value) for name, value in parameters if name != "_page")
     count = _count(plain.get("_count"), limits)
-    return Query(resource_type, tuple(conditions), names, ids, count, offset, generation, ends, asked)
+    return Query(resource_type, tuple(conditions), tuple(starts), names, ids, count, offset, generation, ends, asked)
 
 
 def find(permit_view: PermitView, connection: duckdb.DuckDBPyConnection, query: Query) -> Page:
@@ -123,7 +128,8 @@ def find(permit_view: PermitView, connection: duckdb.DuckDBPyConnection, query: 
     key = "subject" if query.type == "Patient" else "resource"
     if query.type == "Encounter" and query.conditions:
         _list_public_codes(permit_view, connection)
-    where = " AND ".join(f"({condition})" for condition in query.conditions) or "true"
+    shown = [_is_shown(start, permit_view.deidentifier.now) for start in query.starts]
+    where = " AND ".join(f"({condition})" for condition in (*query.conditions, *shown)) or "true"
     if query.names is not None:
         where += f" AND name IN ({_listed(query.names)})"
     hits_sql = f"SELECT DISTINCT {key} AS key, name FROM ({permit_view.shown(query.type)}) WHERE {where}"
@@ -211,10 +217,15 @@ def _token(system: str, code: str, further: str, value: str) -> str:
     return f"{further} AND ({' OR '.join(f'({alternative})' for alternative in alternatives)})"
 
 
-def _date(start: str, end: str, value: str, oldest: datetime) -> str:
+def _date(start: str, end: str, value: str) -> str:
     """A date parameter: the value stands for the interval that its precision leaves open (FHIR R4, 3.1.1.5.4)."""
-    alternatives = [_dated(start, end, part) for part in value.split(",")[:_VALUES]]
-    return f"({' OR '.join(alternatives)}) AND {start} > TIMESTAMPTZ '{oldest.isoformat()}'"
+    return " OR ".join(_dated(start, end, part) for part in value.split(",")[:_VALUES])
+
+
+def _is_shown(start: str, now: date) -> str:
+    """What is not told is not found: the same rule, on the same shifted day, as ``ElementRedaction`` has."""
+    earliest = datetime.combine(earliest_day(now), datetime.min.time())
+    return f"{_visible_interval(start)[0]} >= {(earliest - datetime(1970, 1, 1)) // timedelta(microseconds=1)}"
 
 
 def _visible_interval(column: str) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from connector.governance.smart_scopes import granted
 from connector.store.models import FhirAssertionRow, FhirClientRow
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError, RefusedError, VhtError
+from vht_federate.signing.keys import require_readable_in_one_way
 
 __all__ = ["ASSERTION_TYPE", "Access", "Asked", "Tokens", "oauth_error"]
 
@@ -130,6 +131,7 @@ class Tokens:
     def _signed(self, assertion: str) -> tuple[FhirClientRow, dict[str, Any]]:
         """Whose registered key signed the assertion, and its claims."""
         try:
+            require_readable_in_one_way(assertion)
             header = jwt.get_unverified_header(assertion)
             claims = jwt.decode(assertion, options={"verify_signature": False})
         except (jwt.PyJWTError, ValueError) as error:

@@ -2,10 +2,11 @@
 
 Keys are HMAC-SHA256 under the permit's key, which only the node holds: two permits cannot be linked (EHDS, Article 66;
 GDPR, Article 4(5)). All dates of a patient move by the same number of days, 1 to 365 into the past, chosen by the
-permit's key and the patient: intervals stay to the second. A date of 90 years ago or more, a birth date first of all,
-is not told, and a duration of 90 years or more is told as 90: nobody is seen to be over 89 (as in 45 CFR
-164.514(b)(2)(i)(C)). Fails closed: a resource that holds a ``modifierExtension`` anywhere, or means something we do not
-read, is not told at all; an element that is not on the list, or not of its type, is absent.
+permit's key and the patient: intervals stay to the second. A date that would be told as 90 years ago or more, a birth
+date first of all, is not told; the true date decides nothing, since the day on which it did would give the shift away.
+A duration of 90 years or more is told as 90: nobody is seen to be over 89 (as in 45 CFR 164.514(b)(2)(i)(C)). Fails
+closed: a resource that holds a ``modifierExtension`` anywhere, or means something we do not read, is not told at all;
+an element that is not on the list, or not of its type, is absent.
 """
 
 import hmac

@@ -16,7 +16,7 @@ from connector.governance.public_codes import is_public, public_unit
 from vht_federate.domain.references import encounter_id_of, patient_id_of
 from vht_federate.domain.units import conversion
 
-__all__ = ["RULES", "ElementRedaction", "masked", "patient_of"]
+__all__ = ["RULES", "ElementRedaction", "earliest_day", "masked", "patient_of"]
 
 Node = dict[str, Any]
 _DATE = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
@@ -53,14 +53,19 @@ def masked() -> Node:
     return {"extension": [{"url": _ABSENT, "valueCode": "masked"}]}
 
 
-def _years(since: date, now: date) -> int:
-    """Whole years, as of an age."""
-    return now.year - since.year - ((now.month, now.day) < (since.month, since.day))
+def earliest_day(now: date) -> date:
+    """The earliest day that is shown on ``now``: one before it lies 90 whole years back or more.
+
+    It is compared with the day that is told, never with the true one: what vanishes on a day that the true date decides
+    gives the shift away. Dates are told earlier than they are, so nobody is seen to be older than they are.
+    """
+    year, last = now.year - OLDEST_AGE, monthrange(now.year - OLDEST_AGE, now.month)[1]
+    return date(year, now.month, min(now.day, last)) + timedelta(days=1)
 
 
-def _read(value: Any) -> tuple[date, date, int, str] | None:
-    """The first and the middle day that a date or dateTime may mean, its characters, and its time, without a fraction
-    of a second."""
+def _read(value: Any) -> tuple[date, int, str] | None:
+    """The middle of the days that a date or dateTime may mean, its characters, and its time, without a fraction of a
+    second."""
     if type(value) is not str or not (match := _DATE.match(value)):
         return None
     rest = value[match.end() :]
@@ -68,20 +73,17 @@ def _read(value: Any) -> tuple[date, date, int, str] | None:
     if rest and time is None:
         return None
     try:
-        first = date(int(match[1]), int(match[2] or 1), int(match[3] or 1))
         middle = date(int(match[1]), int(match[2] or 7), int(match[3] or (15 if match[2] else 1)))
     except ValueError:
         return None
-    return first, middle, match.end(), time[1] + time[2] if time else ""
+    return middle, match.end(), time[1] + time[2] if time else ""
 
 
-def _meant(last: date) -> tuple[date, date]:
-    """The first and the middle day of what may have been a year or a month that the store keeps by its last instant."""
+def _meant(last: date) -> date:
+    """The middle of what may have been a year or a month that the store keeps by its last instant."""
     if (last.month, last.day) == (12, 31):
-        return date(last.year, 1, 1), date(last.year, 7, 1)
-    if last.day == monthrange(last.year, last.month)[1]:
-        return last.replace(day=1), last.replace(day=15)
-    return last, last
+        return date(last.year, 7, 1)
+    return last.replace(day=15) if last.day == monthrange(last.year, last.month)[1] else last
 
 
 def _number(value: Any) -> float | None:
@@ -124,39 +126,35 @@ class ElementRedaction:
         """A date or dateTime, moved; a partial one by its middle, to the same precision; no fraction.
 
         At 23:59:59Z the store keeps a partial date, too (``typed_elements.moment``): to the second it would give the
-        shift away, so the year alone is told. None for one that may lie 90 years back or more: it would tell of a great
-        age.
+        shift away, so the year alone is told. None for one that, as it would be told, may lie 90 years back or more: it
+        would tell of a great age.
         """
         if (read := _read(value)) is None:
             return None
-        first, middle, length, time = read
-        if time in _LAST_INSTANT:
-            return self._moved(*_meant(first), 4, "")
-        return self._moved(first, middle, length, time)
+        middle, length, time = read
+        return self._moved(_meant(middle), 4, "") if time in _LAST_INSTANT else self._moved(middle, length, time)
 
     def instant(self, value: Any) -> str | None:
         """An instant, which is never partial, moved; no fraction."""
-        return self._moved(*read) if (read := _read(value)) and read[3] else None
+        return self._moved(*read) if (read := _read(value)) and read[2] else None
 
     def day(self, value: Any) -> str | None:
         """A date without a time. The year alone of one that may be the middle that the store keeps of a partial date
         (``typed_elements.partial_date``)."""
-        if (read := _read(value)) is None or read[3]:
+        if (read := _read(value)) is None or read[2]:
             return None
-        first, middle, length, _ = read
-        if length == _FULL and (first.day == 15 or (first.month, first.day) == (7, 1)):
-            earliest = first.replace(day=1) if first.day == 15 else first.replace(month=1)
-            return self._moved(earliest, middle, 4, "")
-        return self._moved(first, middle, length, "")
+        middle, length, _ = read
+        partial = length == _FULL and (middle.day == 15 or (middle.month, middle.day) == (7, 1))
+        return self._moved(middle, 4 if partial else length, "")
 
-    def _moved(self, first: date, middle: date, length: int, time: str) -> str | None:
-        """``middle``, moved, to ``length`` characters; ``first`` is the earliest day that is meant."""
-        if _years(first, self._pseudonyms.now) >= OLDEST_AGE:
-            return None
+    def _moved(self, middle: date, length: int, time: str) -> str | None:
+        """``middle``, moved, to ``length`` characters. Whether it is shown is decided by these characters alone."""
         try:
-            return (middle - self._shift).isoformat()[:length] + time
+            told = (middle - self._shift).isoformat()[:length]
         except OverflowError:
             return None
+        first = date.fromisoformat(told + "-01-01"[length - _FULL :] if length < _FULL else told)
+        return told + time if first >= earliest_day(self._pseudonyms.now) else None
 
     def period(self, value: Any) -> Node | None:
         return self.members(value, _PERIOD) or None if type(value) is dict else None

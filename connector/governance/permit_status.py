@@ -7,9 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from connector.governance.log_heads import LogHeads
 from connector.store.database import Database
 from connector.store.models import IssuerState
 from vht_federate.client import Client
+from vht_federate.domain.log_head import HEADER
 from vht_federate.domain.permit import Permit, StatusList
 from vht_federate.errors import PermitError, UnavailableError, VhtError
 from vht_federate.permits.check import check_status, check_time
@@ -26,10 +28,11 @@ class StatusSource(Protocol):
 
 
 class IssuerService:
-    """The permit issuer's HTTPS service."""
+    """The permit issuer's HTTPS service. With ``heads`` it also keeps the newest head of this node's log, and shows
+    what it kept: ``fetch`` then raises VerificationError where the log is not what it was."""
 
-    def __init__(self, url: str, ca: Path, *, timeout_s: float = 5.0) -> None:
-        self._url, self._ca, self._timeout_s = url, ca, timeout_s
+    def __init__(self, url: str, ca: Path, *, timeout_s: float = 5.0, heads: LogHeads | None = None) -> None:
+        self._url, self._ca, self._timeout_s, self._heads = url, ca, timeout_s, heads
         self._closing = ExitStack()
 
     @cached_property
@@ -40,18 +43,24 @@ class IssuerService:
     def fetch(self) -> str:
         try:
             try:
-                return self._ask()
+                token, head = self._ask()
             except UnavailableError:  # the connection kept from last time may have gone with an issuer's restart
-                return self._ask()
+                token, head = self._ask()
         except VhtError as error:
             raise PermitError(
                 "the permit issuer's status list cannot be fetched, so nothing may run",
                 code="VHT-PERMIT-STATUS-UNREACHABLE",
                 hint="is the permit issuer's service running, and does issuer_url in node.toml name it?",
             ) from error
+        if self._heads is not None:
+            self._heads.deposited(head)
+        return token
 
-    def _ask(self) -> str:
-        return self._client.request("GET", "/status-list").text.strip()
+    def _ask(self) -> tuple[str, str | None]:
+        """The list, and the newest head of this node's log that the issuer held."""
+        headers = self._heads.headers() if self._heads is not None else {}
+        answer = self._client.request("GET", "/status-list", headers=headers)
+        return answer.text.strip(), answer.headers.get(HEADER)
 
     def close(self) -> None:
         self._closing.close()

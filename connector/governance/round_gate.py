@@ -30,6 +30,7 @@ from vht_federate.errors import (
     error_from_envelope,
 )
 from vht_federate.evidence.events import RoundBegun, RoundRefused, RoundReleased
+from vht_federate.permits.check import check_job
 from vht_federate.privacy.accounting import epsilon_by_population
 
 __all__ = ["GRACE_S", "VisitGate"]
@@ -55,6 +56,7 @@ class VisitGate:
         try:
             row = self._ready(visit)
             events = _planned(row, job, round)
+            check_job(self._visits.permit_of(row), job)
             status = self._require_good(row)
             with self._visits.steps.step() as step:
                 row = self._ready(visit, step.session)
@@ -69,7 +71,9 @@ class VisitGate:
     def release(self, visit: str, job: str, round: int, output_sha256: str, output_bytes: int | None = None) -> None:
         """Log what is about to leave. Raises the typed error that keeps it inside; what was drawn stays spent."""
         try:
-            status = self._require_good(self._ready(visit))
+            row = self._ready(visit)
+            check_job(self._visits.permit_of(row), job)
+            status = self._require_good(row)
             with self._visits.steps.step() as step:
                 row = self._ready(visit, step.session)
                 self._release(step, row, job, round, output_sha256, output_bytes, status)

@@ -3,15 +3,18 @@
 Whoever holds no token of a visit is told that there is no such visit. Nothing here approves anything.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header
+from fastapi.params import Depends as DependsParameter
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.catalogue import catalogue
 from connector.http_guards import Guarded, bearer, plain_app
 from connector.node import Node
 from connector.store.models import VisitRow
+from vht_federate.domain.log_head import LARGEST
 from vht_federate.domain.permit import Sha256
 from vht_federate.serving import answer_typed_errors
 
@@ -54,6 +57,13 @@ def outward_app(node: Node) -> FastAPI:
     """The application behind ``node``'s outward listener."""
     app = answer_typed_errors(plain_app("Node"))
 
+    def compare(vht_log_head: Annotated[str | None, Header(max_length=LARGEST)] = None) -> None:
+        """Whoever asks may show the newest head or receipt of this node's log that they hold."""
+        if vht_log_head:
+            node.log_heads.compare(vht_log_head)
+
+    shown = [Depends(compare)]
+
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok", "service": "node"}
@@ -67,18 +77,18 @@ def outward_app(node: Node) -> FastAPI:
     def identity() -> dict[str, Any]:
         return node.identity
 
-    @app.post("/feasibility")
+    @app.post("/feasibility", dependencies=shown)
     def feasibility(body: QuestionRequest) -> dict[str, Any]:
         answer = node.feasibility.answer(body.permit.strip(), body.question.strip(), body.user_key)
         return {"node": node.settings.name, "dataset": node.settings.dataset.id, **answer}
 
-    _add_visits(app, node)
+    _add_visits(app, node, shown)
     app.add_middleware(Guarded, service="outward")
     return app
 
 
-def _add_visits(app: FastAPI, node: Node) -> None:
-    @app.post("/visits", status_code=201)
+def _add_visits(app: FastAPI, node: Node, shown: Sequence[DependsParameter]) -> None:
+    @app.post("/visits", status_code=201, dependencies=shown)
     def request_visit(
         body: VisitRequest, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
     ) -> dict[str, Any]:
@@ -95,18 +105,18 @@ def _add_visits(app: FastAPI, node: Node) -> None:
     def show_visit(visit_id: str, token: Token) -> dict[str, Any]:
         return _shown(node, node.visits.of_token(visit_id, token))
 
-    @app.post("/visits/{visit_id}/releases")
+    @app.post("/visits/{visit_id}/releases", dependencies=shown)
     def acknowledge_release(visit_id: str, token: Token, notice: ReleaseNotice) -> dict[str, Any]:
         visit = node.visits.of_token(visit_id, token)
         return {"receipt": node.releases.acknowledge(visit, notice.kind, notice.sha256)}
 
-    @app.post("/visits/{visit_id}/close")
+    @app.post("/visits/{visit_id}/close", dependencies=shown)
     def close_visit(visit_id: str, token: Token, body: CloseRequest) -> dict[str, Any]:
         node.visits.of_token(visit_id, token)
         visit = node.visits.end(visit_id, "closed", code=None, reason=f"closed by the coordinator: {body.reason}")
         return {"state": visit.state, "code": visit.code, "receipt": visit.receipt}
 
-    @app.get("/visits/{visit_id}/evidence")
+    @app.get("/visits/{visit_id}/evidence", dependencies=shown)
     def evidence(visit_id: str, token: Token) -> dict[str, Any]:
         return node.evidence.export(node.visits.of_token(visit_id, token).permit_id)
 

@@ -5,6 +5,7 @@ the transaction), so that what it read is still true when it commits. SQLite run
 committed spend survives a power cut.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ class Database:
                 hint="sqlite:///path, or postgresql+psycopg://user@host/name with the extra 'postgresql' installed",
             ) from error
         self._sqlite = self.engine.dialect.name == "sqlite"
+        self._mine = threading.local()
+        self._writers: set[int] = set()  # threads in a writing transaction
         if self._sqlite:
             _prepare_sqlite(self.engine)
 
@@ -60,8 +63,30 @@ class Database:
             with connection.begin(), Session(connection, expire_on_commit=False) as session:
                 if not self._sqlite:
                     session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-                yield session
+                with self._writing(session):
+                    yield session
                 session.commit()
+
+    @property
+    def written_here(self) -> Session | None:
+        """The session of the writing transaction that this thread is in."""
+        session: Session | None = getattr(self._mine, "session", None)
+        return session
+
+    @property
+    def written_elsewhere(self) -> bool:
+        """Is another thread of this process in a writing transaction?"""
+        return bool(self._writers - {threading.get_ident()})
+
+    @contextmanager
+    def _writing(self, session: Session) -> Iterator[None]:
+        self._mine.session = session
+        self._writers.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            self._writers.discard(threading.get_ident())
+            self._mine.session = None
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:

@@ -12,7 +12,7 @@ from connector.store.database import Database
 
 __all__ = ["HEAD", "migrate"]
 
-HEAD = "0004"  # revision of the newest script in ``migrations/versions``
+HEAD = "0005"  # revision of the newest script in ``migrations/versions``
 SCRIPTS = Path(__file__).parent / "migrations"
 
 

@@ -4,7 +4,18 @@ bits of it) in ``participation``."""
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, LargeBinary, MetaData, String, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -15,6 +26,7 @@ __all__ = [
     "FeasibilityRow",
     "IngestRow",
     "IssuerState",
+    "LogHeadRow",
     "OperatorRow",
     "OptOutRow",
     "ParticipationRow",
@@ -192,6 +204,17 @@ class IssuerState(Base):
     serial: Mapped[int]
     token: Mapped[str] = mapped_column(Text)
     seen_at: Mapped[datetime] = mapped_column(Moment())
+
+
+class LogHeadRow(Base):
+    """The newest state of the evidence log that this node signed, or that others showed it to have signed."""
+
+    __tablename__ = "log_head"
+
+    id: Mapped[int] = mapped_column(primary_key=True)  # 1
+    size: Mapped[int] = mapped_column(BigInteger)
+    root: Mapped[str] = mapped_column(String(64))
+    token: Mapped[str] = mapped_column(Text)  # the signed head, or a receipt
 
 
 class IngestRow(Base):

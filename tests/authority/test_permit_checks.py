@@ -168,6 +168,7 @@ def test_a_request_inside_the_permit_passes_with_the_real_accountant() -> None:
         ({}, {"dataset_ids": ["urn:d:1", "urn:d:3"]}, "VHT-PERMIT-DATASET"),
         ({}, {"columns": ["age", "smoker"]}, "VHT-PERMIT-COLUMN"),
         ({"component_digests": ["cd" * 32]}, {}, "VHT-PERMIT-COMPONENT"),
+        ({"release_types": ["cohort", "metrics"]}, {}, "VHT-PERMIT-RELEASE"),
         ({"delta": 1e-6}, {}, "VHT-BUDGET-PERMIT"),
         ({"epsilon": 0.1}, {}, "VHT-BUDGET-PERMIT"),
     ],

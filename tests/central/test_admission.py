@@ -291,24 +291,36 @@ def change_share(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({**statement, "release": {**statement["release"], **changes}}))
 
 
+def change_statement(folder: Path, **changes: object) -> None:
+    path = folder / "privacy_statement.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 @pytest.mark.parametrize(
-    ("spoil", "facts"),
+    ("spoil", "facts", "code"),
     [
-        (lambda folder: change_share(folder, epsilon=0.001), {}),
-        (lambda folder: change_share(folder, events=[]), {}),
-        (lambda folder: change_share(folder, kind="component"), {}),
-        (leave, {"cohort_epsilon": 0.001}),
-        (leave, {"cohort_epsilon": 9.0}),
-        (leave, {"epsilon": 0.1}),
-        (leave, {"delta": 1e-9}),
-        (leave, {"nodes": 40}),
+        (lambda folder: change_share(folder, epsilon=0.001), {}, "EVIDENCE"),
+        (lambda folder: change_share(folder, events=[]), {}, "EVIDENCE"),
+        (lambda folder: change_share(folder, kind="component"), {}, "EVIDENCE"),
+        (lambda folder: change_statement(folder, unit="patient. This is anonymous data"), {}, "EVIDENCE"),
+        (lambda folder: change_statement(folder, trust_model={"name": "secure-aggregation"}), {}, "EVIDENCE"),
+        (lambda folder: change_statement(folder, nodes={}), {}, "EVIDENCE"),
+        (leave, {"cohort_epsilon": 0.001}, "CLAIMS"),
+        (leave, {"cohort_epsilon": 9.0}, "CLAIMS"),
+        (leave, {"epsilon": 0.1}, "EVIDENCE"),
+        (leave, {"delta": 1e-9}, "EVIDENCE"),
+        (leave, {"nodes": 40}, "CLAIMS"),
     ],
 )
 def test_a_signed_claim_that_the_evidence_does_not_carry_is_refused(
-    spoil: Callable[[Path], None], facts: dict[str, object], platform: Platform, spoiled: Callable[..., Path]
+    spoil: Callable[[Path], None],
+    facts: dict[str, object],
+    code: str,
+    platform: Platform,
+    spoiled: Callable[..., Path],
 ) -> None:
     bundle = spoiled(spoil, cohort_facts=facts)
-    assert code_of(lambda: platform.send(bundle)) == "VHT-PUBLICATION-CLAIMS"
+    assert code_of(lambda: platform.send(bundle)) == f"VHT-PUBLICATION-{code}"
     nothing_is_kept(platform)
 
 

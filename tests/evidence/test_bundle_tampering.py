@@ -318,3 +318,28 @@ def test_a_component_changed_after_the_nodes_acknowledged_it_is_caught(bundle: P
     error = failure(resealed(bundle, played), played)
     assert error.code == "VHT-VERIFY-RELEASE"
     assert "does not acknowledge" in error.message
+
+
+def test_a_run_that_says_something_twice_is_refused_though_the_coordinator_signs_it(
+    bundle: Path, played: Rehearsal
+) -> None:
+    """A page that takes the first of two names shows another end than the verifier, which takes the last."""
+    text = (bundle / "run.json").read_text()
+    assert text.startswith('{\n  "study_id"')
+    (bundle / "run.json").write_text(text.replace("{", '{\n  "state": "failed",', 1))
+    assert json.loads((bundle / "run.json").read_text())["state"] == "completed"
+    assert "run.json" in failure(resealed(bundle, played), played).message
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_receipts_that_are_not_in_the_bundle_are_noted(kept: int, bundle: Path, played: Rehearsal) -> None:
+    path = bundle / "receipts" / f"{NODE}.json"
+    tokens = json.loads(path.read_bytes())
+    assert len(tokens) == 3  # component, cohort, the visit's end
+    path.write_bytes(canonical_bytes(tokens[:kept]))
+    if not kept:
+        path.unlink()
+    (note,) = verify_bundle(resealed(bundle, played), played.trust).notes
+    assert note.startswith(f"receipts/{NODE}.json: without a receipt of ")
+    assert note.count("release.acknowledged") == max(0, 2 - kept)
+    assert "visit.closed" in note

@@ -41,12 +41,6 @@ def test_a_release_that_a_node_did_not_acknowledge_is_refused(tmp_path: Path) ->
         assert code_of(study, tmp_path / "bundle", words) == "VHT-VERIFY-RELEASE"
 
 
-def test_a_kind_of_release_that_the_permit_does_not_allow_is_refused(tmp_path: Path) -> None:
-    with prepared(tmp_path, permit_fields={"release_types": ["cohort"]}) as study:
-        finish(study)
-        assert code_of(study, tmp_path / "bundle", "does not allow to be released") == "VHT-VERIFY-RELEASE"
-
-
 def again(rehearsal: Rehearsal, built: dict[str, Any]) -> None:
     """The visit once more, under another id that the run names, with other facts about its cohort."""
     log = rehearsal.logs[NODE]

@@ -16,8 +16,7 @@ from vht_federate.central.store import Catalogue
 from vht_federate.components.contract import read_component
 from vht_federate.packaging.codebook import Codebook, codebook_for
 from vht_federate.packaging.cohort import seal_cohort
-from vht_federate.packaging.statement import Share
-from vht_federate.privacy.accounting import epsilon
+from vht_federate.packaging.statement import cohort_share
 from vht_federate.signing.signed_manifest import write_json
 from vht_federate.testing.clock import FixedClock
 from vht_federate.testing.rehearsal import COMPONENT, PROFILE, Rehearsal
@@ -60,9 +59,7 @@ class Publishable(Rehearsal):
 
     def _release_cohort(self, statement: dict[str, Any]) -> str:
         self.cohort = self.root / "cohort"
-        events = (*self.plan.events_of("marginals", 1), *self.plan.events_of("marginals", 2))
-        spent = epsilon(events, self.plan.delta)
-        share = Share(kind="cohort", epsilon=spent, delta=self.plan.delta, events=events)
+        share = cohort_share(self.plan)
         write_cohort(self.cohort, {**statement, "release": share.model_dump(mode="json")}, self.outputs.tables())
         if self.spoil:
             self.spoil(self.cohort)
@@ -76,7 +73,7 @@ class Publishable(Rehearsal):
             "columns": list(BOOK.order),
             "nodes": next(len(entry["outputs"]) for entry in self.run["rounds"] if entry["job"] == "marginals"),
             "epsilon": statement["epsilon"],
-            "cohort_epsilon": spent,
+            "cohort_epsilon": share.epsilon,
             "delta": statement["delta"],
             "quality": {"column_mean": 0.9, "pair_mean": 0.9, "worst_column": SCORE, "worst_pair": SCORE},
         }

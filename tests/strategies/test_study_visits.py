@@ -9,12 +9,19 @@ from kit.planned_studies import NOW, planned_study
 import strategies.node_visits as visits_module
 import strategies.study_run as study_run
 from strategies.coordinator import Enrolment
+from strategies.known_heads import KnownHeads
 from strategies.node_visits import Visits
 from strategies.run_state import RunDirectory
 from strategies.study import StudySession
+from vht_federate.domain.log_head import HEAD_TYP, HEADER
 from vht_federate.errors import CohortError, InputError, PermitError, RevokedError, UnavailableError, VhtError
+from vht_federate.signing.keys import SigningKey
 
 Hospital = dict[str, Any]
+
+
+def head_of(key: SigningKey, size: int) -> str:
+    return key.sign({"node": "h1", "size": size, "root": "ab" * 32, "time": NOW.isoformat()}, typ=HEAD_TYP)
 
 
 class Hospitals:
@@ -24,6 +31,8 @@ class Hospitals:
         self.refuse: dict[str, VhtError] = {}
         self.states: dict[str, list[Hospital]] = {}
         self.closed: list[str] = []
+        self.key = SigningKey.generate()
+        self.shown: list[tuple[str, str | None]] = []  # what each request says of the hospital's log
 
     def client(self, url: str, ca: Path, token: str | None = None, timeout_s: float = 30.0) -> "_Client":
         del ca, timeout_s
@@ -40,9 +49,12 @@ class _Client:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def get(self, path: str) -> Hospital:
+    def get(self, path: str, headers: dict[str, str] | None = None) -> Hospital:
         if path == "/identity":
-            return {"evidence_key": {"kty": "OKP", "crv": "Ed25519", "x": "AA", "kid": "k"}}
+            return {"evidence_key": self.hospitals.key.public.jwk()}
+        if path.endswith("/evidence"):
+            self.hospitals.shown.append((path, (headers or {}).get(HEADER)))
+            return {"head": head_of(self.hospitals.key, 9)}
         assert self.token == f"token of {self.url}"
         states = self.hospitals.states[self.url]
         answer = states.pop(0) if len(states) > 1 else states[0]
@@ -50,7 +62,8 @@ class _Client:
             raise answer
         return answer
 
-    def post(self, path: str, json: Hospital) -> Hospital:
+    def post(self, path: str, json: Hospital, headers: dict[str, str] | None = None) -> Hospital:
+        self.hospitals.shown.append((path, (headers or {}).get(HEADER)))
         if path == "/visits":
             assert set(json) == {"permit", "study", "user_key"}
             if self.url in self.hospitals.refuse:
@@ -112,7 +125,7 @@ def test_visits_and_tokens_are_kept_for_the_owner_alone(hospitals: Hospitals, tm
     session.ask()
     path = tmp_path / "run" / "visits.json"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert Visits.read(tmp_path / "run", tmp_path).by_node == session.visits.by_node
+    assert Visits.read(tmp_path / "run", tmp_path, KnownHeads(tmp_path)).by_node == session.visits.by_node
     assert "token" not in (tmp_path / "run" / "run.json").read_text()
 
 
@@ -202,3 +215,21 @@ def test_a_node_that_is_not_enrolled_is_named(hospitals: Hospitals, tmp_path: Pa
         session.ask()
     assert caught.value.code == "VHT-INPUT-NOT-ENROLLED"
     assert "h2" in caught.value.message
+
+
+def test_a_hospital_is_shown_the_newest_state_of_its_log_that_any_study_here_saw(
+    hospitals: Hospitals, tmp_path: Path
+) -> None:
+    session, _ = session_in(tmp_path)
+    session.ask()
+    assert hospitals.shown == [("/visits", None)] * 2
+    hospitals.shown.clear()
+    session.visits.evidence("h1")
+    session.visits.evidence("h1")
+    known = head_of(hospitals.key, 9)
+    assert [shown for _, shown in hospitals.shown] == [None, known]
+    (tmp_path / "run" / "run.json").unlink()
+    hospitals.shown.clear()
+    another, _ = session_in(tmp_path)
+    another.ask()
+    assert hospitals.shown[0] == ("/visits", known)

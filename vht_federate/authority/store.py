@@ -11,13 +11,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ForeignKey, NullPool, String, create_engine, event, func, select
+from sqlalchemy import BigInteger, ForeignKey, NullPool, String, create_engine, event, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from vht_federate.domain.permit import Permit, StatusList
 from vht_federate.errors import InputError
 
-__all__ = ["Register", "Registered", "public_record"]
+__all__ = ["MOST_LOGS", "Register", "Registered", "public_record"]
+
+MOST_LOGS = 10_000  # nodes whose newest head is kept
 
 _PUBLIC = (
     "permit_id", "hdab", "application_ref", "amends", "issued_at", "not_before", "expires_at", "categories",
@@ -43,6 +45,13 @@ class _RevocationRow(_Base):
     permit_id: Mapped[str] = mapped_column(ForeignKey("permits.permit_id"), primary_key=True)
     revoked_at: Mapped[str]
     reason: Mapped[str]
+
+
+class _LogHeadRow(_Base):
+    __tablename__ = "log_heads"
+    kid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    token: Mapped[str]
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,23 @@ class Register:
                 row = _RevocationRow(permit_id=permit_id, revoked_at=now.isoformat(), reason=reason)
                 session.add(row)
             return datetime.fromisoformat(row.revoked_at)
+
+    def newest_head(self, kid: str) -> str | None:
+        """The newest head of the evidence log that key ``kid`` signs, as it was kept here."""
+        with self._session() as session:
+            row = session.get(_LogHeadRow, kid)
+            return row.token if row is not None else None
+
+    def keep_head(self, kid: str, size: int, token: str) -> None:
+        """Keep a head where it is the newest of its key. Beyond ``MOST_LOGS`` keys, no new one is taken: whoever floods
+        the table pushes nobody out of it."""
+        with self._session() as session:
+            row = session.get(_LogHeadRow, kid)
+            if row is None:
+                if (session.scalar(select(func.count()).select_from(_LogHeadRow)) or 0) < MOST_LOGS:
+                    session.add(_LogHeadRow(kid=kid, size=size, token=token))
+            elif size > row.size:
+                row.size, row.token = size, token
 
     def permits(self) -> list[Registered]:
         """All permits, oldest first."""

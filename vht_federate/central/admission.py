@@ -6,7 +6,6 @@ hashed, each in bounded memory.
 """
 
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from vht_federate.evidence.bundle import open_bundle
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.evidence.verify import Verification, verify_bundle
 from vht_federate.packaging.codebook import Codebook
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["Admission"]
 
@@ -115,8 +115,8 @@ class Admission:
 def _check_cohort(folder: Path, verified: Verification) -> None:
     """The cohort's codebook is the one in the signed study, which every node checked; its rows fit it."""
     try:
-        codebook = json.loads((folder / "codebook.json").read_bytes())
-        rows = int(json.loads((folder / "manifest.json").read_bytes())["rows"])
+        codebook = read_json((folder / "codebook.json").read_bytes())
+        rows = int(read_json((folder / "manifest.json").read_bytes())["rows"])
         book = Codebook.read(codebook)
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise PublicationError(
@@ -148,14 +148,14 @@ def _releases(bundle: Path, verified: Verification) -> list[NewRelease]:
 
 def _facts(folder: Path, kind: str) -> dict[str, Any]:
     """What lists and pages need of a release's manifest, with a component's title and description."""
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+    manifest: dict[str, Any] = read_json((folder / "manifest.json").read_bytes())
     facts = {name: value for name, value in manifest.items() if name not in ("files", "tables_sha256")}
     facts["bytes"] = sum(file["bytes"] for file in manifest["files"].values())
     if kind == "component":
-        component = json.loads((folder / "component.json").read_bytes())
+        component = read_json((folder / "component.json").read_bytes())
         facts |= {name: component[name] for name in ("title", "description", "profile_title")}
     else:
-        report = json.loads((folder / "sdmetrics_report.json").read_bytes())
+        report = read_json((folder / "sdmetrics_report.json").read_bytes())
         facts["quality"] = {name: report[name] for name in ("worst_column", "worst_pair")}
     return facts
 

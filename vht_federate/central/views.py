@@ -1,7 +1,6 @@
 """What each page and API answer shows, read from the catalogue and the verified files of a publication."""
 
 import csv
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from vht_federate.central.store import Catalogue, Publication, Release
 from vht_federate.errors import InputError
 from vht_federate.packaging.codebook import Codebook, Column
 from vht_federate.packaging.statement import PrivacyStatement, plain_words
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["Bar", "ColumnView", "Views"]
 
@@ -52,7 +52,7 @@ class Views:
     def files(self, publication: Publication, folder: str = "") -> list[dict[str, Any]]:
         """Files of a bundle (below ``folder``): path, bytes, sha256, and where to get them."""
         root = self._catalogue.folder(publication.id) / "bundle"
-        listed = json.loads((root / "manifest.json").read_bytes())["files"]
+        listed = read_json((root / "manifest.json").read_bytes())["files"]
         prefix = f"{folder}/" if folder else ""
         return [
             {"path": path, **entry, "href": f"/api/publications/{publication.id}/files/{path}"}
@@ -98,20 +98,20 @@ class Views:
         folder = self._folder(release)
         return {
             **self._common(release, folder),
-            "component": json.loads((folder / "component.json").read_bytes()),
+            "component": read_json((folder / "component.json").read_bytes()),
             "card": self._html(folder / "model_card.md"),
         }
 
     def cohort(self, release: Release) -> dict[str, Any]:
         """The cohort's page: columns with distributions, quality, privacy, preview, files."""
         folder = self._folder(release)
-        book = Codebook.read(json.loads((folder / "codebook.json").read_bytes()))
+        book = Codebook.read(read_json((folder / "codebook.json").read_bytes()))
         header, rows = _table(folder / "data.csv")
         return {
             **self._common(release, folder),
             "book": book,
             "columns": self._columns(release, book, rows),
-            "quality": json.loads((folder / "sdmetrics_report.json").read_bytes()),
+            "quality": read_json((folder / "sdmetrics_report.json").read_bytes()),
             "header": header,
             "preview": rows[:PREVIEW_ROWS],
             "card": self._html(folder / "data_card.md"),
@@ -119,13 +119,14 @@ class Views:
 
     def _common(self, release: Release, folder: Path) -> dict[str, Any]:
         publication = self._catalogue.publication(release.publication)
-        raw = json.loads((folder / "privacy_statement.json").read_bytes())
+        raw = read_json((folder / "privacy_statement.json").read_bytes())
         statement = PrivacyStatement.model_validate(raw)
         return {
             "release": self.release(release),
             "publication": publication,
             "statement": statement,
             "words": plain_words(statement),
+            "own_words": list(statement.coordinator_says.model_dump().values()) if statement.coordinator_says else [],
             "files": self.files(publication, release.folder),
             "folder": release.folder,
         }
@@ -144,7 +145,7 @@ class Views:
         root = self._catalogue.folder(release.publication) / "bundle" / "release"
         titles: dict[str, tuple[str, str | None]] = {}
         for path in root.glob("*/component.json"):
-            component = json.loads(path.read_bytes())
+            component = read_json(path.read_bytes())
             for port in (*component["inputs"], component["predicts"]):
                 titles[port["name"]] = (port["title"], port.get("loinc"))
         return titles

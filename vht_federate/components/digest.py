@@ -9,7 +9,6 @@ of the borrowed file is another component.
 """
 
 import hashlib
-import json
 import re
 import stat
 import tomllib
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 
 from vht_federate.components.contract import Component
 from vht_federate.errors import ComponentError, InputError, ViewError
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["ComponentFiles", "component_digest"]
 
@@ -78,7 +78,7 @@ class ComponentFiles:
             return None
         content = self.files.get(name, b"")
         try:
-            view = json.loads(content) if len(content) <= _LARGEST_VIEW else None
+            view = read_json(content) if len(content) <= _LARGEST_VIEW else None
         except (ValueError, RecursionError):
             view = None
         if not isinstance(view, dict):

@@ -6,15 +6,27 @@ far from the subnormal range of floats, where rounding would undo the guarantee.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from vht_federate.domain.budget import MOST_PATIENTS, Noise, Population, PrivacyEvent
 
-__all__ = ["AdaptiveClipping", "BatchLimit", "CohortPlan", "EvaluationPlan", "Precision", "StudyPlan", "TrainingPlan"]
+__all__ = [
+    "RELEASE_TYPES",
+    "AdaptiveClipping",
+    "BatchLimit",
+    "CohortPlan",
+    "EvaluationPlan",
+    "Precision",
+    "StudyPlan",
+    "TrainingPlan",
+]
 
 Precision = Literal["float64", "float32"]  # of noise and of the sums that it is added to
+RELEASE_TYPES: Mapping[str, str] = {"train": "component", "evaluate": "metrics", "marginals": "cohort"}
+"""What a job's outputs are made into: the release type that a permit must list for the job to run."""
 
 
 class AdaptiveClipping(BaseModel):
@@ -132,6 +144,10 @@ class StudyPlan(BaseModel):
     def calls(self) -> tuple[tuple[str, int], ...]:
         """Every (job, round) that this plan allows, each once."""
         return tuple(self._calls())
+
+    def release_types(self) -> frozenset[str]:
+        """What the permit must allow to be released, or no call of this plan may run as planned."""
+        return frozenset(RELEASE_TYPES[job] for job, _ in self._calls())
 
     def events(self) -> tuple[PrivacyEvent, ...]:
         """All that the plan will spend at one node."""

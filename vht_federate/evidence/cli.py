@@ -1,6 +1,5 @@
 """``vht audit``: verify evidence offline, report it, build trust files, show what a bundle claims."""
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from vht_federate import output
 from vht_federate.errors import InputError
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.signing.keys import PublicKey, unverified_claims
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["app"]
 
@@ -119,7 +119,7 @@ def show(bundle: Bundle) -> None:
     from vht_federate.evidence.run_check import read_run
 
     try:
-        manifest = json.loads((bundle / "manifest.json").read_bytes())
+        manifest = read_json((bundle / "manifest.json").read_bytes())
         permit = unverified_claims((bundle / "permit.jwt").read_text().strip())
         study = unverified_claims((bundle / "study.jws").read_text().strip())
         run = read_run((bundle / "run.json").read_bytes())

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from vht_federate.domain.log_head import HEAD_TYP, RECEIPT_TYP
 from vht_federate.evidence.merkle import hash_leaf
 from vht_federate.signing.canonical import canonical_bytes
 
 __all__ = ["EXPORT_SCHEMA", "EXPORT_TYP", "HEAD_TYP", "RECEIPT_TYP", "LogEntry", "TreeHead"]
 
-HEAD_TYP = "vht-tree-head+jwt"
-RECEIPT_TYP = "vht-receipt+jwt"
 EXPORT_TYP = "vht-log-export+jwt"
 EXPORT_SCHEMA = "1"
 _ENTRY_FIELDS = frozenset({"index", "time", "node", "kind", "permit_id", "visit", "body", "salt"})

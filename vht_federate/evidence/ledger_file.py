@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from vht_federate.domain.budget import POPULATIONS, PrivacyEvent, touching
 from vht_federate.errors import InputError, VerificationError
@@ -21,6 +21,7 @@ from vht_federate.privacy.filters import SLACK, RdpFilter
 from vht_federate.privacy.renyi import renyi_curve
 from vht_federate.signing.canonical import digest_of
 from vht_federate.signing.keys import PublicKey
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["LEDGER_TYP", "GroupLine", "LedgerAudit", "LedgerFile", "RunLine", "audit_ledger", "group_cost"]
 
@@ -85,8 +86,8 @@ class LedgerFile(BaseModel):
     def read(cls, path: Path) -> "LedgerFile":
         """Raises InputError VHT-INPUT-LEDGER."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+            return cls.model_validate(read_json(path.read_bytes()))
+        except (OSError, ValueError) as error:
             raise InputError(f"{path.name} is not a ledger's export", code="VHT-INPUT-LEDGER") from error
 
     def claims(self) -> dict[str, Any]:

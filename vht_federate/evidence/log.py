@@ -13,7 +13,6 @@ be guessed back to its content.
 """
 
 import fcntl
-import json
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from vht_federate.evidence.merkle import Frontier, hash_leaf
 from vht_federate.files import flush_to_disk, sync
 from vht_federate.signing.canonical import canonical_bytes, digest_of
 from vht_federate.signing.keys import SigningKey
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["EXPORT_SCHEMA", "HEAD_TYP", "RECEIPT_TYP", "EvidenceLog", "LogEntry", "TreeHead"]
 
@@ -61,6 +61,8 @@ class EvidenceLog:
         self._heads: list[str] = []
         self._head: TreeHead | None = None
         self._broken = False
+        self.contradiction: VerificationError | None = None  # then nothing more is added
+        self.on_head: Callable[[TreeHead], None] | None = None  # told of each new head, after it is on disk
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
         try:
@@ -78,6 +80,13 @@ class EvidenceLog:
         """The latest signed tree head; None while the log is empty."""
         with self._guard:
             return self._head
+
+    def root_at(self, size: int) -> str | None:
+        """Root, in hex, of the first ``size`` entries, as it was signed; None where the log has fewer, or of none."""
+        with self._guard:
+            if not 0 < size <= len(self._heads):
+                return None
+            return str(self._key.public.verify(self._heads[size - 1], typ=HEAD_TYP)["root"])
 
     def entries(self) -> Iterator[LogEntry]:
         """All entries, oldest first, as they stood when called."""
@@ -136,9 +145,24 @@ class EvidenceLog:
         """Write one entry and its signed head to disk, then return. What it records may take effect afterwards.
 
         Raises InputError for a body outside JSON, and OSError where the disk refuses: then the log accepts nothing
-        more until it is opened again.
+        more until it is opened again. Raises what ``contradict`` was given.
         """
+        entry, head = self._appended(kind, body, permit_id, visit)
+        if self.on_head is not None:
+            self.on_head(head)
+        return entry
+
+    def contradict(self, error: VerificationError) -> None:
+        """This log is not the one that its node signed: nothing more is added to it."""
         with self._guard:
+            self.contradiction = self.contradiction or error
+
+    def _appended(
+        self, kind: str, body: dict[str, Any], permit_id: str | None, visit: str | None
+    ) -> tuple[LogEntry, TreeHead]:
+        with self._guard:
+            if self.contradiction is not None:
+                raise self.contradiction
             if self._broken:
                 raise UnavailableError(
                     "the evidence log could not be written before, so nothing may take effect",
@@ -148,7 +172,7 @@ class EvidenceLog:
             time = self._clock().isoformat()
             entry = LogEntry(len(self._entries), time, self.name, kind, permit_id, visit, body, self._salt())
             line = canonical_bytes(entry.as_dict())
-            entry = LogEntry.from_dict(json.loads(line))  # later changes to `body` must not reach the log
+            entry = LogEntry.from_dict(read_json(line))  # later changes to `body` must not reach the log
             self._broken = True
             self._write(self._log_file, line)
             self._tree.add(hash_leaf(line))
@@ -158,7 +182,7 @@ class EvidenceLog:
             self._entries.append(entry)
             self._heads.append(head.token)
             self._head = head
-            return entry
+            return entry, head
 
     def receipt(self, entry: LogEntry) -> str:
         """A signed promise to a peer that ``entry`` is in the log: JWT ``vht-receipt+jwt``.
@@ -233,7 +257,7 @@ class EvidenceLog:
 
     def _parse(self, index: int, line: bytes) -> LogEntry:
         try:
-            entry = LogEntry.from_dict(json.loads(line))
+            entry = LogEntry.from_dict(read_json(line))
             again = canonical_bytes(entry.as_dict())
         except (ValueError, InputError) as error:
             raise self._disagree(f"entry {index} is not an entry") from error

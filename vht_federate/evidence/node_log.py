@@ -4,7 +4,6 @@ The node signs each state of its log (heads) and the export itself; whoever carr
 included, can change nothing, hide nothing and cut nothing without one of these signatures failing.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from vht_federate.evidence.finding import broken, entry_place
 from vht_federate.evidence.merkle import Frontier
 from vht_federate.signing.canonical import canonical_bytes, digest_of
 from vht_federate.signing.keys import PublicKey
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["NodeLog", "read_node_log"]
 
@@ -34,16 +34,17 @@ class NodeLog:
     def place(self, entry: LogEntry) -> str:
         return entry_place(self.file, entry.index)
 
-    def check_receipts(self, file: str, content: bytes, key: PublicKey) -> int:
-        """Every receipt in ``content`` is kept by this log. How many there are. Raises VerificationError."""
+    def check_receipts(self, file: str, content: bytes, key: PublicKey) -> tuple[int, ...]:
+        """Every receipt in ``content`` is kept by this log. The entries they are for. Raises VerificationError."""
         tokens = _canonical(file, content)
         if not isinstance(tokens, list):
             raise broken(file, "is not a list of receipts", "RECEIPT")
-        for number, token in enumerate(tokens):
+        return tuple(
             self._check_receipt(f"{file} receipt {number}", _signed(file, str(token), key, RECEIPT_TYP, "RECEIPT"))
-        return len(tokens)
+            for number, token in enumerate(tokens)
+        )
 
-    def _check_receipt(self, place: str, claims: dict[str, Any]) -> None:
+    def _check_receipt(self, place: str, claims: dict[str, Any]) -> int:
         index, size = claims.get("index"), claims.get("size")
         if claims.get("node") != self.node or type(index) is not int or type(size) is not int:
             raise broken(place, "is no receipt of this node", "RECEIPT")
@@ -53,6 +54,7 @@ class NodeLog:
             raise broken(place, f"is for another {entry_place(self.file, index)}: the log was rewritten", "RECEIPT")
         if claims.get("root") != self.roots[size]:
             raise broken(place, "names a root that this log never had: the log was rewritten", "RECEIPT")
+        return index
 
 
 def read_node_log(file: str, content: bytes, node: str, permit_id: str, key: PublicKey) -> NodeLog:
@@ -141,7 +143,7 @@ def _signed(file: str, token: Any, key: PublicKey, typ: str, code: str) -> dict[
 
 def _canonical(file: str, content: bytes) -> Any:
     try:
-        value = json.loads(content)
+        value = read_json(content)
         again = canonical_bytes(value)
     except (ValueError, RecursionError, InputError) as error:
         raise broken(file, "is not JSON", "LOG") from error

@@ -4,7 +4,6 @@ Outputs carry their noise, so they may be shown. With them anybody can redo what
 every round, the weights that were released, the figures of the evaluation and the tables behind the cohort.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,10 @@ from vht_federate.evidence.run_check import Call, RunClaims
 from vht_federate.evidence.visit_record import VisitRecord
 from vht_federate.framing import Reply
 from vht_federate.packaging.evaluation import summarise
-from vht_federate.packaging.statement import reported_gradient_engines
 from vht_federate.secagg.aggregate import Weights, next_weights, read_weights
 from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 from vht_federate.signing.signed_manifest import Sealed
+from vht_federate.signing.strict_json import read_json
 from vht_federate.tensors import read_tensors
 
 __all__ = ["Outputs", "check_derived", "cohort_tables", "output_name", "read_outputs"]
@@ -62,7 +61,7 @@ def _read(folder: Path, name: str, digest: str, files: set[str]) -> Reply:
     files |= {f"{name}.json", f"{name}.safetensors"}
     try:
         content = (folder / f"{name}.json").read_bytes()
-        result = json.loads(content)
+        result = read_json(content)
         spelt = canonical_bytes(result)
     except (OSError, ValueError, RecursionError, InputError) as error:
         raise broken(f"{name}.json", "is missing or not JSON", "OUTPUT") from error
@@ -95,8 +94,6 @@ def check_derived(
     if run.evaluation is not None or run.completed:
         _check_evaluation(plan, run, outputs, component)
         checks.append(("run.json", "its figures follow from the outputs"))
-    for sealed in releases.values():
-        _check_engines(folder, sealed, outputs)
     cohort = releases.get("cohort")
     if cohort is not None:
         _check_cohort(cohort, outputs)
@@ -166,19 +163,6 @@ def _check_evaluation(plan: StudyPlan, run: RunClaims, outputs: Outputs, compone
     if component is not None and not _close(component.manifest.get("evaluation"), figures["pooled"] or None):
         where = f"release/{component.folder.name}/manifest.json"
         raise broken(where, "names other figures of the evaluation than the outputs give", "OUTPUT")
-
-
-def _check_engines(folder: Path, sealed: Sealed, outputs: Outputs) -> None:
-    """The privacy statement names the engines that the nodes' first outputs of the training name."""
-    engines = reported_gradient_engines(outputs.get(("train", 1), {}))
-    where = sealed.folder.relative_to(folder).as_posix()
-    try:
-        nodes = json.loads((sealed.folder / "privacy_statement.json").read_bytes())["nodes"]
-        claimed = {name: node.get("gradients") for name, node in nodes.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise broken(f"{where}/privacy_statement.json", "is not a privacy statement", "OUTPUT") from error
-    if any(claimed[name] != engines.get(name) for name in claimed):
-        raise broken(f"{where}/privacy_statement.json", "names another gradient engine than the outputs", "OUTPUT")
 
 
 def _check_cohort(cohort: Sealed, outputs: Outputs) -> None:

@@ -1,6 +1,5 @@
 """The released component and cohort: their own seals, the nodes' receipts, and the privacy they claim."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,18 @@ from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import VerificationError
 from vht_federate.evidence.finding import TOLERANCE, broken
+from vht_federate.evidence.ledger_check import Compose
 from vht_federate.evidence.run_check import RunClaims
+from vht_federate.evidence.statement_check import Spends, check_statement
 from vht_federate.evidence.visit_record import VisitRecord
 from vht_federate.packaging.cohort import verify_cohort
 from vht_federate.packaging.component import verify_package
 from vht_federate.signing.keys import PublicKey
 from vht_federate.signing.signed_manifest import Sealed
+from vht_federate.signing.strict_json import read_json
 
-__all__ = ["Spent", "check_releases", "release_folders"]
+__all__ = ["check_releases", "release_folders"]
 
-Spent = Mapping[str, Mapping[str, float]]  # node -> population -> epsilon
 _VERIFY: dict[str, Callable[[Path, PublicKey], Sealed]] = {"component": verify_package, "cohort": verify_cohort}
 
 
@@ -38,7 +39,9 @@ def check_releases(
     request: StudyRequest,
     run: RunClaims,
     records: Mapping[str, VisitRecord],
-    spent: Spent,
+    engines: Mapping[str, Mapping[str, str]],
+    spends: Spends,
+    compose: Compose,
 ) -> dict[str, Sealed]:
     """Verify every release of the bundle, by kind. Raises VerificationError VHT-VERIFY-RELEASE or of the package."""
     folders = release_folders(folder, request.component.name)
@@ -52,7 +55,8 @@ def check_releases(
         sealed[kind] = _verified(folder, where, kind, coordinator)
         _check_manifest(f"{where}/manifest.json", sealed[kind], kind, permit, request, run)
         _check_acknowledged(kind, where, sealed[kind].sha256, run, records)
-        _check_statement(folder, where, request, run, spent)
+        check_statement(folder, where, kind, request.plan, engines, spends, compose)
+        _check_figures(folder, where, sealed[kind])
     return sealed
 
 
@@ -90,36 +94,13 @@ def _check_acknowledged(kind: str, where: str, sha256: str, run: RunClaims, reco
             raise record.error(entries[-1], f"acknowledges {where} before the rounds that it is made of", "RELEASE")
 
 
-def _check_statement(folder: Path, where: str, request: StudyRequest, run: RunClaims, spent: Spent) -> None:
-    """The statement's epsilon is the most that any patient at any node paid, as the logs say.
-
-    A lost node may have begun a round whose output nobody received: the statement may count it or not.
-    """
-    file = f"{where}/privacy_statement.json"
-    try:
-        statement = json.loads((folder / file).read_bytes())
-        epsilon, delta = float(statement["epsilon"]), float(statement["delta"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise broken(file, "is not a privacy statement", "RELEASE") from error
-    present = {name: max(spent[name].values()) for name in spent}
-    low = max((present[name] for name in run.present()), default=0.0)
-    high = max(present.values(), default=0.0)
-    if not low - TOLERANCE <= epsilon <= high + TOLERANCE:
-        raise broken(file, f"claims epsilon {epsilon:.6f}; the nodes' logs say {high:.6f}", "RELEASE")
-    if delta != request.plan.delta:
-        raise broken(file, f"claims delta {delta:g}; the plan says {request.plan.delta:g}", "RELEASE")
-    nodes = statement.get("nodes")
-    for name, claimed in (nodes if isinstance(nodes, dict) else {}).items():
-        _check_node(file, name, claimed, run, spent)
-
-
-def _check_node(file: str, name: str, claimed: Any, run: RunClaims, spent: Spent) -> None:
-    if name not in run.nodes:
-        raise broken(file, f"speaks of {name}, which took no part", "RELEASE")
-    epsilons = claimed.get("epsilon") if isinstance(claimed, dict) else None
-    if name not in run.present() or epsilons is None:
-        return
-    if not isinstance(epsilons, dict) or any(
-        abs(float(epsilons.get(population, -1.0)) - spent[name][population]) > TOLERANCE for population in spent[name]
-    ):
-        raise broken(file, f"claims another epsilon for {name} than its log", "RELEASE")
+def _check_figures(folder: Path, where: str, sealed: Sealed) -> None:
+    """Where the manifest repeats epsilon and delta, they are the statement's."""
+    statement = read_json((folder / where / "privacy_statement.json").read_bytes())
+    for name in ("epsilon", "delta"):
+        claimed = sealed.manifest.get(name, statement[name])
+        tolerance = TOLERANCE if name == "epsilon" else 0.0
+        if isinstance(claimed, bool) or not isinstance(claimed, int | float):
+            raise broken(f"{where}/manifest.json", f"has an {name} that is no number", "RELEASE")
+        if abs(claimed - statement[name]) > tolerance:
+            raise broken(f"{where}/manifest.json", f"claims another {name} than its privacy statement", "RELEASE")

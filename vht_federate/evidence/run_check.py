@@ -11,6 +11,7 @@ from vht_federate.domain.study import StudyRequest
 from vht_federate.evidence.finding import broken
 from vht_federate.evidence.visit_record import VisitRecord
 from vht_federate.signing.canonical import digest_of
+from vht_federate.signing.strict_json import StrictJsonError, read_json
 
 __all__ = ["Call", "RunClaims", "check_run", "read_run"]
 
@@ -62,7 +63,9 @@ class RunClaims(BaseModel):
 def read_run(content: bytes) -> RunClaims:
     """Raises VerificationError VHT-VERIFY-RUN."""
     try:
-        return RunClaims.model_validate_json(content)
+        return RunClaims.model_validate(read_json(content))
+    except (StrictJsonError, RecursionError) as error:
+        raise broken(FILE, f"cannot be read in one way only: {error}", "RUN") from error
     except ValidationError as error:
         places = ", ".join(sorted({".".join(map(str, item["loc"])) or "it" for item in error.errors()}))
         raise broken(FILE, f"does not describe a run at: {places}", "RUN") from error

@@ -1,4 +1,5 @@
-"""Was the permit good at every round? By its dates, and by the issuer's status lists in the bundle."""
+"""Was the permit good at every round? By its dates, by the issuer's status lists in the bundle, and for what it allows
+to be released."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,7 +11,7 @@ from vht_federate.errors import VhtError
 from vht_federate.evidence.bundle import read_statement_file
 from vht_federate.evidence.finding import broken
 from vht_federate.evidence.visit_record import VisitRecord
-from vht_federate.permits.check import check_time, read_status
+from vht_federate.permits.check import check_job, check_time, read_status
 from vht_federate.signing.keys import PublicKey
 
 __all__ = ["SeenStatus", "check_covered", "check_rounds", "read_statuses"]
@@ -49,7 +50,7 @@ def check_rounds(record: VisitRecord, permit: Permit, statuses: tuple[SeenStatus
 
     A node may rely on a list until it is stale, so a round that began within one validity after the revocation, on a
     list from before it, is lawful; one that saw the revocation's serial, or began later, is not. Serials of a node
-    never fall.
+    never fall. Each round's job is one whose outputs the permit allows to be released.
     """
     revocation = _revocation(permit, statuses)
     newest = 0
@@ -59,6 +60,10 @@ def check_rounds(record: VisitRecord, permit: Permit, statuses: tuple[SeenStatus
             check_time(permit, at)
         except VhtError as error:
             raise broken(place, f"began while {error.message}", "STATUS") from error
+        try:
+            check_job(permit, begun.job)
+        except VhtError as error:
+            raise broken(place, f"ran {begun.job}, but {error.message} ({error.code})", "RELEASE") from error
         if begun.status_serial < newest:
             raise broken(place, "relied on an older status list than the round before it", "STATUS")
         newest = begun.status_serial

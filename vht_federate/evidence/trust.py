@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vht_federate.errors import InputError
 from vht_federate.signing.keys import PublicKey
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["TrustFile"]
 
@@ -35,8 +36,8 @@ class TrustFile(BaseModel):
     def read(cls, path: Path) -> "TrustFile":
         """Raises InputError VHT-INPUT-TRUST."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+            return cls.model_validate(read_json(path.read_bytes()))
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"{path.name} is not a trust file",
                 code="VHT-INPUT-TRUST",

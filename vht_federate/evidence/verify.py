@@ -6,7 +6,6 @@ and whether they follow from the outputs. The seal protects against everybody bu
 signatures protect against the coordinator.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import VerificationError, VhtError
 from vht_federate.evidence.bundle import open_bundle, read_statement_file
+from vht_federate.evidence.client_record import clients_registered
 from vht_federate.evidence.finding import Check, broken
 from vht_federate.evidence.ledger_check import Compose, check_ceiling, check_ledger
 from vht_federate.evidence.node_log import NodeLog, read_node_log
@@ -24,13 +24,16 @@ from vht_federate.evidence.output_check import check_derived, read_outputs
 from vht_federate.evidence.query_record import queries_drawn
 from vht_federate.evidence.release_check import check_releases
 from vht_federate.evidence.run_check import RunClaims, check_run, read_run
+from vht_federate.evidence.statement_check import possible_spends
 from vht_federate.evidence.status_check import SeenStatus, check_covered, check_rounds, read_statuses
 from vht_federate.evidence.trace import TraceLine, trace_of
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.evidence.visit_record import VisitRecord, spent_under_permit, visit_records
+from vht_federate.packaging.statement import reported_gradient_engines
 from vht_federate.permits.check import check_request, read_permit, read_study
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.signing.keys import PublicKey
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["TrustFile", "Verification", "verify_bundle"]
 
@@ -130,7 +133,7 @@ class _Audit:
             self.permit = read_permit(read_statement_file(self.folder, "permit.jwt"), self.trust.issuer_key)
         self.note("permit.jwt", f"signed by the trusted issuer: {self.permit.permit_id}")
         with _naming("user.pub.json", "STUDY"):
-            user = PublicKey.from_jwk(json.loads((self.folder / "user.pub.json").read_bytes()))
+            user = PublicKey.from_jwk(read_json((self.folder / "user.pub.json").read_bytes()))
         with _naming("study.jws", "STUDY"):
             self.request = read_study(read_statement_file(self.folder, "study.jws"), self.permit, user)
             check_request(self.permit, self.request, compose=self.compose)
@@ -149,6 +152,7 @@ class _Audit:
             log = read_node_log(file, path.read_bytes(), name, self.permit.permit_id, key)
             self.logs[name], self.records[name] = log, visit_records(log)
             self.note(file, f"signed by {name}; all {log.size} entries hashed again; legal order")
+            self._note_clients(file, log)
             for record in self.records[name].values():
                 check_ledger(record, self.compose)
                 check_rounds(record, self.permit, self.statuses)
@@ -163,6 +167,17 @@ class _Audit:
             for record in records.values():
                 check_covered(record, self.statuses)
         self.note(self.statuses[-1].file, "issued after the last round, with no lower serial than any node relied on")
+
+    def _note_clients(self, file: str, log: NodeLog) -> None:
+        clients = clients_registered(log)
+        if clients:
+            exports = sum(client.exports for client in clients.values())
+            revoked = sum(client.revoked for client in clients.values())
+            self.note(
+                file,
+                f"{len(clients)} programs of the hospital read under this permit over its local FHIR API ({revoked} of "
+                f"them revoked); {exports} exports",
+            )
 
     def compare_run(self) -> None:
         self.visit_records = check_run(self.run, self.permit, self.request, self.records)
@@ -204,30 +219,52 @@ class _Audit:
         )
 
     def check_receipts(self) -> None:
+        """Every receipt is kept by its node's log; one that the node gave and the bundle lacks is noted."""
+        promised: dict[str, frozenset[int]] = {}
         for path in sorted((self.folder / "receipts").glob("*.json")):
             file, name = f"receipts/{path.name}", path.stem
             key = self.trust.node_key(name)
             if key is None:
                 raise broken(file, "belongs to a node that is not in the trust file", "RECEIPT")
             if name in self.logs:
-                count = self.logs[name].check_receipts(file, path.read_bytes(), key)
-                self.note(file, f"{count} receipts of {name} are kept by its log")
+                indices = self.logs[name].check_receipts(file, path.read_bytes(), key)
+                promised[name] = frozenset(indices)
+                self.note(file, f"{len(indices)} receipts of {name} are kept by its log")
             else:
                 self.notes.append(f"{file}: not compared, because the log of {name} is not in the bundle")
+
+        for name, record in self.visit_records.items():
+            ends = [record.closed[0]] if record.closed else []
+            given = [entry for entry, _ in record.acknowledged] + ends
+            missing = [entry for entry in given if entry.index not in promised.get(name, frozenset())]
+            if missing:
+                kinds = ", ".join(f"{entry.kind} (entry {entry.index})" for entry in missing)
+                self.notes.append(
+                    f"receipts/{name}.json: without a receipt of {kinds}: whether the log of {name} was shortened "
+                    "since then, nobody can tell by this bundle; ask the coordinator for it"
+                )
 
     def check_releases(self) -> dict[str, str]:
         outputs = read_outputs(self.folder, self.run)
         count = sum(map(len, outputs.values()))
         self.note("outputs", f"{count} outputs of nodes, each what run.json and the node's log name by its digest")
+        plan, run = self.request.plan, self.run
+        engines = reported_gradient_engines(outputs.get(("train", 1), {}))
+        spends = possible_spends(run, plan, self.request.study_id, self.visit_records, self.records)
+        key = self.trust.coordinator_key
         sealed = check_releases(
-            self.folder, self.trust.coordinator_key, self.permit, self.request, self.run, self.visit_records, self.spent
+            self.folder, key, self.permit, self.request, run, self.visit_records, engines, spends, self.compose
         )
         for kind, release in sealed.items():
             where = release.folder.relative_to(self.folder).as_posix()
             what = f"{kind} {release.sha256[:12]}… is whole and acknowledged by every node that took part to the end"
-            self.note(where, f"{what}; its privacy statement equals the ledgers")
-        plan = self.request.plan
-        for where, what in check_derived(self.folder, plan, self.run, self.visit_records, outputs, sealed):
+            self.note(where, what)
+            self.note(
+                f"{where}/privacy_statement.json",
+                "computed again from plan, logs and outputs: the same, word for word; the accountant's library and the "
+                "source of randomness are the coordinator's own words",
+            )
+        for where, what in check_derived(self.folder, plan, run, self.visit_records, outputs, sealed):
             self.note(where, what)
         return {kind: release.sha256 for kind, release in sealed.items()}
 

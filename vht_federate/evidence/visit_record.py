@@ -5,7 +5,9 @@
 
 ``visit.rejected`` may stand for ``visit.closed``; refusals may stand anywhere after the request; a release may be
 acknowledged after the first round, also once the visit is closed. Nothing begins or leaves after
-``permit.revoked-seen`` or the visit's end. An unknown kind is an error: an auditor guesses nothing.
+``permit.revoked-seen`` or the visit's end. What happens under the permit outside of visits has records of its own:
+questions (``query_record``) and programs of the hospital (``client_record``). An unknown kind is an error: an auditor
+guesses nothing.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.evidence.client_record import FHIR_KINDS
 from vht_federate.evidence.entry import LogEntry
 from vht_federate.evidence.events import (
     BudgetReserved,
@@ -207,6 +210,9 @@ _STEPS: dict[str, Callable[[VisitRecord, LogEntry], None]] = {
 }
 
 
+_OUTSIDE_VISITS = frozenset({QueryDrawn.entry_kind, FeasibilityAnswered.entry_kind}) | FHIR_KINDS
+
+
 def visit_records(log: NodeLog) -> dict[str, VisitRecord]:
     """Every visit under the permit, by id. Raises VerificationError naming the entry out of order."""
     records: dict[str, VisitRecord] = {}
@@ -214,11 +220,11 @@ def visit_records(log: NodeLog) -> dict[str, VisitRecord]:
         _check_time(log, entry)
         if entry.kind.startswith("node."):
             continue
-        if entry.visit is None and entry.kind not in (QueryDrawn.entry_kind, FeasibilityAnswered.entry_kind):
+        if entry.visit is None and entry.kind not in _OUTSIDE_VISITS:
             if entry.kind != PermitChecked.entry_kind or _accepts(entry.body):
                 raise broken(log.place(entry), f"{entry.kind} belongs to no visit", "ORDER")
             continue
-        if entry.visit is not None:
+        if entry.visit is not None and entry.kind not in _OUTSIDE_VISITS:
             records.setdefault(entry.visit, VisitRecord(log, entry.visit)).add(entry)
     return records
 

@@ -1,6 +1,5 @@
 """Use a component package: verify it, then build its model with the released weights. torch loads here, late."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from vht_federate.components.loader import load_model
 from vht_federate.errors import VerificationError
 from vht_federate.packaging.component import verify_package
 from vht_federate.signing.keys import PublicKey
+from vht_federate.signing.strict_json import read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,5 +58,5 @@ def load_component(folder: Path, key: PublicKey | None = None) -> LoadedComponen
         model.load_state_dict(load((folder / "weights.safetensors").read_bytes()))
     except RuntimeError as error:
         raise VerificationError("the weights do not fit the component's code", code="VHT-VERIFY-PACKAGE") from error
-    description = json.loads((folder / "component.json").read_text(encoding="utf-8"))
+    description = read_json((folder / "component.json").read_text(encoding="utf-8"))
     return LoadedComponent(description, model.eval())

@@ -1,23 +1,44 @@
-"""The privacy statement that travels with a release (after NIST SP 800-226, section 2.4), typed and in plain words."""
+"""The privacy statement that travels with a release (after NIST SP 800-226, section 2.4), typed and in plain words.
 
+``evidence.statement_check`` computes it again; ``coordinator_says`` is what nobody can.
+"""
+
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import InputError
 from vht_federate.framing import Reply
+from vht_federate.privacy.accounting import epsilon
+from vht_federate.privacy.statement import SCHEMA, SCHEMAS
 
 __all__ = [
+    "CoordinatorSays",
     "Gradients",
     "PrivacyStatement",
     "Share",
+    "cohort_share",
+    "own_words",
     "plain_words",
     "read_statement",
     "reported_gradient_engines",
     "statement_schema",
 ]
+
+
+_LIBRARY = re.compile(r"dp-accounting [0-9A-Za-z.+-]{1,32}")
+_RANDOMNESS_1 = frozenset(
+    f"{stream}; Box-Muller; 53-bit uniforms"
+    for stream in (
+        "AES-128 in counter mode under a key of the operating system",
+        "AES-256 in counter mode under a key of the operating system",
+        "ChaCha20 keystream under a 256-bit key of the operating system",
+    )
+)
 
 
 class Share(BaseModel):
@@ -73,6 +94,15 @@ class NodeSpend(BaseModel):
     gradients: Gradients | None = None
 
 
+class CoordinatorSays(BaseModel):
+    """What cannot be computed again from plan, logs and outputs: the coordinator's own words, and shown as such."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    accountant_library: str = Field(pattern=r"^dp-accounting [0-9A-Za-z.+-]{1,32}$")
+    randomness: str = Field(max_length=200)  # where the nodes' software takes its noise from
+
+
 class PrivacyStatement(BaseModel):
     """A guarantee for one patient at one node over a whole study; further members are allowed and kept."""
 
@@ -91,6 +121,37 @@ class PrivacyStatement(BaseModel):
     limits: tuple[str, ...]
     nodes: dict[str, NodeSpend]
     release: Share | None = None
+    coordinator_says: CoordinatorSays | None = None  # None: of schema 1
+
+
+def own_words(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of a statement that nobody can compute again, by their place; empty of none.
+
+    Raises InputError VHT-INPUT-STATEMENT for a schema that is not known, and for words that a statement cannot have: of
+    schema 1, where they are not marked as the coordinator's, any but those that its software wrote.
+    """
+    schema, marked = raw.get("schema_version"), raw.get("coordinator_says")
+    if schema not in SCHEMAS:
+        raise InputError(
+            f"schema {schema!r} of a privacy statement is not known here", code="VHT-INPUT-STATEMENT", hint="upgrade"
+        )
+    if schema == SCHEMA:
+        if marked is None:
+            raise InputError("not a privacy statement at: coordinator_says", code="VHT-INPUT-STATEMENT")
+        return {"coordinator_says": marked}
+    accountant, randomness = raw.get("accountant"), raw.get("randomness")
+    library = accountant.get("library") if isinstance(accountant, Mapping) else None
+    if marked is not None or not _LIBRARY.fullmatch(str(library)) or randomness not in _RANDOMNESS_1:
+        raise InputError(
+            "not a privacy statement of schema 1 at: accountant.library, randomness", code="VHT-INPUT-STATEMENT"
+        )
+    return {"accountant.library": library, "randomness": randomness}
+
+
+def cohort_share(plan: StudyPlan) -> Share:
+    """What the tables behind a cohort cost: every node's log holds exactly these events."""
+    events = (*plan.events_of("marginals", 1), *plan.events_of("marginals", 2))
+    return Share(kind="cohort", epsilon=epsilon(events, plan.delta), delta=plan.delta, events=events)
 
 
 def reported_gradient_engines(replies: Mapping[str, Reply]) -> dict[str, dict[str, str]]:

@@ -8,7 +8,9 @@ Nothing here reads a file, a clock or the network. Each rule is one function and
     check_time      VHT-PERMIT-NOT-YET, VHT-PERMIT-EXPIRED
     read_study, read_question   VHT-PERMIT-USER, VHT-PERMIT-STUDY-SIGNATURE
     check_question  as check_request, without columns, components and a plan; VHT-PERMIT-RELEASE
-    check_request   VHT-PERMIT-MISMATCH, -USER, -PURPOSE, -CATEGORY, -DATASET, -COLUMN, -COMPONENT, VHT-BUDGET-PERMIT
+    check_request   VHT-PERMIT-MISMATCH, -USER, -PURPOSE, -CATEGORY, -DATASET, -COLUMN, -COMPONENT, -RELEASE,
+                    VHT-BUDGET-PERMIT
+    check_job       VHT-PERMIT-RELEASE
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,7 @@ from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.feasibility import FEASIBILITY_TYP, FeasibilityQuestion
 from vht_federate.domain.law import purpose_open_to
 from vht_federate.domain.permit import PERMIT_TYP, STATUS_TYP, DataUser, Permit, StatusList
+from vht_federate.domain.plan import RELEASE_TYPES
 from vht_federate.domain.study import STUDY_TYP, StudyRequest
 from vht_federate.errors import BudgetError, PermitError, RevokedError, VerificationError
 from vht_federate.signing.keys import PublicKey
@@ -28,6 +31,7 @@ from vht_federate.signing.keys import PublicKey
 __all__ = [
     "EPSILON_TOLERANCE",
     "Composition",
+    "check_job",
     "check_question",
     "check_request",
     "check_status",
@@ -138,7 +142,15 @@ def check_request(permit: Permit, request: StudyRequest, *, compose: Composition
     _check_asked(permit, request)
     _within("COLUMN", "column", request.columns, permit.columns)
     _within("COMPONENT", "component digest", [request.component.digest], permit.component_digests)
+    _within("RELEASE", "release type", sorted(request.plan.release_types()), permit.release_types)
     _check_budget(permit, request, compose)
+
+
+def check_job(permit: Permit, job: str) -> None:
+    """May what ``job`` gives leave a node under ``permit``? A job without a release type is refused, too."""
+    release_type = RELEASE_TYPES.get(job)
+    if release_type not in permit.release_types:
+        _refuse("RELEASE", f"the permit allows no {release_type or 'output of this job'} to be released")
 
 
 def check_question(permit: Permit, question: FeasibilityQuestion) -> None:

@@ -1,9 +1,11 @@
 """The privacy statement of a release: what NIST SP 800-226 (2025) asks a differential privacy guarantee to state.
 
-Numbers are computed here from the events that truly ran at each node, never copied from a target.
+Numbers are computed here from the events that truly ran at each node, never copied from a target. All but
+``coordinator_says`` follows from the plan, these events and the nodes' outputs (``recomputed_statement``): whoever
+holds them computes it again and compares it whole.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -11,7 +13,11 @@ from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.privacy.accounting import epsilon_by_population
 
-__all__ = ["privacy_statement"]
+__all__ = ["SCHEMA", "SCHEMAS", "privacy_statement", "recomputed_statement"]
+
+SCHEMA = "2"
+SCHEMAS = ("1", SCHEMA)  # 1: without a part of the coordinator's own words
+Compose = Callable[[Sequence[PrivacyEvent], float], Mapping[str, float]]
 
 _TRUST = {
     "full-noise-at-each-node": (
@@ -44,7 +50,7 @@ _PUBLIC = (
     "split rule",
 )
 
-
+_RANDOMNESS = "AES-128 in counter mode under a key of the operating system; Box-Muller; 53-bit uniforms"
 _SAMPLING = "Poisson: in each step each training patient is drawn independently"
 _TRUNCATED = (
     "; where more are drawn than a batch holds, a uniformly random part of them is kept, and a hundredth of delta "
@@ -71,13 +77,29 @@ def privacy_statement(
     ``gradients``: by node, ``engine`` and ``why``, where the node told which engine took its gradients.
     ``epsilon`` is the most that any patient at any node paid. JSON values only; the same input gives the same output.
     """
-    gradients_by_node = gradients or {}
-    spent = {name: epsilon_by_population(ran[name], plan.delta) for name in sorted(ran)}
+    return recomputed_statement(plan, ran, gradients or {}) | {
+        "coordinator_says": {
+            "accountant_library": f"dp-accounting {version('dp-accounting')}",
+            "randomness": _RANDOMNESS,
+        }
+    }
+
+
+def recomputed_statement(
+    plan: StudyPlan,
+    ran: Mapping[str, Sequence[PrivacyEvent]],
+    gradients_by_node: Mapping[str, Mapping[str, str]],
+    *,
+    schema: str = SCHEMA,
+    compose: Compose = epsilon_by_population,
+) -> dict[str, Any]:
+    """What follows from plan, events and outputs, in the form of ``schema``, one of ``SCHEMAS``."""
+    spent = {name: dict(compose(ran[name], plan.delta)) for name in sorted(ran)}
     worst = {
         population: max((node[population] for node in spent.values()), default=0.0) for population in ("train", "test")
     }
     return {
-        "schema_version": "1",
+        "schema_version": schema,
         "framework": "NIST SP 800-226",
         "epsilon": max(worst.values()),
         "delta": plan.delta,
@@ -88,11 +110,9 @@ def privacy_statement(
         "accountant": {
             "method": "privacy loss distributions, pessimistic estimate, all releases of a node composed jointly",
             "name": plan.accountant,
-            "library": f"dp-accounting {version('dp-accounting')}",
         },
         "trust_model": {"name": plan.trust_model, "text": _TRUST[plan.trust_model]},
         "mechanism": _mechanism(plan),
-        "randomness": "AES-128 in counter mode under a key of the operating system; Box-Muller; 53-bit uniforms",
         "public_information": list(_PUBLIC),
         "limits": list(_LIMITS),
         "nodes": {

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from vht_federate.errors import InputError, VerificationError
 from vht_federate.files import create_private
 from vht_federate.signing.canonical import digest_of
+from vht_federate.signing.strict_json import StrictJsonError, read_json
 
-__all__ = ["PublicKey", "SigningKey", "unverified_claims"]
+__all__ = ["PublicKey", "SigningKey", "require_readable_in_one_way", "unverified_claims"]
 
 
 def _require_canonical(token: str) -> None:
@@ -34,6 +35,15 @@ def _require_canonical(token: str) -> None:
             raise jwt.DecodeError from error
         if again != part:
             raise jwt.DecodeError
+
+
+def require_readable_in_one_way(token: str) -> None:
+    """Header and claims of a JWT say nothing twice. Raises ``jwt.DecodeError``."""
+    try:
+        for part in token.split(".")[:2]:
+            read_json(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    except (StrictJsonError, RecursionError, ValueError) as error:
+        raise jwt.DecodeError("header or claims can be read in two ways") from error
 
 
 def _unpad(data: bytes) -> str:
@@ -60,7 +70,7 @@ class PublicKey:
     @classmethod
     def read(cls, path: Path) -> "PublicKey":
         try:
-            return cls.from_jwk(json.loads(path.read_text()))
+            return cls.from_jwk(read_json(path.read_bytes()))
         except (OSError, ValueError) as error:
             raise InputError(
                 f"cannot read a public key from {path.name}",
@@ -84,10 +94,11 @@ class PublicKey:
         """Claims of a statement of type ``typ`` signed by this key.
 
         Time claims are not judged here: a verifier compares ``exp`` with the moment that matters to it, which for
-        an auditor is the past. Raises VerificationError.
+        an auditor is the past. Raises VerificationError, also for a statement that says something twice.
         """
         try:
             _require_canonical(token)
+            require_readable_in_one_way(token)
             header = jwt.get_unverified_header(token)
             if header.get("typ") != typ:
                 raise VerificationError(f"expected a statement of type {typ}", code="VHT-VERIFY-TYPE")
@@ -152,9 +163,10 @@ class SigningKey:
 def unverified_claims(token: str) -> dict[str, Any]:
     """Claims of a statement nobody checked yet: for choosing what to look up, never for deciding.
 
-    Raises InputError where ``token`` is no JWS at all.
+    Raises InputError where ``token`` is no JWS at all, or says something twice.
     """
     try:
+        require_readable_in_one_way(token)
         claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
     except jwt.PyJWTError as error:
         raise InputError("this is not a signed statement (compact JWS)", code="VHT-INPUT-TOKEN") from error

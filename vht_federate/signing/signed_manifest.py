@@ -1,5 +1,7 @@
 """A sealed folder: every file listed with its sha256 in ``manifest.json``, and a signature over that manifest.
 
+A file that ends in ``.json`` is JSON that can be read in one way only, whatever its digest.
+
 ``release.sha256`` everywhere in the project is the sha256 of the bytes of ``manifest.json``.
 """
 
@@ -14,6 +16,7 @@ from typing import Any
 from vht_federate.errors import InputError, VerificationError
 from vht_federate.signing.canonical import sha256_hex
 from vht_federate.signing.keys import PublicKey, SigningKey, unverified_claims
+from vht_federate.signing.strict_json import StrictJsonError, read_json
 
 __all__ = ["MANIFEST", "SIGNATURE", "Sealed", "empty_folder", "seal", "unseal", "write_json"]
 
@@ -75,7 +78,7 @@ def unseal(folder: Path, key: PublicKey | None, *, typ: str, allowed: Iterable[s
         digest = _digest(folder / MANIFEST)
         if claims.get("sha256") != digest:  # before anything unsigned is parsed
             raise _broken(MANIFEST, "is not the one that was signed")
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = read_json((folder / MANIFEST).read_bytes())
         files = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _broken(MANIFEST, "is missing or not a manifest") from error
@@ -88,6 +91,8 @@ def unseal(folder: Path, key: PublicKey | None, *, typ: str, allowed: Iterable[s
             raise _broken(name, "is listed and absent")
         if _digest(present[name]) != files[name]["sha256"]:
             raise _broken(name, "was changed")
+        if name.endswith(".json"):
+            _require_strict(name, present[name])
     return Sealed(folder, digest, manifest)
 
 
@@ -120,6 +125,13 @@ def _digest(path: Path) -> str:
     """sha256 in hex, read piece by piece: a file may be of any size."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_strict(name: str, path: Path) -> None:
+    try:
+        read_json(path.read_bytes())
+    except (StrictJsonError, RecursionError) as error:
+        raise _broken(name, f"is not JSON that can be read in one way only: {error}") from error
 
 
 def _listed(name: str, allowed: Iterable[str]) -> bool:

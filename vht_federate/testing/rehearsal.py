@@ -24,7 +24,7 @@ from vht_federate.evidence.trust import TrustFile
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.cohort import seal_cohort
 from vht_federate.packaging.component import write_package
-from vht_federate.packaging.statement import reported_gradient_engines
+from vht_federate.packaging.statement import cohort_share, reported_gradient_engines
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.statement import privacy_statement
 from vht_federate.signing.canonical import digest_of
@@ -248,7 +248,9 @@ class Rehearsal:
         (self.cohort / "marginals.safetensors").write_bytes(self.outputs.tables())
         tables = ("data.csv", "data.parquet", "codebook.json", "sdv_metadata.json")
         for name in (*tables, "sdmetrics_report.json", "data_card.md", "fhir/Patient.ndjson"):
-            (self.cohort / name).write_text(f"rehearsed {name}\n")
+            text = f"rehearsed {name}"
+            (self.cohort / name).write_text((json.dumps(text) if name.endswith(".json") else text) + "\n")
+        statement = {**statement, "release": cohort_share(self.plan).model_dump(mode="json")}
         (self.cohort / "privacy_statement.json").write_text(json.dumps(statement, indent=2) + "\n")
         facts = {
             "study_id": self.request.study_id,

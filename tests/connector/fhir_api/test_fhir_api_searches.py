@@ -139,6 +139,26 @@ def _rules(year: int) -> dict[str, int]:
     }  # fmt: skip
 
 
+def test_a_search_by_date_finds_what_shows_a_date_and_nothing_else(stocked: Hospital) -> None:
+    """Around 90 years ago, where the true day and the told day differ in what they would decide."""
+    today = datetime.now(UTC).date()
+    days = [today.replace(year=today.year - 90, day=min(today.day, 28)) + timedelta(days=7 * k) for k in range(60)]
+    lines = [
+        resource
+        for number, day in enumerate(days, 50)
+        for resource in (patient(number), observation(f"o{number}", number, effectiveDateTime=f"{day}T08:00:00Z"))
+    ]
+    with stocked.open(start=False) as node:
+        node.ingest(write(stocked.root / "old", "data.ndjson", lines), replace=True)
+    with serving(stocked, minimum_cohort=1) as program:
+        token = program.token()
+        everything = program.search("Observation", token)
+        found = program.search("Observation?date=ge1800", token)
+    dated = {resource["id"] for resource in everything if "effectiveDateTime" in resource}
+    assert {resource["id"] for resource in found} == dated
+    assert 0 < len(dated) < len(everything) == len(days)
+
+
 def test_encounters_are_not_found_by_codes_that_are_withheld(stocked: Hospital) -> None:
     def seen(ident: str, class_: str, **kind: str) -> dict[str, Any]:
         return {"resourceType": "Encounter", "id": ident, "status": "finished", "class": {"code": class_},

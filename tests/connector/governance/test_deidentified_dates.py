@@ -1,6 +1,7 @@
 """Dates of one permit: shifted alike, never further known than they were, and nobody over 89."""
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from kit.deidentified import NOW, ONE, deidentify, encounter
 from kit.fhir_resources import condition, observation, patient, quantity
 
 from connector.governance.deidentification import Deidentifier
+from connector.governance.element_rules import ElementRedaction, earliest_day
 
 
 def moment(value: str) -> datetime:
@@ -136,28 +138,99 @@ def test_an_instant_without_a_time_is_absent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("born", "known"),
+    ("told", "known"),
     [
-        ("1937-02-01", True),  # 89
+        ("1937-02-02", True),  # 89
         ("1936-03-02", True),  # 90 tomorrow
         ("1936-03-01", False),  # 90 today
         ("1936-02-29", False),
         ("1935-06-01", False),
-        ("1934-06-01", False),
         ("1900-01-01", False),
-        ("1936", False),  # may be 90
-        ("1936-03", False),
-        ("1936-04", True),
-        ("1937", True),
-        ("", False),
-        ("unknown", False),
     ],
 )
-def test_nobody_is_seen_to_be_over_89(born: str, known: bool) -> None:
-    deidentified = deidentify(patient(birthDate=born))
-    assert ("birthDate" in deidentified) is known
+def test_nobody_is_seen_to_be_over_89(told: str, known: bool) -> None:
+    born = date.fromisoformat(told) + ONE.shift("p1")
+    assert born.day != 15  # else the year alone is told
+    deidentified = deidentify(patient(birthDate=born.isoformat()))
+    assert deidentified.get("birthDate") == (told if known else None)
     assert ("_birthDate" in deidentified) is not known
+
+
+@pytest.mark.parametrize(
+    ("born", "known"), [("1935", False), ("1936", False), ("1938", True), ("1935-03", False), ("1938-03", True)]
+)
+def test_a_partial_date_is_hidden_while_what_is_told_of_it_may_lie_90_years_back(born: str, known: bool) -> None:
+    assert ("birthDate" in deidentify(patient(birthDate=born))) is known
+
+
+@pytest.mark.parametrize("born", ["", "unknown"])
+def test_what_is_no_birth_date_is_masked(born: str) -> None:
+    deidentified = deidentify(patient(birthDate=born))
+    assert ("birthDate" in deidentified, "_birthDate" in deidentified) == (False, True)
     assert "_birthDate" not in deidentify({"resourceType": "Patient", "id": "p1"})
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """The permit's pseudonyms on one day, of a patient whose dates move by a chosen number of days."""
+
+    now: date
+    days: int
+    codes: tuple[tuple[str, str], ...] = ()
+
+    def patient(self, subject: str) -> str:
+        return subject
+
+    def identifier(self, resource_type: str, key: str) -> str:
+        return f"{resource_type}/{key}"
+
+    def shift(self, subject: str) -> timedelta:
+        del subject
+        return timedelta(days=self.days)
+
+
+def shown(rule: str, value: str, days: int, now: date) -> str | None:
+    redaction = ElementRedaction(Shifted(now, days), "p1")
+    told: str | None = getattr(redaction, rule)(value)
+    return told
+
+
+FORMS = {  # rule, and how a true day is stored
+    "birth date": ("day", "{day}"),
+    "date": ("moment", "{day}"),
+    "time": ("moment", "{day}T08:00:00Z"),
+    "last second": ("moment", "{day}T23:59:59Z"),
+    "instant": ("instant", "{day}T08:00:00Z"),
+    "month": ("moment", "{day:.7}"),
+    "year": ("moment", "{day:.4}"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(st.dates(date(1936, 1, 1), date(1937, 12, 31)), st.integers(1, 365), st.integers(1, 365), st.integers(-800, 800))
+def test_the_day_on_which_a_date_vanishes_tells_nothing_of_its_shift(
+    form: str, told: date, days: int, others: int, moved: int
+) -> None:
+    """Two patients of whom the same is told: whoever asks day by day sees both vanish on the same day."""
+    rule, text = FORMS[form]
+    now = date(2026, 9, 1) + timedelta(days=moved)
+    first, second = (text.format(day=(told + timedelta(days=shift)).isoformat()) for shift in (days, others))
+    before = date(2000, 1, 1)
+    assume(shown(rule, first, days, before) == shown(rule, second, others, before))
+    assert shown(rule, first, days, now) == shown(rule, second, others, now)
+
+
+def test_a_birth_date_vanishes_on_the_told_birthday_and_not_on_the_true_one() -> None:
+    told, days = date(1936, 8, 20), 200
+    born = (told + timedelta(days=days)).isoformat()
+    assert shown("day", born, days, date(2026, 8, 19)) == told.isoformat()
+    assert [shown("day", born, days, date(2026, 8, 20) + timedelta(days=day)) for day in range(400)] == [None] * 400
+
+
+def test_on_a_leap_day_the_earliest_day_is_that_after_the_last_of_february() -> None:
+    assert earliest_day(date(2028, 2, 29)) == date(1938, 3, 1)
+    assert earliest_day(date(2026, 2, 28)) == date(1936, 2, 29)
+    assert earliest_day(date(2026, 12, 31)) == date(1937, 1, 1)
 
 
 def test_an_old_age_does_not_show_in_dates_or_durations_either() -> None:

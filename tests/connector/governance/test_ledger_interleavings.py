@@ -72,8 +72,9 @@ def people(numbers: set[int]) -> Included:
 
 class MemoryDatabase(Database):
     def __init__(self) -> None:
+        super().__init__("sqlite://")
+        self.engine.dispose()
         self.engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
-        self._sqlite = True
         _prepare_sqlite(self.engine)
         Base.metadata.create_all(self.engine)
 

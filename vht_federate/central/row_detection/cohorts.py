@@ -5,7 +5,6 @@ identifier, a resource without the tags of test data, an element that our writer
 """
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from vht_federate.errors import PublicationError
 from vht_federate.packaging.codebook import Codebook, Column
 from vht_federate.packaging.cohort import FHIR_TYPES, PROVENANCE_TAG, TEST_DATA_TAG
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["look_at_cohort"]
 
@@ -132,7 +132,7 @@ def _look_at_resources(path: Path, rows: int, columns: int) -> None:
     for number, line in _lines(path):
         where = f"fhir/{path.name} line {number}"
         try:
-            resource = json.loads(line)
+            resource = read_json(line)
         except (ValueError, RecursionError) as error:
             raise _refused("ROWS", f"{where} is not JSON") from error
         if not isinstance(resource, dict) or resource.get("resourceType") != path.stem:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vht_federate.central.row_detection.texts import holds_table, is_row
 from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.signing.strict_json import StrictJsonError, read_json
 
 __all__ = ["JsonInspection", "look_at_json", "parsed"]
 
@@ -40,8 +41,11 @@ def look_at_json(text: str, *, signed_by_nodes: bool = False) -> JsonInspection 
         return JsonInspection("holds more values than any document of a study")
     try:
         value = json.loads(text)
+        read_json(text)
     except RecursionError:
         return JsonInspection("is nested deeper than any document of a study")
+    except StrictJsonError:
+        return JsonInspection("is JSON that can be read in two ways")
     except ValueError:
         return None
     keys = set(_keys(value))

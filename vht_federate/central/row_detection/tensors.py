@@ -4,13 +4,14 @@ The header is read here, and not by the library, so that its size is known befor
 https://huggingface.co/docs/safetensors, "Format": u64 little-endian N, N bytes of JSON, data.
 """
 
-import json
 import re
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from vht_federate.signing.strict_json import read_json
 
 __all__ = ["look_at_tensors"]
 
@@ -61,7 +62,7 @@ def _header(path: Path) -> dict[str, Any] | None:
         if not 2 <= size <= min(_HEADER, path.stat().st_size - 8):
             return None
         try:
-            header = json.loads(file.read(size))
+            header = read_json(file.read(size))
         except (ValueError, RecursionError):
             return None
     return header if isinstance(header, dict) else None
