@@ -36,6 +36,7 @@ __all__ = ["AdmittedQuestion", "AdmittedStudy", "StudyAdmission"]
 log = logging.getLogger("vht.node.admission")
 OLDEST_REQUEST = timedelta(hours=24)
 CLOCKS_DIFFER = timedelta(minutes=5)
+STRANGERS = ""  # who send what a data user signed long ago have their requests open together, not as the data user
 Asked = TypeVar("Asked", StudyRequest, FeasibilityQuestion)
 
 
@@ -129,7 +130,7 @@ class StudyAdmission:
         except VhtError as error:
             self.refused(error, user_kid=self._sender(request), **about)
             raise
-        with self.open_requests.of(request.user_kid):
+        with self.open_requests.of(self._sender(request) or STRANGERS):
             try:
                 check(permit, request)
             except VhtError as error:

@@ -194,6 +194,7 @@ class Visits:
 
     def revoke(self, visit_id: str, error: RevokedError, *, grace_s: float = 0.0) -> VisitRow:
         """The issuer withdrew the permit: log that it was seen, and end the visit."""
+        self._foresee_cost(visit_id)
         with self.guard:
             self.steps.catch_up()
             visit = self.get(visit_id)

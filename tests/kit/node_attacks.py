@@ -216,6 +216,7 @@ def main() -> None:
     def go_on() -> None:
         while True:
             act(target, client, next(numbers))
+            time.sleep(0.01)
             sys.stdout.write(".\n")
             sys.stdout.flush()
 
