@@ -16,19 +16,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from kit.hospital import COLUMNS, COMPONENT, DATASET, PROFILE, await_that
+from kit.feasibility_questions import question
+from kit.hospital import Hospital, await_that
 from kit.places import ROOT, TESTS
 from kit.served_node import Served
-from vht_federate.domain.feasibility import FEASIBILITY_TYP, FeasibilityQuestion
-from vht_federate.domain.law import ActorKind, DataCategory, Purpose
+from vht_federate.domain.law import ActorKind
 from vht_federate.domain.permit import DataUser
 from vht_federate.domain.plan import StudyPlan, TrainingPlan
-from vht_federate.domain.study import STUDY_TYP, ComponentRef, StudyRequest
 from vht_federate.signing.keys import SigningKey
 
 __all__ = ["ATTACKS", "Attack", "attacked"]
@@ -99,60 +97,36 @@ def _post(target: Target, client: Any, path: str, body: dict[str, Any]) -> None:
         client.post(path, json={"permit": target.permit, "user_key": target.user.public.jwk(), **body})
 
 
-def _question(target: Target, **changes: Any) -> str:
-    fields: dict[str, Any] = {
-        "title": "How many?",
-        "created_at": datetime.now(UTC),
-        "permit_id": "permit-1",
-        "user_kid": target.user.public.kid,
-        "purpose": Purpose.RESEARCH_ALGORITHMS,
-        "categories": (DataCategory.EHR,),
-        "dataset_ids": (DATASET,),
-        "view": {
-            "resource": "Patient",
-            "select": [{"column": [{"name": "patient", "path": "getResourceKey()"}]}],
-        },
-        "epsilon": 0.01,
-        **changes,
-    }
-    return target.user.sign(FeasibilityQuestion.model_validate(fields).claims(), typ=FEASIBILITY_TYP)
+def _signer(target: Target) -> Hospital:
+    """Signs what a data user asks of that hospital; of the hospital itself an attacker has nothing."""
+    nothing: Any = None
+    return Hospital(Path(), nothing, nothing, Path(), user=target.user)
 
 
-def _study(target: Target, number: int) -> str:
-    """Every second plan has ten million steps; the others are as costly as a plan may be, each with its own noise."""
+def _plan(number: int) -> StudyPlan:
+    """Every second plan has ten million steps; the others are about as costly as a plan may be, each its own noise."""
     rounds, steps, rate, noise = (1000, 10_000, 0.5, 1000.0) if number % 2 else (10, 10, 0.01, 0.6)
     training = TrainingPlan(
         rounds=rounds, local_steps=steps, sampling_rate=rate, clipping_norm=1.0,
         noise_multiplier=noise + (number % 10_000) * 1e-6, learning_rate=0.1,
     )  # fmt: skip
-    component = COMPONENT.component
-    request = StudyRequest(
-        study_id=f"attack-{number}",
-        title="A study",
-        created_at=datetime.now(UTC),
-        permit_id="permit-1",
-        user_kid=target.user.public.kid,
-        purpose=Purpose.RESEARCH_ALGORITHMS,
-        categories=(DataCategory.EHR,),
-        dataset_ids=(DATASET,),
-        component=ComponentRef(
-            name=component.name, version=component.version, digest=COMPONENT.digest(), profile=PROFILE
-        ),
-        columns=COLUMNS,
-        plan=StudyPlan(delta=1e-5, training=training),
-    )
-    return target.user.sign(request.claims(), typ=STUDY_TYP)
+    return StudyPlan(delta=1e-5, training=training)
 
 
 Act = Callable[[Target, Any, int], None]
 
 
 def _plans(target: Target, client: Any, number: int) -> None:
-    _post(target, client, "/visits", {"study": _study(target, number)})
+    _post(target, client, "/visits", {"study": _signer(target).study(study_id=f"attack-{number}", plan=_plan(number))})
 
 
 def _questions(target: Target, client: Any, number: int) -> None:
-    _post(target, client, "/feasibility", {"question": _question(target, title=f"{number} {time.time()}")})
+    _post(
+        target,
+        client,
+        "/feasibility",
+        {"question": question(_signer(target), title=f"{number} {time.time()}", epsilon=0.01)},
+    )
 
 
 def _replay(target: Target, client: Any, number: int) -> None:
@@ -203,7 +177,7 @@ def main() -> None:
     import httpx
 
     (act, threads), target = ATTACKS[sys.argv[1]], Target(**json.loads(sys.argv[2]))
-    _REPLAYED.append(_question(target, epsilon=5.0))
+    _REPLAYED.append(question(_signer(target), epsilon=5.0))
     client = httpx.Client(
         base_url=target.outward,
         verify=ssl.create_default_context(cafile=target.ca),
