@@ -6,7 +6,8 @@ from fastapi import FastAPI, Header
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vht_federate.errors import InputError, VhtError
+from vht_federate.errors import VhtError
+from vht_federate.request_bodies import BodyLimit
 
 __all__ = ["Guarded", "bearer", "plain_app"]
 
@@ -29,21 +30,13 @@ class Guarded:
     """ASGI middleware: refuses large bodies, and turns a failure into a 500 whose cause only the node's log knows."""
 
     def __init__(self, app: ASGIApp, service: str) -> None:
-        self._app, self._service = app, service
+        self._app, self._service = BodyLimit(app, MAXIMUM_BODY), service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, read = False, 0
-
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > MAXIMUM_BODY:
-                raise InputError("the request is too large", code="VHT-INPUT-SIZE")
-            return message
+        started = False
 
         async def noted(message: Message) -> None:
             nonlocal started
@@ -51,7 +44,7 @@ class Guarded:
             await send(message)
 
         try:
-            await self._app(scope, counted, noted)
+            await self._app(scope, receive, noted)
         except Exception as error:
             is_typed = isinstance(error, VhtError)
             if not is_typed:

@@ -29,7 +29,7 @@ from connector.governance.opt_outs import opt_out, withdraw
 from connector.governance.permit_status import IssuerService, PermitStatus, StatusSource
 from connector.governance.query_spends import Queries
 from connector.governance.recovery import LogRecovery, abandon_open_visits
-from connector.governance.refusal_quota import StrangersRefused
+from connector.governance.refusal_quota import RefusalQuota
 from connector.governance.release_receipts import Releases
 from connector.governance.round_gate import VisitGate
 from connector.governance.study_admission import StudyAdmission
@@ -106,9 +106,9 @@ class Node:
         self.ledger = self.overview.ledger
         status = PermitStatus(status_source, self.issuer, self.database, self.clock)
         installed = InstalledComponents(self.settings.component_paths)
-        strangers = StrangersRefused(self.evidence, self.clock)
+        refusals = RefusalQuota(self.evidence, self.clock)
         admission = StudyAdmission(
-            dataset, self.issuer, status, installed, self.ledger, self.evidence, self.clock, strangers
+            dataset, self.issuer, status, installed, self.ledger, self.evidence, self.clock, refusals
         )
         self.changes = VisitChanges()
         recovery = LogRecovery(self.database, self.evidence, self.ledger, self.changes, dataset)
@@ -204,7 +204,7 @@ class Node:
                 steps.callback(abandon_open_visits, self.visits, reason="the node was stopped")
             if self.supernode is not None:
                 steps.callback(self.supernode.close)
-            steps.callback(self.visits.admission.strangers.settle, closing=True)
+            steps.callback(self.visits.admission.refusals.settle, closing=True)
             if self._regularly is not None:
                 steps.callback(self._regularly.close)
             steps.callback(self.pulls.close)

@@ -5,13 +5,13 @@ SuperLink listens on loopback and this TLS proxy forwards an exact list of fleet
 name of whoever sends them: Flower would pass a hospital's message on as one of the coordinator's. It also holds a
 SuperNode's question "any message for me?" until there is one: Flower's SuperNode sleeps three seconds after each empty
 answer. And it asks again where the SuperLink fails for a moment (its database is locked): a SuperNode whose upload of
-one part fails gives the whole reply up.
+one part fails gives the whole reply up. For that it holds each body, within the bounds of ``fleet_uploads``.
 """
 
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from strategies.file_notification import FileNotification
+from strategies.fleet_uploads import FleetUploads
 from vht_federate.client import IDLE_S
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.serving import answer_typed_errors
@@ -39,10 +40,8 @@ FLEET_PATHS = frozenset(
         *("pull-messages", "push-messages", "pull-object", "push-object", "confirm-message-received"),
     )
 )
-MAX_BODY_BYTES = 256 << 20
 PAUSES_S = (0.3, 1.0)  # before what the SuperLink failed to do is tried again
 RETRIES_END_S = 10.0  # a SuperNode waits 30 s for an answer, and sends the same once more after that
-ARRIVING_EVERY_S = 1.0
 SUPERLINK_NODE = 1  # Flower's id of the coordinator's side
 _NOT_FORWARDED = frozenset(  # belong to one connection (RFC 9110 section 7.6.1), or are written anew
     {"connection", "content-encoding", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding"}
@@ -134,19 +133,6 @@ class _Upstream:
                 return answer
 
 
-async def _body_of(request: Request, arriving: Callable[[], None]) -> bytes:
-    """The body. ``arriving`` is called about once a second while more of it comes."""
-    body, called = bytearray(), time.monotonic()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise InputError("the request is larger than a hospital may send", code="VHT-INPUT-SIZE")
-        if time.monotonic() - called > ARRIVING_EVERY_S:
-            called = time.monotonic()
-            arriving()
-    return bytes(body)
-
-
 def _nothing() -> None:
     pass
 
@@ -168,6 +154,7 @@ def make_gateway(
     a reply has arrived, and every second while one is arriving.
     """
     context = ssl.create_default_context(cafile=str(ca))
+    uploads = FleetUploads()
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=IDLE_S)
     http = httpx.AsyncClient(base_url=superlink, verify=context, timeout=60.0, limits=limits, trust_env=False)
@@ -193,11 +180,13 @@ def make_gateway(
         path = request.url.path
         if request.method != "POST" or path not in FLEET_PATHS:
             raise HTTPException(404, "this address serves the fleet API only")
-        body = await _body_of(request, replies.notify if path == UPLOADED else _nothing)
-        if path == REPLY:
-            _require_own_reply(body)
         headers = {key: value for key, value in request.headers.items() if key not in _NOT_FORWARDED}
-        answer = await (upstream.pull if path == PULL else upstream.ask)(request, headers, body)
+        async with uploads.body(request, replies.notify if path == UPLOADED else _nothing) as body:
+            if path == REPLY:
+                _require_own_reply(body)
+            answer = await (upstream.pull if path == PULL else upstream.ask)(request, headers, body)
+        if answer.status_code == 200:
+            uploads.accepted(request.headers)
         answer_headers = {key: value for key, value in answer.headers.items() if key not in _NOT_FORWARDED}
         return Response(answer.content, status_code=answer.status_code, headers=answer_headers)
 

@@ -47,22 +47,30 @@ __all__ = [
 class VhtError(Exception):
     """An error that nobody foresaw, and the base of all others.
 
-    ``code`` is stable across releases; ``hint`` says what to do next.
+    ``code`` is stable across releases; ``hint`` says what to do next; ``retry_after_s``, where it is known, when the
+    same may be asked again (HTTP: Retry-After).
     """
 
     default_code: ClassVar[str] = "VHT-INTERNAL"
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
 
-    def __init__(self, message: str, *, code: str | None = None, hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, hint: str = "", retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code or self.default_code
         self.hint = hint
+        self.retry_after_s = retry_after_s
 
     def envelope(self) -> dict[str, str]:
         """The ``error`` member of every JSON answer: ``{code, message, hint}``."""
         return {"code": self.code, "message": self.message, "hint": self.hint}
+
+    def headers(self) -> dict[str, str]:
+        """Of the HTTP answer that carries the envelope."""
+        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 
 class InputError(VhtError):

@@ -16,7 +16,7 @@ from vht_federate.errors import UnavailableError, WireError, error_from_envelope
 from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 from vht_federate.signing.strict_json import read_json
 
-__all__ = ["Call", "Reply", "call_enclave", "receive_frame", "send_frame"]
+__all__ = ["ArrivingFrame", "Call", "Reply", "call_enclave", "receive_frame", "send_frame"]
 
 _PREFIX = struct.Struct(">IQ")
 MAX_HEADER_BYTES = 1 << 20
@@ -75,16 +75,62 @@ def send_frame(sock: socket.socket, header: dict[str, Any], body: bytes = b"") -
 
 def receive_frame(sock: socket.socket, *, max_body: int = MAX_BODY_BYTES) -> tuple[dict[str, Any], bytes]:
     """Receive one frame as ``(header, body)``. Raises WireError for anything that is not one."""
-    header_length, body_length = _PREFIX.unpack(_read_exactly(sock, _PREFIX.size))
+    header_length, body_length = _lengths(_read_exactly(sock, _PREFIX.size), max_body)
+    header = _header(_read_exactly(sock, header_length))
+    return header, _read_exactly(sock, body_length)
+
+
+class ArrivingFrame:
+    """One frame, as its bytes arrive: ``wanted`` says how many more the next part has, 0 when all are there.
+
+    The parts are the prefix, the header and the body; ``header`` is there before the body is asked for.
+    """
+
+    def __init__(self, *, max_body: int = MAX_BODY_BYTES) -> None:
+        self._max_body = max_body
+        self._parts: list[bytearray] = [bytearray()]
+        self._sizes = [_PREFIX.size]
+        self.header: dict[str, Any] | None = None
+
+    @property
+    def wanted(self) -> int:
+        return self._sizes[-1] - len(self._parts[-1])
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self._parts[2]) if len(self._parts) == 3 else b""
+
+    def add(self, chunk: bytes) -> None:
+        """``chunk`` has at most ``wanted`` bytes. Raises WireError for anything that is not a frame."""
+        self._parts[-1] += chunk
+        while not self.wanted and len(self._parts) < 3:
+            if len(self._parts) == 1:
+                header_length, self._body_length = _lengths(bytes(self._parts[0]), self._max_body)
+                self._next(header_length)
+            else:
+                self.header = _header(bytes(self._parts[1]))
+                self._next(self._body_length)
+
+    def _next(self, size: int) -> None:
+        self._parts.append(bytearray())
+        self._sizes.append(size)
+
+
+def _lengths(prefix: bytes, max_body: int) -> tuple[int, int]:
+    header_length, body_length = _PREFIX.unpack(prefix)
     if header_length > MAX_HEADER_BYTES or body_length > max_body:
         raise WireError("a frame announces more bytes than allowed", code="VHT-WIRE-SIZE")
+    return header_length, body_length
+
+
+def _header(content: bytes) -> dict[str, Any]:
     try:
-        header = read_json(_read_exactly(sock, header_length))
-    except ValueError as error:
+        header = read_json(content)
+    except (ValueError, RecursionError) as error:
         raise WireError("a frame's header is not JSON", code="VHT-WIRE-HEADER") from error
     if not isinstance(header, dict):
         raise WireError("a frame's header is not a JSON object", code="VHT-WIRE-HEADER")
-    return header, _read_exactly(sock, body_length)
+    return header
 
 
 def call_enclave(socket_path: Path, token: str, call: Call, *, timeout_s: float = 600.0) -> Reply:

@@ -40,13 +40,17 @@ KEEP_ALIVE_S = 30  # longer than clients keep a connection at rest: who closes f
 
 @dataclass(frozen=True)
 class Listener:
-    """One address of one application. ``certificate``/``key`` are PEM files; None serves plain HTTP (tests)."""
+    """One address of one application. ``certificate``/``key`` are PEM files; None serves plain HTTP (tests).
+
+    ``threads`` is how many of its requests may be at work in threads at once; the others wait.
+    """
 
     app: "FastAPI"
     host: str
     port: int
     certificate: Path | None = None
     key: Path | None = None
+    threads: int = 40
 
 
 def require_free(port: int, *, host: str = LOOPBACK, patience_s: float | None = None) -> None:
@@ -97,7 +101,7 @@ def answer_typed_errors(app: "FastAPI") -> "FastAPI":
     from starlette.responses import JSONResponse
 
     def body(error: VhtError, status: int) -> "JSONResponse":
-        return JSONResponse({"error": error.envelope()}, status_code=status)
+        return JSONResponse({"error": error.envelope()}, status_code=status, headers=error.headers())
 
     @app.exception_handler(VhtError)
     async def typed(_: "Request", error: VhtError) -> "JSONResponse":
@@ -145,8 +149,14 @@ def _server(listener: Listener) -> "uvicorn.Server":
 
 
 async def serve(listeners: list[Listener], *, on_started: "list[asyncio.Event] | None" = None) -> None:
-    """Serve all ``listeners`` until SIGINT or SIGTERM. Raises UnavailableError where a port is taken."""
+    """Serve all ``listeners`` until SIGINT or SIGTERM. Raises UnavailableError where a port is taken.
+
+    Each has an event loop and worker threads of its own, the first the running loop: whatever one is flooded with, the
+    others answer.
+    """
     import asyncio
+
+    from anyio.to_thread import current_default_thread_limiter
 
     servers = [_server(listener) for listener in listeners]
     loop = asyncio.get_running_loop()
@@ -159,15 +169,23 @@ async def serve(listeners: list[Listener], *, on_started: "list[asyncio.Event] |
         loop.add_signal_handler(number, stop)
 
     async def run(server: "uvicorn.Server", listener: Listener) -> None:
+        current_default_thread_limiter().total_tokens = listener.threads  # of this loop
         try:
             await server.serve()
         except SystemExit as error:  # uvicorn leaves so when it cannot bind
             stop()
             raise _taken(listener.host, listener.port) from error
+        finally:
+            for bound in getattr(server, "servers", []):  # told to stop while it started, uvicorn leaves them open
+                bound.close()
 
-    tasks = [asyncio.create_task(run(server, listener)) for server, listener in zip(servers, listeners, strict=True)]
-    while not all(server.started for server in servers) and not any(task.done() for task in tasks):
-        await asyncio.sleep(0.02)
-    for event in on_started or []:
-        event.set()
-    await asyncio.gather(*tasks)
+    first, *others = [run(server, listener) for server, listener in zip(servers, listeners, strict=True)]
+    tasks = [asyncio.create_task(first), *(asyncio.create_task(asyncio.to_thread(asyncio.run, it)) for it in others)]
+    try:
+        while not all(server.started for server in servers) and not any(task.done() for task in tasks):
+            await asyncio.sleep(0.02)
+        for event in on_started or []:
+            event.set()
+        await asyncio.gather(*tasks)
+    finally:
+        stop()

@@ -1,7 +1,6 @@
 """Routes of the console. A page shows public values of the node's database and log; a form acts through ``Visits``."""
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import FastAPI, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
@@ -111,11 +110,12 @@ def _add_forms(app: FastAPI, pages: Pages) -> None:
 def _add_log_in(app: FastAPI, pages: Pages) -> None:
     sessions = pages.sessions
 
-    def enter(request: Request, log_in: Callable[[], tuple[str, Any]]) -> Response:
-        try:
-            value, _ = log_in()
-        except VhtError as error:
-            return pages.render(request, "login.html", status=403, failed=error.message)
+    def not_entered(request: Request, error: VhtError) -> Response:
+        answer = pages.render(request, "login.html", status=error.http_status, failed=error.message)
+        answer.headers.update(error.headers())
+        return answer
+
+    def entered(value: str) -> Response:
         answer = RedirectResponse("/", status_code=303, headers={"Cache-Control": "no-store"})
         sessions.set_cookie(answer, value)
         return answer
@@ -123,16 +123,23 @@ def _add_log_in(app: FastAPI, pages: Pages) -> None:
     @app.get("/login", include_in_schema=False)
     def log_in_page(request: Request, code: Annotated[str | None, Query(max_length=100)] = None) -> Response:
         if code is not None:  # good for one session: what a browser's history keeps of it opens nothing
-            return enter(request, lambda: sessions.accounts.log_in_with_code(code))
+            try:
+                value, _ = sessions.accounts.log_in_with_code(code)
+            except VhtError as error:
+                return not_entered(request, error)
+            return entered(value)
         return pages.render(request, "login.html", failed=None)
 
     @app.post("/login", include_in_schema=False)
-    def log_in(
+    async def log_in(
         request: Request,
         name: Annotated[str, Form(max_length=100)] = "",
         password: Annotated[str, Form(max_length=1000)] = "",
     ) -> Response:
-        return enter(request, lambda: sessions.accounts.log_in(name, password))
+        try:
+            return entered(await sessions.log_in(request, name, password))
+        except VhtError as error:
+            return not_entered(request, error)
 
     @app.post("/logout", include_in_schema=False)
     def log_out(request: Request, form_key: Annotated[str, Form(max_length=100)] = "") -> Response:

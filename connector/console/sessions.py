@@ -3,8 +3,10 @@
 import hmac
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from connector.console.log_in_delays import LogInDelays
 from connector.governance.operator_accounts import SESSION_HOURS, Accounts, Actor, SignedIn
 from connector.http_guards import bearer
 from vht_federate.errors import RefusedError
@@ -15,8 +17,24 @@ __all__ = ["Sessions"]
 class Sessions:
     """Cookies of one node. They carry the node's name, because a browser shares cookies between ports of a host."""
 
-    def __init__(self, accounts: Accounts, node: str) -> None:
+    def __init__(self, accounts: Accounts, node: str, delays: LogInDelays | None = None) -> None:
         self.accounts, self._cookie = accounts, f"vht-node-{node}"
+        self.delays = delays or LogInDelays()
+
+    async def log_in(self, request: Request, name: str, password: str) -> str:
+        """The cookie's value, after the wait that failures before have earned.
+
+        Raises RefusedError VHT-REFUSED-LOGIN, UnavailableError VHT-UNAVAILABLE-LOGIN.
+        """
+        address = request.client.host if request.client else ""
+        async with self.delays.attempt(name, address):
+            try:
+                value, _ = await run_in_threadpool(self.accounts.log_in, name, password)
+            except RefusedError:
+                self.delays.failed(name, address)
+                raise
+        self.delays.succeeded(name, address)
+        return value
 
     def signed_in(self, request: Request) -> SignedIn | None:
         value = request.cookies.get(self._cookie)

@@ -19,9 +19,10 @@ from connector.enclave.control_channel import Control
 from connector.enclave.isolation import Fence
 from connector.enclave.reply_store import Replies
 from connector.enclave.visit import VisitSpec
+from connector.enclave.waiting_calls import WaitingCall, WaitingCalls
 from vht_federate.components.job import Job, JobCall, JobReply, VisitData
 from vht_federate.errors import EgressError, InputError, RefusedError, VhtError, WireError
-from vht_federate.framing import Call, Reply, receive_frame, send_frame
+from vht_federate.framing import Call, Reply, send_frame
 from vht_federate.privacy.noise import Float32Noise, NoiseSource
 from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.tensors import read_tensors, write_tensors
@@ -87,21 +88,22 @@ class RequestHandler:
 
     def serve(self, listener: socket.socket) -> None:
         """Until the process ends. Raises ContainmentBreach."""
+        waiting = WaitingCalls(listener, self._opens, max_body=MAX_CALL_BYTES)
         while True:
-            connection, _ = listener.accept()
-            with connection:
-                connection.settimeout(_PATIENCE_S)
-                self.attend(connection)
+            call = waiting.take()
+            with call.connection:
+                call.connection.settimeout(_PATIENCE_S)  # for all of the answer
+                self.attend(call)
             self._control.tell("answered")
             if self._fence.breach:
                 raise ContainmentBreach(self._fence.breach)
 
-    def attend(self, connection: socket.socket) -> None:
-        """Read one call and answer it. A peer that goes away, or sends what nobody foresaw, is no concern."""
+    def attend(self, call: WaitingCall) -> None:
+        """Answer one call. A peer that goes away, or sends what nobody foresaw, is no concern."""
+        connection = call.connection
         try:
             try:
-                header, body = receive_frame(connection, max_body=MAX_CALL_BYTES)
-                reply = self.answer(header, body)
+                reply = self.answer(*call.frame())
             except VhtError as error:
                 send_frame(connection, {"ok": False, "error": error.envelope()})
                 return
@@ -146,8 +148,7 @@ class RequestHandler:
         return reply
 
     def _read(self, header: dict[str, Any], body: bytes) -> tuple[JobCall, str]:
-        token = header.get("token")
-        if not isinstance(token, str) or not hmac.compare_digest(_raw(token), _raw(self._token)):
+        if not self._opens(header):
             raise RefusedError("this token does not open this enclave", code="VHT-REFUSED-TOKEN")
         job, round_, params = header.get("job"), _integer(header.get("round")), header.get("params", {})
         if header.get("visit") != self._spec.visit:
@@ -158,6 +159,10 @@ class RequestHandler:
             raise RefusedError("this call is not in the study's plan", code="VHT-REFUSED-UNPLANNED")
         request_sha256 = Call(self._spec.visit, job, round_, params, body).sha256()
         return JobCall(job, round_, params, _tensors(body)), request_sha256
+
+    def _opens(self, header: dict[str, Any]) -> bool:
+        token = header.get("token")
+        return isinstance(token, str) and hmac.compare_digest(_raw(token), _raw(self._token))
 
     def _work(self, call: JobCall, noise: RoundNoise) -> JobReply:
         """Run the job. Whatever goes wrong inside comes out without a word that could hold a value."""

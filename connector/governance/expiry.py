@@ -55,7 +55,7 @@ class Expiry:
                 self._guarded(partial(self._end_if_over, visit))
         self._guarded(self._ask_issuer)
         self._guarded(self._erase_pseudonyms)
-        self._guarded(self._visits.admission.strangers.settle)
+        self._guarded(self._visits.admission.refusals.settle)
         for part in self._further:
             self._guarded(part)
 

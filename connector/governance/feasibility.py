@@ -29,6 +29,7 @@ from sqlalchemy import select
 from connector.duckdb_lockdown import locked
 from connector.fhir.store import Generation, Store
 from connector.governance.cohort_definitions import compile_definition, count_query, opened
+from connector.governance.open_requests import OpenRequests
 from connector.governance.operator_accounts import Actor
 from connector.governance.opt_outs import excluded_subjects
 from connector.governance.permit_scope import PermitScope
@@ -39,7 +40,7 @@ from connector.store.database import Database
 from connector.store.models import FeasibilityRow
 from connector.views.sql.compilation import Plan
 from connector.views.sql.limits import TimeLimit
-from vht_federate.errors import BudgetError, CohortError, RefusedError, UnavailableError, VhtError
+from vht_federate.errors import BudgetError, CohortError, RefusedError, VhtError
 from vht_federate.evidence.events import FeasibilityAnswered
 from vht_federate.privacy.accounting import calibrate_gaussian
 from vht_federate.privacy.noise import NoiseSource, SecureNoise
@@ -53,7 +54,7 @@ log = logging.getLogger("vht.node.feasibility")
 LABEL = "feasibility"
 STANDS = timedelta(days=30)
 VIEW_SHARE = 0.8  # of the time until the answer, for the view
-PATIENCE_S = 30.0  # for the question before: waiting requests are not without number
+SECONDS = 30  # when a question that was not taken may be asked again
 # In place of DuckDB's own: what would stop the query leaves a cell empty.
 _NO_STOP = "CREATE TEMP MACRO error(words) AS NULL"
 
@@ -74,6 +75,9 @@ class Feasibility:
     noise: Callable[[], NoiseSource] = SecureNoise
     pause: Callable[[float], None] = time.sleep
     timer: Callable[[], float] = time.monotonic
+    open_questions: OpenRequests = field(
+        default_factory=lambda: OpenRequests(each=2, together=4, seconds=SECONDS, code="VHT-UNAVAILABLE-QUESTION")
+    )
     _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def answer(self, permit: str, question: str, user_key: dict[str, Any]) -> dict[str, Any]:
@@ -81,23 +85,24 @@ class Feasibility:
 
         Raises what the admission and ``cohort_definitions`` refuse with, ViewError for the view, BudgetError
         VHT-BUDGET-CAP, VHT-BUDGET-PERMIT or VHT-BUDGET-QUESTION, RefusedError VHT-REFUSED-FEASIBILITY, CohortError
-        VHT-COHORT-EMPTY-STORE, UnavailableError VHT-UNAVAILABLE-QUESTION while others are answered.
+        VHT-COHORT-EMPTY-STORE, UnavailableError VHT-UNAVAILABLE-QUESTION while too many are being answered.
         """
         judged = self.admission.admit_question(permit, question, user_key)
-        if not self._counting.acquire(timeout=PATIENCE_S):
-            raise UnavailableError("other questions are being answered", code="VHT-UNAVAILABLE-QUESTION", hint="later")
+        with self.open_questions.of(judged.question.user_kid), self._counting:
+            return self._answer(judged)
+
+    def _answer(self, judged: AdmittedQuestion) -> dict[str, Any]:
         try:
             return self._answered(judged)
         except VhtError as error:
             self.admission.refused(
                 error,
+                user_kid=judged.question.user_kid,
                 permit_id=judged.permit.permit_id,
                 request_digest=judged.digest,
                 status_serial=judged.status_serial,
             )
             raise
-        finally:
-            self._counting.release()
 
     def answers(self) -> list[dict[str, Any]]:
         """What was asked and told, newest first, for the operator."""

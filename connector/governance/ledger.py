@@ -18,7 +18,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from connector.governance.ledger_rows import ParticipationStore, dumped, loaded, runs_of
+from connector.governance.ledger_rows import ParticipationStore, dumped, ledger_version, loaded, runs_of
 from connector.store.models import Draw, QueryRow, Reservation, VisitRow
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import Permit
@@ -29,7 +29,7 @@ from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.accounts import Cap, PatientAccounts, Remaining, Run
 from vht_federate.privacy.ledger import Account
 from vht_federate.privacy.ledger import Reservation as Held
-from vht_federate.privacy.participation import Included
+from vht_federate.privacy.participation import Included, Participation
 
 __all__ = ["Ledger", "dumped", "loaded"]
 
@@ -76,6 +76,10 @@ class Ledger:
         new = max(0, (self.patients() or 0) - len(accounts.participation))
         return {cap.name: accounts.remaining(cap, plan, untouched=new) for cap in self.caps(permit, plan.dataset)}
 
+    def version(self, session: Session) -> tuple[object, ...]:
+        """Changes with whatever may change an answer of this ledger: no row is taken back, and states move on only."""
+        return *ledger_version(session), self.patients()
+
     # --- visits -------------------------------------------------------------------------------------------------
 
     def afford(self, session: Session, visit_id: str, permit: Permit, request: StudyRequest, dataset_id: str) -> None:
@@ -106,7 +110,27 @@ class Ledger:
         self, session: Session, visit: VisitRow, permit: Permit, request: StudyRequest, now: datetime
     ) -> BudgetReserved:
         """Set the whole plan aside for ``visit``, from everybody. What the evidence log says of it."""
-        self.afford(session, visit.id, permit, request, visit.dataset_id)
+        return self.reserve_priced(
+            session, visit, permit, request, now, self.price(session, visit.id, permit, request, visit.dataset_id)
+        )
+
+    def price(
+        self, session: Session, visit_id: str, permit: Permit, request: StudyRequest, dataset_id: str
+    ) -> dict[str, float]:
+        """What the plan costs by population, if it fits. Raises as ``afford``; changes nothing."""
+        self.afford(session, visit_id, permit, request, dataset_id)
+        return epsilon_by_population(request.plan.events(), request.plan.delta)
+
+    def reserve_priced(
+        self,
+        session: Session,
+        visit: VisitRow,
+        permit: Permit,
+        request: StudyRequest,
+        now: datetime,
+        epsilon_if_spent: dict[str, float],
+    ) -> BudgetReserved:
+        """``reserve`` for a plan that was priced while the ledger had the ``version`` that it still has."""
         events = request.plan.events()
         session.add(
             Reservation(
@@ -123,7 +147,7 @@ class Ledger:
             dataset=visit.dataset_id,
             events=events,
             delta=request.plan.delta,
-            epsilon_if_spent=epsilon_by_population(events, request.plan.delta),
+            epsilon_if_spent=epsilon_if_spent,
             caps={
                 cap.name: {"epsilon": cap.epsilon, "delta": cap.delta} for cap in self.caps(permit, visit.dataset_id)
             },
@@ -134,12 +158,20 @@ class Ledger:
 
         Raises BudgetError VHT-BUDGET-CAP where one of them would pass a cap; then nothing changed.
         """
+        self.include_priced(session, self.placed(session, visit, permit, included))
+
+    def placed(self, session: Session, visit: VisitRow, permit: Permit, included: Included) -> Participation:
+        """Who took part in what, once ``visit`` includes these. Raises as ``include``; changes nothing."""
         accounts = self.patient_accounts(session)
         run = accounts.runs.get(visit.id)
         if run is None or not run.holds:
             raise _not_held()
         accounts.require(run, included, self.caps(permit, visit.dataset_id))
-        self.participation.write(session, accounts.participation.place(visit.id, included))
+        return accounts.participation.place(visit.id, included)
+
+    def include_priced(self, session: Session, placed: Participation) -> None:
+        """``include`` for what was ``placed`` while the ledger had the ``version`` that it still has."""
+        self.participation.write(session, placed)
 
     def draw(self, session: Session, draw: Draw) -> None:
         """Enter a spend.
@@ -184,13 +216,26 @@ class Ledger:
 
         Raises BudgetError VHT-BUDGET-CAP or VHT-BUDGET-PERMIT; then nothing changed.
         """
+        placed = self.afford_query(session, query, permit=permit, included=included)
+        self.reserve_query_priced(session, query, label, now, placed)
+
+    def afford_query(
+        self, session: Session, query: Run, *, permit: Permit | None = None, included: Included | None = None
+    ) -> Participation | None:
+        """Who took part in what, once ``query`` includes ``included``. Raises as ``reserve_query``; changes nothing."""
         if session.get(QueryRow, query.name) is not None:
             raise BudgetError("a query of this name reserved before", code="VHT-BUDGET-RESERVED")
         self._afford_together(session, query, permit)
         accounts = self.patient_accounts(session)
         accounts.require(query, included, self.caps(permit, query.dataset))
-        if included is not None:
-            self.participation.write(session, accounts.participation.place(query.name, included))
+        return None if included is None else accounts.participation.place(query.name, included)
+
+    def reserve_query_priced(
+        self, session: Session, query: Run, label: str, now: datetime, placed: Participation | None
+    ) -> None:
+        """``reserve_query`` for one afforded while the ledger had the ``version`` that it still has."""
+        if placed is not None:
+            self.participation.write(session, placed)
         session.add(
             QueryRow(
                 id=query.name,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from connector.store.models import Draw, FhirClientRow, ParticipationRow, QueryRow, Reservation, VisitRow
@@ -19,7 +19,7 @@ from vht_federate.privacy.accounts import Run
 from vht_federate.privacy.participation import Group, Participation
 from vht_federate.signing.keys import unverified_claims
 
-__all__ = ["ParticipationStore", "dumped", "known_permits", "loaded", "runs_of"]
+__all__ = ["ParticipationStore", "dumped", "known_permits", "ledger_version", "loaded", "runs_of"]
 
 ONLY = 1
 
@@ -63,6 +63,15 @@ def runs_of(session: Session, **scope: str) -> dict[str, Run]:
         else:
             holds[query.id] = loaded(query.events)
     return {name: Run(name, *about[name], drew=tuple(drew[name]), holds=holds.get(name, ())) for name in about}
+
+
+def ledger_version(session: Session) -> tuple[object, ...]:
+    """Differs after every change: rows are added, never removed, and each goes from open to settled once."""
+    draws = session.scalar(select(func.count(Draw.id)))
+    reservations = session.execute(select(func.count(), func.count(Reservation.released_at)).select_from(Reservation))
+    queries = session.execute(select(func.count(), func.count(QueryRow.settled_at)).select_from(QueryRow))
+    participation = session.scalars(select(ParticipationRow.version)).one_or_none()
+    return draws, *reservations.one(), *queries.one(), participation
 
 
 def known_permits(session: Session) -> dict[str, Permit]:

@@ -79,8 +79,11 @@ class Queries:
             raise InputError("a query without events costs nothing and releases nothing", code="VHT-INPUT-QUERY")
         name = f"q-{secrets.token_hex(8)}"
         run = Run(name, self._dataset_id, permit.permit_id if permit else None, holds=events)
-        with self.steps.step() as step:
-            self._ledger.reserve_query(step.session, run, label, self._clock(), permit=permit, included=included)
+        with self.steps.step_after(
+            lambda session: self._ledger.afford_query(session, run, permit=permit, included=included),
+            self._ledger.version,
+        ) as (step, placed):
+            self._ledger.reserve_query_priced(step.session, run, label, self._clock(), placed)
         try:
             yield Query(run, lambda: self._draw(name, actor))
         finally:

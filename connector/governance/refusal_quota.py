@@ -1,56 +1,73 @@
-"""How many refusals of strangers the evidence log takes: each is signed and kept for ever, and asking is free.
+"""How many refusals the evidence log takes: each is signed and kept for ever, and asking is free.
 
 Whoever has no new request signed by a data user of the permit is a stranger; that includes senders of published
-requests. The first ``LOGGED`` of an hour stand in the log one by one; the rest are counted by code, and one entry
-tells their number when the hour is over. What the sender is told is the same for all.
+requests. The first ``LOGGED`` of an hour, of all strangers together and of each data user, stand in the log one by one;
+so does each signed request once for each reason of refusal. The rest are counted by code, and one entry says their
+number when the hour is over. What the sender is told is the same for all.
 """
 
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from vht_federate.evidence.events import PermitChecked, RefusalsCounted
 from vht_federate.evidence.log import EvidenceLog
 
-__all__ = ["StrangersRefused"]
+__all__ = ["RefusalQuota"]
 
 LOGGED = 60
+REMEMBERED = 10_000
 WINDOW = timedelta(hours=1)
+_STRANGERS = ""
 
 
-class StrangersRefused:
-    """The refusals of strangers at one node. Safe for threads."""
+class RefusalQuota:
+    """The refusals of one node. Safe for threads."""
 
     def __init__(self, evidence: EvidenceLog, clock: Callable[[], datetime]) -> None:
         self._evidence, self._clock = evidence, clock
         self._guard = threading.Lock()
         self._since: datetime | None = None
-        self._logged = 0
-        self._counted: Counter[str] = Counter()
+        self._logged: Counter[str] = Counter()  # by data user
+        self._counted: Counter[str] = Counter()  # by code
+        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
 
-    def log(self, refused: PermitChecked) -> bool:
-        """Log one, or only count it: False."""
+    def log(self, refused: PermitChecked, user_kid: str | None = None) -> bool:
+        """Log a refusal of a data user's request, or of a stranger's (None), or only count it: False."""
+        sender = user_kid or _STRANGERS
         with self._guard:
             now = self._clock()
             if self._since is None or not self._since <= now < self._since + WINDOW:
-                self._tell(now)
-                self._since, self._logged = now, 0
-            if self._logged >= LOGGED:
+                self._settle(now)
+                self._since = now
+                self._logged.clear()
+            if self._logged[sender] >= LOGGED or self._repeated(refused):
                 self._counted[str(refused.code)] += 1
                 return False
-            self._logged += 1
+            self._logged[sender] += 1
         self._evidence.record(refused, permit_id=refused.permit_id)
         return True
 
     def settle(self, *, closing: bool = False) -> None:
-        """Tell what was only counted, once its hour is over or the node closes."""
+        """Log what was only counted, once its hour is over or the node closes."""
         with self._guard:
             now = self._clock()
             if self._since is not None and (closing or now >= self._since + WINDOW):
-                self._tell(now)
+                self._settle(now)
 
-    def _tell(self, now: datetime) -> None:
+    def _repeated(self, refused: PermitChecked) -> bool:
+        if refused.request_digest is None:
+            return False
+        key = refused.request_digest, str(refused.code)
+        repeated = key in self._known
+        self._known[key] = None
+        self._known.move_to_end(key)
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return repeated
+
+    def _settle(self, now: datetime) -> None:
         if self._since is None or not self._counted:
             return
         counted = RefusalsCounted(

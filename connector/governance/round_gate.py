@@ -74,6 +74,7 @@ class VisitGate:
             row = self._ready(visit)
             check_job(self._visits.permit_of(row), job)
             status = self._require_good(row)
+            self._foresee_cost(visit)
             with self._visits.steps.step() as step:
                 row = self._ready(visit, step.session)
                 self._release(step, row, job, round, output_sha256, output_bytes, status)
@@ -160,6 +161,12 @@ class VisitGate:
             events=events,
         )
         step.record(begun, permit_id=row.permit_id, visit=row.id)
+
+    def _foresee_cost(self, visit: str) -> None:
+        """Before the step, so that nothing is computed in it: the accountant remembers."""
+        with self._visits.database.read() as session:
+            spent = self._visits.ledger.spent_by(session, visit)
+        epsilon_by_population(spent, request_of(self._visits.get(visit)).plan.delta)
 
     def _release(
         self,

@@ -6,7 +6,7 @@ permit covers what it asks, whether it concerns this node, whether its component
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 
 from connector.governance.installed_components import InstalledComponents
 from connector.governance.ledger import Ledger
+from connector.governance.open_requests import OpenRequests
 from connector.governance.permit_status import PermitStatus
-from connector.governance.refusal_quota import StrangersRefused
+from connector.governance.refusal_quota import RefusalQuota
 from vht_federate.components.contract import read_component
 from vht_federate.domain.feasibility import FeasibilityQuestion
 from vht_federate.domain.law import DataCategory, purpose_open_to
@@ -35,6 +36,7 @@ __all__ = ["AdmittedQuestion", "AdmittedStudy", "StudyAdmission"]
 log = logging.getLogger("vht.node.admission")
 OLDEST_REQUEST = timedelta(hours=24)
 CLOCKS_DIFFER = timedelta(minutes=5)
+STRANGERS = ""  # who send what a data user signed long ago have their requests open together, not as the data user
 Asked = TypeVar("Asked", StudyRequest, FeasibilityQuestion)
 
 
@@ -70,7 +72,8 @@ class StudyAdmission:
     ledger: Ledger
     evidence: EvidenceLog
     clock: Callable[[], datetime]
-    strangers: StrangersRefused
+    refusals: RefusalQuota
+    open_requests: OpenRequests = field(default_factory=lambda: OpenRequests(each=2, together=4, seconds=15))
 
     def admit(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> AdmittedStudy:
         """Everything but age and budget. A refusal is logged as ``permit.checked`` and raised with its own code."""
@@ -124,11 +127,20 @@ class StudyAdmission:
             request = read(token, permit, PublicKey.from_jwk(user_key))
             digest = digest_of(request.claims())
             about["request_digest"] = digest
-            check(permit, request)
         except VhtError as error:
-            self.refused(error, stranger=request is None or not self._fresh(request), **about)
+            self.refused(error, user_kid=self._sender(request), **about)
             raise
+        with self.open_requests.of(self._sender(request) or STRANGERS):
+            try:
+                check(permit, request)
+            except VhtError as error:
+                self.refused(error, user_kid=self._sender(request), **about)
+                raise
         return permit, request, digest, serial
+
+    def _sender(self, request: StudyRequest | FeasibilityQuestion | None) -> str | None:
+        """The data user who sends ``request``; None for whoever may have found it: a stranger."""
+        return request.user_kid if request is not None and self._fresh(request) else None
 
     def _check_study(self, permit: Permit, request: StudyRequest) -> None:
         check_request(permit, request)
@@ -146,7 +158,7 @@ class StudyAdmission:
         if self._fresh(judged.request):
             return
         error = _stale()
-        self.refused(error, stranger=True, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
+        self.refused(error, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
         raise error
 
     def afford(self, session: Session, visit_id: str, judged: AdmittedStudy) -> None:
@@ -156,6 +168,7 @@ class StudyAdmission:
         except VhtError as error:
             self.refused(
                 error,
+                user_kid=judged.request.user_kid,
                 permit_id=judged.permit.permit_id,
                 request_digest=judged.request_digest,
                 status_serial=judged.status_serial,
@@ -178,15 +191,17 @@ class StudyAdmission:
         *,
         permit_id: str | None = None,
         visit_id: str | None = None,
-        stranger: bool = False,
+        user_kid: str | None = None,
         **about: Any,
     ) -> None:
-        """Log a refusal. Those of a ``stranger`` are logged up to a limit and counted beyond it."""
+        """Log a refusal. Of a visit all are logged; of a data user's or a stranger's (None) requests some, others
+        counted (``refusal_quota``).
+        """
         checked = PermitChecked(permit_id=permit_id, outcome="refused", code=error.code, **about)
-        if stranger and not self.strangers.log(checked):
-            return
-        if not stranger:
+        if visit_id is not None:
             self.evidence.record(checked, permit_id=permit_id, visit=visit_id)
+        elif not self.refusals.log(checked, user_kid):
+            return
         log.info("refused", extra={"facts": {"code": error.code, "permit": permit_id}})
 
     def require_component(self, request: StudyRequest) -> Path:

@@ -166,8 +166,11 @@ class Preparation:
                 f"the cohort at this node is below the permit's minimum of {permit.minimum_cohort} patients",
                 code="VHT-COHORT-SMALL",
             )
-        with self._visits.steps.step() as step:
-            self._visits.ledger.include(step.session, visit, permit, included)
+        ledger = self._visits.ledger
+        with self._visits.steps.step_after(
+            lambda session: ledger.placed(session, visit, permit, included), ledger.version
+        ) as (step, placed):
+            ledger.include_priced(step.session, placed)
 
     def _start(self, visit: VisitRow) -> EnclaveInfo:
         request = request_of(visit)

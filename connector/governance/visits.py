@@ -106,15 +106,25 @@ class Visits:
         """
         judged = self.admission.admit(permit, study, user_key)
         key = sha256_hex(retry_key.encode()) if retry_key else None
-        with self.steps.step() as step:
-            session = step.session
-            previous = session.scalars(select(VisitRow).where(VisitRow.request_digest == judged.request_digest)).first()
+        self.steps.catch_up()
+        with self.database.read() as session:
+            previous = _of_request(session, judged)
+        if previous is not None:
+            return self._repeated(previous, judged, key)
+        self.admission.require_fresh(judged)
+        visit_id = f"v-{secrets.token_hex(8)}"
+
+        def afford(session: Session) -> None:
+            self.admission.afford(session, visit_id, judged)
+
+        with (
+            self.admission.open_requests.of(judged.request.user_kid),
+            self.steps.step_after(afford, self.ledger.version) as (step, _),
+        ):
+            previous = _of_request(step.session, judged)
             if previous is not None:
                 return self._repeated(previous, judged, key)
-            self.admission.require_fresh(judged)
-            visit_id = f"v-{secrets.token_hex(8)}"
-            self.admission.afford(session, visit_id, judged)
-            visit = self._entered(session, visit_id, judged, permit, study, key)
+            visit = self._entered(step.session, visit_id, judged, permit, study, key)
             step.record(_requested(judged), permit_id=judged.permit.permit_id, visit=visit_id)
             self.admission.accepted(judged, visit_id)
         log.info("visit requested", extra={"facts": {"visit": visit_id, "study": judged.request.study_id}})
@@ -129,13 +139,19 @@ class Visits:
         try:
             self.admission.status.require_good(permit)
             self.admission.require_component(request)
-            with self.steps.step() as step:
+
+            def price(session: Session) -> dict[str, float]:
+                if _row(session, visit_id).state != "requested":
+                    return {}  # the step says so
+                return self.ledger.price(session, visit_id, permit, request, visit.dataset_id)
+
+            with self.steps.step_after(price, self.ledger.version) as (step, epsilon):
                 session = step.session
                 visit = _row(session, visit_id)
                 if visit.state in ("approved", "ready"):
                     return visit
                 _expect(visit, "requested")
-                reserved = self.ledger.reserve(session, visit, permit, request, self._clock())
+                reserved = self.ledger.reserve_priced(session, visit, permit, request, self._clock(), epsilon)
                 visit.state, visit.decided_by, visit.decided_at = "approved", actor.name, self._clock()
                 session.flush()
                 _record(step, visit, VisitApproved(**actor.facts(), digest=request.component.digest))
@@ -178,6 +194,7 @@ class Visits:
 
     def revoke(self, visit_id: str, error: RevokedError, *, grace_s: float = 0.0) -> VisitRow:
         """The issuer withdrew the permit: log that it was seen, and end the visit."""
+        self._foresee_cost(visit_id)
         with self.guard:
             self.steps.catch_up()
             visit = self.get(visit_id)
@@ -201,6 +218,7 @@ class Visits:
 
         ``grace_s`` is how long its enclave may still live, so that a refusal in progress reaches the coordinator.
         """
+        self._foresee_cost(visit_id)
         with self.steps.step() as step:
             session = step.session
             visit = _row(session, visit_id)
@@ -226,6 +244,13 @@ class Visits:
         delta = request_of(visit).plan.delta
         return {"spent": spent, "epsilon": epsilon_by_population(spent, delta), "delta": delta}
 
+    def _foresee_cost(self, visit_id: str) -> None:
+        """Before the step, so that nothing is computed in it: the accountant remembers."""
+        with self.database.read() as session:
+            visit = _row(session, visit_id)
+            if visit.state in OPEN:
+                self._cost(session, visit)
+
     def _repeated(self, previous: VisitRow, judged: AdmittedStudy, retry_key: str | None) -> VisitRow:
         if previous.state in OPEN and retry_key is not None and previous.retry_key == retry_key:
             return previous
@@ -234,9 +259,7 @@ class Visits:
             code="VHT-REFUSED-DUPLICATE",
             hint="while it is open, repeat it with the Idempotency-Key it was first sent with; else sign a new request",
         )
-        self.admission.refused(
-            error, stranger=True, permit_id=judged.permit.permit_id, request_digest=judged.request_digest
-        )
+        self.admission.refused(error, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
         raise error
 
     def _entered(
@@ -259,6 +282,10 @@ class Visits:
         session.add(visit)
         session.flush()
         return visit
+
+
+def _of_request(session: Session, judged: AdmittedStudy) -> VisitRow | None:
+    return session.scalars(select(VisitRow).where(VisitRow.request_digest == judged.request_digest)).first()
 
 
 def _requested(judged: AdmittedStudy) -> VisitRequested:

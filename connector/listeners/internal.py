@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Request
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from connector.console.log_in_delays import LogInDelays
 from connector.console.routes import add_pages
 from connector.console.sessions import Sessions
 from connector.fhir.deletions import Deletions
@@ -63,10 +64,10 @@ class OptOutRequest(BaseModel):
     at: AwareDatetime | None = None
 
 
-def internal_app(node: Node) -> FastAPI:
+def internal_app(node: Node, *, delays: LogInDelays | None = None) -> FastAPI:
     """The application behind ``node``'s internal listener."""
     app = answer_typed_errors(plain_app("Node, internal"))
-    sessions = Sessions(node.accounts, node.settings.name)
+    sessions = Sessions(node.accounts, node.settings.name, delays)
 
     def actor(request: Request) -> Actor:
         signed_in = sessions.actor(request)

@@ -1,4 +1,4 @@
-"""Run one node: both listeners over TLS in one process, until SIGINT or SIGTERM."""
+"""Run one node: both listeners over TLS in one process, each with threads of its own, until SIGINT or SIGTERM."""
 
 import asyncio
 import contextlib
@@ -17,6 +17,8 @@ from vht_federate.processes import PidFile
 from vht_federate.serving import Listener, serve
 
 __all__ = ["run_node"]
+
+OUTSIDE = 12  # requests from outside at work at once: fewer than the database has connections
 
 
 def run_node(state: Path, on_ready: Callable[[Node], None]) -> None:
@@ -38,10 +40,10 @@ def run_node(state: Path, on_ready: Callable[[Node], None]) -> None:
 
 async def _serve(node: Node, on_ready: Callable[[Node], None]) -> None:
     settings = node.settings
-    tls = {"certificate": settings.certificate, "key": settings.key}
+    tls = settings.certificate, settings.key
     listeners = [
-        Listener(outward_app(node), settings.host, settings.port, **tls),
-        Listener(internal_app(node), settings.internal_host, settings.internal_port, **tls),
+        Listener(outward_app(node), settings.host, settings.port, *tls, threads=OUTSIDE),
+        Listener(internal_app(node), settings.internal_host, settings.internal_port, *tls),
     ]
     started = asyncio.Event()
     ready = asyncio.create_task(_announce(started, node, on_ready))

@@ -19,6 +19,7 @@ from vht_federate.errors import InputError, UnavailableError
 
 __all__ = ["Database"]
 
+POOLED = 15  # connections at rest; twice as many at once: whoever asks from outside leaves some for operators
 _WRITE = "vht_write"
 _LOCK = 0x7648_7453  # one number for "a node's writers" in PostgreSQL's advisory lock space
 
@@ -28,7 +29,9 @@ class Database:
 
     def __init__(self, url: str) -> None:
         try:
-            self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+            self.engine = create_engine(
+                url, pool_pre_ping=not url.startswith("sqlite"), pool_size=POOLED, max_overflow=POOLED
+            )
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise InputError(
                 "the database URL is not understood",

@@ -109,3 +109,20 @@ def test_a_request_that_is_too_large_or_no_archive_is_refused(client: AppClient)
         assert answer.json()["error"]["code"].startswith("VHT-")
     bad = client.post("/publications", files={"bundle": ("b.tar.gz", b"not an archive")})
     assert bad.json()["error"]["code"] == "VHT-PUBLICATION-ARCHIVE"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data; boundary=x", b"--y\r\nnothing of the kind"),
+        ("multipart/form-data", b"--x\r\n"),
+        (
+            "multipart/form-data; boundary=x; charset=nonsense",
+            b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n',
+        ),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition\r\n\r\nb\r\n--x--\r\n"),
+    ],
+)
+def test_a_malformed_upload_is_a_typed_refusal(content_type: str, body: bytes, client: AppClient) -> None:
+    answer = client.post("/publications", content=body, headers={"content-type": content_type})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "VHT-INPUT-MULTIPART")

@@ -15,6 +15,7 @@ from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
 from flwr.proto.message_pb2 import Message, Metadata, PushObjectResponse
 from flwr.proto.node_pb2 import Node
 
+import strategies.fleet_uploads as fleet_uploads
 import strategies.gateway as gateway
 from deploy.pki import make_authority
 from strategies.file_notification import FileNotification
@@ -234,7 +235,7 @@ def test_a_hospital_sends_nothing_but_its_own_replies(body: bytes, ca: Path, mon
 
 def test_the_bell_rings_while_a_part_is_arriving(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app, notification = build(Upstream(), ca, monkeypatch), FileNotification(ca.with_name("replies"))
-    monkeypatch.setattr(gateway, "ARRIVING_EVERY_S", 0.0)
+    monkeypatch.setattr(fleet_uploads, "ARRIVING_EVERY_S", 0.0)
     notified: list[int] = []
 
     async def slowly() -> AsyncIterator[dict[str, Any]]:

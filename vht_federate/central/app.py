@@ -4,15 +4,17 @@ Publishing needs no account: the evidence is the credential, and what does not v
 file is refused.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -20,6 +22,7 @@ from vht_federate.central.admission import Admission
 from vht_federate.central.store import Catalogue, Publication
 from vht_federate.central.views import Views
 from vht_federate.errors import InputError, PublicationError, VhtError
+from vht_federate.request_bodies import BodyLimit
 from vht_federate.serving import answer_typed_errors
 from vht_federate.web import install, templates
 
@@ -35,12 +38,13 @@ def build_app(catalogue: Catalogue, admission: Admission, *, title: str, maximum
     app = answer_typed_errors(FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None))
     install(app)
     views = Views(catalogue)
-    _add_publishing(app, admission, maximum_upload)
+    _add_publishing(app, admission)
     _add_api(app, catalogue, views)
     _add_files(app, catalogue, views)
     page = _pages(title)
     _add_pages(app, catalogue, views, page)
     _add_refusals(app, page)
+    app.add_middleware(BodyLimit, maximum=maximum_upload, refusal=_too_large)
     return app
 
 
@@ -53,7 +57,7 @@ def _pages(title: str) -> Page:
     return page
 
 
-def _add_publishing(app: FastAPI, admission: Admission, maximum_upload: int) -> None:
+def _add_publishing(app: FastAPI, admission: Admission) -> None:
     one_at_a_time = threading.Lock()
 
     def admit(upload: UploadFile) -> tuple[Publication, bool]:
@@ -66,12 +70,7 @@ def _add_publishing(app: FastAPI, admission: Admission, maximum_upload: int) -> 
 
     @app.post("/publications")
     async def publish(request: Request) -> JSONResponse:
-        length = request.headers.get("content-length", "")
-        if not length.isdigit() or int(length) > maximum_upload:
-            raise PublicationError(
-                f"a publication names its length, of at most {maximum_upload} bytes", code="VHT-PUBLICATION-SIZE"
-            )
-        async with request.form(max_files=1, max_fields=0) as form:
+        async with _form(request) as form:
             upload = form.get("bundle")
             if not isinstance(upload, UploadFile):
                 raise PublicationError(
@@ -79,6 +78,27 @@ def _add_publishing(app: FastAPI, admission: Admission, maximum_upload: int) -> 
                 )
             publication, new = await run_in_threadpool(admit, upload)
         return JSONResponse(_receipt(publication), status_code=201 if new else 200)
+
+
+def _too_large(maximum: int) -> PublicationError:
+    return PublicationError(f"a publication has at most {maximum} bytes", code="VHT-PUBLICATION-SIZE")
+
+
+@contextlib.asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[FormData]:
+    """One file as multipart/form-data. Raises InputError VHT-INPUT-MULTIPART for a body that is none."""
+    try:
+        form = await request.form(max_files=1, max_fields=0)
+    except (HTTPException, FormParserError, LookupError, ValueError) as error:
+        raise InputError(
+            "the body is not multipart/form-data with one file",
+            code="VHT-INPUT-MULTIPART",
+            hint="curl -F bundle=@evidence.tar.gz",
+        ) from error
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def _receipt(publication: Publication) -> dict[str, Any]:

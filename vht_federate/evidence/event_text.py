@@ -75,7 +75,7 @@ _TABLE: dict[Any, Callable[[Any], str]] = {
     events.OptOutWithdrawn: lambda event: f"A patient's opt-out withdrawn{_by(event)} from {event.until}",
     events.PseudonymsErased: lambda event: f"Pseudonyms of permit {event.permit_id} erased: its retention is over",
     events.PermitChecked: _checked,
-    events.RefusalsCounted: lambda event: f"{event.refused:,} more requests of strangers refused since {event.since}",
+    events.RefusalsCounted: lambda event: f"{event.refused:,} more requests refused since {event.since}",
     events.VisitRequested: _requested,
     events.VisitApproved: lambda event: f"Approved{_by(event)}",
     events.VisitRejected: lambda event: f"Rejected{_by(event)}: {event.reason or 'no reason given'}",

@@ -138,7 +138,7 @@ class PermitAccepted(PermitChecked):
 
 
 class RefusalsCounted(Event):
-    """Refusals of strangers beyond those that were logged one by one."""
+    """Refusals beyond those that were logged one by one: of strangers, of repeated requests, of a busy data user."""
 
     entry_kind = "refusals.counted"
     since: str

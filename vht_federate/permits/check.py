@@ -9,7 +9,7 @@ Nothing here reads a file, a clock or the network. Each rule is one function and
     read_study, read_question   VHT-PERMIT-USER, VHT-PERMIT-STUDY-SIGNATURE
     check_question  as check_request, without columns, components and a plan; VHT-PERMIT-RELEASE
     check_request   VHT-PERMIT-MISMATCH, -USER, -PURPOSE, -CATEGORY, -DATASET, -COLUMN, -COMPONENT, -RELEASE,
-                    VHT-BUDGET-PERMIT
+                    VHT-BUDGET-COSTLY, VHT-BUDGET-PERMIT
     check_job       VHT-PERMIT-RELEASE
 """
 
@@ -23,7 +23,7 @@ from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.feasibility import FEASIBILITY_TYP, FeasibilityQuestion
 from vht_federate.domain.law import purpose_open_to
 from vht_federate.domain.permit import PERMIT_TYP, STATUS_TYP, DataUser, Permit, StatusList
-from vht_federate.domain.plan import RELEASE_TYPES
+from vht_federate.domain.plan import RELEASE_TYPES, StudyPlan
 from vht_federate.domain.study import STUDY_TYP, StudyRequest
 from vht_federate.errors import BudgetError, PermitError, RevokedError, VerificationError
 from vht_federate.signing.keys import PublicKey
@@ -178,6 +178,8 @@ def _check_budget(permit: Permit, request: StudyRequest, compose: Composition | 
         raise BudgetError(
             f"the plan's delta {plan.delta:g} is above the permit's {permit.delta:g}", code="VHT-BUDGET-PERMIT"
         )
+    if compose is None:
+        _require_priceable(plan)
     worst = max((compose or _accountant())(plan.events(), plan.delta).values())
     if worst > permit.epsilon + EPSILON_TOLERANCE:
         raise BudgetError(
@@ -192,6 +194,12 @@ def _accountant() -> Composition:
     from vht_federate.privacy.accounting import epsilon_by_population
 
     return epsilon_by_population
+
+
+def _require_priceable(plan: StudyPlan) -> None:
+    from vht_federate.privacy.accounting import require_priceable
+
+    require_priceable(plan.events(), plan.delta)
 
 
 def _user(permit: Permit, kid: str) -> DataUser:

@@ -5,7 +5,8 @@ The unit is one patient at one node, added or removed. Every event is a mechanis
 "Connect the dots"); Gaussian releases on everybody alone have a closed form, which is exact and at once (Balle and Wang
 2018, theorem 8). Lists with noise on the integers or an exponential mechanism are reported by the sum of their Renyi
 bounds, since their loss distributions depend on the data. An epsilon above ``LOOSE_ABOVE`` is reported by its Renyi
-bound (Mironov 2017), which is valid, larger, and cheap enough that no hostile plan can exhaust memory.
+bound (Mironov 2017), which is valid, larger, and cheap; so is that of a list whose distribution would take too long to
+compute (``accounting_cost``). A plan that is too costly by itself is refused before it is priced.
 
 Where samples are truncated, a hundredth of delta is set aside for overflows (``truncation``); where that is not enough
 there is no epsilon at this delta, and infinity is what is reported.
@@ -18,12 +19,21 @@ from functools import lru_cache
 
 from vht_federate.domain.budget import POPULATIONS, PrivacyEvent, touching
 from vht_federate.errors import BudgetError, InputError
+from vht_federate.privacy.accounting_cost import MOST_POINTS, MOST_STEPS, points
 from vht_federate.privacy.renyi import Mechanism, mechanism_of, step_curve
 from vht_federate.privacy.truncation import SET_ASIDE, covers, overflow_chance
 
-__all__ = ["calibrate_gaussian", "calibrate_training", "epsilon", "epsilon_by_population", "epsilon_rdp"]
+__all__ = [
+    "calibrate_gaussian",
+    "calibrate_training",
+    "epsilon",
+    "epsilon_by_population",
+    "epsilon_rdp",
+    "require_priceable",
+]
 
 LOOSE_ABOVE = 60.0
+MOST_POINTS_TOGETHER = 4 * MOST_POINTS  # of plans composed: beyond it, a list is reported by its Renyi bound
 _TOLERANCE = 2e-3
 _MAXIMUM_NOISE = 1e5
 _ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)  # fractional orders converge too slowly at high rates
@@ -47,6 +57,22 @@ def epsilon_rdp(events: Sequence[PrivacyEvent], delta: float) -> float:
 def epsilon_by_population(events: Sequence[PrivacyEvent], delta: float) -> dict[str, float]:
     """``{"train": epsilon, "test": epsilon}``: what a patient of each population pays."""
     return {population: epsilon(touching(list(events), population), delta) for population in POPULATIONS}
+
+
+def require_priceable(events: Sequence[PrivacyEvent], delta: float) -> None:
+    """Raise BudgetError VHT-BUDGET-COSTLY where one plan's ``events`` would keep an accountant busy for long."""
+    for population in POPULATIONS:
+        mechanisms = _merged(touching(list(events), population))
+        few_steps = all(steps <= MOST_STEPS for _, steps in mechanisms)
+        if few_steps and _loose(mechanisms, _checked(delta)):
+            continue
+        if few_steps and points(mechanisms, _interval(_rdp(mechanisms, delta))) <= MOST_POINTS:
+            continue
+        raise BudgetError(
+            f"this plan takes too long to account for: at most {MOST_STEPS} steps, and no very small noise",
+            code="VHT-BUDGET-COSTLY",
+            hint="fewer rounds or local steps, or more noise",
+        )
 
 
 def calibrate_gaussian(target: float, delta: float, releases: int = 1) -> float:
@@ -123,17 +149,31 @@ def _rdp(mechanisms: tuple[_Steps, ...], delta: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _pld(mechanisms: tuple[_Steps, ...], delta: float) -> float:
-    from dp_accounting.pld import PLDAccountant
-
     bound = _rdp(mechanisms, delta)
-    if bound > LOOSE_ABOVE:
+    if _closed_form(mechanisms):
+        return bound if bound > LOOSE_ABOVE else min(bound, _gaussian(mechanisms[0][0][2], delta))
+    if _loose(mechanisms, delta) or any(steps > MOST_STEPS for _, steps in mechanisms):
         return bound
-    if any(name not in ("gaussian", "laplace") for (name, *_), _ in mechanisms):
+    interval = _interval(bound)
+    if points(mechanisms, interval) > MOST_POINTS_TOGETHER:
         return bound
-    if len(mechanisms) == 1 and mechanisms[0][0][:2] == ("gaussian", 1.0):
-        return min(bound, _gaussian(mechanisms[0][0][2], delta))
-    interval = 1e-4 if bound <= 12 else 1e-3  # coarser is still pessimistic; a large epsilon needs a wide grid
-    return min(bound, _composed(PLDAccountant(value_discretization_interval=interval), mechanisms, delta))
+    return min(bound, _composed(mechanisms, interval, delta))
+
+
+def _closed_form(mechanisms: tuple[_Steps, ...]) -> bool:
+    return len(mechanisms) == 1 and mechanisms[0][0][:2] == ("gaussian", 1.0)
+
+
+def _loose(mechanisms: tuple[_Steps, ...], delta: float) -> bool:
+    """Nothing, or what is not laid out on a grid at all."""
+    if not mechanisms or _closed_form(mechanisms) or _rdp(mechanisms, delta) > LOOSE_ABOVE:
+        return True
+    return any(name not in ("gaussian", "laplace") for (name, *_), _ in mechanisms)
+
+
+def _interval(bound: float) -> float:
+    """Width of the grid. Coarser is still pessimistic; a large epsilon needs a wide grid."""
+    return 1e-4 if bound <= 12 else 1e-3
 
 
 def _gaussian(noise: float, delta: float) -> float:
@@ -151,15 +191,24 @@ def _gaussian(noise: float, delta: float) -> float:
     return high
 
 
-def _composed(accountant, mechanisms: tuple[_Steps, ...], delta: float) -> float:  # type: ignore[no-untyped-def]
-    from dp_accounting import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+def _composed(mechanisms: tuple[_Steps, ...], interval: float, delta: float) -> float:
+    """As ``dp_accounting``'s PLDAccountant composes them."""
+    from dp_accounting.pld.privacy_loss_distribution import identity
 
-    if not mechanisms:
-        return 0.0
-    for (name, rate, noise, *_), steps in mechanisms:
-        step = GaussianDpEvent(noise) if name == "gaussian" else LaplaceDpEvent(noise)
-        accountant.compose(SelfComposedDpEvent(step if rate == 1.0 else PoissonSampledDpEvent(rate, step), steps))
-    return float(accountant.get_epsilon(delta))
+    composed = identity(value_discretization_interval=interval)
+    for mechanism, steps in mechanisms:
+        composed = composed.compose(_distribution(mechanism, interval).self_compose(steps))
+    return float(composed.get_epsilon_for_delta(delta))
+
+
+@lru_cache(maxsize=64)
+def _distribution(mechanism: Mechanism, interval: float):  # type: ignore[no-untyped-def]
+    """Privacy loss of one step: most of the work, and the same for every round of a plan."""
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism, from_laplace_mechanism
+
+    name, rate, noise, *_ = mechanism
+    create = from_gaussian_mechanism if name == "gaussian" else from_laplace_mechanism
+    return create(noise, sampling_prob=rate, value_discretization_interval=interval, use_connect_dots=True)
 
 
 def _calibrate(fixed: tuple[_Steps, ...], rate: float, steps: int, target: float, delta: float) -> float:

@@ -1,14 +1,18 @@
 """The operator's pages: they show public values only, nothing without a session, and every form names its actor."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 from kit.console_session import Console
 from kit.hospital import CANARY, PLAN, Hospital, approved, ask, await_that
 
+from connector.console.log_in_delays import FIRST_S, FREE, LONGEST_S, REMEMBERED_S, WAITING, LogInDelays
 from connector.console.page_frame import _NAV
 from connector.governance.operator_accounts import INVITATION_MINUTES, INVITATIONS, Accounts, Actor
-from vht_federate.errors import RefusedError
+from connector.listeners.internal import internal_app
+from vht_federate.errors import RefusedError, UnavailableError
+from vht_federate.testing.asgi import AppClient
 from vht_federate.testing.clock import FixedClock
 
 DIGEST = "ab" * 32
@@ -35,11 +39,62 @@ def test_a_wrong_password_and_an_unknown_name_are_told_the_same(console: Console
     assert "set-cookie" not in wrong.headers
 
 
-def test_after_five_failures_the_right_password_waits_too(console: Console) -> None:
-    for _ in range(5):
-        console.log_in(password="wrong horse!")
-    assert console.log_in().status_code == 403
+def test_wrong_passwords_make_the_next_attempt_wait_and_lock_nobody_out(console: Console) -> None:
+    waited: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        waited.append(seconds)
+
+    console.browser = AppClient(internal_app(console.node, delays=LogInDelays(pause)))
+    for _ in range(20):
+        assert console.log_in(password="wrong horse!").status_code == 403
+    assert waited[: FREE + 3] == [0.0] * FREE + [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
+    assert max(waited) == LONGEST_S
+    assert console.log_in().status_code == 303  # which failed for five minutes after five wrong passwords
+    assert waited[-1] == LONGEST_S
     assert console.log_in("Vera", "battery staple").status_code == 303
+    console.log_in()
+    assert waited[-1] <= FIRST_S  # the right password ended its own delay; what is left is of the address
+
+
+def test_delays_are_of_an_account_at_an_address_and_pass() -> None:
+    now = [0.0]
+    delays = LogInDelays(timer=lambda: now[0])
+    for _ in range(10):
+        delays.failed("Ada", "10.0.0.1")
+    assert delays.seconds("Ada", "10.0.0.1") == LONGEST_S
+    assert delays.seconds("Ada", "10.0.0.2") == delays.seconds("Vera", "10.0.0.1") == 0.0
+    for number in range(100):
+        delays.failed(f"name {number}", "10.0.0.1")
+    assert delays.seconds("Vera", "10.0.0.1") > 0.0
+    now[0] = REMEMBERED_S + 1
+    assert delays.seconds("Ada", "10.0.0.1") == 0.0
+
+
+def test_attempts_that_wait_are_bounded_and_hold_no_thread() -> None:
+    async def attempts() -> list[str]:
+        released = asyncio.Event()
+
+        async def pause(_: float) -> None:
+            await released.wait()
+
+        delays, codes = LogInDelays(pause), []
+
+        async def attempt() -> None:
+            try:
+                async with delays.attempt("Ada", "10.0.0.1"):
+                    codes.append("judged")
+            except UnavailableError as error:
+                codes.append(error.code)
+
+        tasks = [asyncio.create_task(attempt()) for _ in range(WAITING + 5)]
+        await asyncio.sleep(0)
+        released.set()
+        await asyncio.gather(*tasks)
+        return codes
+
+    codes = asyncio.run(attempts())
+    assert (codes.count("judged"), codes.count("VHT-UNAVAILABLE-LOGIN")) == (WAITING, 5)
 
 
 def test_the_cookie_is_strict_and_the_session_ends_with_the_log_out(console: Console) -> None:

@@ -17,6 +17,7 @@ from kit.enclave_visits import PLAN, SHIPPED, ZERO, Courier, RecordingGate, visi
 from kit.places import TESTS
 
 from connector.enclave.host import EnclaveHost
+from connector.enclave.waiting_calls import UNKNOWN
 from vht_federate.errors import (
     ComponentError,
     EgressError,
@@ -26,6 +27,7 @@ from vht_federate.errors import (
     VhtError,
     WireError,
 )
+from vht_federate.framing import receive_frame
 from vht_federate.processes import alive
 from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 
@@ -347,3 +349,33 @@ def test_an_enclave_ends_with_its_connector(place: Path) -> None:
     while alive(worker) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(worker)
+
+
+# --- who keeps silent ---------------------------------------------------------------------------------------------
+
+
+def _connected(courier: Courier, sent: bytes) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(str(courier.run_dir / "v1.sock"))
+    connection.sendall(sent)
+    return connection
+
+
+def test_silent_connections_keep_no_call_waiting_and_the_oldest_of_too_many_goes(courier: Courier) -> None:
+    header = json.dumps({"token": "wrong"}).encode()
+    partial = [b"", b"\0\0", struct.pack(">IQ", 100, 0), struct.pack(">IQ", 100, 1 << 20) + b"{"]
+    silent = [_connected(courier, partial[number % len(partial)]) for number in range(4 * UNKNOWN)]
+    try:
+        courier.call("train", 1)  # answered before, so that it costs no round; and while all of them wait
+        with _connected(courier, struct.pack(">IQ", len(header), 1 << 20) + header) as stranger:
+            stranger.settimeout(PATIENCE_S)
+            answer, _ = receive_frame(stranger)  # without one byte of the body that it announced
+        assert answer["error"]["code"] == "VHT-REFUSED-TOKEN"
+        silent[0].settimeout(PATIENCE_S)
+        assert silent[0].recv(1) == b""  # dropped; the control is the newest, which still waits
+        silent[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent[-1].recv(1)
+    finally:
+        for connection in silent:
+            connection.close()

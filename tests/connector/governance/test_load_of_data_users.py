@@ -1,0 +1,197 @@
+"""What one data user asks of a hospital: judged beside the operators' steps, bounded, and logged once."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from kit.feasibility_questions import ask as ask_question
+from kit.feasibility_questions import asked_of, question
+from kit.hospital import PLAN, Hospital, ask, await_that
+
+from connector.governance.ledger import Ledger
+from connector.governance.logged_transactions import Steps
+from connector.governance.open_requests import OpenRequests
+from connector.governance.operator_accounts import Actor
+from connector.governance.refusal_quota import LOGGED
+from connector.node import Node
+from vht_federate.domain.law import ActorKind
+from vht_federate.domain.permit import DataUser
+from vht_federate.errors import BudgetError, UnavailableError, VhtError
+from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.signing.keys import SigningKey
+
+ADA = Actor("Dr Ada", "approver", "account")
+
+
+class SlowAccountant:
+    """The node's own accountant, each of whose accounts is finished when ``released`` says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered, self.released = threading.Semaphore(0), threading.Event()
+        exact = Ledger.afford
+
+        def slowly(ledger: Ledger, *arguments: Any) -> None:
+            self.entered.release()
+            assert self.released.wait(300)
+            exact(ledger, *arguments)
+
+        monkeypatch.setattr(Ledger, "afford", slowly)
+
+
+@contextmanager
+def beside(work: Any) -> Iterator[list[Any]]:
+    """``work`` in a thread; what it gave or raised, once the block ended."""
+    results: list[Any] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except VhtError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield results
+    thread.join(300)
+    assert not thread.is_alive()
+
+
+def in_another_thread(work: Any) -> Any:
+    with beside(work) as results:
+        await_that(lambda: bool(results), 60)
+    return results[0]
+
+
+@pytest.mark.parametrize("walled", [True, False])
+def test_a_stop_does_not_wait_for_the_account_of_anothers_plan(
+    walled: bool, hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hospital.open() as node:
+        visit = ask(node, hospital).id
+        accountant = SlowAccountant(monkeypatch)
+        if not walled:  # the control: the account is computed in the step, as any step's work would be
+
+            @contextmanager
+            def inside(steps: Steps, price: Any, version: Any) -> Iterator[Any]:
+                with steps.step() as step:
+                    yield step, price(step.session)
+
+            monkeypatch.setattr(Steps, "step_after", inside)
+        with beside(lambda: ask(node, hospital, study=hospital.study(study_id="study-2"))) as asked:
+            assert accountant.entered.acquire(timeout=300)
+            with beside(lambda: node.visits.stop(visit, ADA)) as stopped:
+                if walled:
+                    await_that(lambda: bool(stopped), 60)
+                    assert stopped[0].code == "VHT-REFUSED-STOPPED"
+                else:
+                    threading.Event().wait(1.0)
+                    assert stopped == []
+                accountant.released.set()
+        assert asked[0].state == "requested"
+
+
+@pytest.mark.parametrize("walled", [True, False])
+def test_what_was_priced_on_an_older_ledger_is_priced_again(
+    walled: bool, stocked: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ceiling = 1.2 * max(epsilon_by_population(PLAN.events(), PLAN.delta).values())  # for one of the two
+    permit = stocked.permit(epsilon=ceiling)
+    with stocked.open() as node:
+        first = ask(node, stocked, permit).id
+        second = ask(node, stocked, permit, stocked.study(study_id="study-2")).id
+        price, interleaved = Ledger.price, []
+
+        def raced(ledger: Ledger, *arguments: Any) -> dict[str, float]:
+            priced = price(ledger, *arguments)
+            if not interleaved:  # another approval gets in between the account and the step
+                interleaved.append(True)
+                assert in_another_thread(lambda: node.visits.approve(second, ADA)).state == "approved"
+            return priced
+
+        monkeypatch.setattr(Ledger, "price", raced)
+        if not walled:  # the control: nobody looks whether the ledger is still the same
+            monkeypatch.setattr(Ledger, "version", lambda *_: "the same")
+            assert node.visits.approve(first, ADA).state == "approved"
+            return
+        with pytest.raises(BudgetError) as caught:
+            node.visits.approve(first, ADA)
+        assert caught.value.code == "VHT-BUDGET-PERMIT"
+        assert node.visits.get(first).state == "requested"
+
+
+def test_one_data_user_has_two_requests_open_and_others_go_on() -> None:
+    open_requests = OpenRequests(each=2, together=3, seconds=7)
+    with open_requests.of("a"), open_requests.of("a"):
+        with pytest.raises(UnavailableError) as own, open_requests.of("a"):
+            pass
+        with open_requests.of("b"), pytest.raises(UnavailableError) as all_, open_requests.of("c"):
+            pass
+        with open_requests.of("c"):
+            pass
+    for caught in (own, all_):
+        assert (caught.value.code, caught.value.headers()) == ("VHT-UNAVAILABLE-BUSY", {"Retry-After": "7"})
+    with open_requests.of("a"):
+        pass
+
+
+def test_more_questions_than_a_data_user_may_have_open_are_refused_at_once(stocked: Hospital) -> None:
+    other = SigningKey.generate()
+    users = tuple(
+        DataUser(name=name, kind=ActorKind.ACADEMIC, kid=key.public.kid)
+        for name, key in (("Institute", stocked.user), ("Other", other))
+    )
+    permit = stocked.permit(data_users=users)
+    with asked_of(stocked) as node:
+        answering, released = threading.Semaphore(0), threading.Event()
+
+        def pause(_: float) -> None:
+            answering.release()
+            assert released.wait(300)
+
+        node.feasibility.pause = pause
+        entries = len(stocked.log())
+        with beside(lambda: ask_question(node, stocked, permit, title="1")):
+            assert answering.acquire(timeout=300)
+            with beside(lambda: ask_question(node, stocked, permit, title="2", epsilon=0.2)):
+                await_that(lambda: node.feasibility.open_questions._open[stocked.user.public.kid] == 2)
+                for _ in range(60):
+                    with pytest.raises(UnavailableError) as caught:
+                        ask_question(node, stocked, permit, title="3", epsilon=0.1)
+                    assert caught.value.code == "VHT-UNAVAILABLE-QUESTION"
+                    assert caught.value.retry_after_s
+                with beside(lambda: ask_question(node, stocked, permit, key=other, epsilon=0.15)) as others:
+                    await_that(lambda: node.feasibility.open_questions._open.total() == 3)
+                    released.set()
+        assert others[0]["count"] == 40
+        refused = [entry for entry in stocked.log()[entries:] if entry["body"].get("outcome") == "refused"]
+        assert refused == []
+
+
+def _entries_of(hospital: Hospital, kind: str) -> list[dict[str, Any]]:
+    return [entry["body"] for entry in hospital.log() if entry["kind"] == kind]
+
+
+def _refused(node: Node, hospital: Hospital, signed: str, times: int) -> None:
+    permit = hospital.permit()
+    for _ in range(times):
+        with pytest.raises(BudgetError):
+            node.feasibility.answer(permit, signed, hospital.user.public.jwk())
+
+
+def test_one_signed_question_sent_300_times_is_logged_once_and_counted(stocked: Hospital) -> None:
+    with stocked.open() as node:
+        _refused(node, stocked, question(stocked, epsilon=2.0), 300)
+        checked = _entries_of(stocked, "permit.checked")
+        assert [entry["code"] for entry in checked] == ["VHT-BUDGET-QUESTION"]
+    counted = _entries_of(stocked, "refusals.counted")
+    assert [(entry["refused"], entry["codes"]) for entry in counted] == [(299, {"VHT-BUDGET-QUESTION": 299})]
+
+
+def test_new_questions_are_logged_up_to_a_limit_for_each_data_user(stocked: Hospital) -> None:
+    with stocked.open() as node:
+        for number in range(LOGGED + 10):
+            _refused(node, stocked, question(stocked, epsilon=2.0, title=str(number)), 1)
+        assert len(_entries_of(stocked, "permit.checked")) == LOGGED
+    assert [entry["refused"] for entry in _entries_of(stocked, "refusals.counted")] == [10]

@@ -1,0 +1,87 @@
+"""What an account costs is known before it is paid; a plan that costs too much is refused unpriced."""
+
+import numpy as np
+import pytest
+
+from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.plan import StudyPlan, TrainingPlan
+from vht_federate.errors import BudgetError
+from vht_federate.privacy import accounting
+from vht_federate.privacy.accounting import epsilon, epsilon_rdp, require_priceable
+from vht_federate.privacy.accounting_cost import MOST_POINTS, MOST_STEPS, points
+
+DELTA = 1e-5
+
+
+def sampled(noise: float, rate: float, steps: int) -> PrivacyEvent:
+    return PrivacyEvent(label="t", population="train", noise_multiplier=noise, sampling_rate=rate, steps=steps)
+
+
+def plan(noise: float, rate: float, rounds: int, local_steps: int) -> StudyPlan:
+    return StudyPlan(
+        delta=DELTA,
+        training=TrainingPlan(
+            rounds=rounds,
+            local_steps=local_steps,
+            sampling_rate=rate,
+            clipping_norm=1.0,
+            noise_multiplier=noise,
+            learning_rate=0.1,
+        ),
+    )
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps"), [(3.0, 0.2, 2000), (1.2, 0.05, 400), (10.0, 0.01, 100_000)])
+def test_the_foreseen_points_are_those_that_the_library_walks(noise: float, rate: float, steps: int) -> None:
+    from dp_accounting.pld import common
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+
+    interval = 1e-4
+    distribution = from_gaussian_mechanism(noise, sampling_prob=rate, value_discretization_interval=interval)
+    walked = 0.0
+    for pmf in (distribution._pmf_remove, distribution._pmf_add):
+        losses = pmf.to_dense_pmf()._probs if hasattr(pmf, "to_dense_pmf") else pmf._probs
+        low, high = common.compute_self_convolve_bounds(losses, steps, 1e-15)
+        walked += len(losses) + (high - low) / 8
+    mechanism = ("gaussian", rate, noise, 0.0, 0.0)
+    assert points([(mechanism, steps)], interval) == pytest.approx(walked, rel=0.4)
+
+
+@pytest.mark.parametrize(
+    ("noise", "rate", "rounds", "local_steps"),
+    [(1000.0, 0.5, 1000, 10_000), (0.3, 1e-4, 10, 100), (1500.0, 0.999, 1000, 10_000), (0.4, 1e-4, 100, 1000)],
+)
+def test_a_plan_that_takes_minutes_is_refused_and_nothing_of_it_is_laid_out(
+    noise: float, rate: float, rounds: int, local_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costly = plan(noise, rate, rounds, local_steps)
+    monkeypatch.setattr(accounting, "_distribution", lambda *_: pytest.fail("an account was computed"))
+    with pytest.raises(BudgetError) as caught:
+        require_priceable(costly.events(), DELTA)
+    assert caught.value.code == "VHT-BUDGET-COSTLY"
+    mechanism = ("gaussian", rate, noise, 0.0, 0.0)  # the control: it would have been much
+    assert rounds * local_steps > MOST_STEPS or points([(mechanism, rounds * local_steps)], 1e-4) > MOST_POINTS
+
+
+def test_usual_plans_are_priced() -> None:
+    for usual in (plan(3.0, 0.2, 5, 12), plan(1.2, 0.05, 20, 20), plan(0.8, 0.01, 100, 100), plan(4.0, 0.01, 100, 100)):
+        require_priceable(usual.events(), DELTA)
+
+
+def test_many_costly_plans_together_are_reported_by_a_bound_that_is_cheap_and_larger(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many = [sampled(0.9 + 0.001 * number, 0.001, 10) for number in range(30)]
+    monkeypatch.setattr(accounting, "_distribution", lambda *_: pytest.fail("an account was computed"))
+    assert epsilon(many, DELTA) == epsilon_rdp(many, DELTA)
+
+
+def test_remembered_steps_cost_what_the_library_composes() -> None:
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(value_discretization_interval=1e-4)
+    for rate, noise, steps in ((0.2, 3.0, 60), (0.1, 2.0, 7)):
+        accountant.compose(SelfComposedDpEvent(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), steps))
+    composed = epsilon([sampled(3.0, 0.2, 60), sampled(2.0, 0.1, 7)], DELTA)
+    assert np.isclose(composed, accountant.get_epsilon(DELTA), rtol=1e-12)
