@@ -47,6 +47,7 @@ class LocalServices:
     routes: Routes = field(default_factory=Direct)
     services: dict[str, Service] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    isolation: dict[str, Any] = field(default_factory=dict)  # what this machine gives an enclave; once started
 
     # ---- places ----------------------------------------------------------------------------------------------
 
@@ -81,6 +82,7 @@ class LocalServices:
         """Provision and start everything, ingest each hospital's data, and wait until all SuperNodes are online."""
         for folder in ("pki", "nodes", "logs", "study"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
+        self._ask_isolation()
         self._provision()
         progress("starting the permit issuer and the coordinator")
         self._serve("authority", "permit", "serve", "--state", str(self.root / "authority"))
@@ -111,6 +113,14 @@ class LocalServices:
                 self.commands.close()  # leaving the pool waits for what runs: nobody waits after Ctrl-C or a failure
                 raise
             return [future.result() for future in running]
+
+    def _ask_isolation(self) -> None:
+        """A machine that gives less than a sandbox is said so, and its hospitals require no more than it gives."""
+        self.isolation = self.commands.run("node", "isolation")
+        if self.isolation["missing"]:
+            progress(f"[yellow]enclaves on this machine are no sandbox: {self.isolation['level']} is all it gives[/]")
+            for missing in self.isolation["missing"]:
+                progress(f"[yellow]  it has {missing}[/]")
 
     def _provision(self) -> None:
         progress("making certificates and keys")
@@ -156,6 +166,7 @@ class LocalServices:
                     "--coordinator", f"{LOOPBACK}:{fleet}", "--coordinator-ca", str(self.ca),
                     "--port", str(self.ports[h.name]), "--internal-port", str(self.ports[f"{h.name}/internal"]),
                     "--supernode-port", str(self.ports[f"{h.name}/flower"]),
+                    "--enclave-isolation", self.isolation["level"],
                 )
                 for h in self.hospitals
             ]

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from connector.enclave.visit import EnclaveInfo, Gate, VisitSpec
+from pydantic import ValidationError
+
+from connector.enclave.visit import EnclaveInfo, EnclosedReport, Gate, VisitSpec
 from vht_federate.errors import (
     EgressError,
     InputError,
@@ -50,6 +52,7 @@ class _Running:
     gate: Gate
     process: "subprocess.Popen[bytes]"
     channel: socket.socket
+    enclosed: EnclosedReport | None = None  # said once, before the component's code is loaded
     settled: threading.Event = field(default_factory=threading.Event)  # ready, failed or gone
     info: EnclaveInfo | None = None
     failure: VhtError | None = None
@@ -177,7 +180,9 @@ class EnclaveHost:
 
     def _hear(self, enclave: _Running, header: dict[str, Any]) -> None:
         kind = header.pop("kind", None)
-        if kind == "ready" and enclave.info is None:
+        if kind == "enclosed" and enclave.enclosed is None:
+            enclave.enclosed = _report_of(header)
+        elif kind == "ready" and enclave.info is None:
             enclave.info = _info_of(header, enclave)
             enclave.settled.set()
         elif kind == "failed":
@@ -192,7 +197,7 @@ class EnclaveHost:
         elif kind == "answered":
             enclave.idle.set()
         else:
-            raise WireError("an enclave said something unknown", code="VHT-WIRE-CONTROL")
+            raise _unknown()
 
     def _end(self, enclave: _Running) -> None:
         """Cut the tether, reap the child, remove its files. Twice is fine."""
@@ -240,18 +245,28 @@ def _judged(enclave: _Running, kind: str, header: dict[str, Any]) -> dict[str, A
     return {"ok": True}
 
 
-def _info_of(header: dict[str, Any], enclave: _Running) -> EnclaveInfo:
+def _report_of(header: dict[str, Any]) -> EnclosedReport:
     try:
-        info = EnclaveInfo(**header)
+        return EnclosedReport.model_validate(header)
+    except ValidationError as error:
+        raise _unknown() from error
+
+
+def _info_of(header: dict[str, Any], enclave: _Running) -> EnclaveInfo:
+    report, spec = enclave.enclosed, enclave.spec
+    if report is None or not report.isolation.covers(spec.isolation):
+        raise WireError("an enclave is ready that is not closed off as required", code="VHT-WIRE-CONTROL")
+    try:
+        info = EnclaveInfo(isolation=report.isolation, walls=report.walls, jobs=report.jobs, **header)
     except TypeError as error:
-        raise WireError("an enclave said something unknown", code="VHT-WIRE-CONTROL") from error
-    if (info.visit, info.pid, info.component_digest) != (
-        enclave.spec.visit,
-        enclave.process.pid,
-        enclave.spec.component.digest,
-    ):
+        raise _unknown() from error
+    if (info.visit, info.pid, info.component_digest) != (spec.visit, enclave.process.pid, spec.component.digest):
         raise WireError("an enclave introduced itself as another", code="VHT-WIRE-CONTROL")
     return info
+
+
+def _unknown() -> WireError:
+    return WireError("an enclave said something unknown", code="VHT-WIRE-CONTROL")
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -45,6 +45,7 @@ def summary_of(**changes: Any) -> dict[str, Any]:
         "accuracy_released": 0.78, "cohort": {"rows": 61, "epsilon": 1.1},
         "ledger": {"hospital-1": {"cap": 10.0, "spent": 2.9, "entries": 14}},
         "bytes_out_per_node": {"hospital-1": 12345}, "harness": harness_of(),
+        "isolation": {"level": "sandbox", "walls": ["seccomp", "landlock-7"], "missing": []},
         "audit": {"verified": True, "entries": 44, "entries_by_node": {"hospital-1": 44}},
         "paths": {"package": "/o/run/release", "cohort": "/o/run/cohort", "report": "/o/report.html"},
     }  # fmt: skip
