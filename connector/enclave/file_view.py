@@ -34,11 +34,15 @@ _USE = _READ_FILE | _WRITE_FILE | _IOCTL_DEV
 
 @dataclass(frozen=True)
 class FileView:
-    """Folders and files to ``read``, folders to ``write`` in, devices to ``use``. What does not exist is left out."""
+    """Folders and files to ``read``, folders to ``write`` in, devices to ``use``. What does not exist is left out.
+
+    ``has_gpu``: a GPU is among the devices.
+    """
 
     read: tuple[Path, ...]
     write: tuple[Path, ...] = ()
     use: tuple[Path, ...] = ()
+    has_gpu: bool = False
 
     def rights(self) -> list[tuple[Path, int]]:
         rules = ((self.read, _READ), (self.write, _WRITE), (self.use, _USE))

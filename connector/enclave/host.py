@@ -272,4 +272,10 @@ def _unknown() -> WireError:
 def _environment(folder: Path) -> dict[str, str]:
     """Nothing secret, one thread, and temporary files in the visit's own folder."""
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return {**inherited, **dict.fromkeys(_THREADS, "1"), "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return {
+        **inherited,
+        **dict.fromkeys(_THREADS, "1"),
+        "TMPDIR": str(folder),
+        "CUDA_CACHE_PATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }

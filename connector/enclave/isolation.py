@@ -12,6 +12,7 @@ import os
 import resource
 import struct
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +47,12 @@ class Isolation:
         return IsolationLevel.SANDBOX if view else IsolationLevel.SYSTEM_CALLS
 
 
-def close_off(view: FileView, name: str) -> Isolation:
+def close_off(view: FileView, name: str, *, open_devices: Callable[[], None] = lambda: None) -> Isolation:
     """Raise every wall that this machine has around this single-threaded process: it sees ``view`` and nothing else.
 
     ``name``: of the visit, by which a service that runs as root chooses a user. Raises OSError for a wall that broke
-    off half-way: the process must not go on.
+    off half-way: the process must not go on. ``open_devices`` runs with the files closed and the calls not yet: a GPU's
+    driver makes a socket of its own when it is first used, which the process keeps.
     """
     limit_resources()
     walls = []
@@ -70,7 +72,8 @@ def close_off(view: FileView, name: str) -> Isolation:
         walls.append(f"landlock-{version}")
     if drop_privileges():
         walls.append("no-privileges")
-    if install_filter(devices=bool(view.use)):
+    open_devices()
+    if install_filter(devices=view.has_gpu):
         walls.append("seccomp")
     return Isolation((*walls, "audit-hook"))
 

@@ -44,7 +44,9 @@ def enclave_view(folder: Path, component: Path, *, closed: Path, packages: Itera
                 code="VHT-REFUSED-LAYOUT",
                 hint="move the state directory out of the folders of Python, its packages and the system's libraries",
             )
-    return FileView(read=(*runtime, *map(Path, facts)), write=(folder,), use=(Path("/dev/null"), *devices))
+    return FileView(
+        read=(*runtime, *map(Path, facts)), write=(folder,), use=(Path("/dev/null"), *devices), has_gpu=bool(devices)
+    )
 
 
 def _interpreter() -> list[Path]:

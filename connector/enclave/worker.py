@@ -66,14 +66,25 @@ def _enclose(spec: VisitSpec, component: Path, points: dict[str, EntryPoint], co
     packages = {package_of(point) for point in points.values()}
     origins = {name: origin_of(point) for name, point in points.items()}
     view = enclave_view(spec.folder, component, closed=spec.closed or spec.folder.parent, packages=packages)
-    isolation = close_off(view, spec.visit)
+    isolation = close_off(view, spec.visit, open_devices=_open_gpu if view.has_gpu else _nothing)
     report = EnclosedReport(isolation=isolation.level, walls=isolation.walls, jobs=origins)
     control.tell("enclosed", **report.model_dump(mode="json"))
     control.tie()
-    require_level(isolation, spec)
+    _require_level(isolation, spec)
 
 
-def require_level(isolation: Isolation, spec: VisitSpec) -> None:
+def _nothing() -> None:
+    """This machine has no device to open."""
+
+
+def _open_gpu() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
+
+
+def _require_level(isolation: Isolation, spec: VisitSpec) -> None:
     if not isolation.level.covers(spec.isolation):
         raise RefusedError(
             f"this machine closes an enclave off by {isolation.level} alone, and {spec.isolation} is required",

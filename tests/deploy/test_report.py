@@ -108,3 +108,12 @@ def test_names_of_columns_are_text_in_a_plot_never_markup() -> None:
     plot = marginal('"><script>', named)
     assert "<script>" not in plot
     assert "<b>" not in plot
+
+
+def test_a_machine_whose_enclaves_are_no_sandbox_is_said_so() -> None:
+    missing = ["no view of files: Landlock (Linux 5.13)"]
+    weaker = summary_of(isolation={"level": "system-calls", "walls": ["seccomp"], "missing": missing})
+    page = report_html(weaker, made_at=MOMENT)
+    assert "Enclaves were no sandbox" in page
+    assert str(escape(missing[0])) in page
+    assert "no sandbox" not in report_html(summary_of(), made_at=MOMENT)

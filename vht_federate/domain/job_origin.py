@@ -14,7 +14,7 @@ class JobOrigin(BaseModel):
     files left out; the same wherever the same version is installed, also from a checkout.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)  # a later version may say more: an auditor reads on
 
     distribution: str
     version: str
