@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from deploy.commands import Commands, Service, wait_until
 from deploy.study_terms import Hospital, StudyTerms
 from vht_federate.client import Client
+from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.errors import VhtError
 from vht_federate.output import progress
 from vht_federate.tcp_ports import LOOPBACK, free_ports
@@ -153,7 +154,7 @@ class LocalServices:
         return "--certificate", str(folder / f"{name}.crt"), "--key", str(folder / f"{name}.key")
 
     def _initialise_nodes(self) -> None:
-        terms = self.terms
+        terms, isolation = self.terms, self.isolation.get("level", IsolationLevel.SANDBOX)
         issuer = self.routes.route("authority", self.ports["authority"])
         fleet = self.routes.route("coordinator", self.ports["coordinator"])
         self._run_all(
@@ -166,7 +167,7 @@ class LocalServices:
                     "--coordinator", f"{LOOPBACK}:{fleet}", "--coordinator-ca", str(self.ca),
                     "--port", str(self.ports[h.name]), "--internal-port", str(self.ports[f"{h.name}/internal"]),
                     "--supernode-port", str(self.ports[f"{h.name}/flower"]),
-                    "--enclave-isolation", self.isolation["level"],
+                    "--enclave-isolation", isolation,
                 )
                 for h in self.hospitals
             ]

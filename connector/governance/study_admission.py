@@ -15,6 +15,7 @@ import jwt
 from sqlalchemy.orm import Session
 
 from connector.enclave.isolation_probe import OfferedIsolation
+from connector.enclave.job_registry import registered_jobs
 from connector.governance.installed_components import InstalledComponents
 from connector.governance.ledger import Ledger
 from connector.governance.permit_status import PermitStatus
@@ -145,6 +146,7 @@ class StudyAdmission:
         check_request(permit, request)
         self._concerns_this_node(request)
         self.require_component(request)
+        registered_jobs({job for job, _ in request.plan.calls()})
         self._require_isolation(permit)
 
     def _require_isolation(self, permit: Permit) -> None:

@@ -32,7 +32,7 @@ def test_an_enclave_below_what_the_permit_demands_is_refused(
 ) -> None:
     permit_fields = {"enclave_isolation": demanded}
     with finish(prepared(tmp_path / "run", isolation=isolation, permit_fields=permit_fields)) as played:
-        assert code_of(played, tmp_path / "bundle", "enclaves of level") == "VHT-VERIFY-ISOLATION"
+        assert code_of(played, tmp_path / "bundle", f"the permit demands {demanded}") == "VHT-VERIFY-ISOLATION"
 
 
 def test_a_permit_without_a_demand_says_nothing_of_it_as_before(tmp_path: Path) -> None:

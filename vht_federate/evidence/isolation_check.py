@@ -25,7 +25,11 @@ def weaker_enclaves(records: Iterable[VisitRecord], permit: Permit) -> Iterator[
         try:
             check_isolation(permit, level)
         except PermitError as error:
-            raise broken(record.log.place(entry), error.message, "ISOLATION") from error
+            raise broken(
+                record.log.place(entry),
+                f"closes an enclave off by {level} alone, and the permit demands {permit.enclave_isolation}",
+                "ISOLATION",
+            ) from error
         if not level.covers(IsolationLevel.SANDBOX):
             yield (
                 f"{record.log.node}: the enclave of {record.visit} was no sandbox ({started.isolation or 'not said'}): "

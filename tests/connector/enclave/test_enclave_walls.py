@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 from kit.enclave_visits import planted, visit_spec
+from kit.installed_intruder import register_job
 from kit.walled_process import NOTHING_HOLDS, need_walls, on_machine_without
 
 from connector.enclave.isolation_probe import offered_isolation
@@ -208,13 +209,7 @@ def test_an_enclave_says_whose_code_its_jobs_are(standing) -> None:
 
 @pytest.mark.parametrize("job", ["train", "marginals"])
 def test_a_package_that_registers_a_job_a_second_time_is_refused(fresh, tmp_path: Path, monkeypatch, job: str) -> None:
-    installed = tmp_path / "site"
-    about = installed / "intruder-1.0.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: intruder\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[vht.enclave_jobs]\n{job} = intruder:steal\n")
-    (installed / "intruder.py").write_text("from pathlib import Path\nPath('stolen').touch()\n")
-    monkeypatch.setenv("PYTHONPATH", str(installed))
+    monkeypatch.setenv("PYTHONPATH", str(register_job(tmp_path / "site", job)))
     with pytest.raises(ComponentError) as caught:
         fresh()
     assert caught.value.code == "VHT-COMPONENT-JOB-TWICE"

@@ -1,15 +1,17 @@
 """What a node requires of its enclaves and a permit demands of them, asked before a visit, and told afterwards."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from kit.commands import vht_node
 from kit.hospital import Hospital, approved, ask
+from kit.installed_intruder import register_job
 
 from connector.enclave.isolation_probe import OfferedIsolation, offered_isolation
 from connector.node import Node
 from vht_federate.domain.isolation import IsolationLevel
-from vht_federate.errors import PermitError, RefusedError
+from vht_federate.errors import ComponentError, PermitError, RefusedError
 
 WEAK = OfferedIsolation(IsolationLevel.SYSTEM_CALLS, ("seccomp", "audit-hook"), ("no view of files",))
 FULL = OfferedIsolation(IsolationLevel.SANDBOX, ("landlock-7", "seccomp", "audit-hook"), ())
@@ -43,6 +45,19 @@ def test_a_node_whose_machine_gives_less_than_it_requires_takes_no_study(stocked
         visit = ask(node, stocked)
         assert approved(node, visit.id) == "ready"
     assert stocked.enclaves.started[visit.id][0].isolation is IsolationLevel.SYSTEM_CALLS
+
+
+def test_a_second_package_with_a_job_of_the_plan_is_refused_before_anybody_approves(
+    stocked: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stocked.open() as node:
+        monkeypatch.syspath_prepend(register_job(tmp_path / "site", "train"))
+        with pytest.raises(ComponentError) as caught:
+            ask(node, stocked)
+        monkeypatch.undo()
+        assert approved(node, ask(node, stocked).id) == "ready"  # control: without the package
+    assert caught.value.code == "VHT-COMPONENT-JOB-TWICE"
+    assert "VHT-COMPONENT-JOB-TWICE" in {entry["body"].get("code") for entry in stocked.log()}
 
 
 def test_the_log_says_how_the_enclave_was_closed_off_and_whose_jobs_it_ran(stocked: Hospital) -> None:
