@@ -34,24 +34,29 @@ class OfferedIsolation:
         return {"level": self.level.value, "walls": list(self.walls), "missing": list(self.missing)}
 
 
-@functools.cache
 def offered_isolation() -> OfferedIsolation:
-    """Asked once in the life of a process: what a machine gives does not change while it runs."""
-    with tempfile.TemporaryDirectory(prefix="vht-probe-") as folder:
-        try:
-            probe = subprocess.run(
-                [sys.executable, "-P", "-B", "-m", "connector.enclave.isolation_probe", folder],
-                capture_output=True, stdin=subprocess.DEVNULL, timeout=_DEADLINE_S, cwd=folder, check=True,
-            )  # fmt: skip
-            walls = tuple(json.loads(probe.stdout))
-        except (OSError, subprocess.SubprocessError, ValueError):
-            walls = ()
+    """Walls that could not be raised are not offered."""
+    try:
+        walls = _walls()
+    except (OSError, subprocess.SubprocessError, ValueError):
+        walls = ()
     isolation = Isolation(walls)
     lacks = {
         _NO_FILTER: "seccomp" not in walls,
         _NO_VIEW: "own-root" not in walls and not any(wall.startswith("landlock") for wall in walls),
     }
     return OfferedIsolation(isolation.level, walls, tuple(reason for reason, holds in lacks.items() if holds))
+
+
+@functools.cache
+def _walls() -> tuple[str, ...]:
+    """Asked once in the life of a process: what a machine gives does not change while it runs."""
+    with tempfile.TemporaryDirectory(prefix="vht-probe-") as folder:
+        probe = subprocess.run(
+            [sys.executable, "-P", "-B", "-m", "connector.enclave.isolation_probe", folder],
+            capture_output=True, stdin=subprocess.DEVNULL, timeout=_DEADLINE_S, cwd=folder, check=True,
+        )  # fmt: skip
+        return tuple(json.loads(probe.stdout))
 
 
 def main(arguments: list[str]) -> None:

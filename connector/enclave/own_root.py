@@ -10,6 +10,7 @@ import ctypes
 import os
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from connector.enclave.file_view import FileView
@@ -41,8 +42,14 @@ def enter_own_root(view: FileView) -> bool:
     os.chdir("/tmp")  # noqa: S108
     for name in ("new", "old"):
         Path(name).mkdir()
-    _mount("new", "new", None, _BIND)
-    _call(pivot, b".", b"old")
+    try:
+        _mount("new", "new", None, _BIND)
+        _call(pivot, b".", b"old")
+    except OSError:  # e.g. where the root is the one that the kernel started with
+        os.chdir(here)
+        os.umask(mask)
+        _unmount("/tmp")  # noqa: S108
+        return False
     os.chdir("/")
     for path, source, writable in plan:
         _show(Path("/new") / path.relative_to("/"), Path("/old") / source.relative_to("/"), writable=writable)
@@ -76,14 +83,15 @@ def _show(at: Path, source: Path, *, writable: bool) -> None:
         at.touch()
     elif not writable:
         return  # it lies in a folder that is shown already
-    try:
+    if writable:
         _mount(str(source), str(at), None, _BIND | _RECURSIVE)
-    except OSError:
-        if writable:
-            raise
-        return  # seen less: what needs it will say so
-    if not writable:
+        return
+    with suppress(OSError):  # seen less: what needs it will say so
+        _mount(str(source), str(at), None, _BIND | _RECURSIVE)
         _set_read_only(str(at), _HERE_AND_BELOW)
+        return
+    with suppress(OSError):  # shown, and could still be written: not shown
+        _unmount(str(at))
 
 
 def _can_set_attributes() -> bool:

@@ -126,6 +126,7 @@ def _prepare(
     jobs = {name: point.load() for name, point in points.items()}
     fence = Fence(spec.folder, spec.closed or spec.folder.parent)
     fence.close()
+    control.tell("loading")
     build_model(files, spec.component.profile)
     _be_silent()
     data = VisitData(

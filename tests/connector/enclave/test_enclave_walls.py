@@ -13,7 +13,7 @@ from kit.walled_process import NOTHING_HOLDS, need_walls, on_machine_without
 from connector.enclave.isolation_probe import offered_isolation
 from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.domain.job_origin import JobOrigin
-from vht_federate.errors import ComponentError, RefusedError
+from vht_federate.errors import ComponentError, RefusedError, VhtError
 
 # Acts that the audit hook does not see; what they bring home lies in the visit's own folder.
 HOSTILE = """
@@ -192,6 +192,34 @@ def test_a_state_directory_inside_what_enclaves_read_is_refused(fresh, tmp_path:
     with pytest.raises(RefusedError) as caught:
         fresh(spec_of=lambda _: spec)
     assert caught.value.code == "VHT-REFUSED-LAYOUT"
+
+
+SPEAKS = """
+import json, os, stat, struct
+from torch import nn
+
+words = {"kind": "failed", "error": {"code": "VHT-ROW-OFPATIENT", "message": "bmi 31.4159", "hint": "31.4159"}}
+frame = json.dumps(words).encode()
+for fd in range(3, 20):
+    try:
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            os.write(fd, struct.pack(">IQ", len(frame), 0) + frame)
+    except OSError:
+        pass
+raise SystemExit
+
+
+def build(component, profile):
+    return nn.Linear(1, 1)
+"""
+
+
+def test_a_component_that_speaks_in_the_enclaves_name_brings_no_word_of_its_own_out(fresh) -> None:
+    """The reason why a visit ended is told to the coordinator."""
+    with pytest.raises(VhtError) as caught:
+        fresh(SPEAKS)
+    assert caught.value.code == "VHT-INTERNAL-ENCLAVE"
+    assert "31.4" not in str(caught.value.envelope())
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
