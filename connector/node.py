@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from connector.enclave.isolation_probe import OfferedIsolation, offered_isolation
 from connector.fhir import dataset_summary, subject_key
 from connector.fhir.deletions import Deletions
 from connector.governance.expiry import EVERY_S, Expiry, PeriodicTask
@@ -54,6 +55,11 @@ if TYPE_CHECKING:
 __all__ = ["Node", "utc_now"]
 
 log = logging.getLogger("vht.node")
+
+
+def isolation_status(settings: NodeSettings, offered: OfferedIsolation) -> dict[str, Any]:
+    """What the node requires of an enclave, and what its machine gives."""
+    return {"required": settings.enclave_isolation.value, **offered.as_dict()}
 
 
 def utc_now() -> datetime:
@@ -108,7 +114,16 @@ class Node:
         installed = InstalledComponents(self.settings.component_paths)
         refusals = RefusalQuota(self.evidence, self.clock)
         admission = StudyAdmission(
-            dataset, self.issuer, status, installed, self.ledger, self.evidence, self.clock, refusals
+            dataset,
+            self.issuer,
+            status,
+            installed,
+            self.ledger,
+            self.evidence,
+            self.clock,
+            refusals,
+            self.settings.enclave_isolation,
+            offered_isolation,
         )
         self.changes = VisitChanges()
         recovery = LogRecovery(self.database, self.evidence, self.ledger, self.changes, dataset)
@@ -302,6 +317,7 @@ class Node:
             "internal": self.settings.internal_url,
             "dataset": {"id": self.settings.dataset.id, **self.summary()},
             "visits": {state: states.count(state) for state in sorted(set(states))},
+            "isolation": isolation_status(self.settings, offered_isolation()),
             "sources": self.pulls.described(),
             "budget": self.overview.budget(),
             "evidence": {"entries": head.size if head else 0, "root": head.root if head else None},

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.domain.law import DataCategory
 from vht_federate.domain.permit import Identifier
 from vht_federate.errors import InputError
@@ -75,6 +76,7 @@ class NodeSettings(BaseModel):
     coordinator: CoordinatorSettings | None = None
     database_url: str | None = None  # None: SQLite in the state directory
     enclave_start_timeout_s: float = Field(default=120.0, gt=0)
+    enclave_isolation: IsolationLevel = IsolationLevel.SANDBOX  # no enclave starts below it; weaker: at your own risk
 
     @property
     def outward_url(self) -> str:

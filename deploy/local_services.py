@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from deploy.commands import Commands, Service, wait_until
 from deploy.study_terms import Hospital, StudyTerms
 from vht_federate.client import Client
+from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.errors import VhtError
 from vht_federate.output import progress
 from vht_federate.tcp_ports import LOOPBACK, free_ports
@@ -47,6 +48,7 @@ class LocalServices:
     routes: Routes = field(default_factory=Direct)
     services: dict[str, Service] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    isolation: dict[str, Any] = field(default_factory=dict)  # what this machine gives an enclave; once started
 
     # ---- places ----------------------------------------------------------------------------------------------
 
@@ -81,6 +83,7 @@ class LocalServices:
         """Provision and start everything, ingest each hospital's data, and wait until all SuperNodes are online."""
         for folder in ("pki", "nodes", "logs", "study"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
+        self._ask_isolation()
         self._provision()
         progress("starting the permit issuer and the coordinator")
         self._serve("authority", "permit", "serve", "--state", str(self.root / "authority"))
@@ -111,6 +114,14 @@ class LocalServices:
                 self.commands.close()  # leaving the pool waits for what runs: nobody waits after Ctrl-C or a failure
                 raise
             return [future.result() for future in running]
+
+    def _ask_isolation(self) -> None:
+        """A machine that gives less than a sandbox is said so, and its hospitals require no more than it gives."""
+        self.isolation = self.commands.run("node", "isolation")
+        if self.isolation["missing"]:
+            progress(f"[yellow]enclaves on this machine are no sandbox: {self.isolation['level']} is all it gives[/]")
+            for missing in self.isolation["missing"]:
+                progress(f"[yellow]  it has {missing}[/]")
 
     def _provision(self) -> None:
         progress("making certificates and keys")
@@ -143,7 +154,7 @@ class LocalServices:
         return "--certificate", str(folder / f"{name}.crt"), "--key", str(folder / f"{name}.key")
 
     def _initialise_nodes(self) -> None:
-        terms = self.terms
+        terms, isolation = self.terms, self.isolation.get("level", IsolationLevel.SANDBOX)
         issuer = self.routes.route("authority", self.ports["authority"])
         fleet = self.routes.route("coordinator", self.ports["coordinator"])
         self._run_all(
@@ -156,6 +167,7 @@ class LocalServices:
                     "--coordinator", f"{LOOPBACK}:{fleet}", "--coordinator-ca", str(self.ca),
                     "--port", str(self.ports[h.name]), "--internal-port", str(self.ports[f"{h.name}/internal"]),
                     "--supernode-port", str(self.ports[f"{h.name}/flower"]),
+                    "--enclave-isolation", isolation,
                 )
                 for h in self.hospitals
             ]

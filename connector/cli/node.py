@@ -11,11 +11,12 @@ from connector.cli.fhir_api import app as api
 from connector.cli.intake import app as intake
 from connector.cli.ledger import app as ledger
 from connector.cli.node_access import State, connect, running
-from connector.cli.output_tables import budget_table, sources_table, visit_tables, visits_table
+from connector.cli.output_tables import budget_table, isolation_line, sources_table, visit_tables, visits_table
 from connector.cli.quality import app as quality
 from connector.cli.sources import app as sources
 from connector.settings import CoordinatorSettings, DatasetSettings, NodeFiles, NodeSettings
 from vht_federate import output
+from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.domain.law import DataCategory
 from vht_federate.errors import InputError
 from vht_federate.processes import PidFile, stop_process
@@ -64,6 +65,9 @@ def init(
     ] = 0,
     database: Annotated[str | None, typer.Option(help="Database URL; SQLite in the directory by default.")] = None,
     components: Annotated[list[Path] | None, typer.Option(help="Folder of components to install beside.")] = None,
+    enclave_isolation: Annotated[
+        IsolationLevel, typer.Option(help="No enclave starts below it; a weaker one at your own risk.")
+    ] = IsolationLevel.SANDBOX,
 ) -> None:
     """Make a node's state directory: keys, configuration, database. Again: keeps every key."""
     from connector.provision import provision
@@ -92,6 +96,7 @@ def init(
         coordinator=fleet,
         database_url=database,
         component_paths=tuple(path.resolve() for path in components or ()),
+        enclave_isolation=enclave_isolation,
     )
     data = provision(state, settings, issuer_key)
     output.emit("node init", data, output.table(f"Node {name}", ["what", "where"], data.items()))
@@ -146,10 +151,24 @@ def status(
     word = "running" if data["running"] else "not running"
     counts = ", ".join(f"{count} {state}" for state, count in data["visits"].items()) or "none"
     tables = [budget_table(data["budget"])] + ([sources_table(data["sources"])] if data["sources"] else [])
-    output.emit("node status", data, f"node {data['name']} is {word}; visits: {counts}", *tables)
+    first = f"node {data['name']} is {word}; visits: {counts}"
+    output.emit("node status", data, first, isolation_line(data["isolation"]), *tables)
+
+
+@app.command("isolation")
+@output.command("node isolation")
+def isolation() -> None:
+    """Show how firmly this machine closes an enclave off, and what it lacks of a sandbox."""
+    from connector.enclave.isolation_probe import offered_isolation
+
+    offered = offered_isolation()
+    rows = [("level", offered.level), ("walls", ", ".join(offered.walls)), *(("missing", m) for m in offered.missing)]
+    output.emit("node isolation", offered.as_dict(), output.table("Enclaves on this machine", ["what", ""], rows))
 
 
 def _offline_status(state: Path) -> dict[str, Any]:
+    from connector.enclave.isolation_probe import offered_isolation
+    from connector.node import isolation_status
     from connector.overview import Overview
     from connector.pulls.installed_sources import Sources
     from connector.store.node_database import open_database
@@ -165,6 +184,7 @@ def _offline_status(state: Path) -> dict[str, Any]:
             "outward": settings.outward_url,
             "internal": settings.internal_url,
             "visits": {visit_state: states.count(visit_state) for visit_state in sorted(set(states))},
+            "isolation": isolation_status(settings, offered_isolation()),
             "sources": Sources(files.sources).described(),
             "budget": overview.budget(),
         }

@@ -124,6 +124,13 @@ def source_tables(source: Mapping[str, Any]) -> list[Rows]:
     return [facts, table("Pulls", ["ended", "asked by", "since", "lines", "taken in"], runs)] if runs else [facts]
 
 
+def isolation_line(isolation: Mapping[str, Any]) -> str:
+    """What the node requires of an enclave and what its machine gives; where that is too little, what is missing."""
+    walls = ", ".join(isolation["walls"]) or "no wall"
+    line = f"enclaves: {isolation['required']} is required; this machine gives {isolation['level']} ({walls})"
+    return "; ".join([line, *isolation["missing"]])
+
+
 def quarantine_table(entries: Sequence[Mapping[str, Any]]) -> Rows:
     columns = ["file", "line", "kind", "reason", "path"]
     return table("Set aside", columns, [tuple(entry[name] for name in columns) for entry in entries])

@@ -30,10 +30,13 @@ class Control:
         self.refusal: VhtError | None = None
 
     def order(self) -> dict[str, Any]:
-        """The first frame: what to do. From then on the channel is also the tether."""
+        """The first frame: what to do. No thread runs yet, so that the process may still close itself off."""
         header, _ = receive_frame(self._sock, max_body=_SMALL)
-        threading.Thread(target=self._listen, name="vht-tether", daemon=True).start()
         return header
+
+    def tie(self) -> None:
+        """From here on the channel brings answers, and is the tether."""
+        threading.Thread(target=self._listen, name="vht-tether", daemon=True).start()
 
     def _listen(self) -> None:
         try:

@@ -7,6 +7,7 @@ Its socket and token are gone before that, so that no courier reaches what is no
 import contextlib
 import logging
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -17,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from connector.enclave.visit import EnclaveInfo, Gate, VisitSpec
+from pydantic import ValidationError
+
+from connector.enclave.visit import EnclaveInfo, EnclosedReport, Gate, VisitSpec
 from vht_federate.errors import (
     EgressError,
     InputError,
@@ -39,6 +42,16 @@ _INHERITED = (
     "PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES",
     "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE",
 )  # fmt: skip
+_LOADING_FAILURES = {
+    "VHT-COMPONENT-ENTRY": "the component's code does not load, or builds no model",
+    "VHT-COHORT-TENSORS": "the cohort of this visit is not usable",
+    "VHT-EGRESS-FILE": "the component's code tried to get out while it was loaded",
+    "VHT-EGRESS-NETWORK": "the component's code tried to get out while it was loaded",
+    "VHT-EGRESS-PROGRAM": "the component's code tried to get out while it was loaded",
+    "VHT-INTERNAL-ENCLAVE": "the enclave did not start",
+}
+_BREACHES = ("VHT-EGRESS-FILE", "VHT-EGRESS-NETWORK", "VHT-EGRESS-PROGRAM")
+_CODE = re.compile(r"VHT-[A-Z]{2,16}(-[A-Z]{2,16}){0,2}")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -50,6 +63,8 @@ class _Running:
     gate: Gate
     process: "subprocess.Popen[bytes]"
     channel: socket.socket
+    enclosed: EnclosedReport | None = None  # said once, before the component's code is loaded
+    loading: bool = False  # from here on a component's code may speak in the enclave's name
     settled: threading.Event = field(default_factory=threading.Event)  # ready, failed or gone
     info: EnclaveInfo | None = None
     failure: VhtError | None = None
@@ -177,13 +192,17 @@ class EnclaveHost:
 
     def _hear(self, enclave: _Running, header: dict[str, Any]) -> None:
         kind = header.pop("kind", None)
-        if kind == "ready" and enclave.info is None:
+        if kind == "enclosed" and enclave.enclosed is None:
+            enclave.enclosed = _report_of(header)
+        elif kind == "ready" and enclave.info is None:
             enclave.info = _info_of(header, enclave)
             enclave.settled.set()
+        elif kind == "loading":
+            enclave.loading = True
         elif kind == "failed":
-            enclave.failure = error_from_envelope(dict(header.get("error") or {}))
+            enclave.failure = _failure_of(header, enclave)
         elif kind == "breach":
-            enclave.failure = EgressError("code in the enclave tried to get out", code=str(header.get("code")))
+            enclave.failure = EgressError("code in the enclave tried to get out", code=_breach_of(header))
         elif kind in ("begin", "release", "refused"):
             enclave.idle.clear()
             answer = _judged(enclave, kind, header)
@@ -192,7 +211,7 @@ class EnclaveHost:
         elif kind == "answered":
             enclave.idle.set()
         else:
-            raise WireError("an enclave said something unknown", code="VHT-WIRE-CONTROL")
+            raise _unknown()
 
     def _end(self, enclave: _Running) -> None:
         """Cut the tether, reap the child, remove its files. Twice is fine."""
@@ -231,7 +250,7 @@ def _judged(enclave: _Running, kind: str, header: dict[str, Any]) -> dict[str, A
         elif kind == "release":
             enclave.gate.release(visit, job, round_, str(header["output_sha256"]), int(header["output_bytes"]))
         else:
-            enclave.gate.refused(visit, job, round_, str(header["code"]))
+            enclave.gate.refused(visit, job, round_, _code_of(header))
     except VhtError as error:
         return {"ok": False, "error": error.envelope()}
     except Exception as error:
@@ -240,21 +259,56 @@ def _judged(enclave: _Running, kind: str, header: dict[str, Any]) -> dict[str, A
     return {"ok": True}
 
 
-def _info_of(header: dict[str, Any], enclave: _Running) -> EnclaveInfo:
+def _failure_of(header: dict[str, Any], enclave: _Running) -> VhtError:
+    """Why an enclave did not start: in its own words until it loads a component's code, which has seen the cohort."""
+    error = error_from_envelope(dict(header.get("error") or {}))
+    if not enclave.loading:
+        return error
+    code = error.code if error.code in _LOADING_FAILURES else "VHT-INTERNAL-ENCLAVE"
+    return error_from_envelope({"code": code, "message": _LOADING_FAILURES[code]})
+
+
+def _breach_of(header: dict[str, Any]) -> str:
+    return next((code for code in _BREACHES if code == header.get("code")), "VHT-EGRESS")
+
+
+def _code_of(header: dict[str, Any]) -> str:
+    """A code, and no sentence in its place."""
+    code = str(header["code"])
+    return code if _CODE.fullmatch(code) else "VHT-INTERNAL-ENCLAVE"
+
+
+def _report_of(header: dict[str, Any]) -> EnclosedReport:
     try:
-        info = EnclaveInfo(**header)
+        return EnclosedReport.model_validate(header)
+    except ValidationError as error:
+        raise _unknown() from error
+
+
+def _info_of(header: dict[str, Any], enclave: _Running) -> EnclaveInfo:
+    report, spec = enclave.enclosed, enclave.spec
+    if report is None or not report.isolation.covers(spec.isolation):
+        raise WireError("an enclave is ready that is not closed off as required", code="VHT-WIRE-CONTROL")
+    try:
+        info = EnclaveInfo(isolation=report.isolation, walls=report.walls, jobs=report.jobs, **header)
     except TypeError as error:
-        raise WireError("an enclave said something unknown", code="VHT-WIRE-CONTROL") from error
-    if (info.visit, info.pid, info.component_digest) != (
-        enclave.spec.visit,
-        enclave.process.pid,
-        enclave.spec.component.digest,
-    ):
+        raise _unknown() from error
+    if (info.visit, info.pid, info.component_digest) != (spec.visit, enclave.process.pid, spec.component.digest):
         raise WireError("an enclave introduced itself as another", code="VHT-WIRE-CONTROL")
     return info
+
+
+def _unknown() -> WireError:
+    return WireError("an enclave said something unknown", code="VHT-WIRE-CONTROL")
 
 
 def _environment(folder: Path) -> dict[str, str]:
     """Nothing secret, one thread, and temporary files in the visit's own folder."""
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return {**inherited, **dict.fromkeys(_THREADS, "1"), "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return {
+        **inherited,
+        **dict.fromkeys(_THREADS, "1"),
+        "TMPDIR": str(folder),
+        "CUDA_CACHE_PATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }

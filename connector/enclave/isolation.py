@@ -1,108 +1,144 @@
-"""Cutting a process off: no network, no other program, no file outside its own folder.
+"""Closes an enclave off, before any code but this project's own runs in it, and says how far that went.
 
-Two layers. A network namespace of its own, where the kernel lets (Linux, unprivileged user namespaces): it has no
-interface but a loopback that is down, and native code cannot get around it. An audit hook (PEP 578) over what Python
-code does: it cannot be removed, and it remembers a breach; native code can get around it. Which of them hold is
-reported. Only the standard library is imported here: the namespace must come before any thread.
+Walls, in the order in which they rise, each of the operating system's: limits on resources; a network of its own, where
+the kernel lets this process have one; for a service that runs as root, a root folder and a user of its own; the file
+view, by Landlock, else by a root folder of its own; no capability; the system calls. A process that could not
+raise a wall goes on without it and says so: who started it decides whether that is enough (``IsolationLevel``). Only
+the standard library is imported here: all but the last must rise before there is a second thread.
 """
 
 import ctypes
 import os
 import resource
-import socket
+import struct
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from vht_federate.errors import EgressError
+from connector.enclave.file_view import FileView, enter_view, landlock_version
+from connector.enclave.own_root import enter_own_root
+from connector.enclave.own_user import enter_own_user, give_folders, user_for
+from connector.enclave.syscall_filter import install_filter
+from vht_federate.domain.isolation import IsolationLevel
 
-__all__ = ["Fence", "enter_own_network"]
+__all__ = ["Isolation", "Namespaces", "close_off", "drop_privileges", "enter_own_namespaces", "limit_resources"]
 
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-
-_NETWORK = {
-    "socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname",
-    "socket.gethostbyaddr", "socket.getnameinfo",
-}  # fmt: skip
-_PROGRAMS = {
-    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn",
-}  # fmt: skip
-_CHANGES = {
-    "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
-    "shutil.copyfile", "shutil.move", "shutil.rmtree", "sqlite3.connect",
-}  # fmt: skip
+_NEW_USER, _NEW_NETWORK, _NEW_MOUNTS = 0x10000000, 0x40000000, 0x00020000
+_CAPSET = {"x86_64": 126, "aarch64": 91}
+_CAPABILITIES_V3 = 0x20080522
+_OPEN_FILES = 4096
+_LARGEST_FILE = 1 << 34  # of one file that an enclave writes
+_FIRST_TO_GO = "500"  # when memory runs out: the enclave before the connector (proc_pid_oom_score_adj(5))
 
 
-def enter_own_network() -> bool:
-    """Move this single-threaded process into a network namespace of its own; no core dumps, private file modes.
+@dataclass(frozen=True)
+class Isolation:
+    """What holds: ``walls`` by name, in order."""
 
-    True where the kernel allowed it. Users and files stay as they are.
+    walls: tuple[str, ...]
+
+    @property
+    def level(self) -> IsolationLevel:
+        """``sandbox`` with a file view and the system calls, ``system-calls`` with these alone, else ``audit-hook``."""
+        if "seccomp" not in self.walls:
+            return IsolationLevel.AUDIT_HOOK
+        view = any(wall == "own-root" or wall.startswith("landlock") for wall in self.walls)
+        return IsolationLevel.SANDBOX if view else IsolationLevel.SYSTEM_CALLS
+
+
+def close_off(view: FileView, name: str, *, open_devices: Callable[[], None] = lambda: None) -> Isolation:
+    """Raise every wall that this machine has around this single-threaded process: it sees ``view`` and nothing else.
+
+    ``name``: of the visit, by which a service that runs as root chooses a user. Raises OSError for a wall that broke
+    off half-way: the process must not go on. ``open_devices`` runs with the files closed and the calls not yet: a GPU's
+    driver makes a socket of its own when it is first used, which the process keeps.
+    """
+    limit_resources()
+    walls = []
+    user = user_for(name)
+    namespaces = enter_own_namespaces(keep_user=user is not None)
+    if namespaces is not None:
+        walls.append("network-namespace")
+        if namespaces.mounts and (landlock_version() == 0 or not namespaces.users) and enter_own_root(view):
+            walls.append("own-root")
+    if user is not None and "own-root" in walls:
+        if give_folders(view, user) and enter_own_user(view, user):
+            walls.append("own-user")
+        else:
+            give_folders(view, os.geteuid())
+    version = enter_view(view)
+    if version:
+        walls.append(f"landlock-{version}")
+    if drop_privileges():
+        walls.append("no-privileges")
+    open_devices()
+    if install_filter(devices=view.has_gpu):
+        walls.append("seccomp")
+    return Isolation((*walls, "audit-hook"))
+
+
+def limit_resources() -> None:
+    """Private files, no core dump, so many files open, no file larger than 16 GiB, first to go when memory runs out.
+
+    Address space is not limited: torch and CUDA reserve far more than they use. Nor are processes: Linux counts those
+    of the whole user, and an enclave starts none.
     """
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, most in ((resource.RLIMIT_NOFILE, _OPEN_FILES), (resource.RLIMIT_FSIZE, _LARGEST_FILE)):
+        hard = resource.getrlimit(kind)[1]
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (least, least))
+    _write("/proc/self/oom_score_adj", _FIRST_TO_GO)
+
+
+@dataclass(frozen=True)
+class Namespaces:
+    """What else than the network is a process's own: its table of mounts, its table of users."""
+
+    mounts: bool
+    users: bool
+
+
+def enter_own_namespaces(*, keep_user: bool = False) -> Namespaces | None:
+    """Move into a network of its own: a loopback that is down, nothing else. None where the kernel refuses.
+
+    With it comes a table of mounts, where the kernel lets. Where that takes a table of users, this process keeps its
+    user and its files; with ``keep_user`` root goes without one first, so that it may still choose its user.
+    """
+    if sys.platform != "linux":
+        return None
     user, group = os.getuid(), os.getgid()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0:
-        _keep_identity(user, group)
-        return True
-    return bool(libc.unshare(_CLONE_NEWNET) == 0)
+    for owner in (0, _NEW_USER) if keep_user else (_NEW_USER, 0):
+        for mounts in (_NEW_MOUNTS, 0):
+            if libc.unshare(owner | mounts | _NEW_NETWORK) == 0:
+                if owner:
+                    _keep_identity(user, group)
+                return Namespaces(bool(mounts), bool(owner))
+    return None
 
 
 def _keep_identity(user: int, group: int) -> None:
     """Map our own user and group to themselves, so that the process is still called who it is (user_namespaces(7))."""
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{user} {user} 1"),
-        ("gid_map", f"{group} {group} 1"),
-    ):
-        try:
-            Path("/proc/self", name).write_text(text)
-        except OSError:  # shown as nobody, which changes nothing for the files it may use
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        if not _write(f"/proc/self/{name}", text):  # shown as nobody, which changes nothing for the files it may use
             return
 
 
-class Fence:
-    """The audit hook. ``breach`` is the code of the first forbidden act, and stays."""
+def _write(path: str, text: str) -> bool:
+    try:
+        Path(path).write_text(text)
+    except OSError:
+        return False
+    return True
 
-    def __init__(self, own: Path, others: Path) -> None:
-        """``own``: the only folder with files to write. ``others``: a folder closed to reading, except ``own``."""
-        self.breach: str | None = None
-        self._own = os.path.realpath(own)
-        self._others = os.path.realpath(others)
 
-    def close(self) -> None:
-        """From here on, for the life of the process."""
-        sys.addaudithook(self._judge)
-
-    def _judge(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _NETWORK or (event == "socket.__new__" and arguments[1] != socket.AF_UNIX):
-            self._refuse("VHT-EGRESS-NETWORK", "an enclave opens no network connection")
-        elif event in _PROGRAMS:
-            self._refuse("VHT-EGRESS-PROGRAM", "an enclave starts no other program")
-        elif event in _CHANGES:
-            for path in arguments[:2]:
-                if isinstance(path, (str, bytes, os.PathLike)):
-                    self._writes(path)
-        elif event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
-            self._opens(arguments[0], arguments[1], arguments[2])
-
-    def _opens(self, path: Any, mode: str | None, flags: int | None) -> None:
-        if (flags or 0) & _WRITES or any(letter in (mode or "") for letter in "wax+"):
-            self._writes(path)
-        elif self._inside(path, self._others) and not self._inside(path, self._own):
-            self._refuse("VHT-EGRESS-FILE", "an enclave reads no other visit's files")
-
-    def _writes(self, path: Any) -> None:
-        if os.fsdecode(path) not in ("/dev/null", ":memory:") and not self._inside(path, self._own):
-            self._refuse("VHT-EGRESS-FILE", "an enclave writes only in its own visit's folder")
-
-    @staticmethod
-    def _inside(path: Any, folder: str) -> bool:
-        real = os.path.realpath(os.fsdecode(path))
-        return real == folder or real.startswith(folder + os.sep)
-
-    def _refuse(self, code: str, message: str) -> None:
-        self.breach = self.breach or code
-        raise EgressError(message, code=code)
+def drop_privileges() -> bool:
+    """Give up every capability, for good: a service that runs as root has an enclave that merely owns root's files."""
+    number = _CAPSET.get(os.uname().machine)
+    if sys.platform != "linux" or number is None:
+        return False
+    header, none = struct.pack("=Ii", _CAPABILITIES_V3, 0), bytes(24)
+    return bool(ctypes.CDLL(None).syscall(ctypes.c_long(number), header, none) == 0)

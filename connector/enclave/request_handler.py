@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from connector.enclave.audit_hook import Fence
 from connector.enclave.control_channel import Control
-from connector.enclave.isolation import Fence
 from connector.enclave.reply_store import Replies
 from connector.enclave.visit import VisitSpec
 from connector.enclave.waiting_calls import WaitingCall, WaitingCalls

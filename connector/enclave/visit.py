@@ -6,11 +6,13 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from vht_federate.domain.isolation import IsolationLevel
+from vht_federate.domain.job_origin import JobOrigin
 from vht_federate.domain.permit import Identifier
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.domain.study import ComponentRef
 
-__all__ = ["EnclaveInfo", "Gate", "VisitSpec"]
+__all__ = ["EnclaveInfo", "EnclosedReport", "Gate", "VisitSpec"]
 
 
 class VisitSpec(BaseModel):
@@ -18,7 +20,7 @@ class VisitSpec(BaseModel):
 
     ``cohort``: folder with ``cohort.safetensors``. ``folder``: the visit's own folder, the only place where its
     enclave writes. ``closed``: a folder (the node's state directory) of which it may read nothing but its own; None:
-    the folder of all visits.
+    the folder of all visits. ``isolation``: no enclave runs below it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,17 +33,34 @@ class VisitSpec(BaseModel):
     cohort: Path
     folder: Path
     closed: Path | None = None
+    isolation: IsolationLevel = IsolationLevel.SANDBOX
 
 
 @dataclass(frozen=True)
 class EnclaveInfo:
-    """A running enclave: its process, the digest that it recomputed, how it is cut off from the network."""
+    """A running enclave: its process, the digest that it recomputed, what closes it off, whose jobs it runs.
+
+    ``walls``: by name, as ``connector.enclave.isolation`` raises them; their level is ``isolation``. Both, and the
+    ``jobs``, were said before a component's code was loaded.
+    """
 
     visit: str
     pid: int
     component_digest: str
-    isolation: str  # "network-namespace+audit-hook" or "audit-hook"
+    isolation: IsolationLevel
+    walls: tuple[str, ...]
+    jobs: dict[str, JobOrigin]
     device: str  # "cpu" or "cuda"
+
+
+class EnclosedReport(BaseModel):
+    """What an enclave says of itself before it loads a component's code."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    isolation: IsolationLevel
+    walls: tuple[str, ...]
+    jobs: dict[str, JobOrigin]
 
 
 class Gate(Protocol):

@@ -1,25 +1,29 @@
 """``python -m connector.enclave.worker FD``: one visit's enclave. Started by ``connector.enclave.host``.
 
-It moves into a network of its own before anything else, takes its order from the control channel on file descriptor
-FD, recomputes the component's digest from the files on disk, closes the fence, and only then runs the component's code
-and reads the cohort. After ``ready`` it writes to nobody but the control channel and the courier it answers.
+It takes its order from the control channel on file descriptor FD, opens the one socket that it answers on, closes
+itself off from everything else (``isolation``) and says how far that went; below the level that is required it ends.
+Then it recomputes the component's digest from the files on disk, sets the alarm, and only then runs the component's
+code and reads the cohort. After ``ready`` it writes to nobody but the control channel and the courier it answers.
 """
 
 import os
 import signal
 import socket
 import sys
-from dataclasses import asdict
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from connector.enclave.audit_hook import Fence
 from connector.enclave.control_channel import Control
-from connector.enclave.isolation import Fence, enter_own_network
-from vht_federate.errors import ComponentError, VhtError
+from connector.enclave.isolation import Isolation, close_off
+from connector.enclave.job_registry import origin_of, package_of, registered_jobs
+from connector.enclave.runtime_files import enclave_view
+from connector.enclave.visit import EnclosedReport, VisitSpec
+from vht_federate.errors import ComponentError, RefusedError, VhtError
 
 if TYPE_CHECKING:
     from connector.enclave.request_handler import RequestHandler
-    from connector.enclave.visit import VisitSpec
 
 __all__ = ["BREACHED", "main"]
 
@@ -27,13 +31,15 @@ BREACHED = 4  # exit code after code in the enclave tried to get out
 
 
 def main(arguments: list[str]) -> int:
-    isolated = enter_own_network()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = Control(socket.socket(fileno=int(arguments[0])))
     try:
         order = control.order()
+        spec = VisitSpec.model_validate(order["spec"])
         listener = _listen(Path(order["socket"]))
-        spec, fence, requests = _prepare(order, control)
+        points = registered_jobs({job for job, _ in spec.plan.calls()})
+        _enclose(spec, Path(order["component"]), points, control)
+        fence, requests = _prepare(spec, order, points, control)
     except VhtError as error:
         control.tell("failed", error=error.envelope())
         return 1
@@ -41,7 +47,7 @@ def main(arguments: list[str]) -> int:
         failure = VhtError(f"the enclave did not start ({type(error).__name__})", code="VHT-INTERNAL-ENCLAVE")
         control.tell("failed", error=failure.envelope())
         return 1
-    control.tell("ready", **_info(spec, isolated))
+    control.tell("ready", **_introduction(spec))
     from connector.enclave.request_handler import ContainmentBreach
 
     try:
@@ -52,6 +58,41 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _enclose(spec: VisitSpec, component: Path, points: dict[str, EntryPoint], control: Control) -> None:
+    """Close this process off while it has one thread, and tell how. Raises RefusedError VHT-REFUSED-ISOLATION.
+
+    Links between the processes of an enclave that spans several open before this, and are its only further sockets.
+    """
+    packages = {package_of(point) for point in points.values()}
+    origins = {name: origin_of(point) for name, point in points.items()}
+    view = enclave_view(spec.folder, component, closed=spec.closed or spec.folder.parent, packages=packages)
+    isolation = close_off(view, spec.visit, open_devices=_open_gpu if view.has_gpu else _nothing)
+    report = EnclosedReport(isolation=isolation.level, walls=isolation.walls, jobs=origins)
+    control.tell("enclosed", **report.model_dump(mode="json"))
+    control.tie()
+    _require_level(isolation, spec)
+
+
+def _nothing() -> None:
+    """This machine has no device to open."""
+
+
+def _open_gpu() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
+
+
+def _require_level(isolation: Isolation, spec: VisitSpec) -> None:
+    if not isolation.level.covers(spec.isolation):
+        raise RefusedError(
+            f"this machine closes an enclave off by {isolation.level} alone, and {spec.isolation} is required",
+            code="VHT-REFUSED-ISOLATION",
+            hint="see what is missing with 'vht node isolation'; enclave_isolation in node.toml sets what is required",
+        )
+
+
 def _listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
@@ -60,12 +101,12 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _prepare(order: dict[str, Any], control: Control) -> "tuple[VisitSpec, Fence, RequestHandler]":
+def _prepare(
+    spec: VisitSpec, order: dict[str, Any], points: dict[str, EntryPoint], control: Control
+) -> "tuple[Fence, RequestHandler]":
     """Everything up to readiness, in the order that keeps unapproved code away from data."""
-    from connector.enclave.visit import VisitSpec
     from vht_federate.components.digest import ComponentFiles
 
-    spec = VisitSpec.model_validate(order["spec"])
     files = ComponentFiles.read(Path(order["component"]))
     files.expect(spec.component.digest)
     component = files.component()
@@ -82,9 +123,10 @@ def _prepare(order: dict[str, Any], control: Control) -> "tuple[VisitSpec, Fence
     from vht_federate.privacy.noise import SecureNoise
 
     torch.set_num_threads(1)
-    jobs = _jobs({job for job, _ in spec.plan.calls()})
+    jobs = {name: point.load() for name, point in points.items()}
     fence = Fence(spec.folder, spec.closed or spec.folder.parent)
     fence.close()
+    control.tell("loading")
     build_model(files, spec.component.profile)
     _be_silent()
     data = VisitData(
@@ -97,17 +139,7 @@ def _prepare(order: dict[str, Any], control: Control) -> "tuple[VisitSpec, Fence
         build_model=lambda: build_model(files, spec.component.profile),
     )
     replies = Replies(spec.folder / "replies.sqlite")
-    return spec, fence, RequestHandler(spec, order["token"], data, jobs, replies, control, fence)
-
-
-def _jobs(names: set[str]) -> dict[str, Any]:
-    from importlib.metadata import entry_points
-
-    points = {point.name: point for point in entry_points(group="vht.enclave_jobs")}
-    missing = sorted(names - set(points))
-    if missing:
-        raise ComponentError(f"this node has no job {', '.join(missing)}", code="VHT-COMPONENT-JOB")
-    return {name: points[name].load() for name in sorted(names)}
+    return fence, RequestHandler(spec, order["token"], data, jobs, replies, control, fence)
 
 
 def _be_silent() -> None:
@@ -117,20 +149,15 @@ def _be_silent() -> None:
         os.dup2(nowhere, stream)
 
 
-def _info(spec: "VisitSpec", isolated: bool) -> dict[str, Any]:
+def _introduction(spec: VisitSpec) -> dict[str, Any]:
     import torch
 
-    from connector.enclave.visit import EnclaveInfo
-
-    return asdict(
-        EnclaveInfo(
-            visit=spec.visit,
-            pid=os.getpid(),
-            component_digest=spec.component.digest,
-            isolation="network-namespace+audit-hook" if isolated else "audit-hook",
-            device="cuda" if torch.cuda.is_available() else "cpu",
-        )
-    )
+    return {
+        "visit": spec.visit,
+        "pid": os.getpid(),
+        "component_digest": spec.component.digest,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import jwt
 from sqlalchemy.orm import Session
 
+from connector.enclave.isolation_probe import OfferedIsolation
+from connector.enclave.job_registry import registered_jobs
 from connector.governance.installed_components import InstalledComponents
 from connector.governance.ledger import Ledger
 from connector.governance.open_requests import OpenRequests
@@ -21,13 +23,21 @@ from connector.governance.permit_status import PermitStatus
 from connector.governance.refusal_quota import RefusalQuota
 from vht_federate.components.contract import read_component
 from vht_federate.domain.feasibility import FeasibilityQuestion
+from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.domain.law import DataCategory, purpose_open_to
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
 from vht_federate.errors import ComponentError, PermitError, RefusedError, VhtError
 from vht_federate.evidence.events import PermitAccepted, PermitChecked
 from vht_federate.evidence.log import EvidenceLog
-from vht_federate.permits.check import check_question, check_request, read_permit, read_question, read_study
+from vht_federate.permits.check import (
+    check_isolation,
+    check_question,
+    check_request,
+    read_permit,
+    read_question,
+    read_study,
+)
 from vht_federate.signing.canonical import digest_of, sha256_hex
 from vht_federate.signing.keys import PublicKey
 
@@ -73,6 +83,8 @@ class StudyAdmission:
     evidence: EvidenceLog
     clock: Callable[[], datetime]
     refusals: RefusalQuota
+    isolation: IsolationLevel  # below which this node starts no enclave
+    offered: Callable[[], OfferedIsolation]
     open_requests: OpenRequests = field(default_factory=lambda: OpenRequests(each=2, together=4, seconds=15))
 
     def admit(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> AdmittedStudy:
@@ -146,6 +158,19 @@ class StudyAdmission:
         check_request(permit, request)
         self._concerns_this_node(request)
         self.require_component(request)
+        registered_jobs({job for job, _ in request.plan.calls()})
+        self._require_isolation(permit)
+
+    def _require_isolation(self, permit: Permit) -> None:
+        """What this machine gives an enclave is enough for the permit and for this node."""
+        offered = self.offered()
+        check_isolation(permit, offered.level)
+        if not offered.level.covers(self.isolation):
+            raise RefusedError(
+                f"this node starts no enclave: it requires {self.isolation}, and its machine gives {offered.level}",
+                code="VHT-REFUSED-ISOLATION",
+                hint="its operator sees what is missing with 'vht node isolation'",
+            )
 
     def _check_question(self, permit: Permit, question: FeasibilityQuestion) -> None:
         check_question(permit, question)

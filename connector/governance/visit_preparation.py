@@ -26,6 +26,7 @@ from connector.views.cohort_specification import CohortSpecification
 from connector.views.inclusion import compile_inclusion
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.split import is_test
 from vht_federate.errors import CohortError, RefusedError, VhtError
@@ -94,7 +95,7 @@ class Preparation:
                 self.clear(visit_id)
                 return
             info = self._start(visit)
-            if self._visits.ready(visit_id, info.isolation):
+            if self._visits.ready(visit_id, info.isolation.value):
                 _foresee(visit)
             else:
                 self.clear(visit_id)
@@ -183,10 +184,19 @@ class Preparation:
             cohort=self._files.cohort(visit.id).resolve(),
             folder=self._files.visit(visit.id).resolve(),
             closed=self._files.state,
+            isolation=IsolationLevel.strictest(
+                self._visits.admission.isolation, self._visits.permit_of(visit).enclave_isolation
+            ),
         )
         folder = self._visits.admission.require_component(request)
         info = self._enclaves.start(spec, folder, self._gate)
-        started = EnclaveStarted(component_digest=info.component_digest, isolation=info.isolation, device=info.device)
+        started = EnclaveStarted(
+            component_digest=info.component_digest,
+            isolation=info.isolation.value,
+            walls=info.walls,
+            jobs=info.jobs,
+            device=info.device,
+        )
         self._visits.evidence.record(started, permit_id=visit.permit_id, visit=visit.id)
         return info
 

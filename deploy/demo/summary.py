@@ -33,6 +33,7 @@ ABOUT = {
     "cohort": "rows of the synthetic cohort and its own share of epsilon; null where it was withheld, see reason",
     "ledger": "by node: cap and spent as epsilon (spent: the most of any population), entries as releases drawn",
     "audit": "evidence verified offline with keys from outside the bundle; entries of all nodes' logs",
+    "isolation": "how firmly this machine closes enclaves off: level, walls, and what it lacks of a sandbox",
     "harness": "exact figures from the source files, not private, never published; see about in it",
 }
 
@@ -69,12 +70,14 @@ def summary_of(federation: LocalFederation, outcome: Outcome, report: Path, seco
         "auc_federated": harness["auc_federated"],
         "accuracy_mean_over_nodes": harness["accuracy_federated"],
         "ledger": {name: _ledger(budget) for name, budget in federation.ledgers().items()},
+        "isolation": federation.isolation,
         "audit": {
             "verified": verified["verified"],
             "entries": verified["entries"],
             "entries_by_node": verified["entries_by_node"],
             "epsilon_by_node": verified["epsilon_by_node"],
             "sha256": verified["sha256"],
+            "notes": verified["notes"],
         },
         "paths": {
             "package": run["paths"]["package"],
@@ -129,6 +132,7 @@ def _rows(summary: Mapping[str, Any], hospitals: int) -> Sequence[tuple[str, str
         ("accuracy, as released with noise, mean over hospitals", _figure(summary["accuracy_released"])),
         ("synthetic cohort", _cohort_in_words(summary)),
         ("evidence", f"{summary['audit']['entries']} log entries verified offline"),
+        ("enclaves", _isolation_in_words(summary["isolation"])),
         ("exact and not private, from here on", "means over the hospitals' test sets"),
         ("patients with a record, of them with the outcome", f"{truth['patients']}, {truth['patients_with_outcome']}"),
         ("  test patients alone", f"{truth['test_patients']}, {truth['test_patients_with_outcome']}"),
@@ -150,6 +154,11 @@ def _rows(summary: Mapping[str, Any], hospitals: int) -> Sequence[tuple[str, str
 
 def _of(name: str | None) -> str:
     return f", {name}" if name else ""
+
+
+def _isolation_in_words(isolation: Mapping[str, Any]) -> str:
+    missing = "; ".join(isolation["missing"])
+    return f"{isolation['level']}: {missing}" if missing else str(isolation["level"])
 
 
 def _cohort_in_words(summary: Mapping[str, Any]) -> str:

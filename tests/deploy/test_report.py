@@ -45,6 +45,7 @@ def summary_of(**changes: Any) -> dict[str, Any]:
         "accuracy_released": 0.78, "cohort": {"rows": 61, "epsilon": 1.1},
         "ledger": {"hospital-1": {"cap": 10.0, "spent": 2.9, "entries": 14}},
         "bytes_out_per_node": {"hospital-1": 12345}, "harness": harness_of(),
+        "isolation": {"level": "sandbox", "walls": ["seccomp", "landlock-7"], "missing": []},
         "audit": {"verified": True, "entries": 44, "entries_by_node": {"hospital-1": 44}},
         "paths": {"package": "/o/run/release", "cohort": "/o/run/cohort", "report": "/o/report.html"},
     }  # fmt: skip
@@ -107,3 +108,12 @@ def test_names_of_columns_are_text_in_a_plot_never_markup() -> None:
     plot = marginal('"><script>', named)
     assert "<script>" not in plot
     assert "<b>" not in plot
+
+
+def test_a_machine_whose_enclaves_are_no_sandbox_is_said_so() -> None:
+    missing = ["no view of files: Landlock (Linux 5.13)"]
+    weaker = summary_of(isolation={"level": "system-calls", "walls": ["seccomp"], "missing": missing})
+    page = report_html(weaker, made_at=MOMENT)
+    assert "Enclaves were no sandbox" in page
+    assert str(escape(missing[0])) in page
+    assert "no sandbox" not in report_html(summary_of(), made_at=MOMENT)

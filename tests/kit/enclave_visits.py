@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load, save
 
+from connector.enclave.isolation_probe import offered_isolation
 from connector.enclave.visit import VisitSpec
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.components.registry import find_component
@@ -61,13 +62,21 @@ def write_cohort(folder: Path, patients: int = 120, *, seed: int = 0) -> None:
 def visit_spec(
     state: Path, visit: str = "v1", *, component: Path = SHIPPED.folder, plan: StudyPlan = PLAN
 ) -> VisitSpec:
+    """What this machine gives is required: a test of the walls says what it needs of them."""
     folder = state / "visits" / visit
     write_cohort(folder / "cohort")
     ref = ComponentRef(
         name="cardio-risk", version="0.1.0", digest=ComponentFiles.read(component).digest, profile=PROFILE
     )
     return VisitSpec(
-        visit=visit, study_id="study-1", component=ref, plan=plan, cohort=folder / "cohort", folder=folder, closed=state
+        visit=visit,
+        study_id="study-1",
+        component=ref,
+        plan=plan,
+        cohort=folder / "cohort",
+        folder=folder,
+        closed=state,
+        isolation=offered_isolation().level,
     )
 
 

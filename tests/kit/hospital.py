@@ -22,6 +22,7 @@ from vht_federate.authority.app import build_app
 from vht_federate.authority.store import Register
 from vht_federate.components.registry import find_component
 from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.domain.law import DataCategory, ProhibitedUse, Purpose
 from vht_federate.domain.permit import PERMIT_TYP, DataUser, Permit
 from vht_federate.domain.plan import EvaluationPlan, StudyPlan, TrainingPlan
@@ -111,7 +112,7 @@ class PaperEnclaves:
             raise self.refuse
         assert (visit.cohort / "cohort.safetensors").exists()
         self.started[visit.visit] = (visit, gate)
-        return EnclaveInfo(visit.visit, 1, visit.component.digest, "none: paper", "cpu")
+        return EnclaveInfo(visit.visit, 1, visit.component.digest, IsolationLevel.AUDIT_HOOK, ("paper",), {}, "cpu")
 
     def stop(self, visit_id: str) -> None:
         self.stopped.append(visit_id)
@@ -219,6 +220,7 @@ def make_hospital(root: Path, *, issuer: Issuer | None = None, **settings: Any) 
         "issuer_url": issuer.url,
         "dataset": DatasetSettings(id=DATASET, categories=(DataCategory.EHR,)),
         "epsilon_cap": 3.0,
+        "enclave_isolation": IsolationLevel.AUDIT_HOOK,  # whatever machine this is: most tests start none
         **settings,
     }
     state = root / "state"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.domain.law import ActorKind, DataCategory, ProhibitedUse, Purpose
 from vht_federate.errors import PermitError
 
@@ -70,6 +71,7 @@ class Permit(BaseModel):
     minimum_nodes: int = Field(ge=1)  # hospitals that must take part to the end
     minimum_cohort: int = Field(default=10, ge=1)  # patients at each hospital, or nothing runs there
     release_types: tuple[ReleaseType, ...] = ("component", "cohort", "metrics")  # what may be made of it
+    enclave_isolation: IsolationLevel | None = None  # no enclave below it; without: as each hospital requires
 
     @model_validator(mode="after")
     def _coherent(self) -> "Permit":
@@ -93,7 +95,11 @@ class Permit(BaseModel):
             ) from error
 
     def claims(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        """What is signed. A demand that is not made is left out: nodes of earlier versions read such a permit."""
+        claims = self.model_dump(mode="json")
+        if self.enclave_isolation is None:
+            del claims["enclave_isolation"]
+        return claims
 
 
 class StatusList(BaseModel):

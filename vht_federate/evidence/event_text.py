@@ -65,7 +65,9 @@ def _released(event: events.RoundReleased) -> str:
 
 
 def _started(event: events.EnclaveStarted) -> str:
-    return f"Enclave started{f', cut off by {event.isolation}' if event.isolation else ''}"
+    held = f", closed off by: {event.isolation}" if event.isolation else ""
+    walls = f" ({', '.join(event.walls)})" if event.walls else ""
+    return f"Enclave started{held}{walls}"
 
 
 _TABLE: dict[Any, Callable[[Any], str]] = {

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, field_serializer
 
 from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.job_origin import JobOrigin
 from vht_federate.domain.permit import Sha256
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.domain.study import ComponentRef
@@ -189,9 +190,16 @@ class CohortBuilt(Event):
 
 
 class EnclaveStarted(Event):
+    """``isolation``: the level that held; ``walls``: what held, by name; ``jobs``: whose code each job is, by name.
+
+    All three were found before a component's code was loaded.
+    """
+
     entry_kind = "enclave.started"
     component_digest: Sha256
     isolation: str | None = None
+    walls: tuple[str, ...] = ()
+    jobs: dict[str, JobOrigin] = {}
     device: str | None = None
 
 

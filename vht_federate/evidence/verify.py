@@ -18,6 +18,7 @@ from vht_federate.errors import VerificationError, VhtError
 from vht_federate.evidence.bundle import open_bundle, read_statement_file
 from vht_federate.evidence.client_record import clients_registered
 from vht_federate.evidence.finding import Check, broken
+from vht_federate.evidence.isolation_check import weaker_enclaves
 from vht_federate.evidence.ledger_check import Compose, check_ceiling, check_ledger
 from vht_federate.evidence.node_log import NodeLog, read_node_log
 from vht_federate.evidence.output_check import check_derived, read_outputs
@@ -157,6 +158,7 @@ class _Audit:
                 check_ledger(record, self.compose)
                 check_rounds(record, self.permit, self.statuses)
             total = check_ceiling(file, self.permit, self.records[name].values(), self.compose, queries_drawn(log))
+            self.notes.extend(weaker_enclaves(self.records[name].values(), self.permit))
             begun = sum(len(record.begun) for record in self.records[name].values())
             self.note(
                 file,

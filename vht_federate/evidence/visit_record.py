@@ -63,7 +63,7 @@ class VisitRecord:
     accepted: PermitAccepted | None = None
     approved: bool = False
     reserved: tuple[LogEntry, BudgetReserved] | None = None
-    started: bool = False
+    started: tuple[LogEntry, EnclaveStarted] | None = None
     begun: dict[tuple[str, int], tuple[LogEntry, RoundBegun]] = field(default_factory=dict)
     released: dict[tuple[str, int], tuple[LogEntry, RoundReleased]] = field(default_factory=dict)
     acknowledged: list[tuple[LogEntry, ReleaseAcknowledged]] = field(default_factory=list)
@@ -149,13 +149,14 @@ class VisitRecord:
 
     def _on_started(self, entry: LogEntry) -> None:
         self._require(entry, self.built is not None, "comes before its cohort was built")
-        digest, requested = self._read(entry, EnclaveStarted).component_digest, self.requested
-        self._require(entry, requested is not None and digest == requested.component.digest, "runs another component")
-        self.started = True
+        body, requested = self._read(entry, EnclaveStarted), self.requested
+        same = requested is not None and body.component_digest == requested.component.digest
+        self._require(entry, same, "runs another component")
+        self.started = entry, body
 
     def _on_begun(self, entry: LogEntry) -> None:
         body = self._read(entry, RoundBegun)
-        self._require(entry, self.started, "comes before its enclave started")
+        self._require(entry, self.started is not None, "comes before its enclave started")
         self._require(entry, self.revoked_seen is None, "comes after the permit was seen revoked")
         self._require(entry, not self._ended(), "comes after the visit's end")
         self._require(entry, (body.job, body.round) not in self.begun, f"draws {body.job} {body.round} twice")

@@ -7,6 +7,7 @@ Nothing here reads a file, a clock or the network. Each rule is one function and
     check_status    VHT-PERMIT-STATUS-SIGNATURE, VHT-PERMIT-STATUS-STALE, VHT-PERMIT-REVOKED (RevokedError)
     check_time      VHT-PERMIT-NOT-YET, VHT-PERMIT-EXPIRED
     read_study, read_question   VHT-PERMIT-USER, VHT-PERMIT-STUDY-SIGNATURE
+    check_isolation VHT-PERMIT-ISOLATION
     check_question  as check_request, without columns, components and a plan; VHT-PERMIT-RELEASE
     check_request   VHT-PERMIT-MISMATCH, -USER, -PURPOSE, -CATEGORY, -DATASET, -COLUMN, -COMPONENT, -RELEASE,
                     VHT-BUDGET-COSTLY, VHT-BUDGET-PERMIT
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.feasibility import FEASIBILITY_TYP, FeasibilityQuestion
+from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.domain.law import purpose_open_to
 from vht_federate.domain.permit import PERMIT_TYP, STATUS_TYP, DataUser, Permit, StatusList
 from vht_federate.domain.plan import RELEASE_TYPES, StudyPlan
@@ -31,6 +33,7 @@ from vht_federate.signing.keys import PublicKey
 __all__ = [
     "EPSILON_TOLERANCE",
     "Composition",
+    "check_isolation",
     "check_job",
     "check_question",
     "check_request",
@@ -151,6 +154,13 @@ def check_job(permit: Permit, job: str) -> None:
     release_type = RELEASE_TYPES.get(job)
     if release_type not in permit.release_types:
         _refuse("RELEASE", f"the permit allows no {release_type or 'output of this job'} to be released")
+
+
+def check_isolation(permit: Permit, held: IsolationLevel) -> None:
+    """Is an enclave that is closed off as ``held`` says enough for ``permit``?"""
+    demanded = permit.enclave_isolation
+    if demanded is not None and not held.covers(demanded):
+        _refuse("ISOLATION", f"the permit demands enclaves of level {demanded}, and here they are of level {held}")
 
 
 def check_question(permit: Permit, question: FeasibilityQuestion) -> None:

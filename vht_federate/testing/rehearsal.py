@@ -60,6 +60,7 @@ class Rehearsal:
     statuses: dict[str, str] = field(default_factory=dict)
     component: Path | None = None
     cohort: Path | None = None
+    isolation: str | None = "sandbox"  # of every node's enclave, as its log says
 
     def __post_init__(self) -> None:
         self.issuer, self.user, self.coordinator = (SigningKey.generate() for _ in range(3))
@@ -176,7 +177,7 @@ class Rehearsal:
             self.log(name, "budget.reserved", {**reserved, "delta": self.plan.delta, "dataset": _dataset(name)})
             built = {"columns": list(request.columns), "minimum_cohort_met": True}
             self.log(name, "cohort.built", {**built, "opt_outs_as_of": self.permit.issued_at.isoformat()})
-            self.log(name, "enclave.started", {"component_digest": digest, "isolation": "none"})
+            self.log(name, "enclave.started", {"component_digest": digest, "isolation": self.isolation})
         nodes = {name: {"visit": f"visit-{name}", "lost": None} for name in self.names}
         self.run = {"study_id": request.study_id, "state": "completed", "nodes": nodes, "rounds": [], "releases": {}}
 

@@ -215,13 +215,11 @@ def test_what_an_enclave_leaves_on_disk_is_private_to_its_user_and_its_visit(sta
     assert token not in str(psutil.Process(standing[0].pid).environ())
 
 
-def test_the_enclave_has_no_network_and_says_how_it_is_cut_off(standing) -> None:
+def test_the_enclave_has_no_network(standing) -> None:
     info = standing[0]
     assert psutil.Process(info.pid).net_connections(kind="inet") == []
-    if info.isolation.startswith("network-namespace"):
+    if "network-namespace" in info.walls:
         assert Path(f"/proc/{info.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
-    else:
-        assert info.isolation == "audit-hook"
 
 
 def test_the_host_process_loads_no_torch() -> None:

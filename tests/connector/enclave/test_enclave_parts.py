@@ -31,7 +31,7 @@ def fenced(tmp_path: Path, act: str) -> str:
         """
         import os, shutil, socket, sqlite3, subprocess, sys, threading
         from pathlib import Path
-        from connector.enclave.isolation import Fence
+        from connector.enclave.audit_hook import Fence
         from vht_federate.errors import EgressError
         own, state, outside = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
         fence = Fence(own, state)
