@@ -50,7 +50,7 @@ class StudySession:
         planned = replace(plan_study(StudyFile.read(study), clock()), request=StudyRequest.from_claims(claims))
         session = cls(planned, out, clock, say)
         session.study = study
-        session.visits = Visits.read(out, planned.file.federation.ca)
+        session.visits = Visits.read(out, planned.file.federation.ca, session.run.coordinator.signing_key())
         return session
 
     def ask(self, *, check_first: bool = True) -> None:

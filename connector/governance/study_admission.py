@@ -1,12 +1,13 @@
 """What a node asks before it lets a study in: one verdict, one code, in the log before anybody hears of it.
 
-No step reads patients' data. The order is: the permit itself, its time and status, who signed the study, whether the
-permit covers what it asks, whether it concerns this node, whether its component is installed here, and the budget.
+No step reads patients' data. The order is: the permit itself, its time and status, who signed the study, who presents
+it, whether the permit covers what it asks, whether it concerns this node, whether its component is installed here, and
+the budget.
 """
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from connector.governance.installed_components import InstalledComponents
 from connector.governance.ledger import Ledger
 from connector.governance.permit_status import PermitStatus
 from connector.governance.refusal_quota import StrangersRefused
+from connector.governance.seen_proofs import SeenProofs
 from vht_federate.components.contract import read_component
 from vht_federate.domain.feasibility import FeasibilityQuestion
 from vht_federate.domain.law import DataCategory, purpose_open_to
@@ -29,12 +31,14 @@ from vht_federate.evidence.log import EvidenceLog
 from vht_federate.permits.check import check_question, check_request, read_permit, read_question, read_study
 from vht_federate.signing.canonical import digest_of, sha256_hex
 from vht_federate.signing.keys import PublicKey
+from vht_federate.signing.possession import PresentedProof
 
 __all__ = ["AdmittedQuestion", "AdmittedStudy", "StudyAdmission"]
 
 log = logging.getLogger("vht.node.admission")
 OLDEST_REQUEST = timedelta(hours=24)
 CLOCKS_DIFFER = timedelta(minutes=5)
+NOT_ITS_COORDINATOR = ("VHT-REFUSED-COORDINATOR", "VHT-REFUSED-PROOF", "VHT-REFUSED-RATE")
 Asked = TypeVar("Asked", StudyRequest, FeasibilityQuestion)
 
 
@@ -71,12 +75,21 @@ class StudyAdmission:
     evidence: EvidenceLog
     clock: Callable[[], datetime]
     strangers: StrangersRefused
+    proofs: SeenProofs = field(default_factory=SeenProofs)
 
-    def admit(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> AdmittedStudy:
-        """Everything but age and budget. A refusal is logged as ``permit.checked`` and raised with its own code."""
-        permit, request, digest, serial = self._judged(
-            permit_token, study_token, user_key, read_study, self._check_study
-        )
+    def admit(
+        self, permit_token: str, study_token: str, user_key: dict[str, Any], proof: PresentedProof
+    ) -> AdmittedStudy:
+        """Everything but age and budget. A refusal is logged as ``permit.checked`` and raised with its own code.
+
+        Whoever does not hold the key that the study names as its coordinator's is refused before anything is computed.
+        """
+
+        def check(permit: Permit, request: StudyRequest) -> None:
+            self._presented(request, proof)
+            self._check_study(permit, request)
+
+        permit, request, digest, serial = self._judged(permit_token, study_token, user_key, read_study, check)
         return AdmittedStudy(permit, request, digest, self.dataset_id, serial)
 
     def require_permit(self, permit_token: str, categories: Collection[DataCategory]) -> Permit:
@@ -126,9 +139,20 @@ class StudyAdmission:
             about["request_digest"] = digest
             check(permit, request)
         except VhtError as error:
-            self.refused(error, stranger=request is None or not self._fresh(request), **about)
+            stranger = request is None or not self._fresh(request) or error.code in NOT_ITS_COORDINATOR
+            self.refused(error, stranger=stranger, **about)
             raise
         return permit, request, digest, serial
+
+    def _presented(self, request: StudyRequest, proof: PresentedProof) -> None:
+        """Raises RefusedError VHT-REFUSED-COORDINATOR for a study that names no coordinator, VHT-REFUSED-PROOF."""
+        if request.coordinator is None:
+            raise RefusedError(
+                "the study does not name its coordinator's key, so anybody who holds its text could present it",
+                code="VHT-REFUSED-COORDINATOR",
+                hint="ask again with a coordinator of this version: 'vht study run' names its key",
+            )
+        self.require_holder(request.coordinator, proof)
 
     def _check_study(self, permit: Permit, request: StudyRequest) -> None:
         check_request(permit, request)
@@ -148,6 +172,14 @@ class StudyAdmission:
         error = _stale()
         self.refused(error, stranger=True, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
         raise error
+
+    def require_holder(self, key: PublicKey, proof: PresentedProof, token: str | None = None) -> None:
+        """``proof`` was made with ``key`` for this node and this request, and comes here for the first time.
+
+        Raises RefusedError VHT-REFUSED-PROOF.
+        """
+        now = self.clock()
+        self.proofs.use(key.kid, proof.check(key, recipient=self.dataset_id, now=now, token=token), now)
 
     def afford(self, session: Session, visit_id: str, judged: AdmittedStudy) -> None:
         """The budget, against what was spent and reserved before. A refusal is logged and raised."""

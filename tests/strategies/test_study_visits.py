@@ -12,7 +12,9 @@ from strategies.coordinator import Enrolment
 from strategies.node_visits import Visits
 from strategies.run_state import RunDirectory
 from strategies.study import StudySession
+from vht_federate.client import Prove
 from vht_federate.errors import CohortError, InputError, PermitError, RevokedError, UnavailableError, VhtError
+from vht_federate.signing.keys import SigningKey
 
 Hospital = dict[str, Any]
 
@@ -25,8 +27,9 @@ class Hospitals:
         self.states: dict[str, list[Hospital]] = {}
         self.closed: list[str] = []
 
-    def client(self, url: str, ca: Path, token: str | None = None, timeout_s: float = 30.0) -> "_Client":
-        del ca, timeout_s
+    def client(self, url: str, ca: Path, token: str | None = None, prove: Prove | None = None) -> "_Client":
+        del ca
+        assert prove is not None, "every request proves the coordinator's key"
         return _Client(self, url, token)
 
 
@@ -64,19 +67,25 @@ class _Client:
 class Running:
     """A coordinator that runs and knows both hospitals."""
 
+    def __init__(self, state: Path) -> None:
+        self._state = state
+
     def require_running(self) -> None:
         return None
+
+    def signing_key(self) -> SigningKey:
+        return SigningKey.read(self._state / "coordinator.key")
 
     def enrolments(self) -> dict[str, Enrolment]:
         return {name: Enrolment(node_id=number, supernode_key="k") for number, name in enumerate(("h1", "h2"))}
 
 
 @pytest.fixture
-def hospitals(monkeypatch: pytest.MonkeyPatch) -> Hospitals:
+def hospitals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hospitals:
     scripted_hospitals = Hospitals()
     monkeypatch.setattr(visits_module, "Client", scripted_hospitals.client)
     monkeypatch.setattr(visits_module, "POLL_S", 0.0)
-    monkeypatch.setattr(study_run.StudyRun, "coordinator", Running())
+    monkeypatch.setattr(study_run.StudyRun, "coordinator", Running(tmp_path / "coordinator"))
     monkeypatch.setattr(study_run.StudyRun, "keep_status", lambda *_: None)
     monkeypatch.setattr(StudySession, "_account", lambda *_: None)
     return scripted_hospitals
@@ -196,7 +205,7 @@ def test_a_node_that_is_not_enrolled_is_named(hospitals: Hospitals, tmp_path: Pa
         def enrolments(self) -> dict[str, Enrolment]:
             return {"h1": Enrolment(node_id=1, supernode_key="k")}
 
-    study_run.StudyRun.coordinator = Alone()  # type: ignore[assignment,method-assign]
+    study_run.StudyRun.coordinator = Alone(tmp_path / "coordinator")  # type: ignore[assignment,method-assign]
     session, _ = session_in(tmp_path)
     with pytest.raises(InputError) as caught:
         session.ask()
