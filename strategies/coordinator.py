@@ -39,7 +39,7 @@ class CoordinatorConfig(BaseModel):
     schema_version: str = "1"
     host: str
     port: int  # gateway: what hospitals connect to
-    superlink_port: int | None = None  # of a coordinator of version 0.1.0; its SuperLink has no port any more
+    superlink_port: int | None = None  # not read: settings of an older coordinator may name one
     certificate: Path
     key: Path
     ca: Path

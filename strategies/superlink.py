@@ -106,7 +106,7 @@ class Control:
         from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
         if not answers_at(self.socket):
-            raise _no_superlink("nothing listens at its socket")
+            raise _no_superlink("nothing listens at its socket, or the socket is another user's")
         client = ControlHttpClient.from_server_address(
             server_address=HOST,
             insecure=True,

@@ -54,7 +54,7 @@ class Rehearsal:
     names: tuple[str, ...] = ("hospital-1", "hospital-2", "hospital-3")
     plan: StudyPlan = REHEARSED_PLAN
     permit_fields: dict[str, Any] = field(default_factory=dict)
-    names_coordinator: bool = True  # False: a study of version 0.1.0, whose request names no key
+    names_coordinator: bool = True  # False: a study that names no coordinator's key
     clock: FixedClock = field(default_factory=FixedClock)
     run: dict[str, Any] = field(default_factory=dict)
     receipts: dict[str, list[str]] = field(default_factory=dict)
