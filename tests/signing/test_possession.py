@@ -50,6 +50,10 @@ def test_the_right_proof_is_accepted_while_it_lives(away: timedelta) -> None:
     assert check(proof(), at=NOW + away)
 
 
+def test_a_proxy_may_serve_the_recipient_under_another_host_and_a_prefix() -> None:
+    assert check(proof(url=f"https://gateway.example/hospitals/h1{PATH}"))
+
+
 WRONG = [
     ("", "without one"),
     ("not a proof", "not made with that key"),
@@ -57,6 +61,10 @@ WRONG = [
     (proof(recipient="urn:vht:h2:ehr"), "another recipient"),
     (proof(method="POST"), "another request"),
     (proof(url=f"{URL}/close"), "another request"),
+    (proof(url="https://h1.example/visits/v-11"), "another request"),
+    (proof(url="https://h1.example/visits"), "another request"),
+    (proof(url="https://h1.example/x?y=/visits/v-1"), "another request"),
+    (proof(url="https://h1.example/x#/visits/v-1"), "another request"),
     (proof(token=None), "another token"),
     (proof(token="u"), "another token"),
     (proof(now=NOW - LIFETIME - timedelta(seconds=1)), "not now"),

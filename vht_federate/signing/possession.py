@@ -4,8 +4,8 @@ A proof is a JWT (typ ``dpop+jwt``, alg EdDSA, the public key as ``jwk`` in its 
 ``htu`` say which, ``iat`` when, ``jti`` that it is this one, ``ath`` with which token, and ``aud`` at whom it is aimed.
 Copied together with its token it opens nothing anywhere else, and here not a second time.
 
-The recipient is named by ``aud`` and not by the host of ``htu``: behind a reverse proxy a service sees another host
-than its peers do, and a ``Host`` header is whatever its sender writes.
+The recipient is named by ``aud`` and not by what stands before the path in ``htu``: behind a reverse proxy a service
+sees another host than its peers do, or a shorter path, and a ``Host`` header is whatever its sender writes.
 """
 
 import base64
@@ -69,7 +69,7 @@ class PresentedProof:
             raise refused("it names another key in its header")
         if claims.get("aud") != recipient:
             raise refused("it was made for another recipient")
-        if claims.get("htm") != self.method or not isinstance(target, str) or urlsplit(target).path != self.path:
+        if claims.get("htm") != self.method or not isinstance(target, str) or not self._aimed_at(target):
             raise refused("it was made for another request")
         if not isinstance(identifier, str) or not 0 < len(identifier) <= LONGEST_ID:
             raise refused("it has no identifier")
@@ -78,6 +78,10 @@ class PresentedProof:
         if claims.get("ath") != (None if token is None else _hash_of(token)):
             raise refused("it was made for another token")
         return identifier
+
+    def _aimed_at(self, url: str) -> bool:
+        """The path is ours, or ends in ours: a proxy may have taken a prefix off."""
+        return self.path.startswith("/") and urlsplit(url).path.endswith(self.path)
 
 
 def refused(why: str, *, hint: str = "send a new proof with every request: RFC 9449") -> RefusedError:
