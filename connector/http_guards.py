@@ -1,15 +1,17 @@
-"""What both listeners have in common: a limit on bodies, failures that say nothing, bearer tokens."""
+"""What both listeners have in common: a limit on bodies, failures that say nothing; tokens, and proofs with them."""
 
 import logging
+from dataclasses import dataclass
 
-from fastapi import FastAPI, Header
+from fastapi import FastAPI, Header, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vht_federate.errors import VhtError
 from vht_federate.request_bodies import BodyLimit
+from vht_federate.signing.possession import PROOF_HEADER, PresentedProof
 
-__all__ = ["Guarded", "bearer", "plain_app"]
+__all__ = ["Guarded", "Presented", "bearer", "plain_app", "presented"]
 
 log = logging.getLogger("vht.node.http")
 MAXIMUM_BODY = 4 << 20
@@ -24,6 +26,25 @@ def bearer(authorization: str | None = Header(default=None)) -> str:
     """The token of ``Authorization: Bearer …``, empty where there is none."""
     scheme, _, token = (authorization or "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
+
+
+@dataclass(frozen=True)
+class Presented:
+    """What a request brought: the token of ``Authorization``, empty where there is none, and its proof."""
+
+    token: str
+    proof: PresentedProof
+
+
+def presented(
+    request: Request,
+    authorization: str | None = Header(default=None),
+    proof: str = Header(default="", alias=PROOF_HEADER, max_length=8_000),
+) -> Presented:
+    """Of ``Authorization: DPoP …`` (RFC 9449 section 7.1) or ``Bearer …``, and ``DPoP: …``."""
+    scheme, _, token = (authorization or "").partition(" ")
+    known = scheme.lower() in ("dpop", "bearer")
+    return Presented(token.strip() if known else "", PresentedProof(request.method, request.url.path, proof))
 
 
 class Guarded:

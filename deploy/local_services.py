@@ -137,7 +137,6 @@ class LocalServices:
                 (
                     "coordinator", "init", coordinator, *tls["coordinator"],
                     "--ca", str(self.ca), "--port", str(self.ports["coordinator"]),
-                    "--superlink-port", str(self.ports["coordinator/flower"]),
                 ),
                 ("permit", "keygen", str(self.root / "study"), "--name", "user"),
             ]
@@ -145,7 +144,7 @@ class LocalServices:
 
     def _draw_ports(self, names: Sequence[str]) -> None:
         """All at once, so that no two are the same. ``flower`` is what Flower's own processes bind."""
-        port_names = [*names, "coordinator/flower"]
+        port_names = [*names]
         port_names += [f"{hospital.name}/{kind}" for hospital in self.hospitals for kind in ("internal", "flower")]
         self.ports.update(zip(port_names, free_ports(*[LOOPBACK] * len(port_names)), strict=True))
 

@@ -29,20 +29,17 @@ State = Annotated[Path, typer.Argument(help="State directory of the coordinator.
 @output.command("coordinator init")
 def coordinator_init(
     state: State,
-    certificate: Annotated[Path, typer.Option(help="TLS certificate (PEM); it must also name 127.0.0.1.")],
+    certificate: Annotated[Path, typer.Option(help="TLS certificate (PEM); it names the host.")],
     key: Annotated[Path, typer.Option(help="Its private key (PEM).")],
     ca: Annotated[Path, typer.Option(help="The certificate authority (PEM).")],
     host: Annotated[str, typer.Option(help="Address hospitals connect to.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port hospitals connect to; 0 picks a free one.")] = 0,
-    superlink_port: Annotated[
-        int, typer.Option(help="Port of the SuperLink on this machine alone; 0 picks a free one.")
-    ] = 0,
 ) -> None:
     """Make a coordinator's state directory and its evidence key."""
     from strategies.coordinator import Coordinator
 
     tls = {"certificate": certificate, "key": key, "ca": ca}
-    new_coordinator = Coordinator.init(state, host=host, port=port, superlink_port=superlink_port, **tls)
+    new_coordinator = Coordinator.init(state, host=host, port=port, **tls)
     data = {
         "state": str(state),
         "address": new_coordinator.address,

@@ -1,7 +1,7 @@
-"""A coordinator's state directory, and its one foreground service: gateway, SuperLink and SuperExec.
+"""A coordinator's state directory, and its one foreground service: gateway, SuperLink and executor.
 
 coordinator.toml   addresses and certificates        coordinator.key     signs packages and evidence
-nodes.json         name -> SuperNode id and key      flower/             Flower's own state
+nodes.json         name -> SuperNode id and key      flower/             Flower's own state, and its socket
 serve.pid          of the running service            messages, replies   touched when something waits
 heads/             newest state of each hospital's log that was seen, by its key
 """
@@ -20,14 +20,14 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from strategies.file_notification import FileNotification
-from strategies.superlink import Control, SuperLinkPaths, flower_environment, superexec_command, superlink_command
+from strategies.superlink import Control, SuperLinkPaths, executor_command, flower_environment, superlink_command
 from strategies.supervised_processes import Child, supervise
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.files import READABLE, create_private, replace_file
 from vht_federate.processes import PidFile, stop_process
-from vht_federate.serving import Listener, require_free, serve
+from vht_federate.serving import Listener, serve
 from vht_federate.signing.keys import SigningKey
-from vht_federate.tcp_ports import LOOPBACK, free_ports
+from vht_federate.tcp_ports import free_port
 
 __all__ = ["Coordinator", "CoordinatorConfig", "Enrolment"]
 
@@ -40,7 +40,7 @@ class CoordinatorConfig(BaseModel):
     schema_version: str = "1"
     host: str
     port: int  # gateway: what hospitals connect to
-    superlink_port: int  # loopback only
+    superlink_port: int | None = None  # not read: settings of an older coordinator may name one
     certificate: Path
     key: Path
     ca: Path
@@ -63,9 +63,7 @@ class Coordinator:
     config: CoordinatorConfig
 
     @classmethod
-    def init(
-        cls, state: Path, *, host: str, port: int, certificate: Path, key: Path, ca: Path, superlink_port: int = 0
-    ) -> "Coordinator":
+    def init(cls, state: Path, *, host: str, port: int, certificate: Path, key: Path, ca: Path) -> "Coordinator":
         """Write configuration, evidence key and secret; a port of 0 is chosen.
 
         Raises InputError VHT-INPUT-EXISTS, VHT-INPUT-FILE.
@@ -78,18 +76,16 @@ class Coordinator:
         home = state / "flower"
         home.mkdir(parents=True, exist_ok=True)
         state.chmod(0o700)
-        chosen, chosen_superlink = free_ports(host, LOOPBACK, besides=(port, superlink_port))
         config = CoordinatorConfig(
             host=host,
-            port=port or chosen,
-            superlink_port=superlink_port or chosen_superlink,
+            port=port or free_port(host),
             certificate=certificate.resolve(),
             key=key.resolve(),
             ca=ca.resolve(),
         )
         SigningKey.create(state / "coordinator.key")
         create_private(home / "superexec.secret", secrets.token_hex(32).encode())
-        (state / "coordinator.toml").write_text(tomli_w.dumps(config.model_dump(mode="json")))
+        (state / "coordinator.toml").write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
         return cls(state, config)
 
     @classmethod
@@ -104,13 +100,11 @@ class Coordinator:
 
     @property
     def superlink(self) -> SuperLinkPaths:
-        config = self.config
-        home = (self.state / "flower").resolve()
-        return SuperLinkPaths(config.superlink_port, config.certificate, config.key, config.ca, home)
+        return SuperLinkPaths((self.state / "flower").resolve())
 
     @property
     def control(self) -> Control:
-        return Control(self.superlink.address, self.config.ca)
+        return Control(self.superlink.socket)
 
     @property
     def message_notification(self) -> FileNotification:
@@ -155,32 +149,29 @@ class Coordinator:
         return enrolment
 
     def children(self) -> list[Child]:
-        """The SuperLink, and its SuperExec once it answers."""
+        """The SuperLink, and the executor that asks it for runs to play."""
         paths, logs = self.superlink, self.state / "logs"
         logs.mkdir(exist_ok=True)
         environment = flower_environment(paths.home)
         return [
             Child("superlink", lambda: superlink_command(paths), environment, logs / "superlink.log"),
-            Child("superexec", lambda: superexec_command(paths, os.getpid()), environment, logs / "superexec.log"),
+            Child("executor", lambda: executor_command(paths, os.getpid()), environment, logs / "executor.log"),
         ]
 
     def serve(self, on_ready: Callable[[], None]) -> None:
         """Serve in the foreground until SIGINT or SIGTERM; everything started is stopped. ``on_ready`` runs once.
 
-        Raises UnavailableError VHT-UNAVAILABLE-PORT where another process holds a port.
+        Raises UnavailableError VHT-UNAVAILABLE-PORT where another process holds its port.
         """
         with self.pid_file:
-            require_free(self.config.superlink_port)
             asyncio.run(self._serve(on_ready))
 
     async def _serve(self, on_ready: Callable[[], None]) -> None:
-        from strategies.gateway import make_gateway
+        from strategies.gateway import make_gateway, superlink_client
 
         config = self.config
         identity = {"name": "coordinator", "evidence_key": self.signing_key().public.jwk()}
-        app = make_gateway(
-            f"https://{self.superlink.address}", config.ca, self.message_notification, self.replies, identity
-        )
+        app = make_gateway(superlink_client(self.superlink.socket), self.message_notification, self.replies, identity)
         listener = Listener(app, config.host, config.port, config.certificate, config.key)
         watch = asyncio.create_task(supervise(self.children()))
         announce = asyncio.create_task(self._announce(on_ready))

@@ -47,16 +47,16 @@ def _ask(call: Call, directory: Path, deadline_s: float) -> Answer:
     return Answer(reply, reply.sha256())
 
 
-def carry(records: RecordDict, node_config: Mapping[str, object]) -> RecordDict:
-    """Answer every call of one message, in order; a call that fails carries its typed error."""
+def carry(records: RecordDict, node_config: Mapping[str, object], *, answering: str) -> RecordDict:
+    """Answer every call of the message ``answering``, in order; a call that fails carries its typed error."""
     try:
         directory, calls = enclave_directory(node_config), calls_of(records)
     except VhtError as error:
-        return pack_replies([Answer(None, error=error)])
+        return pack_replies([Answer(None, error=error)], answering=answering)
     answers = []
     for call, deadline_s in calls:
         try:
             answers.append(_ask(call, directory, deadline_s))
         except VhtError as error:
             answers.append(Answer(None, error=error))
-    return pack_replies(answers)
+    return pack_replies(answers, answering=answering)

@@ -1,7 +1,7 @@
 """The coordinator's front door: hospitals reach the fleet API of the SuperLink, and nothing else.
 
 Flower serves its fleet, control and runtime APIs on one port, and the control API asks nobody who they are. So the
-SuperLink listens on loopback and this TLS proxy forwards an exact list of fleet paths, of messages only replies in the
+SuperLink listens on a Unix socket of the coordinator's user, and this TLS proxy forwards an exact list of fleet paths, of messages only replies in the
 name of whoever sends them: Flower would pass a hospital's message on as one of the coordinator's. It also holds a
 SuperNode's question "any message for me?" until there is one: Flower's SuperNode sleeps three seconds after each empty
 answer. And it asks again where the SuperLink fails for a moment (its database is locked): a SuperNode whose upload of
@@ -9,7 +9,6 @@ one part fails gives the whole reply up. For that it holds each body, within the
 """
 
 import asyncio
-import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -23,11 +22,12 @@ from starlette.exceptions import HTTPException
 
 from strategies.file_notification import FileNotification
 from strategies.fleet_uploads import FleetUploads
+from strategies.superlink_socket import HOST, socket_address
 from vht_federate.client import IDLE_S
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.serving import answer_typed_errors
 
-__all__ = ["FLEET_PATHS", "make_gateway"]
+__all__ = ["FLEET_PATHS", "make_gateway", "superlink_client"]
 
 PULL = "/v1/fleet/pull-messages"
 REPLY = "/v1/fleet/push-messages"
@@ -137,9 +137,15 @@ def _nothing() -> None:
     pass
 
 
+def superlink_client(socket: Path) -> httpx.AsyncClient:
+    """The gateway's line to the SuperLink behind ``socket``."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=IDLE_S)
+    transport = httpx.AsyncHTTPTransport(uds=socket_address(socket), limits=limits)
+    return httpx.AsyncClient(base_url=f"http://{HOST}", transport=transport, timeout=60.0, trust_env=False)
+
+
 def make_gateway(
-    superlink: str,
-    ca: Path,
+    superlink: httpx.AsyncClient,
     message_notification: FileNotification,
     replies: FileNotification,
     identity: Mapping[str, object],
@@ -148,21 +154,17 @@ def make_gateway(
     recheck_s: float = 2.0,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> FastAPI:
-    """The proxy before the SuperLink at ``superlink`` (https URL); ``hold_s`` stays under a SuperNode's 30 s.
+    """The proxy before the SuperLink that ``superlink`` asks; ``hold_s`` stays under a SuperNode's 30 s.
 
     A ServerApp touches ``message_notification`` when it pushed messages; the gateway touches ``replies`` when a part of
     a reply has arrived, and every second while one is arriving.
     """
-    context = ssl.create_default_context(cafile=str(ca))
     uploads = FleetUploads()
-
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=IDLE_S)
-    http = httpx.AsyncClient(base_url=superlink, verify=context, timeout=60.0, limits=limits, trust_env=False)
-    upstream = _Upstream(http, message_notification, replies, hold_s, recheck_s, pauses_s)
+    upstream = _Upstream(superlink, message_notification, replies, hold_s, recheck_s, pauses_s)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with http:
+        async with superlink:
             yield
 
     app = answer_typed_errors(FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None))

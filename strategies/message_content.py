@@ -3,9 +3,14 @@
 Call ``i`` is the ConfigRecord ``call.i``: visit, job, round, params (JSON), deadline_s, tensors (safetensors bytes).
 Reply ``i`` is the ConfigRecord ``reply.i``: ok, result (JSON), error (JSON envelope), sha256, tensors. Tensors travel
 as the bytes the enclave wrote: the digest that a node logs before an answer leaves is the digest of what arrives.
+
+Flower names each part of a message by its content's hash, and shares a part that two messages have in common: the one
+that is through first takes it away from the other. So no two messages share one: each record of a call holds a
+``message`` drawn by chance, and each of a reply the identifier of the message that it answers (``answering``).
 """
 
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +35,7 @@ class Answer:
 
 def pack_calls(calls: Sequence[Call], *, deadline_s: float) -> RecordDict:
     """The content of one message; each call must be answered within ``deadline_s``."""
-    records = RecordDict()
+    records, message = RecordDict(), secrets.token_hex(16)
     for number, call in enumerate(calls):
         records[f"call.{number}"] = ConfigRecord(
             {
@@ -40,6 +45,7 @@ def pack_calls(calls: Sequence[Call], *, deadline_s: float) -> RecordDict:
                 "params": json.dumps(call.params),
                 "deadline_s": float(deadline_s),
                 "tensors": call.tensors,
+                "message": message,
             }
         )
     return records
@@ -63,7 +69,8 @@ def calls_of(records: RecordDict) -> list[tuple[Call, float]]:
     return calls
 
 
-def pack_replies(answers: Sequence[Answer]) -> RecordDict:
+def pack_replies(answers: Sequence[Answer], *, answering: str) -> RecordDict:
+    """The content of the reply to the message ``answering``: that of no other message, whatever the answers are."""
     records = RecordDict()
     for number, answer in enumerate(answers):
         reply = answer.reply or Reply({})
@@ -74,6 +81,7 @@ def pack_replies(answers: Sequence[Answer]) -> RecordDict:
                 "error": json.dumps(answer.error.envelope() if answer.error else {}),
                 "sha256": answer.sha256,
                 "tensors": reply.tensors,
+                "answering": answering,
             }
         )
     return records

@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from strategies.known_heads import KnownHeads
-from vht_federate.client import Client
+from vht_federate.client import Client, Prove
 from vht_federate.domain.study import NodeRef
 from vht_federate.errors import (
     InputError,
@@ -23,6 +24,8 @@ from vht_federate.errors import (
     error_from_envelope,
 )
 from vht_federate.files import replace_file
+from vht_federate.signing.keys import SigningKey
+from vht_federate.signing.possession import prove
 
 __all__ = ["Visit", "Visits"]
 
@@ -42,6 +45,7 @@ class Visit(BaseModel):
     visit: str
     token: str
     evidence_key: dict[str, str]  # JWK, as the node told it over TLS; an auditor brings their own
+    recipient: str = ""  # the node's dataset, which proofs are made for; "": a visit that was asked for without any
 
 
 _FILE = TypeAdapter(dict[str, Visit])
@@ -49,19 +53,22 @@ _FILE = TypeAdapter(dict[str, Visit])
 
 @dataclass(frozen=True)
 class Visits:
-    """All visits of one run, kept in ``visits.json`` (mode 0600). ``heads``: what is known of the hospitals' logs, told
-    to each and learnt from each."""
+    """All visits of one run, kept in ``visits.json`` (mode 0600). Every request proves to hold ``key``.
+
+    ``heads``: what is known of the hospitals' logs, told to each and learnt from each.
+    """
 
     ca: Path
     by_node: dict[str, Visit]
     heads: KnownHeads
+    key: SigningKey | None = None
 
     def request(self, nodes: Sequence[NodeRef], body: Mapping[str, Any], folder: Path) -> dict[str, VhtError]:
         """Ask every node for a visit, noting each in ``folder`` at once; the refusals by node."""
         refused: dict[str, VhtError] = {}
         for node in nodes:
             try:
-                with Client(node.url, self.ca, timeout_s=JUDGE_S) as client:
+                with Client(node.url, self.ca, timeout_s=JUDGE_S, prove=self._prover(node.dataset)) as client:
                     identity = client.get("/identity")
                     answer = client.post(
                         "/visits", json=dict(body), headers=self.heads.headers(identity["evidence_key"])
@@ -72,6 +79,7 @@ class Visits:
                     visit=answer["visit"],
                     token=answer["token"],
                     evidence_key=identity["evidence_key"],
+                    recipient=node.dataset,
                 )
                 self.write(folder)
             except VhtError as error:
@@ -81,10 +89,10 @@ class Visits:
         return refused
 
     @classmethod
-    def read(cls, folder: Path, ca: Path, heads: KnownHeads) -> "Visits":
+    def read(cls, folder: Path, ca: Path, heads: KnownHeads, key: SigningKey | None = None) -> "Visits":
         """Raises InputError VHT-INPUT-RUN."""
         try:
-            return cls(ca, _FILE.validate_json((folder / "visits.json").read_bytes()), heads)
+            return cls(ca, _FILE.validate_json((folder / "visits.json").read_bytes()), heads, key)
         except (OSError, ValidationError) as error:
             raise InputError(f"{folder} holds no visits to go on with", code="VHT-INPUT-RUN") from error
 
@@ -94,7 +102,13 @@ class Visits:
 
     def _client(self, node: str) -> Client:
         visit = self.by_node[node]
-        return Client(visit.url, self.ca, token=visit.token)
+        return Client(visit.url, self.ca, token=visit.token, prove=self._prover(visit.recipient, visit.token))
+
+    def _prover(self, recipient: str, token: str | None = None) -> Prove | None:
+        key = self.key
+        if key is None or not recipient:
+            return None
+        return lambda method, url: prove(key, method, url, recipient=recipient, now=datetime.now(UTC), token=token)
 
     def _path(self, node: str, rest: str = "") -> str:
         return f"/visits/{self.by_node[node].visit}{rest}"

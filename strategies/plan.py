@@ -22,7 +22,7 @@ from vht_federate.packaging.codebook import codebook_for
 from vht_federate.permits.check import check_request, check_time
 from vht_federate.privacy.accounting import calibrate_gaussian, calibrate_training, epsilon_by_population
 from vht_federate.privacy.truncation import TruncatedPoisson, overflow_chance
-from vht_federate.signing.keys import SigningKey, unverified_claims
+from vht_federate.signing.keys import PublicKey, SigningKey, unverified_claims
 
 __all__ = ["PlannedStudy", "check_locally", "initial_weights", "plan_study", "resolve_plan"]
 
@@ -127,10 +127,17 @@ def plan_study(file: StudyFile, now: datetime) -> PlannedStudy:
         columns=component.columns(file.component.profile),
         plan=plan,
         codebook=codebook_for(component, file.component.profile) if plan.cohort else None,
+        coordinator_key=_coordinator_key(file.federation.coordinator),
     )
     minimum = max(permit.minimum_nodes, file.federation.minimum_nodes or 1)
     epsilon = epsilon_by_population(plan.events(), plan.delta)
     return PlannedStudy(file, request, permit, permit_token, user_key, folder, component, minimum, epsilon)
+
+
+def _coordinator_key(state: Path) -> dict[str, str] | None:
+    """Of the coordinator that will present the study; None before it is made: a study can be planned without one."""
+    public = state / "coordinator.pub.json"
+    return PublicKey.read(public).jwk() if public.exists() else None
 
 
 def check_locally(planned: PlannedStudy, now: datetime) -> None:

@@ -42,7 +42,7 @@ def main(grid: HttpGrid, context: Context) -> None:
         try:
             rounds.play()
         except Exception as error:
-            state.end("failed", reason=f"the ServerApp failed ({type(error).__name__}); see the SuperExec's log")
+            state.end("failed", reason=f"the ServerApp failed ({type(error).__name__}); see the coordinator's logs")
             with suppress(OSError):
                 directory.write_state(state)
             raise

@@ -51,7 +51,8 @@ class StudySession:
         planned = replace(plan_study(StudyFile.read(study), clock()), request=StudyRequest.from_claims(claims))
         session = cls(planned, out, clock, say)
         session.study = study
-        session.visits = Visits.read(out, planned.file.federation.ca, _known_heads(planned))
+        key = session.run.coordinator.signing_key()
+        session.visits = Visits.read(out, planned.file.federation.ca, _known_heads(planned), key)
         return session
 
     def ask(self, *, check_first: bool = True) -> None:

@@ -7,7 +7,7 @@ Everything a run needs to go on after a crash lies in its directory: ``study.jws
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -72,6 +72,14 @@ class StudyRun:
                 code="VHT-INPUT-STUDY",
                 hint="set federation.issuer to the URL of the permit issuer's service",
             )
+        key = coordinator.signing_key()
+        if self.planned.request.coordinator != key.public:
+            raise InputError(
+                "the study names another coordinator's key than that of its state directory",
+                code="VHT-INPUT-STUDY",
+                hint="is coordinator.pub.json the public half of coordinator.key?",
+            )
+        visits = replace(visits, key=key)
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "permit.jwt").write_text(self.planned.permit_token + "\n")
         token = self.planned.token

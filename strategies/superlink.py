@@ -1,7 +1,8 @@
-"""The SuperLink and its SuperExec as child processes, and the SuperLink's Control API as a client.
+"""The SuperLink and its executor as child processes, and the SuperLink's Control API as a client.
 
-The Control API has no user authentication in the open-source build: the SuperLink listens on loopback only, and
-hospitals reach it through the gateway, which knows no path but the fleet's.
+The Control API has no user authentication in the open-source build: the SuperLink listens on a Unix socket of the
+coordinator's user (``superlink_socket.py``) and on nothing else. Hospitals reach it through the gateway, which knows no
+path but the fleet's.
 """
 
 import hashlib
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from strategies.superlink_socket import HOST, answers_at, connected
 from vht_federate.errors import InputError, UnavailableError, WireError
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
 
-__all__ = ["Control", "SuperLinkPaths", "flower_environment", "superexec_command", "superlink_command"]
+__all__ = ["Control", "SuperLinkPaths", "executor_command", "flower_environment", "superlink_command"]
 
 OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -33,13 +35,18 @@ OFFLINE = {
 
 @dataclass(frozen=True)
 class SuperLinkPaths:
-    """Where a SuperLink lives: loopback ``port``, its TLS files, its state."""
+    """Where things of a SuperLink lie: all below ``home``, which is its user's alone."""
 
-    port: int
-    certificate: Path
-    key: Path
-    ca: Path
     home: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.home / "superlink.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that serves the socket."""
+        return self.home / "superlink.lock"
 
     @property
     def database(self) -> Path:
@@ -49,42 +56,20 @@ class SuperLinkPaths:
     def secret(self) -> Path:
         return self.home / "superexec.secret"
 
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
 
 def flower_environment(home: Path) -> dict[str, str]:
     """Environment of Flower's processes: no telemetry, no update check, no installs, a home of their own."""
     programs = str(Path(sys.executable).parent)
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
-    return {**os.environ, **OFFLINE, "FLWR_HOME": str(home), "PATH": path, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5"}
-
-
-def _program(name: str) -> str:
-    return str(Path(sys.executable).parent / name)
+    return {**os.environ, **OFFLINE, "FLWR_HOME": str(home), "PATH": path}
 
 
 def superlink_command(paths: SuperLinkPaths) -> list[str]:
-    return [
-        _program("flower-superlink"),
-        *("--host", "127.0.0.1", "--port", str(paths.port)),
-        *("--ssl-ca-certfile", str(paths.ca)),
-        *("--ssl-certfile", str(paths.certificate), "--ssl-keyfile", str(paths.key)),
-        "--enable-supernode-auth",
-        *("--database", str(paths.database)),
-        *("--isolation", "process", "--superexec-auth-secret-file", str(paths.secret)),
-        "--disable-runtime-dependency-installation",
-    ]
+    return [sys.executable, "-m", "strategies.superlink_process", str(paths.home)]
 
 
-def superexec_command(paths: SuperLinkPaths, parent_pid: int) -> list[str]:
-    return [
-        _program("flower-superexec"),
-        *("--runtime-api-address", paths.address, "--root-certificates", str(paths.ca)),
-        *("--superexec-auth-secret-file", str(paths.secret)),
-        *("--parent-pid", str(parent_pid)),
-    ]
+def executor_command(paths: SuperLinkPaths, parent_pid: int) -> list[str]:
+    return [sys.executable, "-m", "strategies.server_executor", str(paths.home), "--parent-pid", str(parent_pid)]
 
 
 @contextmanager
@@ -98,30 +83,37 @@ def _answering(action: str) -> Iterator[None]:
             f"the SuperLink refused to {action} (HTTP {error.response.status_code})", code="VHT-WIRE-SUPERLINK"
         ) from error
     except httpx.HTTPError as error:
-        raise UnavailableError(
-            f"the SuperLink does not answer ({type(error).__name__})",
-            code="VHT-UNAVAILABLE-SUPERLINK",
-            hint="start it: vht coordinator serve STATE",
-        ) from error
+        raise _no_superlink(type(error).__name__) from error
+
+
+def _no_superlink(why: str) -> UnavailableError:
+    return UnavailableError(
+        f"the SuperLink does not answer ({why})",
+        code="VHT-UNAVAILABLE-SUPERLINK",
+        hint="start it: vht coordinator serve STATE",
+    )
 
 
 class Control:
-    """The coordinator's own client of its SuperLink."""
+    """The coordinator's own client of the SuperLink behind ``socket``."""
 
-    def __init__(self, address: str, ca: Path) -> None:
-        self.address, self.ca = address, ca
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
 
     @contextmanager
     def _client(self) -> "Iterator[ControlHttpClient]":
         from flwr.supercore.control import ControlHttpClient
         from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-        with ControlHttpClient.from_server_address(
-            server_address=self.address,
-            insecure=False,
-            root_certificates=self.ca.read_bytes(),
+        if not answers_at(self.socket):
+            raise _no_superlink("nothing listens at its socket, or the socket is another user's")
+        client = ControlHttpClient.from_server_address(
+            server_address=HOST,
+            insecure=True,
+            root_certificates=None,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-        ) as client:
+        )
+        with connected(client, self.socket):
             yield client
 
     def answers(self) -> bool:

@@ -9,9 +9,7 @@ that is already there. Started beside ``flower-supernode --isolation process``:
 
 import argparse
 import logging
-import os
 import signal
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +17,18 @@ from pathlib import Path
 import httpx
 from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.interceptors import (
-    RuntimeTokenHttpInterceptor,
-    RuntimeVersionHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
-)
-from flwr.supercore.retry import RetryInvoker, exponential
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from strategies.courier import carry
+from strategies.runtime_tasks import RuntimeApi, next_tasks
 
 __all__ = ["Executor", "main"]
 
-RETRY_S = 20.0  # for one request: longer than a SuperNode that runs leaves one without an answer
-ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 log = logging.getLogger("vht.executor")
 
 
@@ -44,54 +36,24 @@ log = logging.getLogger("vht.executor")
 class Executor:
     """Serves the tasks of one SuperNode, one at a time (a SuperNode handles one message at a time)."""
 
-    address: str
+    runtime: RuntimeApi
     secret: bytes
     poll_s: float = 0.2
     parent_pid: int | None = None
 
-    def client(self, interceptor: SuperExecAuthHttpInterceptor | RuntimeTokenHttpInterceptor) -> RuntimeHttpClient:
-        """A client of the SuperNode's Runtime API. A connection that broke is made again.
-
-        The SuperNode closes one that rested for five seconds, which is what a round may take: the next request is then
-        lost, and with it, where nobody asks again, the reply and the SuperNode that waits for its parts.
-        """
-        again = RetryInvoker(
-            wait_gen_factory=lambda: exponential(base_delay=0.05, max_delay=2),
-            recoverable_exceptions=httpx.TransportError,
-            max_tries=None,
-            max_time=RETRY_S,
-        )
-        return RuntimeHttpClient.from_server_address(
-            server_address=self.address,
-            insecure=True,
-            root_certificates=None,
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec"), interceptor],
-            retry_invoker=again,
-        )
-
-    def orphaned(self) -> bool:
-        return self.parent_pid is not None and os.getppid() != self.parent_pid
-
     def serve(self) -> None:
         """Take tasks until the process that started this one is gone."""
-        auth = SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods={ACQUIRE})
-        with self.client(auth) as runtime:
-            request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
-            while not self.orphaned():
-                try:
-                    response = runtime.AcquireTask(request)
-                except (httpx.HTTPError, ValueError) as error:
-                    log.debug("the SuperNode does not answer yet: %s", type(error).__name__)
-                    time.sleep(0.5)
-                    continue
-                if response.HasField("task") and response.token:
-                    self.run_task(response.token)
-                else:
-                    time.sleep(self.poll_s)
+        kind = TaskType.CLIENT_APP
+        for token in next_tasks(self.runtime, self.secret, kind, poll_s=self.poll_s, parent_pid=self.parent_pid):
+            self.run_task(token)
 
     def run_task(self, token: str) -> None:
-        """Carry one task's message. What goes wrong is answered as Flower's error reply, never raised."""
-        with self.client(RuntimeTokenHttpInterceptor(token)) as runtime:
+        """Carry one task's message. What goes wrong is answered as Flower's error reply, never raised.
+
+        A SuperNode may be done with a reply before all its parts came here, and then stores no more of them
+        (``ObjectPushError``): that costs this message at most, not the node.
+        """
+        with self.runtime.client(RuntimeTokenHttpInterceptor(token)) as runtime:
             heartbeat = HeartbeatSender(lambda: _beat(runtime))
             heartbeat.start()
             context: Context | None = None
@@ -100,7 +62,7 @@ class Executor:
                 message, context, _, _ = pull_task_input(runtime)
                 push_message(runtime, _carried(message, context), context)
                 status, details = SubStatus.COMPLETED, ""
-            except (httpx.HTTPError, RuntimeError, ValueError) as error:
+            except Exception as error:  # the next task is another message's
                 log.warning("a task was lost on its way: %s", type(error).__name__)
             finally:
                 heartbeat.stop()
@@ -110,7 +72,8 @@ class Executor:
 
 def _carried(message: Message, context: Context) -> Message:
     try:
-        return Message(carry(message.content, context.node_config), reply_to=message)
+        reply = carry(message.content, context.node_config, answering=message.metadata.message_id)
+        return Message(reply, reply_to=message)
     except Exception as error:
         log.exception("the courier raised an exception")
         reason = f"the courier raised {type(error).__name__}"
@@ -135,9 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    executor = Executor(
-        options.runtime_api_address, options.superexec_auth_secret_file.read_bytes(), options.poll_s, options.parent_pid
-    )
+    runtime, secret = RuntimeApi(options.runtime_api_address), options.superexec_auth_secret_file.read_bytes()
+    executor = Executor(runtime, secret, options.poll_s, options.parent_pid)
 
     def stop(*_: object) -> None:
         raise SystemExit(0)

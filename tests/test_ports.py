@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -258,23 +257,29 @@ def test_a_local_federation_gives_every_process_a_port_of_its_own(few_ports: set
     federation._initialise_nodes()
     options = [pair for call in calls for pair in pairwise(call) if pair[0].endswith("-port")]
     assert Counter(option for option, _ in options) == {
-        "--port": 6, "--internal-port": 4, "--supernode-port": 4, "--superlink-port": 1,
+        "--port": 6, "--internal-port": 4, "--supernode-port": 4,
     }  # fmt: skip
     ports = [int(port) for _, port in options] + [federation.ports["platform"]]
-    assert len(set(ports)) == len(ports) == 16
+    assert len(set(ports)) == len(ports) == 15
     assert few_ports >= set(ports)
 
 
-def test_a_coordinator_that_chooses_its_ports_chooses_two(few_ports: set[int], tmp_path: Path) -> None:
+def test_a_coordinator_chooses_one_port_and_has_no_other(few_ports: set[int], tmp_path: Path) -> None:
     file = tmp_path / "file.pem"
     file.touch()
     tls = {"certificate": file, "key": file, "ca": file}
-    for number, port in enumerate((0, PORTS.start)):
-        config = Coordinator.init(tmp_path / str(number), host=LOOPBACK, port=port, **tls).config
-        assert config.port != config.superlink_port
-        assert {config.port, config.superlink_port} <= few_ports
-    explicit = Coordinator.init(tmp_path / "given", host=LOOPBACK, port=4_001, superlink_port=4_002, **tls).config
-    assert (explicit.port, explicit.superlink_port) == (4_001, 4_002)
+    assert Coordinator.init(tmp_path / "drawn", host=LOOPBACK, port=0, **tls).config.port in few_ports
+    assert Coordinator.init(tmp_path / "given", host=LOOPBACK, port=4_001, **tls).config.port == 4_001
+    assert "superlink_port" not in (tmp_path / "given" / "coordinator.toml").read_text()
+
+
+def test_a_coordinator_that_an_earlier_version_made_opens(tmp_path: Path) -> None:
+    file = tmp_path / "file.pem"
+    file.touch()
+    made = Coordinator.init(tmp_path / "c", host=LOOPBACK, port=4_001, certificate=file, key=file, ca=file)
+    with (made.state / "coordinator.toml").open("a") as settings:
+        settings.write("superlink_port = 4002\n")
+    assert Coordinator.open(made.state).config.port == 4_001
 
 
 def test_a_node_that_chooses_its_ports_chooses_three(
@@ -312,18 +317,3 @@ def test_a_port_that_another_process_holds_is_a_typed_error(tmp_path: Path) -> N
         assert str(port) in caught.value.message
         threading.Timer(0.5, other.close).start()
         require_free(port, patience_s=300)
-
-
-def test_a_coordinator_whose_superlink_port_is_taken_says_so_and_starts_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vht_federate.serving.PATIENCE_S", 0.3)
-    file = tmp_path / "file.pem"
-    file.touch()
-    coordinator = Coordinator.init(tmp_path / "c", host=LOOPBACK, port=0, certificate=file, key=file, ca=file)
-    assert tomllib.loads((tmp_path / "c" / "coordinator.toml").read_text())["superlink_port"]
-    with socket.create_server((LOOPBACK, coordinator.config.superlink_port)), pytest.raises(UnavailableError) as caught:
-        coordinator.serve(lambda: None)
-    assert caught.value.code == "VHT-UNAVAILABLE-PORT"
-    assert not (tmp_path / "c" / "logs").exists()
-    assert coordinator.pid_file.running() is None

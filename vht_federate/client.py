@@ -1,6 +1,7 @@
 """HTTPS calls to our own services: the peer's typed error comes back as the same error here."""
 
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,18 +10,33 @@ from vht_federate.errors import UnavailableError, WireError, error_from_envelope
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["IDLE_S", "Client"]
+__all__ = ["IDLE_S", "Client", "Prove"]
+
+Prove = Callable[[str, str], str]
+"""(method, URL) -> the value of a header ``DPoP`` (RFC 9449)."""
 
 IDLE_S = 2.0  # a connection at rest is closed here, before a server does at the moment of the next request
 
 
 class Client:
-    """A client of one service, trusting only the certificate authority in ``ca`` (PEM). Proxies are ignored."""
+    """A client of one service, trusting only the certificate authority in ``ca`` (PEM). Proxies are ignored.
 
-    def __init__(self, base_url: str, ca: Path, *, token: str | None = None, timeout_s: float = 30.0) -> None:
+    ``prove`` makes the proof of possession that goes with every request, and with ``token``.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        ca: Path,
+        *,
+        token: str | None = None,
+        prove: Prove | None = None,
+        timeout_s: float = 30.0,
+    ) -> None:
         import httpx
 
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._prove = prove
+        headers = {"Authorization": f"{'DPoP' if prove else 'Bearer'} {token}"} if token else {}
         self._http = httpx.Client(
             base_url=base_url.rstrip("/"),
             verify=ssl.create_default_context(cafile=str(ca)),
@@ -44,6 +60,9 @@ class Client:
         """Raises the peer's typed error, or UnavailableError VHT-UNAVAILABLE-PEER where nothing answers."""
         from httpx import HTTPError
 
+        if self._prove:
+            proof = {"DPoP": self._prove(method, self.base_url.rstrip("/") + path)}
+            options["headers"] = {**(options.get("headers") or {}), **proof}
         try:
             answer = self._http.request(method, path, **options)
         except HTTPError as error:

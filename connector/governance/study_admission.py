@@ -1,7 +1,8 @@
 """What a node asks before it lets a study in: one verdict, one code, in the log before anybody hears of it.
 
-No step reads patients' data. The order is: the permit itself, its time and status, who signed the study, whether the
-permit covers what it asks, whether it concerns this node, whether its component is installed here, and the budget.
+No step reads patients' data. The order is: the permit itself, its time and status, who signed the study, who presents
+it, whether the permit covers what it asks, whether it concerns this node, whether its component is installed here, and
+the budget.
 """
 
 import logging
@@ -21,6 +22,7 @@ from connector.governance.ledger import Ledger
 from connector.governance.open_requests import OpenRequests
 from connector.governance.permit_status import PermitStatus
 from connector.governance.refusal_quota import RefusalQuota
+from connector.governance.seen_proofs import SeenProofs
 from vht_federate.components.contract import read_component
 from vht_federate.domain.feasibility import FeasibilityQuestion
 from vht_federate.domain.isolation import IsolationLevel
@@ -40,6 +42,7 @@ from vht_federate.permits.check import (
 )
 from vht_federate.signing.canonical import digest_of, sha256_hex
 from vht_federate.signing.keys import PublicKey
+from vht_federate.signing.possession import PresentedProof
 
 __all__ = ["AdmittedQuestion", "AdmittedStudy", "StudyAdmission"]
 
@@ -47,6 +50,7 @@ log = logging.getLogger("vht.node.admission")
 OLDEST_REQUEST = timedelta(hours=24)
 CLOCKS_DIFFER = timedelta(minutes=5)
 STRANGERS = ""  # who send what a data user signed long ago have their requests open together, not as the data user
+NOT_ITS_COORDINATOR = ("VHT-REFUSED-COORDINATOR", "VHT-REFUSED-PROOF", "VHT-REFUSED-RATE")
 Asked = TypeVar("Asked", StudyRequest, FeasibilityQuestion)
 
 
@@ -86,11 +90,21 @@ class StudyAdmission:
     isolation: IsolationLevel  # below which this node starts no enclave
     offered: Callable[[], OfferedIsolation]
     open_requests: OpenRequests = field(default_factory=lambda: OpenRequests(each=2, together=4, seconds=15))
+    proofs: SeenProofs = field(default_factory=SeenProofs)
 
-    def admit(self, permit_token: str, study_token: str, user_key: dict[str, Any]) -> AdmittedStudy:
-        """Everything but age and budget. A refusal is logged as ``permit.checked`` and raised with its own code."""
+    def admit(
+        self, permit_token: str, study_token: str, user_key: dict[str, Any], proof: PresentedProof
+    ) -> AdmittedStudy:
+        """Everything but age and budget. A refusal is logged as ``permit.checked`` and raised with its own code.
+
+        Whoever does not hold the key that the study names as its coordinator's is refused before anything is computed.
+        """
+
+        def presented(request: StudyRequest) -> None:
+            self._require_coordinator(request, proof)
+
         permit, request, digest, serial = self._judged(
-            permit_token, study_token, user_key, read_study, self._check_study
+            permit_token, study_token, user_key, read_study, presented, self._check_study
         )
         return AdmittedStudy(permit, request, digest, self.dataset_id, serial)
 
@@ -116,7 +130,7 @@ class StudyAdmission:
     def admit_question(self, permit_token: str, question_token: str, user_key: dict[str, Any]) -> AdmittedQuestion:
         """A feasibility question, as ``admit`` judges a study: permit, signature, what is asked, and its age."""
         permit, question, digest, serial = self._judged(
-            permit_token, question_token, user_key, read_question, self._check_question
+            permit_token, question_token, user_key, read_question, lambda _: None, self._check_question
         )
         return AdmittedQuestion(permit, question, digest, serial)
 
@@ -126,6 +140,7 @@ class StudyAdmission:
         token: str,
         user_key: dict[str, Any],
         read: Callable[[str, Permit, PublicKey], Asked],
+        presented: Callable[[Asked], None],
         check: Callable[[Permit, Asked], None],
     ) -> tuple[Permit, Asked, str, int]:
         """The permit, what is asked under it, that one's digest, and the serial of the status list."""
@@ -139,8 +154,10 @@ class StudyAdmission:
             request = read(token, permit, PublicKey.from_jwk(user_key))
             digest = digest_of(request.claims())
             about["request_digest"] = digest
+            presented(request)
         except VhtError as error:
-            self.refused(error, user_kid=self._sender(request), **about)
+            sender = None if error.code in NOT_ITS_COORDINATOR else self._sender(request)
+            self.refused(error, user_kid=sender, **about)
             raise
         with self.open_requests.of(self._sender(request) or STRANGERS):
             try:
@@ -153,6 +170,16 @@ class StudyAdmission:
     def _sender(self, request: StudyRequest | FeasibilityQuestion | None) -> str | None:
         """The data user who sends ``request``; None for whoever may have found it: a stranger."""
         return request.user_kid if request is not None and self._fresh(request) else None
+
+    def _require_coordinator(self, request: StudyRequest, proof: PresentedProof) -> None:
+        """Raises RefusedError VHT-REFUSED-COORDINATOR for a study that names no coordinator, VHT-REFUSED-PROOF."""
+        if request.coordinator is None:
+            raise RefusedError(
+                "the study does not name its coordinator's key, so anybody who holds its text could present it",
+                code="VHT-REFUSED-COORDINATOR",
+                hint="ask again with a coordinator of this version: 'vht study run' names its key",
+            )
+        self.require_holder(request.coordinator, proof)
 
     def _check_study(self, permit: Permit, request: StudyRequest) -> None:
         check_request(permit, request)
@@ -185,6 +212,14 @@ class StudyAdmission:
         error = _stale()
         self.refused(error, permit_id=judged.permit.permit_id, request_digest=judged.request_digest)
         raise error
+
+    def require_holder(self, key: PublicKey, proof: PresentedProof, token: str | None = None) -> None:
+        """``proof`` was made with ``key`` for this node and this request, and comes here for the first time.
+
+        Raises RefusedError VHT-REFUSED-PROOF.
+        """
+        now = self.clock()
+        self.proofs.use(key.kid, proof.check(key, recipient=self.dataset_id, now=now, token=token), now)
 
     def afford(self, session: Session, visit_id: str, judged: AdmittedStudy) -> None:
         """The budget, against what was spent and reserved before. A refusal is logged and raised."""

@@ -42,6 +42,7 @@ from vht_federate.permits.check import read_permit
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.signing.canonical import sha256_hex
 from vht_federate.signing.keys import unverified_claims
+from vht_federate.signing.possession import PresentedProof
 
 __all__ = ["OPEN", "STOPPED", "Visits", "request_of"]
 
@@ -83,12 +84,19 @@ class Visits:
         with self.database.read() as session:
             return list(session.scalars(select(VisitRow).order_by(VisitRow.created_at.desc())))
 
-    def of_token(self, visit_id: str, token: str) -> VisitRow:
-        """The visit whose bearer token this is. A foreign or unknown visit is not found, whichever it is."""
+    def of_holder(self, visit_id: str, token: str, proof: PresentedProof) -> VisitRow:
+        """The visit whose token this is, for whoever holds the key that its study names as the coordinator's.
+
+        A foreign or unknown visit is not found, whichever it is. Raises RefusedError VHT-REFUSED-PROOF for the right
+        token without that key. A visit whose study names none, entered by an earlier version, is open to its token.
+        """
         expected = self._secret.visit_token(visit_id)
         if not hmac.compare_digest(expected.encode(), token.encode()):
             raise _unknown()
-        return self.get(visit_id)
+        visit = self.get(visit_id)
+        if coordinator := request_of(visit).coordinator:
+            self.admission.require_holder(coordinator, proof, token)
+        return visit
 
     def token(self, visit_id: str) -> str:
         return self._secret.visit_token(visit_id)
@@ -98,13 +106,23 @@ class Visits:
 
     # --- steps --------------------------------------------------------------------------------------------------
 
-    def request(self, permit: str, study: str, user_key: dict[str, Any], retry_key: str | None = None) -> VisitRow:
+    def request(
+        self,
+        permit: str,
+        study: str,
+        user_key: dict[str, Any],
+        retry_key: str | None = None,
+        *,
+        proof: PresentedProof = PresentedProof(),
+    ) -> VisitRow:
         """Judge a study and enter its visit. The same request with the same ``retry_key`` finds the same visit.
 
-        Raises what the admission refuses with, RefusedError VHT-REFUSED-STALE, and RefusedError VHT-REFUSED-DUPLICATE
-        for a signed request that had a visit here before: it is published with the study's evidence, for all to send.
+        ``proof`` is of the key that the study names as its coordinator's: the signed text alone, which every node that
+        was asked holds, opens nothing. Raises what the admission refuses with, RefusedError VHT-REFUSED-STALE, and
+        RefusedError VHT-REFUSED-DUPLICATE for a signed request that had a visit here before: it is published with the
+        study's evidence, for all to read.
         """
-        judged = self.admission.admit(permit, study, user_key)
+        judged = self.admission.admit(permit, study, user_key, proof)
         key = sha256_hex(retry_key.encode()) if retry_key else None
         self.steps.catch_up()
         with self.database.read() as session:
@@ -296,6 +314,7 @@ def _requested(judged: AdmittedStudy) -> VisitRequested:
         user_kid=request.user_kid,
         component=request.component,
         plan=request.plan,
+        coordinator_kid=request.coordinator.kid if request.coordinator else None,
     )
 
 

@@ -1,6 +1,8 @@
-"""The outward listener: the catalogue, the node's identity, and visits, each behind its own token.
+"""The outward listener: the catalogue, the node's identity, and visits, each behind its own token and its own key.
 
-Whoever holds no token of a visit is told that there is no such visit. Nothing here approves anything.
+A study names its coordinator's key: whoever presents it, and whoever asks about its visit, proves with every request to
+hold that key (RFC 9449). Whoever holds no token of a visit is told that there is no such visit. Nothing here approves
+anything.
 """
 
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from fastapi.params import Depends as DependsParameter
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.catalogue import catalogue
-from connector.http_guards import Guarded, bearer, plain_app
+from connector.http_guards import Guarded, Presented, plain_app, presented
 from connector.node import Node
 from connector.store.models import VisitRow
 from vht_federate.domain.log_head import LARGEST
@@ -21,7 +23,7 @@ from vht_federate.serving import answer_typed_errors
 __all__ = ["outward_app"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-Token = Annotated[str, Depends(bearer)]
+Holder = Annotated[Presented, Depends(presented)]
 
 
 class VisitRequest(BaseModel):
@@ -90,35 +92,37 @@ def outward_app(node: Node) -> FastAPI:
 def _add_visits(app: FastAPI, node: Node, shown: Sequence[DependsParameter]) -> None:
     @app.post("/visits", status_code=201, dependencies=shown)
     def request_visit(
-        body: VisitRequest, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+        body: VisitRequest, holder: Holder, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
     ) -> dict[str, Any]:
-        visit = node.visits.request(body.permit.strip(), body.study.strip(), body.user_key, idempotency_key)
+        permit, study = body.permit.strip(), body.study.strip()
+        visit = node.visits.request(permit, study, body.user_key, idempotency_key, proof=holder.proof)
         return {
             "visit": visit.id,
             "state": visit.state,
             "token": node.visits.token(visit.id),
+            "token_type": "DPoP",
             "node": node.settings.name,
             "dataset": visit.dataset_id,
         }
 
     @app.get("/visits/{visit_id}")
-    def show_visit(visit_id: str, token: Token) -> dict[str, Any]:
-        return _shown(node, node.visits.of_token(visit_id, token))
+    def show_visit(visit_id: str, holder: Holder) -> dict[str, Any]:
+        return _shown(node, node.visits.of_holder(visit_id, holder.token, holder.proof))
 
     @app.post("/visits/{visit_id}/releases", dependencies=shown)
-    def acknowledge_release(visit_id: str, token: Token, notice: ReleaseNotice) -> dict[str, Any]:
-        visit = node.visits.of_token(visit_id, token)
+    def acknowledge_release(visit_id: str, holder: Holder, notice: ReleaseNotice) -> dict[str, Any]:
+        visit = node.visits.of_holder(visit_id, holder.token, holder.proof)
         return {"receipt": node.releases.acknowledge(visit, notice.kind, notice.sha256)}
 
     @app.post("/visits/{visit_id}/close", dependencies=shown)
-    def close_visit(visit_id: str, token: Token, body: CloseRequest) -> dict[str, Any]:
-        node.visits.of_token(visit_id, token)
+    def close_visit(visit_id: str, holder: Holder, body: CloseRequest) -> dict[str, Any]:
+        node.visits.of_holder(visit_id, holder.token, holder.proof)
         visit = node.visits.end(visit_id, "closed", code=None, reason=f"closed by the coordinator: {body.reason}")
         return {"state": visit.state, "code": visit.code, "receipt": visit.receipt}
 
     @app.get("/visits/{visit_id}/evidence", dependencies=shown)
-    def evidence(visit_id: str, token: Token) -> dict[str, Any]:
-        return node.evidence.export(node.visits.of_token(visit_id, token).permit_id)
+    def evidence(visit_id: str, holder: Holder) -> dict[str, Any]:
+        return node.evidence.export(node.visits.of_holder(visit_id, holder.token, holder.proof).permit_id)
 
 
 def _shown(node: Node, visit: VisitRow) -> dict[str, Any]:

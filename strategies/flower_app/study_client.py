@@ -13,4 +13,5 @@ app = ClientApp()
 @app.query()  # type: ignore[untyped-decorator]
 def answer(message: Message, context: Context) -> Message:
     """Carry one message to the enclave of its visit."""
-    return Message(carry(message.content, context.node_config), reply_to=message)
+    reply = carry(message.content, context.node_config, answering=message.metadata.message_id)
+    return Message(reply, reply_to=message)

@@ -13,6 +13,7 @@ from vht_federate.domain.permit import PERMIT_TYP, Permit
 from vht_federate.domain.study import STUDY_TYP, StudyRequest
 from vht_federate.errors import VhtError
 from vht_federate.signing.keys import SigningKey, unverified_claims
+from vht_federate.signing.possession import prove
 
 pytestmark = pytest.mark.federation
 
@@ -28,6 +29,7 @@ class Asking:
         self.issuer = SigningKey.read(self.federation.root / "authority" / "issuer.key")
         plan = self.federation.commands.run("study", "plan", str(self.federation.study_file))
         self.permit = (self.study_folder / "permit.jwt").read_text().strip()
+        self.coordinator = SigningKey.generate()
         component = self.federation.commands.run("component", "show", "cardio-risk")
         profile = component["profiles"]["cardiometabolic"]
         self.request: dict[str, Any] = {
@@ -48,6 +50,7 @@ class Asking:
             "columns": [*profile["inputs"], profile["outcome"]],
             "plan": {**plan["plan"], "cohort": None},
             "codebook": None,
+            "coordinator_key": self.coordinator.public.jwk(),
         }
 
     def foreign_permit(self, key: SigningKey, **changes: Any) -> str:
@@ -61,7 +64,11 @@ class Asking:
         claims = {**self.request, "permit_id": unverified_claims(permit)["permit_id"], **changes}
         study = user.sign(StudyRequest.from_claims(claims).claims(), typ=STUDY_TYP)
         body = {"permit": permit, "study": study, "user_key": user.public.jwk()}
-        with Client(self.federation.url(self.hospital.name), self.federation.ca) as client:
+
+        def proof(method: str, url: str) -> str:
+            return prove(self.coordinator, method, url, recipient=self.hospital.dataset, now=datetime.now(UTC))
+
+        with Client(self.federation.url(self.hospital.name), self.federation.ca, prove=proof) as client:
             try:
                 client.post("/visits", json=body)
             except VhtError as error:

@@ -31,6 +31,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from kit.small_federation import SmallFederation, supernode_key
 from strategies.courier import ENCLAVE_DIRECTORY, carry
+from strategies.superlink_socket import HOST, connected
 
 
 @dataclass
@@ -40,6 +41,7 @@ class HandPlayedNode:
     node: int
     enclaves: Path
     _key: ec.EllipticCurvePrivateKey
+    _gateway: str
     _ca: bytes
     _connection: Any
 
@@ -67,7 +69,8 @@ class HandPlayedNode:
     def answer(self, message: Message, *, upload: bool = True) -> None:
         """Announce the reply of this node's enclave, and upload its parts unless told otherwise."""
         _, _, send, _, _, _, push_object, _ = self._connection
-        reply = Message(carry(message.content, {ENCLAVE_DIRECTORY: str(self.enclaves)}), reply_to=message)
+        config, identifier = {ENCLAVE_DIRECTORY: str(self.enclaves)}, message.metadata.message_id
+        reply = Message(carry(message.content, config, answering=identifier), reply_to=message)
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             wanted, session = send(reply, get_object_tree(reply), 1.0)
@@ -76,10 +79,10 @@ class HandPlayedNode:
                     if part in wanted:
                         push_object(reply.metadata.run_id, session, part, content.deflate())
 
-    def send_as_coordinator(self, address: str, run: int, to: int) -> None:
+    def send_as_coordinator(self, to: int, run: int, *, socket: Path | None = None) -> None:
         """Push a message of ``run`` to the node ``to`` as if the coordinator had sent it, signed as this node.
 
-        ``address``: the gateway's, or the SuperLink's own. Raises httpx.HTTPStatusError where that is refused.
+        To the gateway, or past it to the SuperLink's ``socket``. Raises httpx.HTTPStatusError where that is refused.
         """
         metadata = Metadata(
             run_id=run, message_id="", src_node_id=SUPERLINK_NODE_ID, dst_node_id=to, reply_to_message_id="",
@@ -90,7 +93,9 @@ class HandPlayedNode:
             RuntimeVersionHttpInterceptor(component_name="SuperNode"),
             NodeAuthHttpInterceptor(self._key, self._key.public_key()),
         ]
-        client = FleetHttpClient.from_server_address(address, False, self._ca, interceptors=interceptors)
+        client = FleetHttpClient.from_server_address(self._gateway, False, self._ca, interceptors=interceptors)
+        if socket is not None:
+            client = connected(FleetHttpClient(f"http://{HOST}", interceptors=interceptors), socket)
         with client, no_object_id_recompute():
             message.metadata.__dict__["_message_id"] = message.object_id
             client.PushMessages(
@@ -114,4 +119,4 @@ def hand_played_node(federation: SmallFederation, folder: Path, name: str) -> It
         http_request_response(federation.coordinator.address, False, ca, (key, key.public_key())) as connection,
         tempfile.TemporaryDirectory(prefix="vht-") as enclaves,  # short enough for the name of a socket
     ):
-        yield HandPlayedNode(node, Path(enclaves), key, ca, connection)
+        yield HandPlayedNode(node, Path(enclaves), key, federation.coordinator.address, ca, connection)

@@ -29,6 +29,7 @@ from vht_federate.domain.plan import EvaluationPlan, StudyPlan, TrainingPlan
 from vht_federate.domain.study import STUDY_TYP, ComponentRef, StudyRequest
 from vht_federate.errors import VhtError
 from vht_federate.signing.keys import SigningKey
+from vht_federate.signing.possession import PresentedProof, prove
 from vht_federate.tcp_ports import LOOPBACK, free_port, free_ports
 
 DATASET = "urn:vht:hospital-1:ehr"
@@ -130,6 +131,7 @@ class Hospital:
     tls: Issued
     state: Path
     user: SigningKey = field(default_factory=SigningKey.generate)
+    coordinator: SigningKey = field(default_factory=SigningKey.generate)
     enclaves: PaperEnclaves = field(default_factory=PaperEnclaves)
 
     @contextmanager
@@ -188,9 +190,20 @@ class Hospital:
             ),
             "columns": COLUMNS,
             "plan": PLAN,
+            "coordinator_key": self.coordinator.public.jwk(),
             **changes,
         }
         return user.sign(StudyRequest.model_validate(fields).claims(), typ=STUDY_TYP)
+
+    def proof(self, method: str = "POST", path: str = "/visits", **changes: Any) -> PresentedProof:
+        """The coordinator's proof for one request to this node; ``changes``: another key, recipient, token or time."""
+        about = {"key": self.coordinator, "recipient": DATASET, "now": datetime.now(UTC), **changes}
+        return PresentedProof(method, path, prove(about.pop("key"), method, f"https://node{path}", **about))
+
+    def headers(self, method: str = "POST", path: str = "/visits", token: str | None = None) -> dict[str, str]:
+        """Of a request by the coordinator: its proof, and the token of a visit."""
+        proof = {"DPoP": self.proof(method, path, token=token).proof}
+        return proof if token is None else {**proof, "Authorization": f"DPoP {token}"}
 
     def log(self) -> list[dict[str, Any]]:
         lines = (self.state / "evidence" / "log.jsonl").read_text().splitlines()
@@ -277,9 +290,8 @@ def write_fhir(folder: Path, patients: int = 40) -> Path:
 
 def ask(node: Node, hospital: Hospital, permit: str | None = None, study: str | None = None, **more: Any) -> Any:
     """Request a visit as a data user would. The visit's row."""
-    return node.visits.request(
-        permit or hospital.permit(), study or hospital.study(), hospital.user.public.jwk(), **more
-    )
+    papers = permit or hospital.permit(), study or hospital.study(), hospital.user.public.jwk()
+    return node.visits.request(*papers, **{"proof": hospital.proof(now=node.clock()), **more})
 
 
 def approved(node: Node, visit_id: str, operator: str = "Dr Ada") -> str:

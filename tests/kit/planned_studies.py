@@ -48,6 +48,7 @@ def permit_of(user: SigningKey, **changes: Any) -> Permit:
 
 def study_file(folder: Path, permit: dict[str, Any] | None = None, **sections: dict[str, Any]) -> StudyFile:
     user = SigningKey.create(folder / "user.key")
+    SigningKey.create(folder / "coordinator" / "coordinator.key")
     token = SigningKey.generate().sign(permit_of(user, **(permit or {})).claims(), typ=PERMIT_TYP)
     (folder / "permit.jwt").write_text(token)
     content: dict[str, Any] = {

@@ -28,7 +28,7 @@ def folder() -> Iterator[Path]:
 
 
 def ask(folder: Path, *calls: Call) -> list[Answer]:
-    records = carry(pack_calls(calls, deadline_s=60), {"enclave-directory": str(folder)})
+    records = carry(pack_calls(calls, deadline_s=60), {"enclave-directory": str(folder)}, answering="m-1")
     return replies_of(records, len(calls))
 
 
@@ -98,7 +98,8 @@ def test_a_wrong_token_is_refused_by_the_enclave(folder: Path) -> None:
 
 @pytest.mark.parametrize("directory", [None, 7, "relative/path"])
 def test_a_supernode_without_an_enclave_directory_says_so(directory: object) -> None:
-    records = carry(pack_calls([Call("v-1", "train", 1)], deadline_s=5), {"enclave-directory": directory})
+    calls = pack_calls([Call("v-1", "train", 1)], deadline_s=5)
+    records = carry(calls, {"enclave-directory": directory}, answering="m-1")
     assert replies_of(records, 1)[0].error is not None
     assert replies_of(records, 1)[0].error.code == "VHT-INPUT-NODE-CONFIG"
 
@@ -119,7 +120,7 @@ def test_a_message_that_holds_no_calls_is_a_wire_error(broken: dict[str, dict[st
     records = RecordDict({name: ConfigRecord(record) for name, record in broken.items()})
     with pytest.raises(WireError):
         calls_of(records)
-    (answer,) = replies_of(carry(records, {"enclave-directory": str(folder)}), 1)
+    (answer,) = replies_of(carry(records, {"enclave-directory": str(folder)}, answering="m-1"), 1)
     assert answer.error is not None
     assert answer.error.code == "VHT-WIRE-CALL"
 
@@ -132,7 +133,7 @@ def test_calls_survive_the_trip() -> None:
 @pytest.mark.parametrize(("name", "value"), [("result", '{"patients_noised": 1}'), ("tensors", b"other")])
 def test_a_reply_changed_on_its_way_is_noticed(name: str, value: object) -> None:
     reply = Reply({"patients_noised": 2}, b"bytes")
-    records = pack_replies([Answer(reply, reply.sha256())])
+    records = pack_replies([Answer(reply, reply.sha256())], answering="m-1")
     records.config_records["reply.0"][name] = value  # type: ignore[assignment]
     with pytest.raises(WireError) as caught:
         replies_of(records, 1)

@@ -52,11 +52,22 @@ ADAPTERS = {
             "flwr.common.constant.ErrorCode": None,
             "flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION": None,
             "flwr.common.constant.SubStatus": None,
-            "flwr.proto.runtime_pb2.AcquireTaskRequest": None,
             "flwr.proto.runtime_pb2.SendTaskHeartbeatRequest": None,
             "flwr.supercore.constant.TaskType": None,
             "flwr.supercore.constant.TaskType.CLIENT_APP": None,
             "flwr.supercore.heartbeat.HeartbeatSender": ("heartbeat_fn",),
+            "flwr.supercore.interceptors.RuntimeTokenHttpInterceptor": ("token",),
+            "flwr.supercore.runtime.RuntimeHttpClient": None,
+            "flwr.supernode.runtime.run_clientapp.pull_task_input": ("client",),
+            "flwr.supernode.runtime.run_clientapp.push_message": ("client", "message", "context"),
+            "flwr.supernode.runtime.run_clientapp.push_task_output": ("client", "context", "sub_status", "details"),
+        },
+    ),
+    "strategies/runtime_tasks.py": Adapter(
+        "1.42.0",
+        {
+            "flwr.proto.runtime_pb2.AcquireTaskRequest": None,
+            "flwr.supercore.constant.TaskType": None,
             "flwr.supercore.interceptors.RuntimeTokenHttpInterceptor": ("token",),
             "flwr.supercore.interceptors.RuntimeVersionHttpInterceptor": ("component_name",),
             "flwr.supercore.interceptors.SuperExecAuthHttpInterceptor": ("master_secret", "protected_methods"),
@@ -67,9 +78,56 @@ ADAPTERS = {
             "flwr.supercore.retry.exponential": ("base_delay", "multiplier", "max_delay"),
             "flwr.supercore.runtime.RuntimeHttpClient": None,
             "flwr.supercore.runtime.RuntimeHttpClient.from_server_address": CLIENT,
-            "flwr.supernode.runtime.run_clientapp.pull_task_input": ("client",),
-            "flwr.supernode.runtime.run_clientapp.push_message": ("client", "message", "context"),
-            "flwr.supernode.runtime.run_clientapp.push_task_output": ("client", "context", "sub_status", "details"),
+        },
+    ),
+    "strategies/superlink_socket.py": Adapter(
+        "1.42.0",
+        {
+            "flwr.supercore.protobuf.client.ProtobufClient": None,
+            "flwr.supercore.protobuf.client.ProtobufClient.close": ("self",),
+        },
+    ),
+    "strategies/superlink_process.py": Adapter(
+        "1.42.0",
+        {
+            "flwr.common.constant.ISOLATION_MODE_PROCESS": None,
+            "flwr.common.constant.TRANSPORT_TYPE_GRPC_RERE": None,
+            "flwr.supercore.http_logging.get_uvicorn_log_config": ("log_level",),
+            "flwr.supercore.logger.console_handler": None,
+            "flwr.superlink.cli.flower_superlink.SuperLinkLifespan": ("config", "state_factory"),
+            "flwr.superlink.config_loader.SuperLinkLifespanConfig": (
+                "control_address", "health_server_address", "host", "port", "insecure", "certificates",
+                "superexec_auth_secret", "authn_plugin", "event_log_plugin", "fleet_event_log_plugin",
+                "enable_event_log", "artifact_provider", "enable_supernode_auth", "fleet_api_type",
+                "fleet_api_address", "simulation", "ssl_ca_certfile", "ssl_certfile", "ssl_keyfile", "database",
+                "isolation", "runtime_dependency_install",
+            ),
+            "flwr.superlink.config_loader.load_control_authn_plugin": (),
+            "flwr.superlink.main.create_app": ("config", "superlink_lifespan_class"),
+        },
+    ),
+    "strategies/server_executor.py": Adapter(
+        "1.42.0",
+        {"flwr.supercore.constant.TaskType": None, "flwr.supercore.constant.TaskType.SERVER_APP": None},
+    ),
+    "strategies/server_process.py": Adapter(
+        "1.42.0",
+        {
+            "flwr.common.constant.SubStatus": None,
+            "flwr.common.serde.context_from_proto": ("context_proto",),
+            "flwr.common.serde.context_to_proto": ("context",),
+            "flwr.common.serde.run_from_proto": ("run_proto",),
+            "flwr.proto.runtime_pb2.PullTaskInputRequest": None,
+            "flwr.proto.runtime_pb2.PushTaskOutputRequest": None,
+            "flwr.supercore.heartbeat.HeartbeatSender": ("heartbeat_fn",),
+            "flwr.supercore.heartbeat.make_task_heartbeat_fn_http": ("client",),
+            "flwr.supercore.task_identity.TaskIdentity": None,
+            "flwr.supercore.task_identity.TaskIdentity._task_id": None,
+            "flwr.supercore.task_identity.TaskIdentity._run_id": None,
+            "flwr.supercore.task_identity.TaskIdentity._node_id": None,
+            "flwr.superlink.grid.http_grid.HttpGrid": None,
+            "flwr.superlink.grid.http_grid.HttpGrid._connect": ("self",),
+            "flwr.superlink.grid.http_grid.HttpGrid._runtime_client": None,
         },
     ),
     "strategies/server_app.py": Adapter(
@@ -125,7 +183,7 @@ ADAPTERS = {
             "flwr.proto.message_pb2.PushObjectResponse": None,
         },
     ),
-    # Command lines of Flower's programs, which the federation tests run.
+    # The command line of Flower's program, which the federation tests run.
     "connector/supernode.py": Adapter("1.42.0"),
 }  # fmt: skip
 

@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,6 @@ from flwr.proto.node_pb2 import Node
 
 import strategies.fleet_uploads as fleet_uploads
 import strategies.gateway as gateway
-from deploy.pki import make_authority
 from strategies.file_notification import FileNotification
 from strategies.gateway import FLEET_PATHS, make_gateway
 from vht_federate.testing.asgi import AppClient
@@ -68,32 +66,11 @@ PAUSES_S = (0.01, 0.01)
 STORED, NOT_STORED = (PushObjectResponse(stored=stored).SerializeToString() for stored in (True, False))
 
 
-@pytest.fixture(scope="module")
-def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_authority(tmp_path_factory.mktemp("pki"), now=datetime.now(UTC)).ca
-
-
-def build(
-    upstream: Upstream, ca: Path, monkeypatch: pytest.MonkeyPatch, *, hold_s: float = 300.0, recheck_s: float = 0.05
-) -> FastAPI:
-    client = httpx.AsyncClient
-
-    def over_asgi(**options: object) -> httpx.AsyncClient:
-        return client(transport=httpx.ASGITransport(upstream.app), base_url=str(options["base_url"]))
-
-    monkeypatch.setattr(gateway.httpx, "AsyncClient", over_asgi)
-    notifications = FileNotification(ca.with_name("messages"), 0.01), FileNotification(ca.with_name("replies"), 0.01)
-    app = make_gateway(
-        "https://superlink",
-        ca,
-        *notifications,
-        {"name": "coordinator"},
-        hold_s=hold_s,
-        recheck_s=recheck_s,
-        pauses_s=PAUSES_S,
-    )
-    monkeypatch.undo()
-    return app
+def build(upstream: Upstream, folder: Path, *, hold_s: float = 300.0, recheck_s: float = 0.05) -> FastAPI:
+    superlink = httpx.AsyncClient(transport=httpx.ASGITransport(upstream.app), base_url="http://superlink")
+    notifications = FileNotification(folder / "messages", 0.01), FileNotification(folder / "replies", 0.01)
+    identity = {"name": "coordinator"}
+    return make_gateway(superlink, *notifications, identity, hold_s=hold_s, recheck_s=recheck_s, pauses_s=PAUSES_S)
 
 
 @pytest.mark.parametrize(
@@ -118,22 +95,20 @@ def build(
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "GET", "PUT", "DELETE"])
-def test_every_other_path_is_not_found(path: str, method: str, ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_other_path_is_not_found(path: str, method: str, tmp_path: Path) -> None:
     upstream = Upstream()
-    answer = AppClient(build(upstream, ca, monkeypatch)).request(method, path, content=b"x")
+    answer = AppClient(build(upstream, tmp_path)).request(method, path, content=b"x")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "VHT-INPUT-NOT-FOUND"
     assert upstream.asked == []
 
 
 @pytest.mark.parametrize("path", sorted(FLEET_PATHS))
-def test_a_fleet_path_is_forwarded_with_its_body_and_signature(
-    path: str, ca: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fleet_path_is_forwarded_with_its_body_and_signature(path: str, tmp_path: Path) -> None:
     upstream = Upstream()
     headers = {"flwr-signature": "abc", "x-forwarded-for": "10.0.0.1"}
     body = pushed() if path == REPLY else b"body"
-    answer = AppClient(build(upstream, ca, monkeypatch)).post(path, content=body, headers=headers)
+    answer = AppClient(build(upstream, tmp_path)).post(path, content=body, headers=headers)
     assert answer.status_code == 200
     assert answer.content == (MESSAGE if path == PULL else body)
     assert answer.headers["content-type"] == "application/x-protobuf"
@@ -142,9 +117,9 @@ def test_a_fleet_path_is_forwarded_with_its_body_and_signature(
     assert "x-forwarded-for" not in upstream.headers
 
 
-def test_a_fleet_path_answers_only_to_post(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fleet_path_answers_only_to_post(tmp_path: Path) -> None:
     upstream = Upstream()
-    assert AppClient(build(upstream, ca, monkeypatch)).get(PULL).status_code == 404
+    assert AppClient(build(upstream, tmp_path)).get(PULL).status_code == 404
     assert upstream.asked == []
 
 
@@ -156,16 +131,16 @@ def test_flower_still_has_the_paths_that_are_forwarded() -> None:
     assert known - FLEET_PATHS == {"/v1/fleet/register-node", "/v1/fleet/unregister-node"}
 
 
-def test_an_empty_answer_is_held_until_there_is_a_message(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_answer_is_held_until_there_is_a_message(tmp_path: Path) -> None:
     upstream = Upstream(after=3)
-    answer = AppClient(build(upstream, ca, monkeypatch)).post(PULL)
+    answer = AppClient(build(upstream, tmp_path)).post(PULL)
     assert answer.content == MESSAGE
     assert len(upstream.asked) == 3
 
 
-def test_an_empty_answer_goes_out_when_the_time_is_up(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_answer_goes_out_when_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upstream = Upstream(after=10_000)
-    app = AppClient(build(upstream, ca, monkeypatch, hold_s=3.5))
+    app = AppClient(build(upstream, tmp_path, hold_s=3.5))
     monkeypatch.setattr(gateway, "time", SimpleNamespace(monotonic=lambda: float(len(upstream.asked))))
     answer = app.post(PULL)
     assert (answer.status_code, answer.content) == (200, b"")
@@ -182,31 +157,27 @@ def test_an_empty_answer_goes_out_when_the_time_is_up(ca: Path, monkeypatch: pyt
     ],
 )
 def test_what_the_superlink_fails_to_do_for_a_moment_is_tried_again(
-    path: str, failure: tuple[int, bytes], ca: Path, monkeypatch: pytest.MonkeyPatch
+    path: str, failure: tuple[int, bytes], tmp_path: Path
 ) -> None:
     upstream = Upstream(failures=[failure] * len(PAUSES_S))
     body = pushed() if path == REPLY else STORED
-    answer = AppClient(build(upstream, ca, monkeypatch)).post(path, content=body)
+    answer = AppClient(build(upstream, tmp_path)).post(path, content=body)
     assert (answer.status_code, answer.content) == (200, MESSAGE if path == PULL else body)
     assert upstream.asked == [path] * (1 + len(PAUSES_S))
 
 
 @pytest.mark.parametrize("failure", [(200, NOT_STORED), (500, b"broken")])
-def test_what_the_superlink_goes_on_failing_is_passed_on(
-    failure: tuple[int, bytes], ca: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_superlink_goes_on_failing_is_passed_on(failure: tuple[int, bytes], tmp_path: Path) -> None:
     upstream = Upstream(failures=[failure] * 10)
-    answer = AppClient(build(upstream, ca, monkeypatch)).post(UPLOADED, content=b"part")
+    answer = AppClient(build(upstream, tmp_path)).post(UPLOADED, content=b"part")
     assert (answer.status_code, answer.content) == failure
     assert len(upstream.asked) == 1 + len(PAUSES_S)
 
 
 @pytest.mark.parametrize("refusal", [(401, b"signature"), (403, b"run"), (400, b"body")])
-def test_a_refusal_of_the_superlink_is_passed_on_at_once(
-    refusal: tuple[int, bytes], ca: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refusal_of_the_superlink_is_passed_on_at_once(refusal: tuple[int, bytes], tmp_path: Path) -> None:
     upstream = Upstream(failures=[refusal] * 10)
-    answer = AppClient(build(upstream, ca, monkeypatch)).post(UPLOADED, content=b"part")
+    answer = AppClient(build(upstream, tmp_path)).post(UPLOADED, content=b"part")
     assert (answer.status_code, answer.content) == refusal
     assert upstream.asked == [UPLOADED]
 
@@ -226,15 +197,15 @@ def test_a_refusal_of_the_superlink_is_passed_on_at_once(
         b"no message of any kind",
     ],
 )
-def test_a_hospital_sends_nothing_but_its_own_replies(body: bytes, ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hospital_sends_nothing_but_its_own_replies(body: bytes, tmp_path: Path) -> None:
     upstream = Upstream()
-    answer = AppClient(build(upstream, ca, monkeypatch)).post(REPLY, content=body)
+    answer = AppClient(build(upstream, tmp_path)).post(REPLY, content=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "VHT-INPUT-REPLY")
     assert upstream.asked == []
 
 
-def test_the_bell_rings_while_a_part_is_arriving(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app, notification = build(Upstream(), ca, monkeypatch), FileNotification(ca.with_name("replies"))
+def test_the_bell_rings_while_a_part_is_arriving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, notification = build(Upstream(), tmp_path), FileNotification(tmp_path / "replies")
     monkeypatch.setattr(fleet_uploads, "ARRIVING_EVERY_S", 0.0)
     notified: list[int] = []
 

@@ -44,7 +44,7 @@ def superlink() -> Iterator[ScriptedSuperLink]:
 
 def replied(number: int = 1, ok: bool = True) -> Any:
     reply = Reply({"number": number})
-    return pack_replies([Answer(reply, reply.sha256() if ok else "another digest")])
+    return pack_replies([Answer(reply, reply.sha256() if ok else "another digest")], answering="m")
 
 
 def ask(superlink: ScriptedSuperLink, a: Hospital, *, deadline_s: float = 60.0, **more: Any) -> dict[str, Answer]:

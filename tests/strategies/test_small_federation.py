@@ -1,4 +1,4 @@
-"""Real SuperLink, SuperExec, gateway, SuperNodes and warm executors on loopback; only the enclaves are stand-ins."""
+"""Real SuperLink, executor, gateway, SuperNodes and warm executors on loopback; only the enclaves are stand-ins."""
 
 import os
 import signal
@@ -80,6 +80,8 @@ def test_two_hospitals_train_and_evaluate(federation: SmallFederation, tmp_path:
     for enclave in enclaves:
         assert enclave.calls == [("train", 1), ("train", 2), ("train", 3), ("evaluate", 1)]
         enclave.close()
+    # Both answered every call with the same bytes: that costs neither a process nor a second question.
+    assert all(process.poll() is None for started in federation.processes.values() for process in started)
 
 
 @pytest.mark.federation
@@ -123,10 +125,10 @@ def _no_hospital_speaks_for_the_coordinator(federation: SmallFederation, hostile
     coordinator = federation.coordinator
     for to in (federation.nodes[NAMES[0]], hostile.node, 1):
         with pytest.raises(httpx.HTTPStatusError) as refused:
-            hostile.send_as_coordinator(coordinator.address, run, to)
+            hostile.send_as_coordinator(to, run)
         assert refused.value.response.status_code == 400
         assert refused.value.response.json()["error"]["code"] == "VHT-INPUT-REPLY"
-    hostile.send_as_coordinator(coordinator.superlink.address, run, hostile.node)  # the control: no gateway
+    hostile.send_as_coordinator(hostile.node, run, socket=coordinator.superlink.socket)  # the control: no gateway
     assert hostile.next_announced()[0].metadata.src_node_id == 1
 
 
@@ -183,7 +185,7 @@ def test_a_run_goes_on_after_its_server_app_was_killed(federation: SmallFederati
         enclave.close()
 
 
-def test_a_killed_superexec_and_a_killed_superlink_come_back(federation: SmallFederation) -> None:
+def test_a_killed_executor_and_a_killed_superlink_come_back(federation: SmallFederation) -> None:
     def child(program: str) -> psutil.Process | None:
         for process in psutil.Process(federation.service.pid).children():
             with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
@@ -191,7 +193,7 @@ def test_a_killed_superexec_and_a_killed_superlink_come_back(federation: SmallFe
                     return process
         return None
 
-    for program in ("flower-superexec", "flower-superlink"):
+    for program in ("strategies.server_executor", "strategies.superlink_process"):
         process = child(program)
         assert process is not None
         process.kill()

@@ -13,6 +13,7 @@ from strategies.known_heads import KnownHeads
 from strategies.node_visits import Visits
 from strategies.run_state import RunDirectory
 from strategies.study import StudySession
+from vht_federate.client import Prove
 from vht_federate.domain.log_head import HEAD_TYP, HEADER
 from vht_federate.errors import CohortError, InputError, PermitError, RevokedError, UnavailableError, VhtError
 from vht_federate.signing.keys import SigningKey
@@ -34,8 +35,11 @@ class Hospitals:
         self.key = SigningKey.generate()
         self.shown: list[tuple[str, str | None]] = []  # what each request says of the hospital's log
 
-    def client(self, url: str, ca: Path, token: str | None = None, timeout_s: float = 30.0) -> "_Client":
+    def client(
+        self, url: str, ca: Path, token: str | None = None, prove: Prove | None = None, timeout_s: float = 30.0
+    ) -> "_Client":
         del ca, timeout_s
+        assert prove is not None, "every request proves the coordinator's key"
         return _Client(self, url, token)
 
 
@@ -77,19 +81,25 @@ class _Client:
 class Running:
     """A coordinator that runs and knows both hospitals."""
 
+    def __init__(self, state: Path) -> None:
+        self._state = state
+
     def require_running(self) -> None:
         return None
+
+    def signing_key(self) -> SigningKey:
+        return SigningKey.read(self._state / "coordinator.key")
 
     def enrolments(self) -> dict[str, Enrolment]:
         return {name: Enrolment(node_id=number, supernode_key="k") for number, name in enumerate(("h1", "h2"))}
 
 
 @pytest.fixture
-def hospitals(monkeypatch: pytest.MonkeyPatch) -> Hospitals:
+def hospitals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hospitals:
     scripted_hospitals = Hospitals()
     monkeypatch.setattr(visits_module, "Client", scripted_hospitals.client)
     monkeypatch.setattr(visits_module, "POLL_S", 0.0)
-    monkeypatch.setattr(study_run.StudyRun, "coordinator", Running())
+    monkeypatch.setattr(study_run.StudyRun, "coordinator", Running(tmp_path / "coordinator"))
     monkeypatch.setattr(study_run.StudyRun, "keep_status", lambda *_: None)
     monkeypatch.setattr(StudySession, "_account", lambda *_: None)
     return scripted_hospitals
@@ -209,7 +219,7 @@ def test_a_node_that_is_not_enrolled_is_named(hospitals: Hospitals, tmp_path: Pa
         def enrolments(self) -> dict[str, Enrolment]:
             return {"h1": Enrolment(node_id=1, supernode_key="k")}
 
-    study_run.StudyRun.coordinator = Alone()  # type: ignore[assignment,method-assign]
+    study_run.StudyRun.coordinator = Alone(tmp_path / "coordinator")  # type: ignore[assignment,method-assign]
     session, _ = session_in(tmp_path)
     with pytest.raises(InputError) as caught:
         session.ask()

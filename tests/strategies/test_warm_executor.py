@@ -10,7 +10,7 @@ from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from strategies.warm_executor import Executor
+from strategies.runtime_tasks import RuntimeApi
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/protobuf\r\ncontent-length: 0\r\n\r\n"
 
@@ -49,7 +49,7 @@ def supernode() -> Iterator[Closing]:
 
 
 def test_a_request_on_a_connection_that_was_closed_is_made_again(supernode: Closing) -> None:
-    with Executor(supernode.address, b"secret").client(RuntimeTokenHttpInterceptor("token")) as runtime:
+    with RuntimeApi(supernode.address).client(RuntimeTokenHttpInterceptor("token")) as runtime:
         runtime.SendTaskHeartbeat(SendTaskHeartbeatRequest())
     assert supernode.requests == 3
 

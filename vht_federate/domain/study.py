@@ -7,19 +7,31 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from vht_federate.domain.budget import MOST_PATIENTS
 from vht_federate.domain.law import DataCategory, Purpose
 from vht_federate.domain.permit import Identifier, Sha256
 from vht_federate.domain.plan import AdaptiveClipping, Precision, StudyPlan
 from vht_federate.errors import InputError
+from vht_federate.signing.keys import PublicKey
 
 __all__ = ["STUDY_TYP", "ComponentRef", "NodeRef", "PrivacyTargets", "StudyFile", "StudyRequest", "TrainingChoices"]
 
 STUDY_TYP = "vht-study+jwt"
 Patients = Annotated[int, Field(ge=1, le=MOST_PATIENTS)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+
+
+def _ed25519(jwk: dict[str, str]) -> dict[str, str]:
+    """The one spelling of the key, its thumbprint included."""
+    try:
+        return PublicKey.from_jwk(jwk).jwk()
+    except InputError as error:
+        raise ValueError(error.message) from error
+
+
+Jwk = Annotated[dict[str, str], AfterValidator(_ed25519)]
 
 
 class ComponentRef(BaseModel):
@@ -51,6 +63,7 @@ class StudyRequest(BaseModel):
     columns: tuple[str, ...] = Field(min_length=1)  # port names of the profile: inputs and outcome
     plan: StudyPlan
     codebook: dict[str, Any] | None = None  # public bins and categories of the synthetic cohort
+    coordinator_key: Jwk | None = None  # whoever presents this request, and asks about its visits, holds this key
 
     @classmethod
     def from_claims(cls, claims: dict[str, Any]) -> "StudyRequest":
@@ -60,8 +73,17 @@ class StudyRequest(BaseModel):
         except ValidationError as error:
             raise _study_error(error) from error
 
+    @property
+    def coordinator(self) -> PublicKey | None:
+        """None for a request that names no key: nodes admit no such request any more, verifiers still read it."""
+        return PublicKey.from_jwk(self.coordinator_key) if self.coordinator_key else None
+
     def claims(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        """As they are signed. One that names no coordinator lacks the claim, as its digest in nodes' logs does."""
+        claims = self.model_dump(mode="json")
+        if self.coordinator_key is None:
+            del claims["coordinator_key"]
+        return claims
 
 
 class NodeRef(BaseModel):

@@ -155,6 +155,7 @@ class VisitRequested(Event):
     user_kid: str
     component: ComponentRef
     plan: StudyPlan
+    coordinator_kid: str | None = None  # of the key that whoever presented the request proved to hold
 
 
 class VisitApproved(Decision):

@@ -118,6 +118,8 @@ def _check_visit(context: _Context, record: VisitRecord) -> None:
     logged: tuple[Any, ...] = (requested.study_id, requested.user_kid, requested.component, requested.plan)
     if logged != (request.study_id, request.user_kid, request.component, request.plan):
         raise broken(file, "logged another study, user, component or plan than was signed", "RUN")
+    if request.coordinator and requested.coordinator_kid != request.coordinator.kid:
+        raise broken(file, "was opened for another than the coordinator that the signed study names", "RUN")
     if record.built is not None:
         beyond = sorted(set(record.built.columns) - set(request.columns))
         if beyond:

@@ -7,6 +7,7 @@ its own trust file and never by what the statement says of itself.
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,9 +153,10 @@ class SigningKey:
         raw = self.private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         return PublicKey(raw)
 
-    def sign(self, claims: dict[str, Any], *, typ: str) -> str:
-        """A compact JWS over ``claims``."""
-        return jwt.encode(claims, self.private, algorithm="EdDSA", headers={"typ": typ, "kid": self.public.kid})
+    def sign(self, claims: dict[str, Any], *, typ: str, header: Mapping[str, Any] | None = None) -> str:
+        """A compact JWS over ``claims``, with more parameters in its ``header`` where they are given."""
+        headers = {**(header or {}), "typ": typ, "kid": self.public.kid}
+        return jwt.encode(claims, self.private, algorithm="EdDSA", headers=headers)
 
     def __repr__(self) -> str:
         return f"SigningKey(kid={self.public.kid})"

@@ -54,6 +54,7 @@ class Rehearsal:
     names: tuple[str, ...] = ("hospital-1", "hospital-2", "hospital-3")
     plan: StudyPlan = REHEARSED_PLAN
     permit_fields: dict[str, Any] = field(default_factory=dict)
+    names_coordinator: bool = True  # False: a study that names no coordinator's key
     clock: FixedClock = field(default_factory=FixedClock)
     run: dict[str, Any] = field(default_factory=dict)
     receipts: dict[str, list[str]] = field(default_factory=dict)
@@ -123,6 +124,7 @@ class Rehearsal:
             component=ComponentRef(name=component.name, version=component.version, digest=digest, profile=PROFILE),
             columns=component.columns(PROFILE),
             plan=self.plan,
+            coordinator_key=self.coordinator.public.jwk() if self.names_coordinator else None,
         )
 
     def status(self, name: str) -> None:
@@ -168,6 +170,7 @@ class Rehearsal:
             self.logs[name].append("node.started", {"version": "0"})
             requested: dict[str, Any] = {"study_id": request.study_id, "request_digest": digest_of(request.claims())}
             requested |= {"user_kid": request.user_kid, "component": request.component.model_dump(mode="json")}
+            requested |= {"coordinator_kid": self.coordinator.public.kid} if self.names_coordinator else {}
             self.log(name, "visit.requested", {**requested, "plan": request.plan.model_dump(mode="json")})
             self.logs[name].append("permit.checked", {"outcome": "refused"}, permit_id="permit-other")
             checked = {"permit_id": self.permit.permit_id, "outcome": "accepted", "code": None, "status_serial": 7}

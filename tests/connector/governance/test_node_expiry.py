@@ -162,11 +162,12 @@ def test_strangers_cannot_fill_the_log_and_are_answered_all_the_same(hospital: H
         published = hospital.permit(), hospital.study(created_at=datetime.now(UTC) - 2 * DAY)
         for _ in range(3):  # signed by a data user, and known to everybody
             with pytest.raises(RefusedError) as stale:
-                node.visits.request(*published, key)
+                node.visits.request(*published, key, proof=hospital.proof())
             assert stale.value.code == "VHT-REFUSED-STALE"
         assert len(node.evidence) == before + LOGGED
+        study = hospital.study(columns=("age", "chest_pain"))
         with pytest.raises(VhtError):  # a data user who asks now is always logged
-            node.visits.request(hospital.permit(), hospital.study(columns=("age", "chest_pain")), key)
+            node.visits.request(hospital.permit(), study, key, proof=hospital.proof())
         assert hospital.log()[-1]["body"]["code"] == "VHT-PERMIT-COLUMN"
         node.expiry.sweep()
         assert hospital.kinds().count("refusals.counted") == 0

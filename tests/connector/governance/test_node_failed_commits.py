@@ -180,7 +180,9 @@ def test_an_end_whose_commit_failed_is_logged_once_and_its_enclave_goes(stocked:
 def test_a_request_whose_commit_failed_can_be_made_again(stocked: Hospital) -> None:
     with stocked.open() as node:
         permit, study = stocked.permit(), stocked.study()
-        node.visits.admission.admit(permit, study, stocked.user.public.jwk())  # the newest status list is known
+        node.visits.admission.admit(
+            permit, study, stocked.user.public.jwk(), stocked.proof()
+        )  # the newest status list is known
         with full_disk(), unavailable():
             ask(node, stocked, permit, study)
         visit = ask(node, stocked, permit, study).id

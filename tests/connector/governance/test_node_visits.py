@@ -98,7 +98,7 @@ def test_each_refusal_has_its_own_code_is_logged_and_reads_nothing(hospital: Hos
         for code, make in REFUSALS.items():
             permit, study = make(hospital)
             with pytest.raises(VhtError) as caught:
-                node.visits.request(permit, study, hospital.user.public.jwk())
+                node.visits.request(permit, study, hospital.user.public.jwk(), proof=hospital.proof())
             assert caught.value.code == code
             entry = hospital.log()[-1]
             assert (entry["kind"], entry["body"]["outcome"], entry["body"]["code"]) == (

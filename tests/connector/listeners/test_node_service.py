@@ -37,7 +37,7 @@ def _request(served: Served) -> dict[str, Any]:
     hospital = served.hospital
     body = {"permit": hospital.permit(), "study": hospital.study(), "user_key": hospital.user.public.jwk()}
     with served.client() as client:
-        return dict(client.post("/visits", json=body))
+        return dict(client.post("/visits", json=body, headers=hospital.headers()))
 
 
 @pytest.mark.faults
@@ -50,9 +50,14 @@ def test_an_approved_visit_runs_in_a_real_enclave_and_ctrl_c_leaves_nothing_behi
     assert [visit["visit"] for visit in vht_node("visits", state)["visits"]] == [created_visit["visit"]]
     vht_node("approve", state, created_visit["visit"], "--operator", "Dr Ada")
     with served.client() as client:
-        headers = {"Authorization": f"Bearer {created_visit['token']}"}
-        await_that(lambda: client.get(f"/visits/{created_visit['visit']}", headers=headers)["state"] != "approved", 60)
-        assert client.get(f"/visits/{created_visit['visit']}", headers=headers)["state"] == "ready"
+        path = f"/visits/{created_visit['visit']}"
+
+        def state_of_visit() -> str:
+            headers = served.hospital.headers("GET", path, created_visit["token"])
+            return str(client.get(path, headers=headers)["state"])
+
+        await_that(lambda: state_of_visit() != "approved", 60)
+        assert state_of_visit() == "ready"
     run_dir = Path((state / "run_dir").read_text().strip())
     assert {path.name for path in run_dir.iterdir()} == {
         f"{created_visit['visit']}.sock",
