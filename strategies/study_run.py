@@ -17,6 +17,7 @@ from strategies.plan import PlannedStudy, check_locally, initial_weights
 from strategies.run_state import PID_FILE, Dispatch, DispatchNode, NodeState, RunDirectory, RunState
 from vht_federate.client import Client
 from vht_federate.errors import CohortError, InputError, UnavailableError, VhtError
+from vht_federate.output import counted
 from vht_federate.processes import PidFile
 
 __all__ = ["StudyRun"]
@@ -108,7 +109,7 @@ class StudyRun:
         """Wait for the operators, then write ``dispatch.json`` and the initial weights."""
         with ThreadPoolExecutor(max_workers=1) as beside:
             weights = beside.submit(initial_weights, self.planned)
-            self.say(f"waiting for the operators of {len(visits.by_node)} hospitals to approve; at each hospital:")
+            self.say(f"waiting for {counted(len(visits.by_node), 'hospital')} to approve; at each, its operator:")
             for visit in visits.by_node.values():
                 self.say(f"  {visit.node}: vht node approve STATE {visit.visit} --operator NAME")
             deadline_s = self.planned.file.federation.approval_deadline_s

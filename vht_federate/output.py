@@ -29,6 +29,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Rows",
     "command",
+    "counted",
     "emit",
     "fail",
     "interrupted",
@@ -168,6 +169,11 @@ def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
         return run
 
     return decorate
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 hospital``, ``2 hospitals``, ``1,000 hospitals``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def moment_text(value: datetime | str | None) -> str:

@@ -11,7 +11,7 @@ from connector.cli.fhir_api import app as api
 from connector.cli.intake import app as intake
 from connector.cli.ledger import app as ledger
 from connector.cli.node_access import State, connect, running
-from connector.cli.output_tables import budget_table, sources_table, visit_tables, visits_table
+from connector.cli.output_tables import budget_table, connection_lines, sources_table, visit_tables, visits_table
 from connector.cli.quality import app as quality
 from connector.cli.sources import app as sources
 from connector.settings import CoordinatorSettings, DatasetSettings, NodeFiles, NodeSettings
@@ -27,7 +27,7 @@ __all__ = ["app"]
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Run one hospital's connector.")
 
 Visit = Annotated[str, typer.Argument(help="Id of the visit (vht node visits).")]
-Operator = Annotated[str, typer.Option("--operator", help="Your name, for the evidence log.")]
+Operator = Annotated[str, typer.Option("--operator", help="Your account's name, for the evidence log.")]
 
 
 def _categories(words: list[str]) -> tuple[DataCategory, ...]:
@@ -146,7 +146,8 @@ def status(
     word = "running" if data["running"] else "not running"
     counts = ", ".join(f"{count} {state}" for state, count in data["visits"].items()) or "none"
     tables = [budget_table(data["budget"])] + ([sources_table(data["sources"])] if data["sources"] else [])
-    output.emit("node status", data, f"node {data['name']} is {word}; visits: {counts}", *tables)
+    words = f"node {data['name']} is {word}; visits: {counts}"
+    output.emit("node status", data, words, *connection_lines(data), *tables)
 
 
 def _offline_status(state: Path) -> dict[str, Any]:
@@ -223,7 +224,7 @@ def _decide(state: Path, visit: str, verb: str, body: dict[str, Any], *, command
 @output.command("node console")
 def console(
     state: State,
-    operator: Annotated[str | None, typer.Option(help="Under which name you act there.")] = None,
+    operator: Annotated[str | None, typer.Option(help="Under which account you act there.")] = None,
 ) -> None:
     """Print a link that logs you in to the console, once."""
     with connect(state) as client:
@@ -236,15 +237,17 @@ def console(
 def operator(
     state: State,
     name: Annotated[str, typer.Argument(help="The operator's name.")],
-    role: Annotated[str, typer.Option(help="viewer or approver.")] = "viewer",
+    role: Annotated[
+        str | None, typer.Option(help="viewer or approver; else an account keeps its role, and a new one may look.")
+    ] = None,
     password_file: Annotated[Path | None, typer.Option(help="File with the password; asked for by default.")] = None,
 ) -> None:
-    """Make a console account, or give one a new role and password."""
-    from connector.governance.operator_accounts import Accounts
+    """Make an operator's account, or give one a new password and role."""
+    from connector.governance.operator_accounts import Accounts, Role
     from connector.node import utc_now
     from connector.store.node_database import open_database
 
-    if role not in ("viewer", "approver"):
+    if role not in (None, "viewer", "approver"):
         raise InputError("a role is viewer or approver", code="VHT-INPUT-OPERATOR")
     settings, files = NodeSettings.read(state), NodeFiles(state)
     password = (
@@ -252,14 +255,13 @@ def operator(
         if password_file
         else typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     )
+    asked: Role | None = None if role is None else "approver" if role == "approver" else "viewer"
     database = open_database(settings, files)
     try:
-        Accounts(database, secrets.token_hex(32), utc_now).add(
-            name, "approver" if role == "approver" else "viewer", password
-        )
+        kept = Accounts(database, secrets.token_hex(32), utc_now).add(name, asked, password)
     finally:
         database.close()
-    output.emit("node operator", {"name": name, "role": role}, f"{name} may log in as {role}")
+    output.emit("node operator", {"name": name, "role": kept}, f"{name} may log in as {kept}")
 
 
 for commands in (intake, sources, codes, quality, api, ledger):  # they stand beside these

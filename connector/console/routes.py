@@ -122,7 +122,8 @@ def _add_log_in(app: FastAPI, pages: Pages) -> None:
 
     @app.get("/login", include_in_schema=False)
     def log_in_page(request: Request, code: Annotated[str | None, Query(max_length=100)] = None) -> Response:
-        if code is not None:  # good for one session: what a browser's history keeps of it opens nothing
+        asked_about = request.scope.get("vht.head", False)  # a HEAD opens no session, and uses no link up
+        if code is not None and not asked_about:  # good once: what a browser's history keeps of it opens nothing
             return enter(request, lambda: sessions.accounts.log_in_with_code(code))
         return pages.render(request, "login.html", failed=None)
 

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from vht_federate.components.contract import Component, Port
+from vht_federate.output import counted
 from vht_federate.packaging.statement import PrivacyStatement, plain_words
 
 __all__ = ["CardFacts", "markdown_table", "render_card"]
@@ -82,7 +83,7 @@ def _making(facts: CardFacts) -> str:
     )
     summary = (
         f"Trained on {facts.created_at:%Y-%m-%d} by study `{facts.study_id}` under permit `{facts.permit_id}` "
-        f"(purpose {facts.purpose}): {facts.nodes} hospitals, {facts.rounds} rounds{patients}."
+        f"(purpose {facts.purpose}): {counted(facts.nodes, 'hospital')}, {counted(facts.rounds, 'round')}{patients}."
     )
     lines = [summary]
     if facts.training:

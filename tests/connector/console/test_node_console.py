@@ -100,6 +100,7 @@ def test_a_link_logs_in_once_and_the_operator_token_itself_never_by_an_address(c
     assert console.browser.post("/api/log-in-links", json={}).status_code == 403
     link = console.browser.post("/api/log-in-links", json={}, headers={"Authorization": f"Bearer {token}"}).json()
     place = link["url"].removeprefix(console.node.settings.internal_url)
+    assert (console.browser.request("HEAD", place).status_code, dict(console.browser.cookies)) == (200, {})
     entered = console.browser.get(place)
     assert (entered.status_code, entered.headers["location"]) == (303, "/")
     assert (entered.headers["referrer-policy"], entered.headers["cache-control"]) == ("no-referrer", "no-store")

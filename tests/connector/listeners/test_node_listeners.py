@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kit.commands import vht_node
 from kit.hospital import DATASET, PLAN, Hospital, approved, await_that
 
 from connector.catalogue import VISIT_FORMAT
@@ -49,6 +50,7 @@ class Open:
 @pytest.fixture
 def node(stocked: Hospital) -> Iterator[Open]:
     with stocked.open() as opened:
+        opened.accounts.add("Dr Ada", "approver", "correct horse")
         yield Open(opened, stocked)
 
 
@@ -205,6 +207,44 @@ def test_an_operator_with_a_viewers_account_cannot_decide_even_with_the_token(no
     refused = node.decide(visit, "approve", operator="Vera")
     assert refused.json()["error"]["code"] == "VHT-REFUSED-ROLE"
     assert node.node.visits.get(visit).state == "requested"
+
+
+@pytest.mark.parametrize("name", ["Dr Adda", "operator", "dr ada"])
+def test_a_name_without_an_account_decides_nothing_and_opens_no_console(node: Open, name: str) -> None:
+    visit = node.request()["visit"]
+    for answer in (
+        node.decide(visit, "approve", operator=name),
+        node.decide(visit, "reject", operator=name),
+        node.decide(visit, "stop", operator=name),
+        node.operator.post("/api/log-in-links", json={"operator": name}),
+    ):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "VHT-REFUSED-OPERATOR-UNKNOWN")
+    assert node.node.visits.get(visit).state == "requested"
+    assert node.decide(visit, "reject", operator="Dr Ada").json()["state"] == "rejected"  # the control: an account may
+
+
+def test_a_console_link_has_its_accounts_role(node: Open) -> None:
+    node.node.accounts.add("Vera", "viewer", "a long password")
+    link = node.operator.post("/api/log-in-links", json={"operator": "Vera"}).json()["url"]
+    _, signed_in = node.node.accounts.log_in_with_code(link.rpartition("=")[2])
+    assert (signed_in.actor.name, signed_in.actor.role) == ("Vera", "viewer")
+
+
+def test_a_new_password_changes_no_role(hospital: Hospital) -> None:
+    password = hospital.root / "password"
+    password.write_text("correct horse\n")
+    vht_node("operator", hospital.state, "Dr Ada", "--role", "approver", "--password-file", password)
+    password.write_text("battery staple\n")
+    again = vht_node("operator", hospital.state, "Dr Ada", "--password-file", password)
+    assert again["role"] == "approver"
+    assert vht_node("operator", hospital.state, "Vera", "--password-file", password)["role"] == "viewer"
+    with hospital.open(start=False) as node:
+        _, signed_in = node.accounts.log_in("Dr Ada", "battery staple")
+        assert signed_in.actor.role == "approver"
+    assert vht_node("operator", hospital.state, "Dr Ada", "--role", "viewer", "--password-file", password) == {
+        "name": "Dr Ada",
+        "role": "viewer",
+    }
 
 
 def test_ingest_and_opt_outs_over_the_api(node: Open) -> None:
