@@ -77,11 +77,12 @@ class Coordinator:
         home = state / "flower"
         home.mkdir(parents=True, exist_ok=True)
         state.chmod(0o700)
-        chosen, chosen_superlink = free_ports(host, LOOPBACK, besides=(port, superlink_port))
+        given = ((host, port), (LOOPBACK, superlink_port))
+        drawn = iter(free_ports(*[name for name, named in given if not named], besides=(port, superlink_port)))
         config = CoordinatorConfig(
             host=host,
-            port=port or chosen,
-            superlink_port=superlink_port or chosen_superlink,
+            port=port or next(drawn),
+            superlink_port=superlink_port or next(drawn),
             certificate=certificate.resolve(),
             key=key.resolve(),
             ca=ca.resolve(),

@@ -10,7 +10,7 @@ from typing import Any
 from strategies.node_visits import Visits
 from strategies.plan import PlannedStudy, plan_study
 from strategies.release import Release, Released
-from strategies.run_state import RunState
+from strategies.run_state import RESULT, RunState
 from strategies.study_run import StudyRun
 from vht_federate.domain.study import StudyFile, StudyRequest
 from vht_federate.errors import InputError, RevokedError, VhtError
@@ -20,7 +20,6 @@ from vht_federate.signing.keys import unverified_claims
 __all__ = ["StudySession"]
 
 STUDY_FILE = "study-file.txt"
-RESULT = "result.json"
 
 
 class StudySession:

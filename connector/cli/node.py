@@ -70,8 +70,9 @@ def init(
 
     described = {"id": dataset, "categories": _categories(categories)} | ({"title": title} if title else {})
     given_ports = (port, internal_port, supernode_port)
-    drawn_ports = free_ports(host, internal_host, LOOPBACK, besides=given_ports)
-    outward, internal, loopback = (given or drawn for given, drawn in zip(given_ports, drawn_ports, strict=True))
+    hosts = zip((host, internal_host, LOOPBACK), given_ports, strict=True)
+    drawn_ports = iter(free_ports(*[name for name, given in hosts if not given], besides=given_ports))
+    outward, internal, loopback = (given or next(drawn_ports) for given in given_ports)
     fleet = None
     if coordinator is not None:
         ca_path = (coordinator_ca or ca).resolve()
@@ -262,6 +263,29 @@ def operator(
     finally:
         database.close()
     output.emit("node operator", {"name": name, "role": kept}, f"{name} may log in as {kept}")
+
+
+@app.command("backup")
+@output.command("node backup")
+def backup(
+    state: State, archive: Annotated[Path, typer.Argument(help="Archive to write (.tar.gz), for its owner alone.")]
+) -> None:
+    """Write an archive of a node that rests, with the files outside its directory that it needs."""
+    from connector.backup import back_up
+    from vht_federate.files import private_files
+
+    settings, files = NodeSettings.read(state), NodeFiles(state)
+    with private_files(state), PidFile(files.pid):
+        made = back_up(settings, files, archive)
+    data = {
+        "archive": str(made.archive),
+        "files": made.files,
+        "beside": [str(path) for path in made.beside],
+        "database_left_out": made.database,
+    }
+    words = f"{made.archive}: {output.counted(made.files, 'file')}; restore with: tar -xzpf {archive.name} -C /"
+    notes = [f"not in it: the database {made.database}, to be backed up beside it"] if made.database else []
+    output.emit("node backup", data, words, *notes)
 
 
 for commands in (intake, sources, codes, quality, api, ledger):  # they stand beside these

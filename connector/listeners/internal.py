@@ -61,6 +61,7 @@ class OptOutRequest(BaseModel):
     model_config = _STRICT
     patient_id: str = Field(min_length=1, max_length=64)
     at: AwareDatetime | None = None
+    ahead: bool = False  # recorded though the node holds no such patient yet
 
 
 def internal_app(node: Node) -> FastAPI:
@@ -171,7 +172,7 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
     @app.post("/api/opt-outs")
     def opt_out(actor: Who, body: OptOutRequest) -> dict[str, Any]:
         actor.require_approver()
-        node.opt_out(body.patient_id, since=body.at, actor=actor)
+        node.opt_out(body.patient_id, since=body.at, actor=actor, ahead=body.ahead)
         return {"recorded": True}
 
     @app.delete("/api/opt-outs")

@@ -251,6 +251,10 @@ def test_ingest_and_opt_outs_over_the_api(node: Open) -> None:
     report = node.operator.post("/api/ingest", json={"folder": str(node.hospital.root / "fhir")}).json()
     assert (report["accepted"], report["duplicate"]) == (0, 90)
     assert node.operator.post("/api/opt-outs", json={"patient_id": "p1"}).json() == {"recorded": True}
+    unknown = node.operator.post("/api/opt-outs", json={"patient_id": "p1-mistyped"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "VHT-INPUT-PATIENT")
+    ahead = node.operator.post("/api/opt-outs", json={"patient_id": "not-here-yet", "ahead": True})
+    assert ahead.json() == {"recorded": True}
     withdrawal = node.operator.request("DELETE", "/api/opt-outs", json={"patient_id": "p1"})
     assert withdrawal.json() == {"withdrawn": True}
     naive = node.operator.post("/api/opt-outs", json={"patient_id": "p1", "at": "2026-01-01T00:00:00"})
