@@ -159,6 +159,7 @@ class Node:
         builder = build_cohort or self._cohort_builder()
         self.preparation = Preparation(self.visits, self.files, self.enclaves, self.gate, builder)
         self.changes.add(self.preparation)
+        self.visits.foresee = self.preparation.foresee
         abandon_open_visits(self.visits, reason="the node was restarted")
         self.preparation.clear_leftovers()
         self.evidence.record(NodeStarted(version=version("vht-federate")))

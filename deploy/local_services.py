@@ -167,6 +167,7 @@ class LocalServices:
     def _operator_account(self, name: str) -> tuple[str, ...]:
         """The call that lets ``operator-NAME`` decide. The password is drawn: who reads its file may log in."""
         password = self.root / "nodes" / f"{name}.password"
+        password.parent.mkdir(parents=True, exist_ok=True)
         create_private(password, secrets.token_urlsafe(24).encode())
         state = str(self.node_state(name))
         return "node", "operator", state, f"operator-{name}", "--role", "approver", "--password-file", str(password)

@@ -178,13 +178,7 @@ class Rounds:
         self.state.rounds += finished
         self._save()
         if not self._enough():
-            left, least = len(self.state.taking_part()), self.dispatch.minimum_nodes
-            lost = ", ".join(f"{name} ({node.code})" for name, node in self.state.nodes.items() if node.lost)
-            raise CohortError(
-                f"{left} of {len(self.state.nodes)} nodes are left, at least {least} must be; lost: {lost}",
-                code="VHT-COHORT-NODES",
-                hint="what was released stays released and spent; start a new study when the nodes are back",
-            )
+            raise self.state.too_few(self.dispatch.minimum_nodes)
 
     def _enough(self) -> bool:
         return len(self.state.taking_part()) >= self.dispatch.minimum_nodes

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from vht_federate.domain.plan import StudyPlan
-from vht_federate.errors import InputError, RefusedError, RevokedError, VhtError, error_from_envelope
+from vht_federate.errors import CohortError, InputError, RefusedError, RevokedError, VhtError, error_from_envelope
 from vht_federate.files import READABLE, replace_file
 from vht_federate.framing import Reply
 from vht_federate.processes import PidFile
@@ -119,6 +119,15 @@ class RunState(BaseModel):
         node = self.nodes[name]
         if node.lost is None:
             node.lost, node.code = error.message, error.code
+
+    def too_few(self, minimum: int) -> CohortError:
+        """The error of a run of which fewer than ``minimum`` nodes are left, with each lost one's own reason."""
+        lost = "; ".join(f"{name} ({node.code}): {node.lost}" for name, node in self.nodes.items() if node.lost)
+        return CohortError(
+            f"{len(self.taking_part())} of {len(self.nodes)} nodes are left, at least {minimum} must be; lost: {lost}",
+            code="VHT-COHORT-NODES",
+            hint="what was released stays released and spent; start a new study when the nodes are back",
+        )
 
     def end(self, state: State, error: VhtError | None = None, reason: str = "") -> None:
         self.state, self.reason = state, reason or (error.message if error else "")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from rich.markup import escape
+
 from strategies.coordinator import Coordinator
 from strategies.node_visits import Visits
 from strategies.plan import PlannedStudy, check_locally, initial_weights
@@ -82,7 +84,7 @@ class StudyRun:
         refused = visits.request(self.planned.file.nodes, body, self.out)
         self.directory.write_state(self._requested(visits, refused))
         for name, error in refused.items():
-            self.say(f"[red]{name} refused[/]: {error.code} {error.message}")
+            self.say(f"[red]{name} refused[/]: {error.code} {escape(error.message)}")
         if len(visits.by_node) < self.planned.minimum_nodes:
             self._give_up(visits, next(iter(refused.values())))
         return visits
@@ -120,12 +122,12 @@ class StudyRun:
         state, planned = self.directory.state(), self.planned
         for name, error in failures.items():
             state.lose(name, error)
-            self.say(f"[red]takes no part[/]: {error.code} {error.message}")
+            self.say(f"[red]takes no part[/]: {error.code} {escape(error.message)}")
             visits.close(name, "not part of the run")
         taking_part = state.taking_part()
         self.directory.write_state(state)
         if len(taking_part) < planned.minimum_nodes:
-            reasons = "; ".join(f"{name}: {state.nodes[name].code}" for name in failures)
+            reasons = "; ".join(f"{error.message}, {error.code}" for error in failures.values())
             error = next((failure for failure in failures.values() if failure.exit_code == 6), None) or CohortError(
                 f"{len(taking_part)} nodes are ready, at least {planned.minimum_nodes} must be ({reasons})",
                 code="VHT-COHORT-NODES",
@@ -149,7 +151,7 @@ class StudyRun:
 
     # ---- running ---------------------------------------------------------------------------------------------
 
-    def run(self) -> RunState:
+    def run(self, visits: Visits) -> RunState:
         """Submit to Flower and follow to the end. Raises UnavailableError where the ServerApp died: then resume."""
         dispatch, state = self.directory.dispatch(), self.directory.state()
         if state.ended:
@@ -159,7 +161,7 @@ class StudyRun:
         number = control.start_run(FLOWER_APP, {"run-directory": str(self.directory.path)})
         (self.out / FLOWER_RUN).write_text(f"{number}\n")
         self.say(f"Flower run {number} submitted to {len(dispatch.nodes)} nodes")
-        return self._follow(number)
+        return self._follow(number, visits)
 
     def _await_online(self, dispatch: Dispatch) -> None:
         end = time.monotonic() + ONLINE_DEADLINE_S
@@ -170,8 +172,9 @@ class StudyRun:
             time.sleep(1.0)
         self.say("[yellow]not every SuperNode is connected; going on with those that are[/]")
 
-    def _follow(self, number: int) -> RunState:
+    def _follow(self, number: int, visits: Visits) -> RunState:
         dispatch, phases_reported, seen_running = self.directory.dispatch(), 0, False
+        lost = {name for name, node in self.directory.state().nodes.items() if node.lost}
         started = time.monotonic()
         server = PidFile(self.directory.path / PID_FILE)
         while True:
@@ -180,6 +183,9 @@ class StudyRun:
             for phase in state.rounds[phases_reported:]:
                 self.say(self._phase_line(phase.job, phase.round, len(phase.outputs), phase.seconds, dispatch))
             phases_reported = len(state.rounds)
+            for name in [name for name, node in state.nodes.items() if node.lost and name not in lost]:
+                lost.add(name)
+                self.say(self._lost_line(name, state.nodes[name], visits.refusal(name)))
             if state.ended:
                 return state
             if seen_running and not running:
@@ -189,6 +195,11 @@ class StudyRun:
                 raise self._died(f"the ServerApp did not start ({status} {details})")
             seen_running = seen_running or running
             time.sleep(0.2)
+
+    @staticmethod
+    def _lost_line(name: str, node: NodeState, own_words: VhtError | None) -> str:
+        code, words = (own_words.code, own_words.message) if own_words else (node.code, f"{name}: {node.lost}")
+        return f"[red]takes no further part[/]: {code} {escape(words)}"
 
     @staticmethod
     def _phase_line(job: str, round_: int, answered: int, seconds: float, dispatch: Dispatch) -> str:

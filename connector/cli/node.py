@@ -210,9 +210,14 @@ def reject(
 
 @app.command("halt")
 @output.command("node halt")
-def halt(state: State, visit: Visit, operator: Operator) -> None:
+def halt(
+    state: State,
+    visit: Visit,
+    operator: Operator,
+    reason: Annotated[str, typer.Option(help="Why, for the coordinator to read.")] = "",
+) -> None:
     """Stop a visit at once: nothing more is drawn, nothing more leaves."""
-    _decide(state, visit, "stop", {"operator": operator}, command="halt")
+    _decide(state, visit, "stop", {"operator": operator, "reason": reason}, command="halt")
 
 
 def _decide(state: Path, visit: str, verb: str, body: dict[str, Any], *, command: str | None = None) -> None:

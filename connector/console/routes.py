@@ -104,8 +104,12 @@ def _add_forms(app: FastAPI, pages: Pages) -> None:
         )
 
     @app.post("/visits/{visit_id}/stop", include_in_schema=False)
-    def stop(request: Request, visit_id: str, form_key: Key = "") -> Response:
-        return pages.acting(request, form_key, lambda actor: visits.stop(visit_id, actor), f"/visits/{visit_id}")
+    def stop(
+        request: Request, visit_id: str, form_key: Key = "", reason: Annotated[str, Form(max_length=500)] = ""
+    ) -> Response:
+        return pages.acting(
+            request, form_key, lambda actor: visits.stop(visit_id, actor, reason), f"/visits/{visit_id}"
+        )
 
 
 def _add_log_in(app: FastAPI, pages: Pages) -> None:

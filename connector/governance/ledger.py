@@ -129,6 +129,13 @@ class Ledger:
             },
         )
 
+    def require_included(
+        self, session: Session, visit: VisitRow, permit: Permit, request: StudyRequest, included: Included
+    ) -> None:
+        """Could ``visit`` include these patients now? Raises BudgetError VHT-BUDGET-CAP; changes nothing."""
+        run = Run(visit.id, visit.dataset_id, visit.permit_id, holds=request.plan.events())
+        self.patient_accounts(session).require(run, included, self.caps(permit, visit.dataset_id))
+
     def include(self, session: Session, visit: VisitRow, permit: Permit, included: Included) -> None:
         """Narrow what ``visit`` reserved to the patients of its cohort.
 

@@ -128,8 +128,9 @@ def _add_visits(app: FastAPI, node: Node, who: Any) -> None:
         return {"visit": visit_id, "state": decided.state}
 
     @app.post("/api/visits/{visit_id}/stop")
-    def stop(visit_id: str, actor: Who, decision: Decision | None = None) -> dict[str, Any]:
-        stopped = node.visits.stop(visit_id, _named(node, actor, decision))
+    def stop(visit_id: str, actor: Who, decision: Rejection | None = None) -> dict[str, Any]:
+        reason = decision.reason if decision else ""
+        stopped = node.visits.stop(visit_id, _named(node, actor, decision), reason)
         return {"visit": visit_id, "state": stopped.state, "code": stopped.code}
 
 

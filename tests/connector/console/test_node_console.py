@@ -67,8 +67,11 @@ def test_an_operator_decides_in_the_console_and_the_log_names_them(console: Cons
     console.node.gate.release(visit, "train", 1, DIGEST, 4321)
     visit_page = console.browser.get(f"/visits/{visit}").text
     assert all(word in visit_page for word in ("Stop this visit now", "4,321", DIGEST[:16], "Dr Ada", "permit-1"))
-    console.browser.post(f"/visits/{visit}/stop", data={"form_key": console.form_key()})
-    assert "VHT-REFUSED-STOPPED" in console.browser.get(f"/visits/{visit}").text
+    console.browser.post(f"/visits/{visit}/stop", data={"form_key": console.form_key(), "reason": "a repair"})
+    ended_page = console.browser.get(f"/visits/{visit}").text
+    assert all(word in ended_page for word in ("VHT-REFUSED-STOPPED", "halted", "stopped by the operator: a repair"))
+    again = console.browser.post(f"/visits/{visit}/approve", data={"form_key": console.form_key()})
+    assert (again.status_code, "ended as halted" in again.text) == (403, True)
     operators = [
         entry["body"].get("operator") for entry in console.hospital.log() if entry["kind"].startswith("visit.")
     ]

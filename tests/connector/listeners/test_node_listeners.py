@@ -195,10 +195,11 @@ def test_what_fails_inside_tells_the_client_nothing(node: Open, monkeypatch: pyt
 def test_the_stop_button_of_the_api_is_seen_by_the_coordinator(node: Open) -> None:
     created_visit = node.request()
     approved(node.node, created_visit["visit"])
-    stopped = node.decide(created_visit["visit"], "stop", operator="Dr Ada").json()
-    assert stopped["code"] == "VHT-REFUSED-STOPPED"
+    stopped = node.decide(created_visit["visit"], "stop", operator="Dr Ada", reason="a repair").json()
+    assert (stopped["state"], stopped["code"]) == ("halted", "VHT-REFUSED-STOPPED")
     visit_status = node.out.get(f"/visits/{created_visit['visit']}", headers=_bearer(created_visit["token"])).json()
-    assert (visit_status["state"], visit_status["code"]) == ("rejected", "VHT-REFUSED-STOPPED")
+    assert (visit_status["state"], visit_status["code"]) == ("halted", "VHT-REFUSED-STOPPED")
+    assert visit_status["reason"] == "stopped by the operator: a repair"
 
 
 def test_an_operator_with_a_viewers_account_cannot_decide_even_with_the_token(node: Open) -> None:
