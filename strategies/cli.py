@@ -265,7 +265,13 @@ def _finish(name: str, session: "StudySession") -> None:
 
     with PidFile(session.run.directory.path / STUDY_PID):
         result = session.go_on()
-    rows = [(key, value) for key, value in result["figures"].items() if isinstance(value, int | float | str)]
+    figures = result["figures"]
+    rows = [
+        (key, value)
+        for key, value in figures.items()
+        if isinstance(value, int | float | str) and not key.startswith(("auc_released", "accuracy_released"))
+    ]
+    rows += figures.get("released", {}).items()  # each with its interval
     words = f"{result['study_id']} {result['state']}: {result['reason']}"
     paths = output.table("Where", ["what", "path"], result["paths"].items())
     output.emit(name, result, words, output.table("Result", ["what", "value"], rows), paths)

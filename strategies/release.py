@@ -102,6 +102,7 @@ class Release:
             patients_noised=sum(state.patients_noised[name] for name in taking_part),
             training=plan.training.model_dump(mode="json"),
             evaluation=(state.evaluation or {}).get("pooled") or None,
+            evaluation_intervals=(state.evaluation or {}).get("intervals", {}).get("pooled"),
         )
         sealed = write_package(
             self.run.out / "release" / planned.component.name,

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from vht_federate.components.contract import Component, Port
+from vht_federate.domain.figures import CONFIDENCE, THRESHOLD, WIDEST, released_figures
 from vht_federate.output import counted
 from vht_federate.packaging.statement import PrivacyStatement, plain_words
 
@@ -26,6 +27,8 @@ class CardFacts(BaseModel):
     patients_noised: float | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     evaluation: dict[str, float] | None = None
+    evaluation_intervals: dict[str, tuple[float, float]] | None = None
+    evaluation_threshold: float = THRESHOLD
     limitations: tuple[str, ...] = ()
 
 
@@ -95,7 +98,13 @@ def _evaluation(facts: CardFacts) -> str:
     if not facts.evaluation:
         return "Not evaluated on patients in this study."
     note = (
-        "On the hospitals' test patients (a fixed public split), from noised tables, those of all hospitals added up."
+        "On the hospitals' test patients (a fixed public split), from noised tables, those of all hospitals added up. "
+        f"With {CONFIDENCE:.0%} confidence the figure without noise lies in the interval; that the test patients are a "
+        f"sample comes on top. A figure whose interval is wider than {WIDEST:g} says nothing, and is not given."
     )
-    rows = ((name, f"{value:.3f}") for name, value in facts.evaluation.items())
-    return f"{note}\n\n{markdown_table(('metric', 'value'), rows)}"
+    figures = released_figures(facts.evaluation, facts.evaluation_intervals, facts.evaluation_threshold).values()
+    rows = (
+        (figure.title, f"{figure.value:.3f}" if figure.informative else "says nothing", figure.interval)
+        for figure in figures
+    )
+    return f"{note}\n\n{markdown_table(('metric', 'value', 'interval'), rows)}"
