@@ -330,7 +330,10 @@ def study_feasibility(
         )
         for name, answer in data["nodes"].items()
     ]
-    rows += [(name, None, None, "", None, refusal["code"]) for name, refusal in data["refused"].items()]
+    rows += [
+        (name, None, None, "", None, f"{refusal['code']}: {refusal['message']}")
+        for name, refusal in data["refused"].items()
+    ]
     columns = ["hospital", "patients", "told from", "noise (sd)", "epsilon", "code"]
     total = f"together about {data['total']}, noise {data['standard_deviation']:.1f}" if data["total"] else "no total"
     output.emit("study feasibility", data, output.table(words, columns, rows), total)

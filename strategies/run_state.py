@@ -20,6 +20,7 @@ from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import CohortError, InputError, RefusedError, RevokedError, VhtError, error_from_envelope
 from vht_federate.files import READABLE, replace_file
 from vht_federate.framing import Reply
+from vht_federate.output import counted
 from vht_federate.processes import PidFile
 
 __all__ = [
@@ -124,7 +125,8 @@ class RunState(BaseModel):
         """The error of a run of which fewer than ``minimum`` nodes are left, with each lost one's own reason."""
         lost = "; ".join(f"{name} ({node.code}): {node.lost}" for name, node in self.nodes.items() if node.lost)
         return CohortError(
-            f"{len(self.taking_part())} of {len(self.nodes)} nodes are left, at least {minimum} must be; lost: {lost}",
+            f"{len(self.taking_part())} of {counted(len(self.nodes), 'node')} are left, at least {minimum} must be; "
+            f"lost: {lost}",
             code="VHT-COHORT-NODES",
             hint="what was released stays released and spent; start a new study when the nodes are back",
         )

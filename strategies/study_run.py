@@ -128,8 +128,10 @@ class StudyRun:
         self.directory.write_state(state)
         if len(taking_part) < planned.minimum_nodes:
             reasons = "; ".join(f"{error.message}, {error.code}" for error in failures.values())
+            verb = "is" if len(taking_part) == 1 else "are"
             error = next((failure for failure in failures.values() if failure.exit_code == 6), None) or CohortError(
-                f"{len(taking_part)} nodes are ready, at least {planned.minimum_nodes} must be ({reasons})",
+                f"{counted(len(taking_part), 'node')} {verb} ready, "
+                f"at least {planned.minimum_nodes} must be ({reasons})",
                 code="VHT-COHORT-NODES",
             )
             self._give_up(visits, error)
@@ -160,7 +162,7 @@ class StudyRun:
         self._await_online(dispatch)
         number = control.start_run(FLOWER_APP, {"run-directory": str(self.directory.path)})
         (self.out / FLOWER_RUN).write_text(f"{number}\n")
-        self.say(f"Flower run {number} submitted to {len(dispatch.nodes)} nodes")
+        self.say(f"Flower run {number} submitted to {counted(len(dispatch.nodes), 'node')}")
         return self._follow(number, visits)
 
     def _await_online(self, dispatch: Dispatch) -> None:
@@ -205,7 +207,8 @@ class StudyRun:
     def _phase_line(job: str, round_: int, answered: int, seconds: float, dispatch: Dispatch) -> str:
         rounds = {"train": dispatch.plan.training.rounds, "marginals": 2}.get(job, 1)
         phase_name = {"train": "round", "evaluate": "evaluation", "marginals": "marginals"}.get(job, job)
-        return f"{phase_name} {round_}/{rounds}: {answered} of {len(dispatch.nodes)} nodes answered ({seconds:.1f} s)"
+        asked = counted(len(dispatch.nodes), "node")
+        return f"{phase_name} {round_}/{rounds}: {answered} of {asked} answered ({seconds:.1f} s)"
 
     def _died(self, why: str) -> VhtError:
         return UnavailableError(why, code="VHT-UNAVAILABLE-SERVERAPP", hint=f"vht study resume {self.out}")

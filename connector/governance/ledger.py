@@ -5,8 +5,9 @@ who was in which run. The *permit's*: its ceiling, counted as if one patient had
 what an auditor can recompute who is not told who was in what. The *dataset's*, where the operator sets one: the same
 over all permits.
 
-A visit reserves before anything of a patient is read, so at first its reservation counts for everybody. When its cohort
-is known it is narrowed to the patients included (``include``), each of whom must afford it; nothing is drawn before.
+A visit reserves before any value of a patient is read, so at first its reservation counts for everybody. When its
+cohort is known it is narrowed to the patients included (``include``), each of whom must afford it; nothing is drawn
+before.
 What is spent are the rows of ``draws`` and the drawn ``queries``; what is reserved is the plan of each visit whose
 reservation is open, less its draws, and each reserved query. Callers hold a writing transaction.
 """

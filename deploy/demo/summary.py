@@ -11,7 +11,7 @@ from typing import Any
 
 from deploy.local_federation import LocalFederation
 from vht_federate.domain.figures import released_figures
-from vht_federate.output import table
+from vht_federate.output import counted, table
 
 __all__ = ["ABOUT", "Outcome", "released", "shown", "summary_of"]
 
@@ -121,7 +121,7 @@ def shown(summary: Mapping[str, Any], hospitals: int) -> tuple[Any, ...]:
 
 def _rows(summary: Mapping[str, Any], hospitals: int) -> Sequence[tuple[str, str]]:
     truth = summary["harness"]
-    taking_part = f"{summary['nodes']} of {hospitals} hospitals"
+    taking_part = f"{summary['nodes']} of {counted(hospitals, 'hospital')}"
     return [
         ("study", f"{summary['study_id']}: {summary['state']}, {taking_part}, {summary['seconds_total']:.0f} s in all"),
         *((f"  without {name}", why) for name, why in summary["lost"].items()),

@@ -1,13 +1,15 @@
 """The operator's pages: they show public values only, nothing without a session, and every form names its actor."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kit.console_session import Console
-from kit.hospital import CANARY, PLAN, Hospital, approved, ask, await_that
+from kit.hospital import CANARY, PLAN, Hospital, approved, ask, await_that, make_hospital
 
 from connector.console.page_frame import _NAV
 from connector.governance.operator_accounts import INVITATION_MINUTES, INVITATIONS, Accounts, Actor
+from connector.supernode import SuperNode
 from vht_federate.errors import RefusedError
 from vht_federate.testing.clock import FixedClock
 
@@ -156,6 +158,23 @@ def test_every_page_in_every_state_renders_without_a_value_of_a_patient(console:
     assert "Risk &lt;b&gt;models" in answers[-3].text  # words out of a permit are shown, never rendered
     missing = console.browser.get("/visits/v-0")
     assert (missing.status_code, "no such visit" in missing.text) == (404, True)
+
+
+def test_the_first_page_says_whether_the_coordinator_let_the_node_in(tmp_path: Path) -> None:
+    hospital = make_hospital(tmp_path, coordinator={"address": "127.0.0.1:9", "ca": "/ca.crt", "supernode_port": 9999})
+    with hospital.open(start=False) as node:
+        assert node.settings.coordinator is not None
+        console = Console(node, hospital)
+        (tmp_path / "run").mkdir()
+        node.supernode = SuperNode(node.settings.coordinator, node.files, tmp_path / "run")  # known, and not started
+        console.log_in()
+        assert '<span class="badge bad">connecting</span>' in console.browser.get("/").text
+        refusal = "Failed to initialize the connection to the SuperLink.\n[code: 20] not registered\n"
+        node.files.supernode_log.write_text(refusal)
+        page = console.browser.get("/").text
+        assert '<span class="badge bad">refused</span>' in page
+        assert "[code: 20] not registered" in page
+    hospital.issuer.stop()
 
 
 def test_refused_studies_are_shown_with_their_code(console: Console) -> None:
