@@ -26,7 +26,7 @@ from connector.governance.log_heads import LogHeads
 from connector.governance.logged_transactions import Steps
 from connector.governance.node_secret import NodeSecret
 from connector.governance.operator_accounts import Accounts, Actor, system_user
-from connector.governance.opt_outs import opt_out, withdraw
+from connector.governance.opt_outs import opt_out, require_held, withdraw
 from connector.governance.permit_status import IssuerService, PermitStatus, StatusSource
 from connector.governance.query_spends import Queries
 from connector.governance.recovery import LogRecovery, abandon_open_visits
@@ -178,6 +178,7 @@ class Node:
         builder = build_cohort or self._cohort_builder()
         self.preparation = Preparation(self.visits, self.files, self.enclaves, self.gate, builder)
         self.changes.add(self.preparation)
+        self.visits.foresee = self.preparation.foresee
         abandon_open_visits(self.visits, reason="the node was restarted")
         self.preparation.clear_leftovers()
         self.evidence.record(NodeStarted(version=version("vht-federate")))
@@ -271,10 +272,18 @@ class Node:
         """Take in a folder of FHIR NDJSON, or ``replace`` what is held by it. The report, in numbers."""
         return self.intakes.take(folder, replace=replace, deletions=deletions, source=source, actor=actor)
 
-    def opt_out(self, patient_id: str, *, since: datetime | None = None, actor: Actor | None = None) -> None:
-        """Record that a patient opted out, effective ``since`` (now)."""
+    def opt_out(
+        self, patient_id: str, *, since: datetime | None = None, actor: Actor | None = None, ahead: bool = False
+    ) -> None:
+        """Record that a patient opted out, effective ``since`` (now).
+
+        Raises NotFoundError VHT-INPUT-PATIENT for one that the node does not hold, unless it is recorded ``ahead`` of
+        the data.
+        """
         subject, now = subject_key(self.secret.subject_key, patient_id), self.clock()
         since = since or now
+        if not ahead:
+            require_held(self.files.fhir, subject)
         with self.steps.step() as step:
             if opt_out(step.session, subject, since, now):
                 facts = (actor or system_user()).facts()

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from connector.settings import CoordinatorSettings, NodeFiles
+from connector.supernode_log import read_connection
 from vht_federate.child_processes import tied_to_us
 from vht_federate.files import create_private
 from vht_federate.processes import stop_tree
@@ -80,6 +81,7 @@ class _Child:
     process: "subprocess.Popen[bytes] | None" = None
     starts: int = 0
     last_code: int | None = None
+    output_at: tuple[int, int] = (0, 0)  # where in the log the output of this start begins, and of the one before
 
 
 class SuperNode:
@@ -111,15 +113,15 @@ class SuperNode:
             thread.start()
 
     def status(self) -> dict[str, dict[str, object]]:
-        """Per process: pid or None, how often it was started, its last exit code."""
-        return {
-            child.name: {
-                "pid": child.process.pid if child.process and child.process.poll() is None else None,
-                "starts": child.starts,
-                "last_exit_code": child.last_code,
-            }
-            for child in self._children
-        }
+        """Per process: pid or None, how often it was started, its last exit code; of the SuperNode its connection."""
+        status: dict[str, dict[str, object]] = {}
+        for child in self._children:
+            pid = child.process.pid if child.process and child.process.poll() is None else None
+            status[child.name] = {"pid": pid, "starts": child.starts, "last_exit_code": child.last_code}
+            if child.name == "supernode":
+                connection = read_connection(self._files.supernode_log, *child.output_at, alive=pid is not None)
+                status[child.name] |= {"connection": connection.state, "reason": connection.reason}
+        return status
 
     def close(self) -> None:
         """Stop both, and whatever they started, by pid."""
@@ -167,6 +169,7 @@ class SuperNode:
         with self._lock, self._files.supernode_log.open("ab") as output:
             if self._stop.is_set():
                 return None
+            child.output_at = (output.tell(), child.output_at[0])
             child.process = subprocess.Popen(
                 tied_to_us(child.command),
                 stdin=subprocess.DEVNULL,

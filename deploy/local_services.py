@@ -4,6 +4,7 @@ Built from the public commands and HTTP APIs only, so that everything here can b
 """
 
 import json
+import secrets
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from deploy.study_terms import Hospital, StudyTerms
 from vht_federate.client import Client
 from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.errors import VhtError
-from vht_federate.output import progress
+from vht_federate.files import create_private
+from vht_federate.output import counted, progress
 from vht_federate.tcp_ports import LOOPBACK, free_ports
 
 __all__ = ["Direct", "LocalServices", "Routes"]
@@ -93,7 +95,7 @@ class LocalServices:
         self._await_health("authority")
         self._await_coordinator()
         self._enrol()
-        progress(f"starting {len(self.hospitals)} hospitals and the platform")
+        progress(f"starting {counted(len(self.hospitals), 'hospital')} and the platform")
         for hospital in self.hospitals:
             self._serve(hospital.name, "node", "serve", str(self.node_state(hospital.name)))
         self._start_platform()
@@ -171,6 +173,15 @@ class LocalServices:
                 for h in self.hospitals
             ]
         )  # fmt: skip
+        self._run_all([self._operator_account(h.name) for h in self.hospitals])
+
+    def _operator_account(self, name: str) -> tuple[str, ...]:
+        """The call that lets ``operator-NAME`` decide. The password is drawn: who reads its file may log in."""
+        password = self.root / "nodes" / f"{name}.password"
+        password.parent.mkdir(parents=True, exist_ok=True)
+        create_private(password, secrets.token_urlsafe(24).encode())
+        state = str(self.node_state(name))
+        return "node", "operator", state, f"operator-{name}", "--role", "approver", "--password-file", str(password)
 
     def _ingest(self) -> None:
         calls = [("node", "ingest", str(self.node_state(h.name)), str(h.folder)) for h in self.hospitals]

@@ -36,7 +36,7 @@ NOTES = {
     "VHT-INPUT-USAGE": "a command is missing or unknown, or an argument or option does not fit it",
     "VHT-INTERRUPTED": "Ctrl-C ended the command",
     "VHT-REFUSED-OPERATOR": "the hospital's operator rejected the visit; the reason is in the visit",
-    "VHT-REFUSED-STOPPED": "the hospital's operator stopped the visit",
+    "VHT-REFUSED-STOPPED": "the hospital's operator stopped the visit; the reason is in the visit",
     "VHT-UNAVAILABLE-BUSY": "this node is still at work on other requests of yours, or of others",
     "VHT-UNAVAILABLE-DEADLINE": "the hospital did not answer a round in time; the run goes on if enough others did",
     "VHT-UNAVAILABLE-FILE": "the disk is full, or a file cannot be read or written",

@@ -175,11 +175,18 @@ def study_init(out: Annotated[Path, typer.Argument(help="File to write (study.to
 @study.command("plan")
 @output.command("study plan")
 def study_plan(study_file: Study) -> None:
-    """Show what a study will do and cost: calibrated noise, epsilon per population, every call."""
-    from strategies.plan import plan_study
+    """Show what a study will do and cost: noise, epsilon per population, every call; fail where the permit says no."""
+    from strategies.plan import check_locally, plan_study
     from vht_federate.domain.study import StudyFile
 
     planned = plan_study(StudyFile.read(study_file), _now())
+    refusal = None
+    try:
+        check_locally(planned, _now())
+    except VhtError as error:
+        refusal = error  # for people after what it would cost; one envelope holds one answer
+    if refusal and output.json_mode():
+        raise refusal
     plan = planned.request.plan
     data = {
         "study_id": planned.request.study_id,
@@ -207,6 +214,8 @@ def study_plan(study_file: Study) -> None:
         output.table("What it spends", ["call", "release", "population", "noise", "rate", "steps"], rows),
         output.table("What a patient pays", ["population", "epsilon", "permit's ceiling", "delta"], spent),
     )
+    if refusal:
+        raise refusal
 
 
 @study.command("run")
@@ -248,8 +257,18 @@ def study_resume(out: Annotated[Path, typer.Argument(help="The --out folder of '
 
 
 def _finish(name: str, session: "StudySession") -> None:
-    result = session.go_on()
-    rows = [(key, value) for key, value in result["figures"].items() if isinstance(value, int | float | str)]
+    from strategies.run_state import STUDY_PID
+    from vht_federate.processes import PidFile
+
+    with PidFile(session.run.directory.path / STUDY_PID):
+        result = session.go_on()
+    figures = result["figures"]
+    rows = [
+        (key, value)
+        for key, value in figures.items()
+        if isinstance(value, int | float | str) and not key.startswith(("auc_released", "accuracy_released"))
+    ]
+    rows += figures.get("released", {}).items()  # each with its interval
     words = f"{result['study_id']} {result['state']}: {result['reason']}"
     paths = output.table("Where", ["what", "path"], result["paths"].items())
     output.emit(name, result, words, output.table("Result", ["what", "value"], rows), paths)
@@ -261,13 +280,18 @@ def study_status(out: Annotated[Path, typer.Argument(help="The --out folder of '
     """Show how far a run came."""
     from strategies.run_state import RunDirectory
 
-    state = RunDirectory(out).state()
+    directory = RunDirectory(out)
+    state = directory.state()
+    if interruption := directory.interruption(state):
+        state_now = {"state": "interrupted", "reason": interruption}
+    else:
+        state_now = {"state": state.state, "reason": state.reason}
     phases = [(phase.job, phase.round, len(phase.outputs), phase.seconds) for phase in state.rounds]
     nodes = [(name, node.visit, len(node.rounds), node.lost) for name, node in state.nodes.items()]
     output.emit(
         "study status",
-        state.model_dump(mode="json"),
-        f"{state.study_id}: {state.state} {state.reason}".strip(),
+        state.model_dump(mode="json") | state_now,
+        f"{state.study_id}: {state_now['state']} {state_now['reason']}".strip(),
         output.table("Phases", ["job", "round", "nodes", "seconds"], phases),
         output.table("Nodes", ["name", "visit", "answers", "lost"], nodes),
     )
@@ -303,7 +327,10 @@ def study_feasibility(
         )
         for name, answer in data["nodes"].items()
     ]
-    rows += [(name, None, None, "", None, refusal["code"]) for name, refusal in data["refused"].items()]
+    rows += [
+        (name, None, None, "", None, f"{refusal['code']}: {refusal['message']}")
+        for name, refusal in data["refused"].items()
+    ]
     columns = ["hospital", "patients", "told from", "noise (sd)", "epsilon", "code"]
     total = f"together about {data['total']}, noise {data['standard_deviation']:.1f}" if data["total"] else "no total"
     output.emit("study feasibility", data, output.table(words, columns, rows), total)

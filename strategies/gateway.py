@@ -1,11 +1,12 @@
 """The coordinator's front door: hospitals reach the fleet API of the SuperLink, and nothing else.
 
-Flower serves its fleet, control and runtime APIs on one port, and the control API asks nobody who they are. So the
-SuperLink listens on a Unix socket of the coordinator's user, and this TLS proxy forwards an exact list of fleet paths, of messages only replies in the
-name of whoever sends them: Flower would pass a hospital's message on as one of the coordinator's. It also holds a
-SuperNode's question "any message for me?" until there is one: Flower's SuperNode sleeps three seconds after each empty
-answer. And it asks again where the SuperLink fails for a moment (its database is locked): a SuperNode whose upload of
-one part fails gives the whole reply up. For that it holds each body, within the bounds of ``fleet_uploads``.
+Flower serves its fleet, control and runtime APIs at one address, and the control API asks nobody who they are. So the
+SuperLink listens on a Unix socket of the coordinator's user, and this TLS proxy forwards an exact list of fleet paths,
+of messages only replies in the name of whoever sends them: Flower would pass a hospital's message on as one of the
+coordinator's. It also holds a SuperNode's question "any message for me?" until there is one: Flower's SuperNode sleeps
+three seconds after each empty answer. And it asks again where the SuperLink fails for a moment (its database is
+locked): a SuperNode whose upload of one part fails gives the whole reply up. For that it holds each body, within the
+bounds of ``fleet_uploads``.
 """
 
 import asyncio

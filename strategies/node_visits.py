@@ -30,7 +30,7 @@ from vht_federate.signing.possession import prove
 __all__ = ["Visit", "Visits"]
 
 READY = "ready"
-ENDED = frozenset({"closed", "rejected", "revoked", "failed"})
+ENDED = frozenset({"closed", "rejected", "halted", "revoked", "failed"})
 POLL_S = 0.5
 JUDGE_S = 120.0  # a hospital prices the whole plan before it answers, and may be busy
 
@@ -117,6 +117,16 @@ class Visits:
         """``{"state", "reason", "code", …}`` of one visit. Raises the node's error or UnavailableError."""
         with self._client(node) as client:
             return dict(client.get(self._path(node)))
+
+    def refusal(self, node: str) -> VhtError | None:
+        """Why the node ended its visit, in its own words; None where it did not, or does not answer."""
+        if node not in self.by_node:
+            return None
+        try:
+            answer = self.state(node)
+        except VhtError:
+            return None
+        return _ended(node, answer) if answer.get("state") in ENDED - {"closed"} else None
 
     def await_ready(
         self, deadline_s: float, changed: Callable[[str, str], None], enough: Callable[[int], bool] = lambda _: False

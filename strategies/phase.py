@@ -162,13 +162,21 @@ def _failed(why: str) -> Answer:
     return Answer(None, error=UnavailableError(why, code="VHT-UNAVAILABLE-NODE"))
 
 
+def _in_words(code: int) -> str:
+    if code == ErrorCode.NODE_UNAVAILABLE:
+        return "its SuperNode is not connected to this coordinator"
+    if code in LOST_ON_ITS_WAY:
+        return "its reply was lost on its way"
+    return f"its courier failed (Flower's error {code})"
+
+
 def _answers_of(reply: Message | WireError | None, expected: int) -> list[Answer]:
     if reply is None:
         return [_failed("its reply was lost on its way")] * expected
     if isinstance(reply, WireError):
         return [Answer(None, error=reply)] * expected
     if reply.has_error():
-        return [_failed(f"Flower reports error {reply.error.code} for this node")] * expected
+        return [_failed(_in_words(reply.error.code))] * expected
     try:
         if len(reply.content) != expected:  # a courier that read no call answers once
             return replies_of(reply.content, 1) * expected

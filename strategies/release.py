@@ -18,6 +18,7 @@ from strategies.study_run import StudyRun
 from vht_federate.client import Client
 from vht_federate.errors import CohortError, InputError, UnavailableError, VhtError
 from vht_federate.evidence.bundle import BundleParts, write_bundle
+from vht_federate.output import counted
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.cohort import CohortRequest, CohortResult
 from vht_federate.packaging.component import write_package
@@ -102,6 +103,7 @@ class Release:
             patients_noised=sum(state.patients_noised[name] for name in taking_part),
             training=plan.training.model_dump(mode="json"),
             evaluation=(state.evaluation or {}).get("pooled") or None,
+            evaluation_intervals=(state.evaluation or {}).get("intervals", {}).get("pooled"),
         )
         sealed = write_package(
             self.run.out / "release" / planned.component.name,
@@ -169,9 +171,10 @@ class Release:
                 state.lose(name, error)
         left, least = len(state.taking_part()), self.run.planned.minimum_nodes
         if left < least:
-            raise CohortError(f"{left} nodes acknowledged the release, at least {least} must", code="VHT-COHORT-NODES")
+            words = f"{counted(left, 'node')} acknowledged the release, at least {least} must"
+            raise CohortError(words, code="VHT-COHORT-NODES")
         for kind, sha256 in artefacts.items():
-            self.run.say(f"{kind} {sha256[:12]}… acknowledged by {left} nodes")
+            self.run.say(f"{kind} {sha256[:12]}… acknowledged by {counted(left, 'node')}")
         return receipts
 
     def _clear(self) -> None:

@@ -17,6 +17,7 @@ from strategies.message_content import Answer
 from strategies.run_state import Dispatch, RoundState, RunDirectory, RunState
 from vht_federate.errors import CohortError, InputError, RevokedError, VhtError, WireError
 from vht_federate.framing import Call, Reply
+from vht_federate.output import counted
 from vht_federate.packaging.evaluation import summarise
 from vht_federate.secagg.aggregate import Weights, next_weights, read_weights
 
@@ -178,20 +179,15 @@ class Rounds:
         self.state.rounds += finished
         self._save()
         if not self._enough():
-            left, least = len(self.state.taking_part()), self.dispatch.minimum_nodes
-            lost = ", ".join(f"{name} ({node.code})" for name, node in self.state.nodes.items() if node.lost)
-            raise CohortError(
-                f"{left} of {len(self.state.nodes)} nodes are left, at least {least} must be; lost: {lost}",
-                code="VHT-COHORT-NODES",
-                hint="what was released stays released and spent; start a new study when the nodes are back",
-            )
+            raise self.state.too_few(self.dispatch.minimum_nodes)
 
     def _enough(self) -> bool:
         return len(self.state.taking_part()) >= self.dispatch.minimum_nodes
 
     def _who_took_part(self) -> str:
         lost = [name for name, node in self.state.nodes.items() if node.lost]
-        words = f"{len(self.state.nodes) - len(lost)} of {len(self.state.nodes)} nodes took part to the end"
+        total = len(self.state.nodes)
+        words = f"{total - len(lost)} of {counted(total, 'node')} took part to the end"
         return f"{words}; lost: {', '.join(lost)}" if lost else words
 
     def _save(self) -> None:

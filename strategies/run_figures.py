@@ -6,6 +6,7 @@ from typing import Any
 
 from strategies.run_state import RunDirectory, RunState
 from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.domain.figures import released_figures
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.evidence.events import RoundBegun
 from vht_federate.signing.canonical import canonical_bytes
@@ -45,11 +46,15 @@ def figures_of(
     """Numbers of a completed run. ``…_released`` are from noised tables on test patients.
 
     ``auc_released`` is of all nodes' tables added up, with ``auc_released_radius``: noise moved it by no more, with
-    95 % confidence. ``accuracy_released`` gives each node the same weight.
+    95 % confidence. ``accuracy_released``, at threshold 0.5, gives each node the same weight. ``…_interval`` is
+    [low, high], with 95 % confidence over the noise; ``released`` has every figure of the pooled tables as people read
+    it, by its title.
     """
+    evaluation: Mapping[str, Any] = state.evaluation or {}
+    intervals: Mapping[str, Any] = evaluation.get("intervals") or {}
     phases: Sequence[float] = [phase.seconds for phase in state.rounds]
-    mean: Mapping[str, float] = (state.evaluation or {}).get("mean") or {}
-    pooled: Mapping[str, float] = (state.evaluation or {}).get("pooled") or {}
+    mean: Mapping[str, float] = evaluation.get("mean") or {}
+    pooled: Mapping[str, float] = evaluation.get("pooled") or {}
     return {
         "nodes": len(state.taking_part()),
         "rounds": sum(1 for phase in state.rounds if phase.job == "train"),
@@ -61,8 +66,13 @@ def figures_of(
         "accountant": "pld",
         "patients_noised": round(sum(state.patients_noised.values())),
         "auc_released": pooled.get("auc"),
-        "auc_released_radius": (state.evaluation or {}).get("pooled_auc_radius"),
+        "auc_released_radius": evaluation.get("pooled_auc_radius"),
+        "auc_released_interval": (intervals.get("pooled") or {}).get("auc"),
         "accuracy_released": mean.get("accuracy"),
+        "accuracy_released_interval": (intervals.get("mean") or {}).get("accuracy"),
+        "released": {
+            figure.title: figure.text for figure in released_figures(pooled, intervals.get("pooled")).values()
+        },
         "evaluation": state.evaluation,
         "bytes_out_per_node": bytes_out(directory, state),
         "cohort": dict(cohort) if cohort else None,

@@ -5,6 +5,8 @@ run.json                         state, rounds, digests, who was lost and why (a
 weights/round-000.safetensors    initial weights; -00N after round N
 outputs/<job>-<round>/<node>.…   what each node released: .json (result) and .safetensors
 server.pid                       of the ServerApp while it plays the rounds
+study.pid                        of ``vht study run`` or ``resume`` while it sees to the run
+result.json                      what the release came to, written last
 """
 
 import json
@@ -15,14 +17,28 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from vht_federate.domain.plan import StudyPlan
-from vht_federate.errors import InputError, RefusedError, RevokedError, VhtError, error_from_envelope
+from vht_federate.errors import CohortError, InputError, RefusedError, RevokedError, VhtError, error_from_envelope
 from vht_federate.files import READABLE, replace_file
 from vht_federate.framing import Reply
+from vht_federate.output import counted
+from vht_federate.processes import PidFile
 from vht_federate.signing.strict_json import read_json
 
-__all__ = ["PID_FILE", "Dispatch", "DispatchNode", "NodeState", "RoundState", "RunDirectory", "RunState"]
+__all__ = [
+    "PID_FILE",
+    "RESULT",
+    "STUDY_PID",
+    "Dispatch",
+    "DispatchNode",
+    "NodeState",
+    "RoundState",
+    "RunDirectory",
+    "RunState",
+]
 
 PID_FILE = "server.pid"
+STUDY_PID = "study.pid"
+RESULT = "result.json"
 State = Literal["requested", "running", "completed", "refused", "revoked", "stopped", "failed"]
 
 
@@ -106,6 +122,16 @@ class RunState(BaseModel):
         if node.lost is None:
             node.lost, node.code = error.message, error.code
 
+    def too_few(self, minimum: int) -> CohortError:
+        """The error of a run of which fewer than ``minimum`` nodes are left, with each lost one's own reason."""
+        lost = "; ".join(f"{name} ({node.code}): {node.lost}" for name, node in self.nodes.items() if node.lost)
+        return CohortError(
+            f"{len(self.taking_part())} of {counted(len(self.nodes), 'node')} are left, at least {minimum} must be; "
+            f"lost: {lost}",
+            code="VHT-COHORT-NODES",
+            hint="what was released stays released and spent; start a new study when the nodes are back",
+        )
+
     def end(self, state: State, error: VhtError | None = None, reason: str = "") -> None:
         self.state, self.reason = state, reason or (error.message if error else "")
         self.error = error.envelope() if error else None
@@ -144,6 +170,16 @@ class RunDirectory:
             return RunState.model_validate_json((self.path / "run.json").read_bytes())
         except (OSError, ValidationError) as error:
             raise _no_run(self.path) from error
+
+    def interruption(self, state: RunState) -> str:
+        """What is left of a run that no process goes on with; nothing for one that ended, goes on or was not begun."""
+        if any(PidFile(self.path / name).running() for name in (PID_FILE, STUDY_PID)):
+            return ""
+        if state.state == "completed" and not (self.path / RESULT).exists():
+            return "the rounds are complete, the release is not: vht study resume"
+        if state.state == "running" or (state.state == "requested" and (self.path / "dispatch.json").exists()):
+            return "no process goes on with it: vht study resume"
+        return ""
 
     def write_state(self, state: RunState) -> None:
         self._replace("run.json", json.dumps(state.model_dump(mode="json"), indent=2).encode())

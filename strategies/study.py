@@ -11,7 +11,7 @@ from strategies.known_heads import KnownHeads
 from strategies.node_visits import Visits
 from strategies.plan import PlannedStudy, plan_study
 from strategies.release import Release, Released
-from strategies.run_state import RunState
+from strategies.run_state import RESULT, RunState
 from strategies.study_run import StudyRun
 from vht_federate.domain.study import StudyFile, StudyRequest
 from vht_federate.errors import InputError, RevokedError, VhtError
@@ -21,7 +21,6 @@ from vht_federate.signing.keys import unverified_claims
 __all__ = ["StudySession"]
 
 STUDY_FILE = "study-file.txt"
-RESULT = "result.json"
 
 
 class StudySession:
@@ -70,28 +69,33 @@ class StudySession:
             self.run.await_approvals(self.visits)
         state = directory.state()
         if not state.ended:
-            state = self.run.run()
+            state = self.run.run(self.visits)
+        self._in_their_words(state)
         if state.state != "completed":
-            self._account(self._with_reason(state))
+            self._account(state)
             state.raise_if_unsuccessful()
         if not (self.out / RESULT).exists():
             self._release()
         return self._published()
 
-    def _with_reason(self, state: RunState) -> RunState:
-        """A node that heard of a revocation by itself closes its enclave: to a courier it is merely gone. Ask it."""
-        if state.state != "refused":
-            return state
-        for name in [name for name, node in state.nodes.items() if node.lost and name in self.visits.by_node]:
-            try:
-                answer = self.visits.state(name)
-            except VhtError:
-                continue
-            if answer.get("state") == "revoked":
-                state.end("revoked", RevokedError(f"{name}: {answer.get('reason') or 'the permit is revoked'}"))
-                self.run.directory.write_state(state)
-                break
-        return state
+    def _in_their_words(self, state: RunState) -> None:
+        """A node that ended its visit closes its enclave: to a courier it is merely gone. Ask each lost node why.
+
+        Where one of them saw the permit revoked, a run that was refused for too few nodes is a revoked one.
+        """
+        refusals = {name: self.visits.refusal(name) for name, node in state.nodes.items() if node.lost}
+        known = {name: error for name, error in refusals.items() if error is not None}
+        if not known:
+            return
+        for name, error in known.items():
+            state.nodes[name].lost, state.nodes[name].code = error.message, error.code
+        if state.state == "refused":
+            revoked = next((error for error in known.values() if isinstance(error, RevokedError)), None)
+            if revoked is not None:
+                state.end("revoked", revoked)
+            elif state.error is not None and state.error["code"] == "VHT-COHORT-NODES":
+                state.end("refused", state.too_few(self.run.planned.minimum_nodes))
+        self.run.directory.write_state(state)
 
     def _release(self) -> None:
         try:

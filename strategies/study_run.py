@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from rich.markup import escape
+
 from strategies.coordinator import Coordinator
 from strategies.node_visits import Visits
 from strategies.plan import PlannedStudy, check_locally, initial_weights
 from strategies.run_state import PID_FILE, Dispatch, DispatchNode, NodeState, RunDirectory, RunState
 from vht_federate.client import Client
 from vht_federate.errors import CohortError, InputError, UnavailableError, VhtError
+from vht_federate.output import counted
 from vht_federate.processes import PidFile
 
 __all__ = ["StudyRun"]
@@ -89,7 +92,7 @@ class StudyRun:
         refused = visits.request(self.planned.file.nodes, body, self.out)
         self.directory.write_state(self._requested(visits, refused))
         for name, error in refused.items():
-            self.say(f"[red]{name} refused[/]: {error.code} {error.message}")
+            self.say(f"[red]{name} refused[/]: {error.code} {escape(error.message)}")
         if len(visits.by_node) < self.planned.minimum_nodes:
             self._give_up(visits, next(iter(refused.values())))
         return visits
@@ -116,7 +119,7 @@ class StudyRun:
         """Wait for the operators, then write ``dispatch.json`` and the initial weights."""
         with ThreadPoolExecutor(max_workers=1) as beside:
             weights = beside.submit(initial_weights, self.planned)
-            self.say(f"waiting for the operators of {len(visits.by_node)} hospitals to approve; at each hospital:")
+            self.say(f"waiting for {counted(len(visits.by_node), 'hospital')} to approve; at each, its operator:")
             for visit in visits.by_node.values():
                 self.say(f"  {visit.node}: vht node approve STATE {visit.visit} --operator NAME")
             deadline_s = self.planned.file.federation.approval_deadline_s
@@ -127,14 +130,16 @@ class StudyRun:
         state, planned = self.directory.state(), self.planned
         for name, error in failures.items():
             state.lose(name, error)
-            self.say(f"[red]takes no part[/]: {error.code} {error.message}")
+            self.say(f"[red]takes no part[/]: {error.code} {escape(error.message)}")
             visits.close(name, "not part of the run")
         taking_part = state.taking_part()
         self.directory.write_state(state)
         if len(taking_part) < planned.minimum_nodes:
-            reasons = "; ".join(f"{name}: {state.nodes[name].code}" for name in failures)
+            reasons = "; ".join(f"{error.message}, {error.code}" for error in failures.values())
+            verb = "is" if len(taking_part) == 1 else "are"
             error = next((failure for failure in failures.values() if failure.exit_code == 6), None) or CohortError(
-                f"{len(taking_part)} nodes are ready, at least {planned.minimum_nodes} must be ({reasons})",
+                f"{counted(len(taking_part), 'node')} {verb} ready, "
+                f"at least {planned.minimum_nodes} must be ({reasons})",
                 code="VHT-COHORT-NODES",
             )
             self._give_up(visits, error)
@@ -156,7 +161,7 @@ class StudyRun:
 
     # ---- running ---------------------------------------------------------------------------------------------
 
-    def run(self) -> RunState:
+    def run(self, visits: Visits) -> RunState:
         """Submit to Flower and follow to the end. Raises UnavailableError where the ServerApp died: then resume."""
         dispatch, state = self.directory.dispatch(), self.directory.state()
         if state.ended:
@@ -165,8 +170,8 @@ class StudyRun:
         self._await_online(dispatch)
         number = control.start_run(FLOWER_APP, {"run-directory": str(self.directory.path)})
         (self.out / FLOWER_RUN).write_text(f"{number}\n")
-        self.say(f"Flower run {number} submitted to {len(dispatch.nodes)} nodes")
-        return self._follow(number)
+        self.say(f"Flower run {number} submitted to {counted(len(dispatch.nodes), 'node')}")
+        return self._follow(number, visits)
 
     def _await_online(self, dispatch: Dispatch) -> None:
         end = time.monotonic() + ONLINE_DEADLINE_S
@@ -177,8 +182,9 @@ class StudyRun:
             time.sleep(1.0)
         self.say("[yellow]not every SuperNode is connected; going on with those that are[/]")
 
-    def _follow(self, number: int) -> RunState:
+    def _follow(self, number: int, visits: Visits) -> RunState:
         dispatch, phases_reported, seen_running = self.directory.dispatch(), 0, False
+        lost = {name for name, node in self.directory.state().nodes.items() if node.lost}
         started = time.monotonic()
         server = PidFile(self.directory.path / PID_FILE)
         while True:
@@ -187,6 +193,9 @@ class StudyRun:
             for phase in state.rounds[phases_reported:]:
                 self.say(self._phase_line(phase.job, phase.round, len(phase.outputs), phase.seconds, dispatch))
             phases_reported = len(state.rounds)
+            for name in [name for name, node in state.nodes.items() if node.lost and name not in lost]:
+                lost.add(name)
+                self.say(self._lost_line(name, state.nodes[name], visits.refusal(name)))
             if state.ended:
                 return state
             if seen_running and not running:
@@ -198,10 +207,16 @@ class StudyRun:
             time.sleep(0.2)
 
     @staticmethod
+    def _lost_line(name: str, node: NodeState, own_words: VhtError | None) -> str:
+        code, words = (own_words.code, own_words.message) if own_words else (node.code, f"{name}: {node.lost}")
+        return f"[red]takes no further part[/]: {code} {escape(words)}"
+
+    @staticmethod
     def _phase_line(job: str, round_: int, answered: int, seconds: float, dispatch: Dispatch) -> str:
         rounds = {"train": dispatch.plan.training.rounds, "marginals": 2}.get(job, 1)
         phase_name = {"train": "round", "evaluate": "evaluation", "marginals": "marginals"}.get(job, job)
-        return f"{phase_name} {round_}/{rounds}: {answered} of {len(dispatch.nodes)} nodes answered ({seconds:.1f} s)"
+        asked = counted(len(dispatch.nodes), "node")
+        return f"{phase_name} {round_}/{rounds}: {answered} of {asked} answered ({seconds:.1f} s)"
 
     def _died(self, why: str) -> VhtError:
         return UnavailableError(why, code="VHT-UNAVAILABLE-SERVERAPP", hint=f"vht study resume {self.out}")

@@ -75,7 +75,10 @@ def _quality(quality: dict[str, Any]) -> str:
         "score; `expected` is that bound. A mean hides failure, so the worst column and the worst pair decide."
     )
     rows = [
-        (label, " × ".join(row["columns"]), row["metric"], row["score"], row["expected"])
+        (
+            *(label, " × ".join(row["columns"]), row["metric"]),
+            *(("noise dominates", None) if row["holds"] is None else (row["score"], row["expected"])),
+        )
         for label, row in (("worst column", quality["worst_column"]), ("worst pair", quality["worst_pair"]))
     ]
     means = f"Mean over columns {quality['column_mean']}, over released pairs {quality['pair_mean']}."

@@ -53,8 +53,10 @@ class Score:
         return bool(np.isfinite(self.score)) and (self.noise_dominated or self.score >= self.expected - TOLERANCE)
 
     def row(self) -> dict[str, Any]:
+        """``holds`` is None where noise dominates the released table: no score against it could fail."""
         values = {"score": _json(self.score), "expected": _json(self.expected)}
-        return {"columns": list(self.names), "metric": self.metric, **values, "holds": self.holds}
+        holds = None if self.noise_dominated and self.holds else self.holds
+        return {"columns": list(self.names), "metric": self.metric, **values, "holds": holds}
 
 
 def report(
@@ -90,7 +92,7 @@ def report(
 def gate(figures: dict[str, Any]) -> None:
     """Raises CohortError VHT-COHORT-QUALITY naming the worst column or pair, or a diagnostic that is not perfect."""
     for scores in (figures["columns"], figures["pairs"]):
-        bad = [row for row in scores if not row["holds"]]
+        bad = [row for row in scores if row["holds"] is False]
         if bad:
             names = " and ".join(bad[0]["columns"])
             raise CohortError(

@@ -108,3 +108,21 @@ def test_the_installed_command_keeps_its_words_off_stdout() -> None:
     completed = subprocess.run([VHT, "--json", "node"], capture_output=True, text=True)
     assert completed.returncode == 2
     assert json.loads(completed.stdout)["error"]["code"] == "VHT-INPUT-USAGE"
+
+
+@pytest.mark.parametrize("arguments", [["--json"], []])
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(tmp_path: Path, arguments: list[str]) -> None:
+    """``vht … | head``: the pipe is closed before the command has written, and again while it writes."""
+    many = "".join(f"x{number} = {number}" + chr(10) for number in range(20_000))  # more than a pipe holds
+    program = (
+        "import os, sys; from vht_federate import output; import typer; reading, writing = os.pipe(); "
+        "os.dup2(writing, 1); os.close(writing); os.close(reading); output.set_json_mode('--json' in sys.argv)\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n@output.command('test')\n"
+        "def test(): output.emit('test', {'words': sys.stdin.read()}, *(['a word'] * 9_000))\n"
+        "app(args=[])\n"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    for words in ("few", many):
+        completed = subprocess.run(command, input=words, capture_output=True, text=True, cwd=tmp_path)
+        assert (completed.returncode, completed.stderr) == (141, "")

@@ -1,5 +1,6 @@
 """Ports of services: drawn where nobody else is given them, and answered for only by the process that was asked."""
 
+import asyncio
 import fcntl
 import os
 import random
@@ -17,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from connector.cli.node import app as node_commands
@@ -25,7 +27,7 @@ from strategies.coordinator import Coordinator
 from vht_federate import tcp_ports
 from vht_federate.errors import UnavailableError
 from vht_federate.processes import PidFile
-from vht_federate.serving import require_free
+from vht_federate.serving import Listener, require_free, serve
 from vht_federate.tcp_ports import LOOPBACK, PORTS, free_port, free_ports
 
 LAST_BELOW_THE_KERNELS = 32_767  # of net.ipv4.ip_local_port_range as kernels come
@@ -282,6 +284,15 @@ def test_a_coordinator_that_an_earlier_version_made_opens(tmp_path: Path) -> Non
     assert Coordinator.open(made.state).config.port == 4_001
 
 
+def _init_arguments(folder: Path) -> list[str]:
+    file = str(folder / "file.pem")
+    return [
+        "init", str(folder / "node"), "--name", "h", "--certificate", file, "--key", file, "--ca", file,
+        "--issuer-key", file, "--issuer-url", "https://127.0.0.1:1", "--dataset", "urn:d", "--categories", "51.1.a",
+        "--coordinator", "127.0.0.1:2",
+    ]  # fmt: skip
+
+
 def test_a_node_that_chooses_its_ports_chooses_three(
     few_ports: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,12 +303,7 @@ def test_a_node_that_chooses_its_ports_chooses_three(
         return {}
 
     monkeypatch.setattr("connector.provision.provision", provision)
-    file = str(tmp_path / "file.pem")
-    arguments = [
-        "init", str(tmp_path / "node"), "--name", "h", "--certificate", file, "--key", file, "--ca", file,
-        "--issuer-key", file, "--issuer-url", "https://127.0.0.1:1", "--dataset", "urn:d", "--categories", "51.1.a",
-        "--coordinator", "127.0.0.1:2",
-    ]  # fmt: skip
+    arguments = _init_arguments(tmp_path)
     for options in ([], ["--port", str(PORTS.start)], ["--supernode-port", str(PORTS.start + 5)]):
         result = CliRunner().invoke(node_commands, [*arguments, *options])
         assert result.exit_code == 0, result.output
@@ -317,3 +323,39 @@ def test_a_port_that_another_process_holds_is_a_typed_error(tmp_path: Path) -> N
         assert str(port) in caught.value.message
         threading.Timer(0.5, other.close).start()
         require_free(port, patience_s=300)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.10", "no-such-host.invalid"])
+def test_an_address_that_is_not_ours_is_said_to_be_that(own_root: Path, host: str) -> None:
+    for attempt in (lambda: free_port(host), lambda: require_free(free_port(), host=host, patience_s=0)):
+        with pytest.raises(UnavailableError) as caught:
+            attempt()
+        assert caught.value.code == "VHT-UNAVAILABLE-ADDRESS"
+        assert host in caught.value.message
+    assert free_port(LOOPBACK) in PORTS
+
+
+def test_a_port_in_use_is_said_to_be_that() -> None:
+    with socket.create_server((LOOPBACK, free_port())) as other, pytest.raises(UnavailableError) as caught:
+        require_free(other.getsockname()[1], patience_s=0)
+    assert "in use" in caught.value.message
+
+
+def test_a_node_for_another_machine_is_made_with_a_port_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is drawn, so nothing is asked of an address that this machine does not have."""
+    file = tmp_path / "file.pem"
+    file.touch()
+    Coordinator.init(tmp_path / "c", host="192.0.2.10", port=9092, certificate=file, key=file, ca=file)
+    monkeypatch.setattr("connector.provision.provision", lambda _, settings, __: {"outward": settings.outward_url})
+    named = [*_init_arguments(tmp_path), "--host", "192.0.2.10", "--port", "8443"]
+    assert "https://192.0.2.10:8443" in CliRunner().invoke(node_commands, named).output
+    unnamed = CliRunner().invoke(node_commands, named[:-2])
+    assert (unnamed.exit_code, "192.0.2.10 is not an address of this machine" in unnamed.output) == (5, True)
+
+
+def test_a_listener_says_why_it_cannot_listen() -> None:
+    with pytest.raises(UnavailableError) as caught:
+        asyncio.run(serve([Listener(FastAPI(), "192.0.2.10", free_port())]))
+    assert caught.value.code == "VHT-UNAVAILABLE-ADDRESS"

@@ -192,6 +192,7 @@ _BY_PREFIX: tuple[tuple[str, type[VhtError]], ...] = (
     ("VHT-VIEW", ViewError),
     ("VHT-WIRE", WireError),
     ("VHT-INPUT-NOT-FOUND", NotFoundError),
+    ("VHT-INPUT-PATIENT", NotFoundError),
     ("VHT-INPUT", InputError),
     ("VHT-REFUSED", RefusedError),
 )

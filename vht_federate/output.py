@@ -9,8 +9,10 @@ import errno
 import functools
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +31,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Rows",
     "command",
+    "counted",
     "emit",
     "fail",
     "interrupted",
@@ -38,9 +41,11 @@ __all__ = [
     "set_json_mode",
     "table",
     "terminal",
+    "written",
 ]
 
 SCHEMA_VERSION = "1"
+PIPE_CLOSED = 128 + signal.SIGPIPE
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,7 +58,11 @@ def terminal(*, stderr: bool = False) -> "Console":
     """The console of stdout, or of stderr."""
     from rich.console import Console
 
-    return Console(stderr=stderr, soft_wrap=True)
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # Rich would leave with exit code 1
+
+    return Terminal(stderr=stderr, soft_wrap=True)
 
 
 def set_json_mode(on: bool) -> None:
@@ -95,19 +104,40 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
     return Rows(title, tuple(columns), tuple(tuple(row) for row in rows))
 
 
+@contextmanager
+def written() -> Iterator[None]:
+    """For what is printed on stdout: a reader who has seen enough, as ``head`` has, ends the command without a word.
+
+    It leaves as a process that SIGPIPE ended, with exit code 141. The signal itself stays off: a server must outlive
+    clients that go away.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is still buffered is written when the interpreter ends
+        os.close(nowhere)
+        raise typer.Exit(PIPE_CLOSED) from None
+
+
 def emit(name: str, data: dict[str, Any], *renderables: Any) -> None:
     """Print the result of command ``name``: the envelope in JSON mode, else the ``renderables`` for people."""
-    if json_mode():
-        print(json.dumps({"schema_version": SCHEMA_VERSION, "command": name, "ok": True, "data": data}, default=str))
-        return
-    for renderable in renderables:
-        terminal().print(renderable, highlight=False)
+    with written():
+        if json_mode():
+            envelope = {"schema_version": SCHEMA_VERSION, "command": name, "ok": True, "data": data}
+            print(json.dumps(envelope, default=str))
+            return
+        for renderable in renderables:
+            terminal().print(renderable, highlight=False)
 
 
 def fail(name: str, error: VhtError) -> None:
     """Print ``error`` in the mode in force and leave with its documented exit code."""
     if json_mode():
-        print(json.dumps({"schema_version": SCHEMA_VERSION, "command": name, "ok": False, "error": error.envelope()}))
+        envelope = {"schema_version": SCHEMA_VERSION, "command": name, "ok": False, "error": error.envelope()}
+        with written():
+            print(json.dumps(envelope))
     else:
         from rich.markup import escape
 
@@ -115,7 +145,6 @@ def fail(name: str, error: VhtError) -> None:
         console.print(f"[bold red]{error.code}[/] {escape(error.message)}", highlight=False)
         if error.hint:
             console.print(f"  hint: {error.hint}", highlight=False, markup=False)
-    sys.stdout.flush()
     raise typer.Exit(error.exit_code)
 
 
@@ -168,6 +197,11 @@ def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
         return run
 
     return decorate
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 hospital``, ``2 hospitals``, ``1,000 hospitals``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def moment_text(value: datetime | str | None) -> str:

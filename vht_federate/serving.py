@@ -6,7 +6,6 @@ none of them repeats what the client sent. FastAPI and uvicorn are loaded by who
 
 import contextlib
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vht_federate.errors import InputError, UnavailableError, VhtError
-from vht_federate.tcp_ports import LOOPBACK
+from vht_federate.tcp_ports import LOOPBACK, bind_error, cannot_listen
 
 if TYPE_CHECKING:
     import asyncio
@@ -56,31 +55,13 @@ class Listener:
 def require_free(port: int, *, host: str = LOOPBACK, patience_s: float | None = None) -> None:
     """For a port that a child process will bind. A predecessor that is ending has ``patience_s`` (20 s) to let go.
 
-    Raises UnavailableError VHT-UNAVAILABLE-PORT.
+    Raises UnavailableError VHT-UNAVAILABLE-PORT, VHT-UNAVAILABLE-ADDRESS.
     """
     end = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
-    while not _bindable(host, port):
+    while error := bind_error(host, port, reuse=True):  # as the process does that will bind it
         if time.monotonic() >= end:
-            raise _taken(host, port)
+            raise cannot_listen(host, port, error)
         time.sleep(POLL_S)
-
-
-def _bindable(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the process does that will bind it
-        try:
-            sock.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def _taken(host: str, port: int) -> UnavailableError:
-    return UnavailableError(
-        f"cannot listen on {host}:{port}",
-        code="VHT-UNAVAILABLE-PORT",
-        hint="another process holds this port; choose another, or stop it",
-    )
 
 
 def await_ready(ready: Callable[[], bool], *, wait_s: float, what: str) -> None:
@@ -174,7 +155,8 @@ async def serve(listeners: list[Listener], *, on_started: "list[asyncio.Event] |
             await server.serve()
         except SystemExit as error:  # uvicorn leaves so when it cannot bind
             stop()
-            raise _taken(listener.host, listener.port) from error
+            failure = bind_error(listener.host, listener.port, reuse=True)
+            raise cannot_listen(listener.host, listener.port, failure) from error
         finally:
             for bound in getattr(server, "servers", []):  # told to stop while it started, uvicorn leaves them open
                 bound.close()

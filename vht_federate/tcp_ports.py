@@ -10,6 +10,7 @@ its owner can enter. A directory of that name that is somebody else's, a link or
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from vht_federate.errors import UnavailableError
 
-__all__ = ["LOOPBACK", "PORTS", "free_port", "free_ports"]
+__all__ = ["LOOPBACK", "PORTS", "bind_error", "cannot_listen", "free_port", "free_ports"]
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(12_000, 32_000)  # below the range that the kernel takes for outgoing connections
@@ -40,11 +41,14 @@ def free_ports(*hosts: str, besides: Collection[int] = ()) -> list[int]:
     """A TCP port for each of ``hosts``: all different, none of ``besides``, each free a moment ago.
 
     No process of this user on this machine is given one of them until all the other ports of PORTS have had their
-    turn. Raises UnavailableError VHT-UNAVAILABLE-PORT.
+    turn. Raises UnavailableError VHT-UNAVAILABLE-PORT, and VHT-UNAVAILABLE-ADDRESS for a host that is not this machine.
     """
     ports, taken = [], set(besides)
     if len(hosts) > len(PORTS):
         raise _no_port(f"{len(hosts)} ports do not fit between {PORTS.start} and {PORTS.stop}")
+    for host in dict.fromkeys(hosts):
+        if error := bind_error(host, 0):
+            raise cannot_listen(host, 0, error)
     with _turn() as turn:
         for host in hosts:
             port = turn.next_free(host, taken)
@@ -78,12 +82,41 @@ class _Turn:
 
 
 def _is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        try:
-            sock.bind((host, port))
-        except OSError:
-            return False
-    return True
+    return bind_error(host, port) is None
+
+
+def bind_error(host: str, port: int, *, reuse: bool = False) -> OSError | None:
+    """Why a TCP socket cannot be bound there now; None where it can. ``reuse``: as a server binds (SO_REUSEADDR)."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as sock:
+            if reuse:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+    except OSError as error:
+        return error
+    return None
+
+
+def cannot_listen(host: str, port: int, error: OSError | None) -> UnavailableError:
+    """The typed error for ``error``: an address that is not ours, a port that is not for us, or one in use."""
+    if isinstance(error, socket.gaierror) or (error and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)):
+        return UnavailableError(
+            f"{host} is not an address of this machine",
+            code="VHT-UNAVAILABLE-ADDRESS",
+            hint="name one that it has ('ip address' lists them); with a port named as well, init asks for none here",
+        )
+    if error and error.errno in (errno.EACCES, errno.EPERM):
+        return UnavailableError(
+            f"this user may not listen on {host}:{port}",
+            code="VHT-UNAVAILABLE-PORT",
+            hint="ports below 1024 are the superuser's: choose another",
+        )
+    return UnavailableError(
+        f"cannot listen on {host}:{port}: the port is in use",
+        code="VHT-UNAVAILABLE-PORT",
+        hint="another process holds this port; choose another, or stop it",
+    )
 
 
 @contextlib.contextmanager

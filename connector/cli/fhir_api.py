@@ -15,7 +15,7 @@ app = typer.Typer(add_completion=False)
 clients = typer.Typer(no_args_is_help=True, help="Programs inside the hospital that may use the local FHIR API.")
 app.add_typer(clients, name="client")
 
-Operator = Annotated[str | None, typer.Option("--operator", help="Your name, for the evidence log.")]
+Operator = Annotated[str | None, typer.Option("--operator", help="Your account's name, for the evidence log.")]
 _COLUMNS = ["client", "name", "scope", "permit_id", "permit_expires_at", "used_at", "revoked_at"]
 
 
@@ -55,16 +55,14 @@ def add(
 def _added(
     node: Any, name: str, token: str, scope: str, keys: dict[str, Any] | None, jku: str | None, operator: str | None
 ) -> tuple[dict[str, Any], str]:
-    actor = _actor(operator)
+    actor = _actor(node, operator)
     return node.fhir_api.clients.add(name, token, scope, actor, jwks=keys, jku=jku), node.fhir_api.base
 
 
-def _actor(operator: str | None) -> Any:
-    from dataclasses import replace
-
+def _actor(node: Any, operator: str | None) -> Any:
     from connector.governance.operator_accounts import system_user
 
-    return replace(system_user(), name=operator) if operator else system_user()
+    return node.accounts.as_operator(system_user(), operator).require_approver()
 
 
 @clients.command("list")
@@ -91,7 +89,7 @@ def revoke(
         with connect(state) as node:
             data = dict(node.post(f"/api/fhir-clients/{client}/revoke", json={"operator": operator}))
     else:
-        data = alone(state, lambda node: node.fhir_api.clients.revoke(client, _actor(operator)))
+        data = alone(state, lambda node: node.fhir_api.clients.revoke(client, _actor(node, operator)))
     output.emit("node client revoke", data, f"client {data['name']} is revoked")
 
 

@@ -96,17 +96,18 @@ def opt_out(
     patient_id: Annotated[str, typer.Argument(help="Patient.id.")],
     at: Annotated[datetime | None, typer.Option(help="Since when (UTC); now by default.")] = None,
     withdraw: Annotated[bool, typer.Option("--withdraw", help="End the opt-out instead.")] = False,
+    ahead: Annotated[bool, typer.Option("--ahead", help="Of a patient whose data are still to come.")] = False,
 ) -> None:
     """Record a patient's opt-out (Article 71), or its withdrawal."""
     moment = (at if at.tzinfo else at.replace(tzinfo=UTC)) if at else None
     if running(state):
-        body = {"patient_id": patient_id, "at": moment.isoformat() if moment else None}
+        body = {"patient_id": patient_id, "at": moment.isoformat() if moment else None, "ahead": ahead}
         with connect(state) as client:
             data = client.request("DELETE" if withdraw else "POST", "/api/opt-outs", json=body).json()
     elif withdraw:
         data = {"withdrawn": alone(state, lambda node: node.withdraw_opt_out(patient_id, at=moment))}
     else:
-        alone(state, lambda node: node.opt_out(patient_id, since=moment))
+        alone(state, lambda node: node.opt_out(patient_id, since=moment, ahead=ahead))
         data = {"recorded": True}
     done = "no opt-out was in force" if data.get("withdrawn") is False else "withdrawn" if withdraw else "recorded"
     output.emit("node opt-out", data, done)

@@ -11,7 +11,14 @@ from connector.cli.fhir_api import app as api
 from connector.cli.intake import app as intake
 from connector.cli.ledger import app as ledger
 from connector.cli.node_access import State, connect, running
-from connector.cli.output_tables import budget_table, isolation_line, sources_table, visit_tables, visits_table
+from connector.cli.output_tables import (
+    budget_table,
+    connection_lines,
+    isolation_line,
+    sources_table,
+    visit_tables,
+    visits_table,
+)
 from connector.cli.quality import app as quality
 from connector.cli.sources import app as sources
 from connector.settings import CoordinatorSettings, DatasetSettings, NodeFiles, NodeSettings
@@ -28,7 +35,7 @@ __all__ = ["app"]
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Run one hospital's connector.")
 
 Visit = Annotated[str, typer.Argument(help="Id of the visit (vht node visits).")]
-Operator = Annotated[str, typer.Option("--operator", help="Your name, for the evidence log.")]
+Operator = Annotated[str, typer.Option("--operator", help="Your account's name, for the evidence log.")]
 
 
 def _categories(words: list[str]) -> tuple[DataCategory, ...]:
@@ -74,8 +81,9 @@ def init(
 
     described = {"id": dataset, "categories": _categories(categories)} | ({"title": title} if title else {})
     given_ports = (port, internal_port, supernode_port)
-    drawn_ports = free_ports(host, internal_host, LOOPBACK, besides=given_ports)
-    outward, internal, loopback = (given or drawn for given, drawn in zip(given_ports, drawn_ports, strict=True))
+    hosts = zip((host, internal_host, LOOPBACK), given_ports, strict=True)
+    drawn_ports = iter(free_ports(*[name for name, given in hosts if not given], besides=given_ports))
+    outward, internal, loopback = (given or next(drawn_ports) for given in given_ports)
     fleet = None
     if coordinator is not None:
         ca_path = (coordinator_ca or ca).resolve()
@@ -152,7 +160,7 @@ def status(
     counts = ", ".join(f"{count} {state}" for state, count in data["visits"].items()) or "none"
     tables = [budget_table(data["budget"])] + ([sources_table(data["sources"])] if data["sources"] else [])
     first = f"node {data['name']} is {word}; visits: {counts}"
-    output.emit("node status", data, first, isolation_line(data["isolation"]), *tables)
+    output.emit("node status", data, first, *connection_lines(data), isolation_line(data["isolation"]), *tables)
 
 
 @app.command("isolation")
@@ -228,9 +236,14 @@ def reject(
 
 @app.command("halt")
 @output.command("node halt")
-def halt(state: State, visit: Visit, operator: Operator) -> None:
+def halt(
+    state: State,
+    visit: Visit,
+    operator: Operator,
+    reason: Annotated[str, typer.Option(help="Why, for the coordinator to read.")] = "",
+) -> None:
     """Stop a visit at once: nothing more is drawn, nothing more leaves."""
-    _decide(state, visit, "stop", {"operator": operator}, command="halt")
+    _decide(state, visit, "stop", {"operator": operator, "reason": reason}, command="halt")
 
 
 def _decide(state: Path, visit: str, verb: str, body: dict[str, Any], *, command: str | None = None) -> None:
@@ -243,7 +256,7 @@ def _decide(state: Path, visit: str, verb: str, body: dict[str, Any], *, command
 @output.command("node console")
 def console(
     state: State,
-    operator: Annotated[str | None, typer.Option(help="Under which name you act there.")] = None,
+    operator: Annotated[str | None, typer.Option(help="Under which account you act there.")] = None,
 ) -> None:
     """Print a link that logs you in to the console, once."""
     with connect(state) as client:
@@ -256,15 +269,17 @@ def console(
 def operator(
     state: State,
     name: Annotated[str, typer.Argument(help="The operator's name.")],
-    role: Annotated[str, typer.Option(help="viewer or approver.")] = "viewer",
+    role: Annotated[
+        str | None, typer.Option(help="viewer or approver; else an account keeps its role, and a new one may look.")
+    ] = None,
     password_file: Annotated[Path | None, typer.Option(help="File with the password; asked for by default.")] = None,
 ) -> None:
-    """Make a console account, or give one a new role and password."""
-    from connector.governance.operator_accounts import Accounts
+    """Make an operator's account, or give one a new password and role."""
+    from connector.governance.operator_accounts import Accounts, Role
     from connector.node import utc_now
     from connector.store.node_database import open_database
 
-    if role not in ("viewer", "approver"):
+    if role not in (None, "viewer", "approver"):
         raise InputError("a role is viewer or approver", code="VHT-INPUT-OPERATOR")
     settings, files = NodeSettings.read(state), NodeFiles(state)
     password = (
@@ -272,14 +287,36 @@ def operator(
         if password_file
         else typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     )
+    asked: Role | None = None if role is None else "approver" if role == "approver" else "viewer"
     database = open_database(settings, files)
     try:
-        Accounts(database, secrets.token_hex(32), utc_now).add(
-            name, "approver" if role == "approver" else "viewer", password
-        )
+        kept = Accounts(database, secrets.token_hex(32), utc_now).add(name, asked, password)
     finally:
         database.close()
-    output.emit("node operator", {"name": name, "role": role}, f"{name} may log in as {role}")
+    output.emit("node operator", {"name": name, "role": kept}, f"{name} may log in as {kept}")
+
+
+@app.command("backup")
+@output.command("node backup")
+def backup(
+    state: State, archive: Annotated[Path, typer.Argument(help="Archive to write (.tar.gz), for its owner alone.")]
+) -> None:
+    """Write an archive of a node that rests, with the files outside its directory that it needs."""
+    from connector.backup import back_up
+    from vht_federate.files import private_files
+
+    settings, files = NodeSettings.read(state), NodeFiles(state)
+    with private_files(state), PidFile(files.pid):
+        made = back_up(settings, files, archive)
+    data = {
+        "archive": str(made.archive),
+        "files": made.files,
+        "beside": [str(path) for path in made.beside],
+        "database_left_out": made.database,
+    }
+    words = f"{made.archive}: {output.counted(made.files, 'file')}; restore with: tar -xzpf {archive.name} -C /"
+    notes = [f"not in it: the database {made.database}, to be backed up beside it"] if made.database else []
+    output.emit("node backup", data, words, *notes)
 
 
 for commands in (intake, sources, codes, quality, api, ledger):  # they stand beside these

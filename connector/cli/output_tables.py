@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vht_federate.domain.budget import POPULATIONS
-from vht_federate.output import Rows, moment_text, table
+from vht_federate.output import Rows, counted, moment_text, table
 
 __all__ = [
     "budget_table",
+    "connection_lines",
     "explanation_table",
     "intake_table",
     "patients_table",
@@ -136,6 +137,19 @@ def quarantine_table(entries: Sequence[Mapping[str, Any]]) -> Rows:
     return table("Set aside", columns, [tuple(entry[name] for name in columns) for entry in entries])
 
 
+def connection_lines(status: Mapping[str, Any]) -> list[str]:
+    """Of a node that runs and has a coordinator: is its SuperNode connected, and if not, why?"""
+    processes = status.get("supernode")
+    if not processes:
+        return []
+    supernode = processes["supernode"]
+    words = f"coordinator {status['coordinator']}: {supernode['connection']}"
+    lines = [f"{words}, {supernode['reason']}" if supernode["reason"] else words]
+    if processes["executor"]["pid"] is None:
+        lines.append("the executor of its messages is down; it is started again")
+    return lines
+
+
 def explanation_table(explained: Sequence[Mapping[str, Any]]) -> Rows:
     """Entries that are wrong in one way in one file are one row."""
     groups: dict[tuple[str, ...], list[int]] = {}
@@ -187,7 +201,10 @@ def _facts(visit: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "its digest", component["digest"]
     yield "reads", ", ".join(visit["request"]["columns"])
     yield "opt-outs", "overridden by law" if permit["overrides_opt_out"] else f"as of {permit['issued_at']}"
-    yield "at least", f"{permit['minimum_cohort']} patients here, {permit['minimum_nodes']} hospitals"
+    yield (
+        "at least",
+        f"{counted(permit['minimum_cohort'], 'patient')} here, {counted(permit['minimum_nodes'], 'hospital')}",
+    )
     yield "would cost", f"epsilon {_epsilon(visit['epsilon_planned'])} at delta {visit['delta']:g}"
     yield "has cost", f"epsilon {_epsilon(visit['epsilon_spent'])}"
     yield "permit's ceiling", f"epsilon {permit['epsilon']:g} at delta {permit['delta']:g}"

@@ -103,8 +103,12 @@ def _add_forms(app: FastAPI, pages: Pages) -> None:
         )
 
     @app.post("/visits/{visit_id}/stop", include_in_schema=False)
-    def stop(request: Request, visit_id: str, form_key: Key = "") -> Response:
-        return pages.acting(request, form_key, lambda actor: visits.stop(visit_id, actor), f"/visits/{visit_id}")
+    def stop(
+        request: Request, visit_id: str, form_key: Key = "", reason: Annotated[str, Form(max_length=500)] = ""
+    ) -> Response:
+        return pages.acting(
+            request, form_key, lambda actor: visits.stop(visit_id, actor, reason), f"/visits/{visit_id}"
+        )
 
 
 def _add_log_in(app: FastAPI, pages: Pages) -> None:
@@ -122,7 +126,8 @@ def _add_log_in(app: FastAPI, pages: Pages) -> None:
 
     @app.get("/login", include_in_schema=False)
     def log_in_page(request: Request, code: Annotated[str | None, Query(max_length=100)] = None) -> Response:
-        if code is not None:  # good for one session: what a browser's history keeps of it opens nothing
+        asked_about = request.scope.get("vht.head", False)  # a HEAD opens no session, and uses no link up
+        if code is not None and not asked_about:  # good once: what a browser's history keeps of it opens nothing
             try:
                 value, _ = sessions.accounts.log_in_with_code(code)
             except VhtError as error:

@@ -52,20 +52,36 @@ class Explanation:
 
 
 def explain(entries: Iterable[Mapping[str, Any]], folders: Sequence[Path], units: Units) -> Iterator[Explanation]:
-    """Each entry of a quarantine, explained. Its file is the one in the first of ``folders`` that has it, read once."""
-    by_file: dict[str, dict[int, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    """Each entry of a quarantine, explained.
+
+    Several of ``folders`` may have a file of an entry's name: it is explained by the first in which its line still
+    says so, else by the first that has the line. Each file is read once.
+    """
+    by_file: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in entries:
-        by_file[entry["file"]][entry["line"]].append(entry)
-    for name, waiting in by_file.items():
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        for line in read_file(path) if path else ():
-            for entry in waiting.pop(line.number, ()):
-                yield _explained(entry, line, units)
-            if not waiting:
+        by_file[entry["file"]].append(entry)
+    for name, of_file in by_file.items():
+        best = [_explained(entry, None, units) for entry in of_file]
+        for path in dict.fromkeys(folder / name for folder in folders if (folder / name).is_file()):
+            _search(path, of_file, best, units)
+            if all(explanation.source == FOUND for explanation in best):
                 break
-        for line_entries in waiting.values():
-            for entry in line_entries:
-                yield _explained(entry, None, units)
+        yield from best
+
+
+def _search(path: Path, entries: Sequence[Mapping[str, Any]], best: list[Explanation], units: Units) -> None:
+    """Put into ``best``, at an entry's place, what ``path`` says of it where that is better than what stands there."""
+    waiting: dict[int, list[int]] = defaultdict(list)
+    for place, explanation in enumerate(best):
+        if explanation.source != FOUND:
+            waiting[entries[place]["line"]].append(place)
+    for line in read_file(path) if waiting else ():
+        for place in waiting.pop(line.number, ()):
+            explanation = _explained(entries[place], line, units)
+            if explanation.source == FOUND or best[place].source == GONE:
+                best[place] = explanation
+        if not waiting:
+            break
 
 
 def _explained(entry: Mapping[str, Any], line: Line | None, units: Units) -> Explanation:

@@ -48,6 +48,13 @@ class Generation:
     def parts(self, table: str) -> list[Path]:
         return sorted(self.folder.glob(f"{table}-[0-9]*.parquet"))
 
+    def holds_patient(self, subject: str) -> bool:
+        """Whether a Patient resource of this keyed hash is held."""
+        import pyarrow.parquet as pq
+
+        held = [("subject", "=", subject)]
+        return any(pq.read_table(part, columns=["subject"], filters=held).num_rows for part in self.parts("patient"))
+
     def quarantine(self) -> list[dict[str, Any]]:
         path = self.folder / "quarantine.jsonl"
         return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []

@@ -5,8 +5,9 @@ who was in which run. The *permit's*: its ceiling, counted as if one patient had
 what an auditor can recompute who is not told who was in what. The *dataset's*, where the operator sets one: the same
 over all permits.
 
-A visit reserves before anything of a patient is read, so at first its reservation counts for everybody. When its cohort
-is known it is narrowed to the patients included (``include``), each of whom must afford it; nothing is drawn before.
+A visit reserves before any value of a patient is read, so at first its reservation counts for everybody. When its
+cohort is known it is narrowed to the patients included (``include``), each of whom must afford it; nothing is drawn
+before.
 What is spent are the rows of ``draws`` and the drawn ``queries``; what is reserved is the plan of each visit whose
 reservation is open, less its draws, and each reserved query. Callers hold a writing transaction.
 """
@@ -152,6 +153,13 @@ class Ledger:
                 cap.name: {"epsilon": cap.epsilon, "delta": cap.delta} for cap in self.caps(permit, visit.dataset_id)
             },
         )
+
+    def require_included(
+        self, session: Session, visit: VisitRow, permit: Permit, request: StudyRequest, included: Included
+    ) -> None:
+        """Could ``visit`` include these patients now? Raises BudgetError VHT-BUDGET-CAP; changes nothing."""
+        run = Run(visit.id, visit.dataset_id, visit.permit_id, holds=request.plan.events())
+        self.patient_accounts(session).require(run, included, self.caps(permit, visit.dataset_id))
 
     def include(self, session: Session, visit: VisitRow, permit: Permit, included: Included) -> None:
         """Narrow what ``visit`` reserved to the patients of its cohort.

@@ -1,8 +1,9 @@
 """Who decides at a node: local accounts (scrypt, RFC 7914), roles, console sessions, and the token of the machine.
 
 An approver may approve, reject, stop, ingest and record opt-outs; a viewer may look. The operator token, a file that
-only the node's own system user can read, acts as an approver under the name its holder gives. Whoever runs a command
-on the directory of a node that rests acts under the name of their system account.
+only the node's own system user can read, acts as an approver; whoever runs a command on the directory of a node that
+rests acts under the name of their system account. Both may name an account instead, and then have its role; a name
+without an account decides nothing.
 """
 
 import getpass
@@ -28,6 +29,7 @@ SESSION_HOURS = 8
 MINIMUM_PASSWORD = 10
 INVITATION_MINUTES = 15
 INVITATIONS = 100
+UNNAMED = "operator"
 _SCRYPT = {"n": 2**15, "r": 8, "p": 1, "maxmem": 2**26, "dklen": 64}
 
 
@@ -67,18 +69,23 @@ class Accounts:
         self._database, self._token, self._clock = database, operator_token, clock
         self._invitations: dict[str, tuple[Actor, datetime]] = {}
 
-    def add(self, name: str, role: Role, password: str) -> None:
-        """Add an account, or give an existing one a new role and password."""
+    def add(self, name: str, role: Role | None, password: str) -> Role:
+        """Add an account, or give an existing one a new password and role; its sessions end. The role it now has.
+
+        Without a ``role`` an existing account keeps its own, and a new one may look.
+        """
         if not name.strip() or len(name) > 100:
             raise InputError("an operator has a name of 1 to 100 characters", code="VHT-INPUT-OPERATOR")
         if len(password) < MINIMUM_PASSWORD:
             raise InputError(f"a password has at least {MINIMUM_PASSWORD} characters", code="VHT-INPUT-PASSWORD")
         salt = secrets.token_bytes(16)
+        verifier = _scrypt(password, salt)
         with self._database.write() as session:
-            session.merge(
-                OperatorRow(name=name, role=role, salt=salt, verifier=_scrypt(password, salt), created_at=self._clock())
-            )
+            known = session.get(OperatorRow, name)
+            kept = role or (_role(known.role) if known else "viewer")
+            session.merge(OperatorRow(name=name, role=kept, salt=salt, verifier=verifier, created_at=self._clock()))
             session.execute(delete(SessionRow).where(SessionRow.actor == name))
+        return kept
 
     def log_in(self, name: str, password: str) -> tuple[str, SignedIn]:
         """The cookie's value and the session. Raises RefusedError VHT-REFUSED-LOGIN, the same for every reason."""
@@ -110,23 +117,32 @@ class Accounts:
             )
         return self._open(actor)
 
-    def of_token(self, token: str, name: str = "operator") -> Actor:
-        """The actor behind the operator token, under the name its holder gives; never above that account's role."""
+    def of_token(self, token: str) -> Actor:
+        """The actor behind the operator token: an approver without an account's name."""
         if not hmac.compare_digest(token.encode(), self._token.encode()):
             raise RefusedError("this is not the operator token of this node", code="VHT-REFUSED-LOGIN")
-        with self._database.read() as session:
-            row = session.get(OperatorRow, name)
-        return Actor(name, _role(row.role) if row else "approver", "operator-token")
+        return Actor(UNNAMED, "approver", "operator-token")
 
     def as_operator(self, actor: Actor, name: str | None) -> Actor:
-        """``actor`` under ``name``: the token's holder gives one; a session cannot act as somebody else."""
-        if name is None or name == actor.name:
+        """``actor`` under ``name``: who holds the token or the directory names an account, a session only its own.
+
+        Raises RefusedError VHT-REFUSED-ROLE, and VHT-REFUSED-OPERATOR-UNKNOWN for a name without an account.
+        """
+        if name is None:
             return actor
-        if actor.via != "operator-token":
+        if actor.via == "account":
+            if name == actor.name:
+                return actor
             raise RefusedError("a session acts under its own name only", code="VHT-REFUSED-ROLE")
         with self._database.read() as session:
             row = session.get(OperatorRow, name)
-        return Actor(name, _role(row.role) if row else "approver", "operator-token")
+        if row is None:
+            raise RefusedError(
+                "no operator of this node has that name",
+                code="VHT-REFUSED-OPERATOR-UNKNOWN",
+                hint="an account is made with 'vht node operator STATE NAME --role approver'",
+            )
+        return Actor(name, _role(row.role), actor.via)
 
     def of_cookie(self, value: str) -> SignedIn | None:
         """The live session behind a cookie, or None."""

@@ -9,17 +9,30 @@ uses, never by an identifier.
 
 from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from connector.fhir.store import Store
 from connector.store.models import OptOutRow
 from vht_federate.domain.permit import Permit
-from vht_federate.errors import InputError
+from vht_federate.errors import InputError, NotFoundError
 from vht_federate.evidence.entry import LogEntry
 from vht_federate.evidence.events import OptOutRecorded, OptOutWithdrawn
 
-__all__ = ["excluded_subjects", "opt_out", "opted_out", "restore", "withdraw"]
+__all__ = ["excluded_subjects", "opt_out", "opted_out", "require_held", "restore", "withdraw"]
+
+
+def require_held(store_dir: Path, subject: str) -> None:
+    """Raises NotFoundError VHT-INPUT-PATIENT: an opt-out under a mistyped id would protect nobody."""
+    generation = Store(store_dir).current()
+    if generation is None or not generation.holds_patient(subject):
+        raise NotFoundError(
+            "this node holds no patient of that id; nothing was recorded",
+            code="VHT-INPUT-PATIENT",
+            hint="it is the Patient.id of the export; for a patient whose data are still to come, add --ahead",
+        )
 
 
 def opt_out(session: Session, subject: str, since: datetime, now: datetime) -> bool:

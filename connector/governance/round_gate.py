@@ -218,6 +218,6 @@ def _not_ready(row: VisitRow | None) -> VhtError:
     """The reason a visit ended is the reason its next round is refused."""
     if row is None:
         return RefusedError("no such visit", code="VHT-REFUSED-VISIT")
-    if row.code and row.state in ("revoked", "rejected", "failed"):
+    if row.code and row.state in ("revoked", "rejected", "halted", "failed"):
         return error_from_envelope({"code": row.code, "message": f"this visit is {row.state}: {row.reason}"})
     return RefusedError(f"this visit is {row.state}, not ready", code="VHT-REFUSED-STATE")

@@ -1,10 +1,12 @@
 """From approval to a ready visit, beside the request that approved it: read the cohort, start the enclave.
 
-Nothing of a patient is read before the budget is reserved, for everybody. Once it is known whom the cohort includes,
-the reservation is narrowed to them, before any of their values is written; a patient who could not afford it, or a
-cohort below the permit's minimum, ends the visit and its files, and nobody learns who or how many. What stops the
-reading of the data is for the node's operators, in its log: the coordinator sees a visit's code and reason, and to it
-all causes are one (VHT-COHORT-UNREADABLE), because a component's view could be written to stop at one patient.
+No value of a patient is read before the budget is reserved, for everybody. Whom the cohort would include is looked up
+before, when an operator approves: a patient who cannot afford the plan makes the approval fail. When the cohort is
+read, the reservation is narrowed to those it includes, before any of their values is written; a patient who could no
+longer afford it, or a cohort below the permit's minimum, ends the visit and its files, and nobody learns who or how
+many. What stops the reading of the data is for the node's operators, in its log: the coordinator sees a visit's code
+and reason, and to it all causes are one (VHT-COHORT-UNREADABLE), because a component's view could be written to stop
+at one patient.
 """
 
 import logging
@@ -29,7 +31,7 @@ from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.split import is_test
-from vht_federate.errors import CohortError, RefusedError, VhtError
+from vht_federate.errors import CohortError, RefusedError, UnavailableError, VhtError
 from vht_federate.evidence.events import CohortBuilt, EnclaveStarted
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.participation import Included
@@ -60,6 +62,14 @@ class CohortBuilder(Protocol):
         *,
         included: Callable[[list[str], list[int]], None],
     ) -> Any: ...
+
+
+class _Seen(Exception):
+    """Whom a cohort would include."""
+
+    def __init__(self, included: Included) -> None:
+        super().__init__()
+        self.included = included
 
 
 class Preparation:
@@ -130,34 +140,65 @@ class Preparation:
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    def _build(self, visit: VisitRow) -> None:
+    def foresee(self, visit: VisitRow) -> Included | None:
+        """Whom the cohort of ``visit`` would include by today's data; nothing is written.
+
+        None where that cannot be read: why is found, and told, when the visit is prepared.
+        """
+
+        def seen(subjects: list[str], buckets: list[int]) -> None:
+            raise _Seen(_included(subjects, buckets))
+
+        try:
+            with self._visits.database.read() as session:
+                excluded = excluded_subjects(session, self._visits.permit_of(visit))
+            specification = self._specification(visit, excluded)
+            self._build_cohort(self._files.fhir, specification, self._files.cohort(visit.id), included=seen)
+        except _Seen as look:
+            return look.included
+        except UnavailableError:
+            raise
+        except Exception as error:
+            facts = {"visit": visit.id, "code": error.code if isinstance(error, VhtError) else "VHT-INTERNAL"}
+            log.warning("whom the cohort would include cannot be read", extra={"facts": facts})
+        return None
+
+    def _specification(
+        self, visit: VisitRow, excluded: set[str], pseudonym: Callable[[str], str] | None = None
+    ) -> CohortSpecification:
         permit, request = self._visits.permit_of(visit), request_of(visit)
         files = ComponentFiles.read(self._visits.admission.require_component(request))
         files.expect(request.component.digest)
+        permitted = tuple(column for column in request.columns if column in permit.columns)
+        cohort_view = files.cohort_view(request.component.profile)
+        if cohort_view is not None:
+            compile_inclusion(cohort_view)  # what is wrong with the view itself is no secret
+        return CohortSpecification(
+            files.component(), request.component.profile, permitted, excluded, pseudonym, cohort_view
+        )
+
+    def _build(self, visit: VisitRow) -> None:
+        permit = self._visits.permit_of(visit)
         with self._visits.steps.step() as step:
             excluded = excluded_subjects(step.session, permit)
             pseudonym = pseudonymiser(step.session, permit.permit_id, visit.created_at)
+        specification = self._specification(visit, excluded, pseudonym)
         destination = self._files.cohort(visit.id)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        permitted = tuple(column for column in request.columns if column in permit.columns)
         counts: list[int] = []
 
         def include(subjects: list[str], buckets: list[int]) -> None:
             counts.append(len(subjects))
-            self._include(visit, permit, Included.of(subjects, [is_test(bucket) for bucket in buckets]))
+            self._include(visit, permit, _included(subjects, buckets))
 
-        cohort_view = files.cohort_view(request.component.profile)
-        if cohort_view is not None:
-            compile_inclusion(cohort_view)  # what is wrong with the view itself is no secret
-        specification = CohortSpecification(
-            files.component(), request.component.profile, permitted, excluded, pseudonym, cohort_view
-        )
         with _one_cause(visit):
             self._build_cohort(self._files.fhir, specification, destination, included=include)
         if not counts:
             raise CohortError("the cohort was built without a word of whom it includes", code="VHT-COHORT-PATIENTS")
         built = CohortBuilt(
-            columns=tuple(sorted(permitted)), minimum_cohort_met=True, opt_outs_as_of=permit.issued_at.isoformat()
+            columns=tuple(sorted(specification.columns)),
+            minimum_cohort_met=True,
+            opt_outs_as_of=permit.issued_at.isoformat(),
         )
         self._visits.evidence.record(built, permit_id=visit.permit_id, visit=visit.id)
 
@@ -213,6 +254,10 @@ class Preparation:
             pool.submit(run)
         except RuntimeError:  # the node is stopping: it clears up by itself
             log.info("not started, the node is stopping", extra={"facts": {"visit": visit_id}})
+
+
+def _included(subjects: list[str], buckets: list[int]) -> Included:
+    return Included.of(subjects, [is_test(bucket) for bucket in buckets])
 
 
 @contextmanager

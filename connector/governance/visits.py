@@ -3,7 +3,8 @@
     requested -> approved -> ready -> closed
         |            |          |---> revoked     the permit was withdrawn
         |            |----------|---> failed      preparation, permit's end, restart
-        |------------|----------|---> rejected    an operator said no, or pressed stop
+        |            |----------|---> halted      an operator pressed stop
+        |---> rejected                            an operator said no
 
 A step is one writing transaction whose last act before the commit is the log entry: what the log holds and the
 database lacks, after a crash or a commit that failed, is entered again by ``recovery``.
@@ -40,6 +41,7 @@ from vht_federate.evidence.events import (
 )
 from vht_federate.permits.check import read_permit
 from vht_federate.privacy.accounting import epsilon_by_population
+from vht_federate.privacy.participation import Included
 from vht_federate.signing.canonical import sha256_hex
 from vht_federate.signing.keys import unverified_claims
 from vht_federate.signing.possession import PresentedProof
@@ -48,6 +50,7 @@ __all__ = ["OPEN", "STOPPED", "Visits", "request_of"]
 
 OPEN = ("requested", "approved", "ready")
 STOPPED = "VHT-REFUSED-STOPPED"
+WRONG_STATE = "VHT-REFUSED-STATE"
 log = logging.getLogger("vht.node.visits")
 
 
@@ -71,6 +74,7 @@ class Visits:
         self.steps, self.ledger, self.admission = steps, ledger, admission
         self.database, self.evidence, self.guard = steps.database, steps.evidence, steps.guard
         self._secret, self._clock, self._changes = secret, clock, changes
+        self.foresee: Callable[[VisitRow], Included | None] = lambda _: None  # of whom the cohort would be, if known
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -149,18 +153,27 @@ class Visits:
         return visit
 
     def approve(self, visit_id: str, actor: Actor) -> VisitRow:
-        """Reserve the plan's budget and let the visit be prepared. Approving twice changes nothing."""
+        """Reserve the plan's budget and let the visit be prepared. Approving twice changes nothing.
+
+        Every patient whom the cohort would include must afford the plan now. Raises BudgetError VHT-BUDGET-CAP where
+        one does not, RefusedError VHT-REFUSED-STATE for a visit that ended, and what the admission refuses with.
+        """
         visit = self.get(visit_id)
         if visit.state in ("approved", "ready"):
             return visit
+        _expect(visit, "requested")
         permit, request = self.permit_of(visit), request_of(visit)
         try:
             self.admission.status.require_good(permit)
             self.admission.require_component(request)
+            included = self.foresee(visit)  # reads the store, which takes its time: outside of any step
 
             def price(session: Session) -> dict[str, float]:
-                if _row(session, visit_id).state != "requested":
+                row = _row(session, visit_id)
+                if row.state != "requested":
                     return {}  # the step says so
+                if included is not None:
+                    self.ledger.require_included(session, row, permit, request, included)
                 return self.ledger.price(session, visit_id, permit, request, visit.dataset_id)
 
             with self.steps.step_after(price, self.ledger.version) as (step, epsilon):
@@ -180,7 +193,8 @@ class Visits:
             self.revoke(visit_id, error)
             raise
         except VhtError as error:
-            self.admission.refused(error, permit_id=permit.permit_id, visit_id=visit_id)
+            if error.code != WRONG_STATE:  # somebody was faster: nothing of the study was refused
+                self.admission.refused(error, permit_id=permit.permit_id, visit_id=visit_id)
             raise
         log.info("visit approved", extra={"facts": {"visit": visit_id, "operator": actor.name}})
         self._changes.approved(visit_id)
@@ -197,18 +211,20 @@ class Visits:
         return True
 
     def reject(self, visit_id: str, actor: Actor, reason: str) -> VisitRow:
-        """An operator declines a request. Raises RefusedError VHT-REFUSED-STATE once it was approved."""
+        """An operator declines a request. Raises RefusedError VHT-REFUSED-STATE once it was approved, or ended."""
         with self.guard:
             self.steps.catch_up()
             visit = self.get(visit_id)
-            if visit.state == "rejected":
-                return visit
             _expect(visit, "requested")
             return self.end(visit_id, "rejected", code="VHT-REFUSED-OPERATOR", reason=reason, actor=actor)
 
-    def stop(self, visit_id: str, actor: Actor) -> VisitRow:
-        """Halt at once: the next round is refused, the enclave goes, what was not drawn is given back."""
-        return self.end(visit_id, "rejected", code=STOPPED, reason=f"stopped by {actor.name}", actor=actor)
+    def stop(self, visit_id: str, actor: Actor, reason: str = "") -> VisitRow:
+        """Halt at once: the next round is refused, the enclave goes, what was not drawn is given back.
+
+        ``reason`` is for the coordinator to read. A visit that was not approved yet is rejected.
+        """
+        words = f"stopped by the operator: {reason}" if reason else "stopped by the operator"
+        return self.end(visit_id, "halted", code=STOPPED, reason=words, actor=actor)
 
     def revoke(self, visit_id: str, error: RevokedError, *, grace_s: float = 0.0) -> VisitRow:
         """The issuer withdrew the permit: log that it was seen, and end the visit."""
@@ -242,6 +258,7 @@ class Visits:
             visit = _row(session, visit_id)
             if visit.state not in OPEN:
                 return visit
+            state = "rejected" if visit.state == "requested" and state == "halted" else state
             unapproved = visit.state == "requested" and state == "rejected"
             visit.state, visit.code, visit.reason, visit.ended_at = state, code, reason, self._clock()
             visit.decided_by = actor.name if actor else visit.decided_by
@@ -334,5 +351,9 @@ def _unknown() -> NotFoundError:
 
 
 def _expect(visit: VisitRow, state: str) -> None:
-    if visit.state != state:
-        raise RefusedError(f"this visit is {visit.state}, not {state}", code="VHT-REFUSED-STATE")
+    if visit.state in OPEN:
+        if visit.state != state:
+            raise RefusedError(f"this visit is {visit.state}, not {state}", code="VHT-REFUSED-STATE")
+    else:
+        words = f"this visit ended as {visit.state}"
+        raise RefusedError(f"{words}: {visit.reason}" if visit.reason else words, code="VHT-REFUSED-STATE")

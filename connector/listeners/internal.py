@@ -62,6 +62,7 @@ class OptOutRequest(BaseModel):
     model_config = _STRICT
     patient_id: str = Field(min_length=1, max_length=64)
     at: AwareDatetime | None = None
+    ahead: bool = False  # recorded though the node holds no such patient yet
 
 
 def internal_app(node: Node, *, delays: LogInDelays | None = None) -> FastAPI:
@@ -128,8 +129,9 @@ def _add_visits(app: FastAPI, node: Node, who: Any) -> None:
         return {"visit": visit_id, "state": decided.state}
 
     @app.post("/api/visits/{visit_id}/stop")
-    def stop(visit_id: str, actor: Who, decision: Decision | None = None) -> dict[str, Any]:
-        stopped = node.visits.stop(visit_id, _named(node, actor, decision))
+    def stop(visit_id: str, actor: Who, decision: Rejection | None = None) -> dict[str, Any]:
+        reason = decision.reason if decision else ""
+        stopped = node.visits.stop(visit_id, _named(node, actor, decision), reason)
         return {"visit": visit_id, "state": stopped.state, "code": stopped.code}
 
 
@@ -172,7 +174,7 @@ def _add_data(app: FastAPI, node: Node, who: Any) -> None:
     @app.post("/api/opt-outs")
     def opt_out(actor: Who, body: OptOutRequest) -> dict[str, Any]:
         actor.require_approver()
-        node.opt_out(body.patient_id, since=body.at, actor=actor)
+        node.opt_out(body.patient_id, since=body.at, actor=actor, ahead=body.ahead)
         return {"recorded": True}
 
     @app.delete("/api/opt-outs")

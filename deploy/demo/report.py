@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from deploy.demo.plots import budgets, curve, marginal
+from deploy.demo.summary import released
 from vht_federate.web.pages import stylesheet, templates
 
 __all__ = ["report_html"]
@@ -19,6 +20,7 @@ def report_html(summary: Mapping[str, Any], *, made_at: datetime) -> str:
     truth = summary["harness"]
     return pages.get_template("report.html").render(
         summary=summary,
+        released={name: released(summary, name) for name in ("auc", "accuracy")},
         truth=truth,
         made_at=made_at,
         curves={metric: _curve(truth, metric) for metric in ("auc", "accuracy")},

@@ -24,7 +24,7 @@ from deploy.demo.studies import export_terms, terms_for
 from deploy.demo.summary import Outcome, shown, summary_of
 from deploy.local_federation import Hospital, LocalFederation
 from vht_federate.errors import InputError
-from vht_federate.output import emit, progress, terminal
+from vht_federate.output import counted, emit, progress, terminal
 from vht_federate.processes import PidFile
 from vht_federate.samples.export import Export
 from vht_federate.samples.uci import read_folder
@@ -123,7 +123,8 @@ def _data(options: DemoOptions, out: Path, commands: Commands) -> list[Hospital]
     elif options.fhir is not None:
         _split(options.fhir, options.hospitals, out, commands)
     else:
-        progress(f"generating {options.hospitals} hospitals of about {options.patients} patients as FHIR R4")
+        patients = counted(options.patients, "patient")
+        progress(f"generating {counted(options.hospitals, 'hospital')} of about {patients} as FHIR R4")
         commands.run(
             "data", "generate", "--hospitals", str(options.hospitals), "--patients", str(options.patients),
             "--seed", str(options.seed), "--out", str(out / "data"),
@@ -133,7 +134,7 @@ def _data(options: DemoOptions, out: Path, commands: Commands) -> list[Hospital]
 
 
 def _split(export: Path, hospitals: int, out: Path, commands: Commands) -> None:
-    progress(f"splitting the export into {hospitals} hospitals by a public rule on Patient.id")
+    progress(f"splitting the export into {counted(hospitals, 'hospital')} by a public rule on Patient.id")
     report = commands.run(
         "data", "split", str(export.resolve()), "--hospitals", str(hospitals), "--out", str(out / "data")
     )

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from deploy.local_federation import LocalFederation
-from vht_federate.output import table
+from vht_federate.domain.figures import released_figures
+from vht_federate.output import counted, table
 
-__all__ = ["ABOUT", "Outcome", "released_auc", "shown", "summary_of"]
+__all__ = ["ABOUT", "Outcome", "released", "shown", "summary_of"]
 
 NOT_PRIVATE = ("patients", "auc_federated", "accuracy_mean_over_nodes", "harness")
 EXACT = "exact, by the harness from the source files, not private: mean over the nodes' test sets of the "
@@ -28,7 +29,10 @@ ABOUT = {
     "accuracy_mean_over_nodes": f"{EXACT}accuracy at 0.5 of the released component",
     "auc_released": "released with noise: AUC from the score tables of all nodes added up",
     "auc_released_radius": "noise moved auc_released by no more, with 95 % confidence",
+    "auc_released_interval": "where auc_released lies without noise, with 95 % confidence",
     "accuracy_released": "released with noise: mean over the nodes of accuracy at 0.5",
+    "accuracy_released_interval": "where accuracy_released lies without noise, with 95 % confidence",
+    "released": "released with noise: every figure of all nodes' tables added up, as it is shown, with its interval",
     "bytes_out_per_node": "bytes of results and tensors that left each node towards the coordinator",
     "cohort": "rows of the synthetic cohort and its own share of epsilon; null where it was withheld, see reason",
     "ledger": "by node: cap and spent as epsilon (spent: the most of any population), entries as releases drawn",
@@ -120,7 +124,7 @@ def shown(summary: Mapping[str, Any], hospitals: int) -> tuple[Any, ...]:
 
 def _rows(summary: Mapping[str, Any], hospitals: int) -> Sequence[tuple[str, str]]:
     truth = summary["harness"]
-    taking_part = f"{summary['nodes']} of {hospitals} hospitals"
+    taking_part = f"{summary['nodes']} of {counted(hospitals, 'hospital')}"
     return [
         ("study", f"{summary['study_id']}: {summary['state']}, {taking_part}, {summary['seconds_total']:.0f} s in all"),
         *((f"  without {name}", why) for name, why in summary["lost"].items()),
@@ -128,8 +132,8 @@ def _rows(summary: Mapping[str, Any], hospitals: int) -> Sequence[tuple[str, str
             "epsilon, one patient at one hospital",
             f"{summary['epsilon']:.3f} of {summary['epsilon_permitted']:g} at {summary['delta']:g}",
         ),
-        ("AUC, as released with noise, all tables added up", released_auc(summary)),
-        ("accuracy, as released with noise, mean over hospitals", _figure(summary["accuracy_released"])),
+        ("AUC, as released with noise, all tables added up", released(summary, "auc")),
+        ("accuracy at 0.5, as released with noise, mean over hospitals", released(summary, "accuracy")),
         ("synthetic cohort", _cohort_in_words(summary)),
         ("evidence", f"{summary['audit']['entries']} log entries verified offline"),
         ("enclaves", _isolation_in_words(summary["isolation"])),
@@ -172,8 +176,7 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def released_auc(summary: Mapping[str, Any]) -> str:
-    """With how far noise may have moved it."""
-    radius = summary["auc_released_radius"]
-    moved = "" if radius is None else f", moved by noise by up to {radius:.3f}"
-    return f"{_figure(summary['auc_released'])}{moved}"
+def released(summary: Mapping[str, Any], name: str) -> str:
+    """The released figure ``name`` (auc, accuracy) with the interval that noise leaves it, or that it says nothing."""
+    value, interval = summary[f"{name}_released"], summary[f"{name}_released_interval"]
+    return "-" if value is None else released_figures({name: value}, {name: interval})[name].text

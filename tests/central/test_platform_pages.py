@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from kit.publishable_release import Platform
 
+from vht_federate.central import app as app_module
 from vht_federate.central.app import build_app
 from vht_federate.central.archive import pack
 from vht_federate.testing.asgi import AppClient
+from vht_federate.web import templates
+
+PAGES = Path(app_module.__file__).parent / "templates"
 
 
 @pytest.fixture
@@ -61,6 +65,33 @@ def test_every_page_renders_and_every_link_of_it_answers(client: AppClient, bund
             assert not re.search(r"\bNone\b|Undefined|> *nan *<", re.sub(r"<[^>]*>", "", answer.text)), path
             waiting += re.findall(r'href="(/[^"#]*)"', answer.text)
     assert len(seen) > 30
+
+
+def test_a_figure_that_noise_could_move_by_half_is_shown_as_saying_nothing(client: AppClient, bundle: Path) -> None:
+    """The rehearsed study's tables drown in their noise: its AUC is a number all the same."""
+    pages = send(client, bundle).json()["pages"]
+    listed = client.get("/api/components").json()["components"][0]["evaluation"]
+    auc = listed["auc"]
+    assert (auc["informative"], auc["high"] - auc["low"] > 0.5) == (False, True)
+    assert {figure["title"] for figure in listed.values()} >= {"AUC", "sensitivity at threshold 0.5"}
+    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in listed.values())
+    for path in (pages["component"], "/"):
+        text = client.get(path).text
+        assert "says nothing" in text
+        assert f"<strong>{auc['value']:.3f}</strong>" not in text
+        assert f"<dd>{auc['value']:.3f}" not in re.sub(r"<dd>\s+", "<dd>", text)
+    card = client.get(pages["component"]).text
+    assert "sensitivity at threshold 0.5" in card
+    assert re.search(r"<td>AUC</td>\s*<td>says nothing</td>", card)
+
+
+def test_a_table_that_noise_dominates_is_not_said_to_hold() -> None:
+    parts = templates(PAGES, "A catalogue", []).get_template("parts.html").module
+    good, dominated = {"columns": ["a", "b"], "holds": True}, {"columns": ["a", "b"], "holds": None}
+    assert "noise dominates" in parts.holds(dominated, [])
+    assert "noise dominates" in parts.holds(good, [["a", "b"]])  # as reports of earlier versions have it
+    assert "holds" in parts.holds(good, [["a", "c"]])  # the control
+    assert "fails" in parts.holds({**good, "holds": False}, [])
 
 
 def test_pages_say_what_matters(client: AppClient, bundle: Path) -> None:

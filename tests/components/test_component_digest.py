@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.commands import exit_and_envelope
 
 from vht_federate.components.digest import ComponentFiles, component_digest
 from vht_federate.components.registry import find_component, find_digest, installed
@@ -90,6 +91,23 @@ def test_a_broken_contract_is_an_input_error(copy: Path, broken: str) -> None:
     (copy / "component.toml").write_text(broken, encoding="latin-1")
     with pytest.raises(InputError):
         ComponentFiles.read(copy).component()
+
+
+@pytest.mark.parametrize(
+    ("was", "is_", "place"),
+    [
+        ("license = ", "licence = ", "licence"),
+        ('direction = "outcome"', 'direction = "outward"', ".direction"),
+        ('version = "', 'version = 3 # "', "version"),
+    ],
+)
+def test_what_does_not_fit_the_contract_is_named_by_its_field(copy: Path, was: str, is_: str, place: str) -> None:
+    text = (copy / "component.toml").read_text()
+    assert was in text
+    (copy / "component.toml").write_text(text.replace(was, is_))
+    code, envelope = exit_and_envelope("component", "show", copy)
+    assert (code, envelope["error"]["code"]) == (2, "VHT-INPUT-COMPONENT")
+    assert f"{place}: " in envelope["error"]["message"]
 
 
 def test_named_paths_go_before_packaged_components(copy: Path) -> None:

@@ -17,7 +17,7 @@ from deploy.demo.baselines import HarnessRequest, measure_baselines
 from deploy.demo.metrics import accuracy, auc, mean_over_nodes
 from deploy.demo.run import prepare_baselines
 from deploy.demo.studies import export_terms
-from deploy.demo.summary import released_auc
+from deploy.demo.summary import released
 from deploy.demo.trivial_baselines import trivial_baselines
 from deploy.local_federation import Hospital
 from vht_federate.cli import app
@@ -145,10 +145,11 @@ def test_figures_are_of_the_hospitals_that_took_part(tmp_path: Path) -> None:
     assert sorted(HarnessRequest.read(tmp_path).hospitals) == ["a", "c"]
 
 
-def test_a_released_auc_is_shown_with_what_noise_did_to_it() -> None:
-    summary = {"auc_released": 0.91, "auc_released_radius": 0.25}
-    assert released_auc(summary) == "0.910, moved by noise by up to 0.250"
-    assert released_auc({"auc_released": None, "auc_released_radius": None}) == "-"
+def test_a_released_figure_is_shown_with_what_noise_did_to_it() -> None:
+    summary = {"auc_released": 0.91, "auc_released_interval": [0.75, 1.0]}
+    assert released(summary, "auc") == "0.910 (0.750 to 1.000)"
+    assert released({"auc_released": 1.0, "auc_released_interval": [0.0, 1.0]}, "auc").startswith("says nothing")
+    assert released({"auc_released": None, "auc_released_interval": None}, "auc") == "-"
 
 
 @pytest.mark.parametrize(("hospitals", "least"), [(1, 1), (2, 2), (4, 3), (16, 3)])

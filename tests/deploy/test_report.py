@@ -42,7 +42,8 @@ def summary_of(**changes: Any) -> dict[str, Any]:
         "seconds_total": 123.4, "phase_seconds_median": 4.5, "epsilon": 2.9, "epsilon_permitted": 3.0, "delta": 1e-5,
         "epsilon_by_population": {"train": 2.9, "test": 2.5}, "unit": "patient", "accountant": "pld",
         "auc_federated": 0.81, "accuracy_mean_over_nodes": 0.79, "auc_released": 0.8, "auc_released_radius": 0.06,
-        "accuracy_released": 0.78, "cohort": {"rows": 61, "epsilon": 1.1},
+        "auc_released_interval": [0.74, 0.86], "accuracy_released": 0.78, "accuracy_released_interval": [0.7, 0.85],
+        "cohort": {"rows": 61, "epsilon": 1.1},
         "ledger": {"hospital-1": {"cap": 10.0, "spent": 2.9, "entries": 14}},
         "bytes_out_per_node": {"hospital-1": 12345}, "harness": harness_of(),
         "isolation": {"level": "sandbox", "walls": ["seccomp", "landlock-7"], "missing": []},
@@ -50,6 +51,15 @@ def summary_of(**changes: Any) -> dict[str, Any]:
         "paths": {"package": "/o/run/release", "cohort": "/o/run/cohort", "report": "/o/report.html"},
     }  # fmt: skip
     return {**summary, **changes}
+
+
+def test_released_figures_stand_with_their_intervals_and_an_empty_one_as_such() -> None:
+    page = report_html(summary_of(), made_at=MOMENT)
+    assert "0.800 (0.740 to 0.860)" in page
+    assert "0.780 (0.700 to 0.850)" in page
+    nothing = report_html(summary_of(auc_released=1.0, auc_released_interval=[0.0, 1.0]), made_at=MOMENT)
+    assert "says nothing (0.000 to 1.000)" in nothing
+    assert "1.000 (" not in nothing
 
 
 def test_a_report_is_one_file_that_fetches_nothing_and_marks_what_is_not_private() -> None:

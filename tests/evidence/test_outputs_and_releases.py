@@ -1,5 +1,6 @@
 """A release follows from what the nodes released, or it is refused, whoever signed and acknowledged it."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ from safetensors.numpy import load, save
 
 from synth.marginal_sums import sum_tables, total_of
 from synth.marginals import Table
+from vht_federate.domain.figures import figures_of_manifest
 from vht_federate.evidence.verify import verify_bundle
 from vht_federate.framing import Reply
+from vht_federate.packaging.evaluation import ADDED
 from vht_federate.signing.canonical import canonical_bytes
 from vht_federate.testing.outputs import MadeUpOutputs
 from vht_federate.testing.rehearsal import Rehearsal
@@ -101,6 +104,25 @@ def _better_card(rehearsal: Rehearsal) -> str:
     return "release/cardio-risk/manifest.json: names other figures"
 
 
+def _narrower_interval(rehearsal: Rehearsal) -> str:
+    figures = rehearsal.outputs.evaluation()
+    figures["intervals"]["pooled"]["auc"] = [0.97, 1.0]
+    rehearsal.outputs.evaluation = lambda: figures  # type: ignore[method-assign]
+    return "release/cardio-risk/manifest.json: names other intervals"
+
+
+def _narrower_interval_of_the_run(rehearsal: Rehearsal) -> str:
+    intervals = copy.deepcopy(rehearsal.run["evaluation"]["intervals"])
+    intervals["mean"]["accuracy"] = [0.97, 1.0]
+    rehearsal.run["evaluation"] = {**rehearsal.run["evaluation"], "intervals": intervals}
+    return "run.json: names other figures"
+
+
+def _other_threshold(rehearsal: Rehearsal) -> str:
+    rehearsal.run["evaluation"] = {**rehearsal.run["evaluation"], "threshold": 0.1}
+    return "run.json: names other figures"
+
+
 def _other_sums(rehearsal: Rehearsal) -> str:
     sums = {name: table + 1.0 for name, table in load(rehearsal.outputs.tables()).items()}
     rehearsal.outputs.tables = lambda: save(sums)  # type: ignore[method-assign]
@@ -134,6 +156,9 @@ def _other_engine(rehearsal: Rehearsal) -> str:
         _other_counts,
         _better_figures,
         _better_card,
+        _narrower_interval,
+        _narrower_interval_of_the_run,
+        _other_threshold,
         _other_engine,
         _other_sums,
         _other_tables,
@@ -154,6 +179,25 @@ def test_a_release_that_does_not_follow_from_the_outputs_is_refused_though_every
         error = failure(rehearsal.bundle(tmp_path / "bundle"), rehearsal)
     assert error.code == ("VHT-VERIFY-RELEASE" if spoil is _other_engine else "VHT-VERIFY-OUTPUT")
     assert words in error.message
+
+
+def test_a_bundle_of_an_earlier_version_holds_without_intervals(tmp_path: Path) -> None:
+    with Rehearsal(tmp_path, names=("hospital-1", NODE)) as rehearsal:
+        rehearsal.status("start")
+        rehearsal.negotiate()
+        for job, number in rehearsal.plan.calls():
+            rehearsal.round(job, number, rehearsal.names)
+        figures = rehearsal.outputs.evaluation()
+        rehearsal.run["evaluation"] = {name: figures[name] for name in figures if name not in ADDED}
+        rehearsal.outputs.evaluation = lambda: {**figures, "intervals": {"pooled": None}}  # type: ignore[method-assign]
+        rehearsal.release()
+        rehearsal.close()
+        rehearsal.status("end")
+        bundle = rehearsal.bundle(tmp_path / "bundle")
+        verify_bundle(bundle, rehearsal.trust)
+    manifest = json.loads((bundle / "release" / "cardio-risk" / "manifest.json").read_bytes())
+    assert "evaluation_intervals" not in manifest
+    assert figures_of_manifest(manifest)["auc"].text == "says nothing (no interval was released)"
 
 
 def test_nodes_that_were_asked_with_other_weights_than_the_mean_are_named(tmp_path: Path) -> None:

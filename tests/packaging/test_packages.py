@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.commands import exit_and_envelope
 from safetensors.numpy import save
 
 from vht_federate.components.contract import Profile, read_component
@@ -34,7 +35,8 @@ FACTS = CardFacts(
     rounds=2,
     patients_noised=1234.5,
     training={"rounds": 2},
-    evaluation={"auc": 0.7654},
+    evaluation={"auc": 0.7654, "sensitivity": 0.275},
+    evaluation_intervals={"auc": (0.71, 0.82), "sensitivity": (0.0, 1.0)},
 )
 
 
@@ -69,6 +71,18 @@ def test_a_package_verifies_and_describes_its_ports(package: Sealed, key: Signin
     card = (package.folder / "model_card.md").read_text()
     for words in ("study-1", "permit-1", "0.765", "1,234", "Not intended", "systolic_bp"):
         assert words in card
+    assert "| AUC | 0.765 | 0.710 to 0.820 |" in card
+    assert "| sensitivity at threshold 0.5 | says nothing | 0.000 to 1.000 |" in card
+    assert "0.275" not in card
+
+
+def test_a_release_is_shown_with_its_figures_and_their_intervals(package: Sealed) -> None:
+    code, envelope = exit_and_envelope("component", "show", package.folder)
+    assert (code, envelope["data"]["digest"]) == (0, component_digest(COMPONENT))
+    figures = envelope["data"]["evaluation"]
+    assert (figures["auc"]["low"], figures["auc"]["high"], figures["auc"]["informative"]) == (0.71, 0.82, True)
+    assert figures["sensitivity"]["text"] == "says nothing (0.000 to 1.000)"
+    assert "evaluation" not in exit_and_envelope("component", "show", COMPONENT)[1]["data"]
 
 
 def change(name: str, how: Callable[[bytes], bytes]) -> Callable[[Path], str]:

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vht_federate.central.row_detection.json_documents import look_at_json
-from vht_federate.packaging.evaluation import area_under_curve, metrics_of, summarise
+from vht_federate.domain.figures import released_figures
+from vht_federate.packaging.evaluation import area_under_curve, metrics_of, share_interval, summarise
 
 bins = st.lists(st.floats(-5, 500), min_size=4, max_size=4)
 
@@ -57,3 +59,48 @@ def test_a_platform_does_not_take_the_figures_for_rows_of_people() -> None:
     verdict = look_at_json(json.dumps(summary))
     assert verdict is not None
     assert verdict.rows is None
+
+
+@pytest.mark.parametrize(("part", "rest"), [(90, 10), (50, 50), (3, 60), (0, 40), (400, 20)])
+@pytest.mark.parametrize("noise", [2.0, 12.0])
+def test_the_interval_of_a_share_holds_as_often_as_it_says(part: int, rest: int, noise: float) -> None:
+    """Over the noise alone, and also where noise turns a number negative. Seeded: the same draws every time."""
+    rng, share = np.random.default_rng(7), part / (part + rest)
+    noised = rng.normal((part, rest), noise, (2_000, 2))
+    intervals = [share_interval(one, other, noise) for one, other in noised]
+    held = np.mean([low - 1e-9 <= share <= high + 1e-9 for low, high in intervals])
+    assert held >= 0.935
+    narrow = [share_interval(one, other, noise / 4) for one, other in noised]  # the control: noise that is understated
+    assert np.mean([low <= share <= high for low, high in narrow]) < 0.8
+
+
+def test_an_area_that_noise_made_perfect_says_nothing_and_one_of_many_patients_does() -> None:
+    chance = {"confusion": [3.0, 2.0, 2.0, 3.0], "positives": [-4.0, 9.0], "negatives": [9.0, -4.0]}
+    clear = {"confusion": [9000.0, 900.0, 800.0, 9000.0], "positives": [800.0, 9000.0], "negatives": [9000.0, 900.0]}
+    for table, informative in ((chance, False), (clear, True)):
+        summary = summarise(dict.fromkeys("ab", table), 8.0)
+        for of in ("mean", "pooled"):
+            figures = released_figures(summary[of], summary["intervals"][of], summary["threshold"])
+            assert set(figures) == {"auc", "accuracy", "sensitivity", "specificity"}
+            assert {figure.informative for figure in figures.values()} == {informative}
+            for figure in figures.values():
+                assert figure.low is not None
+                assert figure.high is not None
+                assert 0 <= figure.low <= figure.value <= figure.high <= 1
+    assert summarise(dict.fromkeys("ab", chance), 8.0)["pooled"]["auc"] == 1.0
+    assert set(summary["intervals"]["nodes"]) == {"a", "b"}
+
+
+def test_the_mean_of_many_nodes_has_an_interval_that_holds_for_all_of_them() -> None:
+    rng, truth = np.random.default_rng(3), [(80, 20), (30, 70), (55, 45)]
+    accuracy = float(np.mean([right / 100 for right, _ in truth]))
+    held = []
+    for _ in range(300):
+        cells = [rng.normal((right / 2, wrong / 2, wrong / 2, right / 2), 4.0) for right, wrong in truth]
+        tables = {
+            str(number): {"confusion": list(map(float, table)), "positives": [1.0, 9.0], "negatives": [9.0, 1.0]}
+            for number, table in enumerate(cells)
+        }
+        low, high = summarise(tables, 4.0)["intervals"]["mean"]["accuracy"]
+        held.append(low <= accuracy <= high)
+    assert np.mean(held) >= 0.95

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.commands import exit_and_envelope
 from kit.planned_studies import COMPONENT, NOW, planned_study, study_file
+from typer.testing import CliRunner
 
+from strategies.cli import study as study_commands
 from strategies.plan import check_locally, plan_study, resolve_plan
 from strategies.study_template import STUDY_TEMPLATE
 from vht_federate.components.digest import component_digest
@@ -107,3 +110,19 @@ def test_a_missing_permit_or_key_is_an_input_error(tmp_path: Path) -> None:
 def test_the_template_is_a_study_file(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY_TEMPLATE)
     assert StudyFile.read(tmp_path / "study.toml").study.id == "my-study-1"
+
+
+@pytest.mark.parametrize(("ceiling", "exit_code"), [(3.0, 0), (2.9, 3)])
+def test_the_command_fails_over_the_permits_ceiling_after_it_said_what_it_would_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ceiling: float, exit_code: int
+) -> None:
+    monkeypatch.setattr("strategies.cli._now", lambda: NOW)
+    study_file(tmp_path, {"epsilon": ceiling})
+    code, envelope = exit_and_envelope("study", "plan", tmp_path / "study.toml")
+    assert (code, envelope["ok"]) == (exit_code, exit_code == 0)
+    if exit_code:
+        assert envelope["error"]["code"] == "VHT-BUDGET-PERMIT"
+    shown = CliRunner().invoke(study_commands, ["plan", str(tmp_path / "study.toml")])
+    assert shown.exit_code == exit_code
+    assert "What a patient pays" in shown.stdout
+    assert ("VHT-BUDGET-PERMIT" in shown.stderr) is (exit_code != 0)

@@ -1,16 +1,29 @@
 """A run's directory survives crashes and tells the truth."""
 
 import os
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from kit.commands import exit_and_envelope
 from kit.training_plans import TRAINING
 
-from strategies.run_state import Dispatch, DispatchNode, NodeState, RoundState, RunDirectory, RunState
+from strategies.run_state import (
+    PID_FILE,
+    RESULT,
+    STUDY_PID,
+    Dispatch,
+    DispatchNode,
+    NodeState,
+    RoundState,
+    RunDirectory,
+    RunState,
+)
 from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import CohortError, InputError, RevokedError, UnavailableError
 from vht_federate.framing import Reply
+from vht_federate.processes import PidFile
 
 PLAN = StudyPlan(delta=1e-5, training=TRAINING)
 
@@ -50,6 +63,32 @@ def test_a_run_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "run.json").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("process", [None, PID_FILE, STUDY_PID])
+def test_a_run_that_nobody_goes_on_with_is_not_said_to_run(tmp_path: Path, process: str | None) -> None:
+    directory = make_run(tmp_path)
+    state = directory.state()
+    state.state = "running"
+    directory.write_state(state)
+    with PidFile(tmp_path / process) if process else nullcontext():
+        _, envelope = exit_and_envelope("study", "status", tmp_path)
+    assert envelope["data"]["state"] == ("running" if process else "interrupted")
+    assert ("vht study resume" in envelope["data"]["reason"]) is (process is None)
+    (tmp_path / STUDY_PID).write_text(f"{os.getpid()} 1.0\n")  # what a killed process leaves, its number given away
+    assert exit_and_envelope("study", "status", tmp_path)[1]["data"]["state"] == "interrupted"
+    state.end("completed")
+    directory.write_state(state)
+    assert "the release is not" in exit_and_envelope("study", "status", tmp_path)[1]["data"]["reason"]
+    (tmp_path / RESULT).write_text("{}")
+    assert exit_and_envelope("study", "status", tmp_path)[1]["data"]["state"] == "completed"
+
+
+def test_a_run_that_waits_for_operators_is_as_it_was_left(tmp_path: Path) -> None:
+    directory = make_run(tmp_path)
+    assert directory.interruption(directory.state())
+    (tmp_path / "dispatch.json").unlink()
+    assert exit_and_envelope("study", "status", tmp_path)[1]["data"]["state"] == "requested"
 
 
 def test_a_write_that_was_cut_short_leaves_the_last_complete_state(tmp_path: Path) -> None:

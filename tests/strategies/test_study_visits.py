@@ -1,5 +1,6 @@
 """Asking hospitals: refusals, operators, deadlines, and how a run ends before it began."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import strategies.study_run as study_run
 from strategies.coordinator import Enrolment
 from strategies.known_heads import KnownHeads
 from strategies.node_visits import Visits
-from strategies.run_state import RunDirectory
+from strategies.run_state import PID_FILE, Dispatch, DispatchNode, RunDirectory
 from strategies.study import StudySession
 from vht_federate.client import Prove
 from vht_federate.domain.log_head import HEAD_TYP, HEADER
 from vht_federate.errors import CohortError, InputError, PermitError, RevokedError, UnavailableError, VhtError
+from vht_federate.processes import PidFile
 from vht_federate.signing.keys import SigningKey
 
 Hospital = dict[str, Any]
@@ -212,6 +214,65 @@ def test_a_node_that_heard_of_a_revocation_by_itself_makes_the_run_revoked(
         session.go_on()
     assert caught.value.exit_code == 6
     assert directory.state().state == "revoked"
+
+
+HALTED = {"state": "halted", "reason": "stopped by the operator: a repair", "code": "VHT-REFUSED-STOPPED"}
+
+
+@pytest.mark.parametrize("ended", ["refused", "completed"])
+def test_why_a_node_was_lost_is_said_in_its_own_words(hospitals: Hospitals, tmp_path: Path, ended: str) -> None:
+    """To a courier the enclave of a halted visit is merely gone."""
+    session, _ = session_in(tmp_path)
+    session.ask()
+    directory = RunDirectory(tmp_path / "run")
+    state = directory.state()
+    state.lose("h2", UnavailableError("no enclave is open", code="VHT-UNAVAILABLE-ENCLAVE"))
+    state.end(ended, state.too_few(2) if ended == "refused" else None)  # type: ignore[arg-type]
+    directory.write_state(state)
+    hospitals.states = {"https://h2": [HALTED]}
+    if ended == "refused":
+        with pytest.raises(CohortError, match="stopped by the operator: a repair"):
+            session.go_on()
+    else:
+        session._in_their_words(state)
+    node = directory.state().nodes["h2"]
+    assert (node.lost, node.code) == ("h2: stopped by the operator: a repair", "VHT-REFUSED-STOPPED")
+    assert directory.state().state == ended
+
+
+@pytest.mark.parametrize("answer", [{"state": "closed"}, {"state": "ready"}, UnavailableError("it is down")])
+def test_a_node_that_says_nothing_leaves_the_reason_that_was_seen(
+    hospitals: Hospitals, tmp_path: Path, answer: Any
+) -> None:
+    session, _ = session_in(tmp_path)
+    session.ask()
+    hospitals.states = {"https://h2": [answer]}
+    assert session.visits.refusal("h2") is None
+    assert session.visits.refusal("nobody") is None
+
+
+def test_a_node_that_is_lost_is_said_while_the_run_goes_on(hospitals: Hospitals, tmp_path: Path) -> None:
+    session, lines = session_in(tmp_path)
+    session.ask()
+    directory = RunDirectory(tmp_path / "run")
+    nodes = tuple(DispatchNode(name=name, visit=f"v-{name}", flower_node=n) for n, name in enumerate(("h1", "h2")))
+    plan = session.run.planned.request.plan
+    dispatch = Dispatch(study_id="s", plan=plan, nodes=nodes, minimum_nodes=1, round_deadline_s=5)
+    directory.create(dispatch, b"", directory.state())
+    hospitals.states = {"https://h2": [HALTED]}
+
+    def server_app() -> None:
+        state = directory.state()
+        with PidFile(directory.path / PID_FILE):
+            state.lose("h2", UnavailableError("no enclave is open", code="VHT-UNAVAILABLE-ENCLAVE"))
+            state.end("completed")
+            directory.write_state(state)
+
+    beside = threading.Timer(0.1, server_app)
+    beside.start()
+    session.run._follow(1, session.visits)
+    beside.join()
+    assert "[red]takes no further part[/]: VHT-REFUSED-STOPPED h2: stopped by the operator: a repair" in lines
 
 
 def test_a_node_that_is_not_enrolled_is_named(hospitals: Hospitals, tmp_path: Path) -> None:

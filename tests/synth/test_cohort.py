@@ -153,7 +153,7 @@ def test_sdmetrics_scores_are_there_for_every_column_and_pair_and_none_is_missin
     for row in (*report["columns"], *report["pairs"]):
         assert 0 <= row["score"] <= 1
         assert 0 <= row["expected"] <= 1
-        assert row["holds"] is True
+        assert row["holds"] is (None if row["columns"] in report["noise_dominated"] else True)
     assert report["diagnostic"] == {"Data Validity": 1.0, "Data Structure": 1.0}
     assert report["worst_column"]["score"] == min(row["score"] for row in report["columns"])
     assert "no real row" in report["reference"]
@@ -316,6 +316,14 @@ def test_the_gate_refuses_the_worst_and_every_nan() -> None:
             gate({**report, "pairs": [good, bad]})
     with pytest.raises(CohortError, match="Data Validity"):
         gate({**report, "diagnostic": {"Data Validity": None}})
+
+
+def test_a_table_that_noise_dominates_is_judged_by_nobody() -> None:
+    swamped = Score(("age", "x"), "c", 0.9, 0.95, swamped=True)
+    assert (swamped.noise_dominated, swamped.row()["holds"]) == (True, None)
+    assert Score(("age", "x"), "c", 0.9, 0.95).row()["holds"] is True  # the control
+    perfect = {"Data Validity": 1.0, "Data Structure": 1.0}
+    gate({"columns": [], "pairs": [swamped.row()], "diagnostic": perfect})
 
 
 def test_the_nearest_table_has_no_negative_cell_and_the_right_total() -> None:

@@ -1,10 +1,12 @@
 """The shared page base: escaping, headers, missing names."""
 
+import re
 from pathlib import Path
 
 import jinja2
 import pytest
 from fastapi import FastAPI, Request
+from kit.places import ROOT
 from starlette.responses import HTMLResponse, Response
 
 from vht_federate.testing.asgi import AppClient
@@ -43,6 +45,37 @@ def test_every_answer_carries_the_security_headers_and_pages_are_not_cached(tmp_
     style = client.get("/static/style.css")
     assert style.headers["content-type"].startswith("text/css")
     assert "http" not in style.text  # no external font or image
+
+
+def test_head_is_answered_as_get_without_the_content(tmp_path: Path) -> None:
+    client = site(tmp_path, "x")
+    for path in ("/", "/static/style.css"):
+        answer, whole = client.request("HEAD", path), client.get(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers == whole.headers
+        assert whole.content
+    assert client.request("HEAD", "/nowhere").status_code == 404
+    assert client.post("/").status_code == 405
+
+
+def test_what_scrolls_sideways_can_be_reached_by_keyboard() -> None:
+    """axe's rule scrollable-region-focusable (WCAG 2.1.1), in every template of the product."""
+    boxes = [
+        tag
+        for folder in ("vht_federate", "connector", "deploy")
+        for template in (ROOT / folder).rglob("templates/*.html")
+        for tag in re.findall(r"<(?:div class=\"scroll\"|pre)[^>]*>", template.read_text())
+    ]
+    assert len(boxes) > 30
+    assert [tag for tag in boxes if 'tabindex="0"' not in tag] == []
+    assert [tag for tag in boxes if "scroll" in tag and "aria-label=" not in tag] == []
+
+
+def test_a_number_agrees_with_its_noun(tmp_path: Path) -> None:
+    text = site(tmp_path, "{% for n in (0, 1, 2, 1000) %}{{ n|counted('hospital') }}, {% endfor %}").get("/").text
+    assert "0 hospitals, 1 hospital, 2 hospitals, 1,000 hospitals" in text
+    templates_ = [path for folder in ("vht_federate", "connector") for path in (ROOT / folder).rglob("*.html")]
+    assert [path.name for path in templates_ if re.search(r"\}\} hospitals", path.read_text())] == []
 
 
 def test_a_name_that_the_page_lacks_is_an_error_and_not_an_empty_string(tmp_path: Path) -> None:

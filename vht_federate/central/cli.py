@@ -134,8 +134,15 @@ def list_releases(state: State) -> None:
     with Client(settings.url, settings.ca) as client:
         releases = [*client.get("/api/components")["components"], *client.get("/api/cohorts")["cohorts"]]
     rows = [
-        (release["kind"], release["id"], release["study_id"], f"{release['epsilon']:.3f}", release["published_at"])
+        (
+            *(release["kind"], release["id"], release["study_id"], f"{release['epsilon']:.3f}"),
+            *(release["published_at"], _figures(release.get("evaluation"))),
+        )
         for release in releases
     ]
-    columns = ["kind", "id", "study", "epsilon", "published"]
+    columns = ["kind", "id", "study", "epsilon", "published", "released figures"]
     output.emit("platform list", {"releases": releases}, output.table("Catalogue", columns, rows))
+
+
+def _figures(evaluation: dict[str, Any] | None) -> str | None:
+    return "\n".join(f"{one['title']} {one['text']}" for one in evaluation.values()) if evaluation else None

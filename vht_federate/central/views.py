@@ -9,6 +9,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from vht_federate.central.store import Catalogue, Publication, Release
+from vht_federate.domain.figures import figures_of_manifest
 from vht_federate.errors import InputError
 from vht_federate.packaging.codebook import Codebook, Column
 from vht_federate.packaging.statement import PrivacyStatement, plain_words
@@ -90,8 +91,12 @@ class Views:
             "delta": facts["delta"],
             "page": f"/{release.kind}s/{release.id}",
         }
-        more = ("title", "description", "profile_title", "evaluation", "rows", "columns", "cohort_epsilon", "quality")
-        return listed | {name: facts[name] for name in more if name in facts}
+        more = ("title", "description", "profile_title", "rows", "columns", "cohort_epsilon", "quality")
+        listed |= {name: facts[name] for name in more if name in facts}
+        if "evaluation" in facts:
+            figures = figures_of_manifest(facts)
+            listed["evaluation"] = {name: figure.to_dict() for name, figure in figures.items()} or None
+        return listed
 
     def component(self, release: Release) -> dict[str, Any]:
         """The component's page: ports, card, privacy, files."""

@@ -1,6 +1,7 @@
 """``vht component list | show | views | digest``. None of them runs the component's code."""
 
 import json
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from vht_federate import output
 from vht_federate.components.contract import Port, Profile
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.components.registry import find_component, installed
+from vht_federate.domain.figures import Figure, figures_of_manifest
 from vht_federate.errors import ComponentError
 from vht_federate.signing.canonical import digest_of
 
@@ -22,10 +24,12 @@ app = typer.Typer(help="List, show and digest twin components.", no_args_is_help
 Paths = Annotated[
     list[Path] | None, typer.Option("--path", help="A component's folder, or a folder of components; may be repeated.")
 ]
-Chosen = Annotated[str, typer.Argument(help="Name of an installed component, or its folder.")]
+Chosen = Annotated[str, typer.Argument(help="Name of an installed component, its folder, or that of a release.")]
 
 
 def _folder(chosen: str, paths: list[Path] | None) -> Path:
+    if (Path(chosen) / "code" / "component.toml").is_file():  # a release carries its component's files
+        return Path(chosen) / "code"
     return Path(chosen) if (Path(chosen) / "component.toml").is_file() else find_component(chosen, paths or ()).folder
 
 
@@ -60,6 +64,9 @@ def show(component: Chosen, path: Paths = None) -> None:
         if profile.cohort is not None:
             _views_of(files, name)
     data = contract.model_dump(mode="json") | {"digest": files.digest, "folder": str(files.folder)}
+    figures = _released_figures(Path(component))
+    if figures is not None:
+        data["evaluation"] = {name: figure.to_dict() for name, figure in figures.items()}
     head = f"[bold]{contract.name}[/] {contract.version}: {contract.title}\n{contract.description}\n{files.digest}"
     ports = output.table(
         "Ports", ["name", "direction", "kind", "unit", "LOINC", "bounds or categories"], map(_row, contract.ports)
@@ -68,7 +75,24 @@ def show(component: Chosen, path: Paths = None) -> None:
         output.table(f"Profile {name}: {profile.title}", ["what", ""], _profile_rows(profile))
         for name, profile in contract.profiles.items()
     ]
-    output.emit("component show", data, head, ports, *profiles)
+    released = [] if figures is None else [_figures_table(figures.values())]
+    output.emit("component show", data, head, ports, *profiles, *released)
+
+
+def _released_figures(folder: Path) -> dict[str, Figure] | None:
+    """What the manifest of a released component says of its evaluation; None for a folder that is no release."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        return figures_of_manifest(manifest) if manifest.get("kind") == "component" else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _figures_table(figures: Iterable[Figure]) -> output.Rows:
+    rows: list[tuple[str, str | None]] = [(figure.title, figure.text) for figure in figures]
+    rows = rows or [("not evaluated in its study", None)]
+    title = "Released figures, as the manifest says ('vht audit verify' checks the bundle)"
+    return output.table(title, ["figure", "value, with 95 % confidence over its noise"], rows)
 
 
 @app.command()

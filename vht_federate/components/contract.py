@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vht_federate.errors import InputError
 
-__all__ = ["Component", "Output", "Port", "Profile", "Source", "read_component"]
+__all__ = ["Component", "Output", "Port", "Profile", "Source", "parse_component", "read_component"]
 
 LOINC = "http://loinc.org"
 MAX_STEPS = 4096
@@ -187,11 +187,27 @@ class Component(BaseModel):
         return (*chosen.inputs, chosen.outcome)
 
 
+def parse_component(content: bytes, folder: str) -> Component:
+    """``component.toml`` of the folder of that name. Raises InputError VHT-INPUT-COMPONENT, which names the fields."""
+    try:
+        return Component.model_validate(tomllib.loads(content.decode()))
+    except ValidationError as error:
+        places = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}" for item in error.errors())
+        raise InputError(
+            f"component.toml in {folder} does not fit the contract at {places}", code="VHT-INPUT-COMPONENT"
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"component.toml in {folder} is not TOML: {str(error).splitlines()[0]}", code="VHT-INPUT-COMPONENT"
+        ) from error
+
+
 def read_component(folder: Path) -> Component:
     """Read ``folder/component.toml``. Raises InputError VHT-INPUT-COMPONENT."""
     try:
-        return Component.model_validate(tomllib.loads((folder / "component.toml").read_text()))
-    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+        content = (folder / "component.toml").read_bytes()
+    except OSError as error:
         raise InputError(
-            f"{folder.name} is not a component: {str(error).splitlines()[0]}", code="VHT-INPUT-COMPONENT"
+            f"{folder.name} is not a component: it has no component.toml to read", code="VHT-INPUT-COMPONENT"
         ) from error
+    return parse_component(content, folder.name)

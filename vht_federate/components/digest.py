@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from vht_federate.components.contract import Component
+from vht_federate.components.contract import Component, parse_component
 from vht_federate.errors import ComponentError, InputError, ViewError
 from vht_federate.signing.strict_json import read_json
 
@@ -61,12 +59,10 @@ class ComponentFiles:
 
     def component(self) -> Component:
         """The contract in these files. Raises InputError VHT-INPUT-COMPONENT."""
-        try:
-            return Component.model_validate(tomllib.loads(self.files["component.toml"].decode()))
-        except (KeyError, ValueError, ValidationError) as error:
-            raise InputError(
-                f"{self.folder.name} is not a component: {str(error).splitlines()[0]}", code="VHT-INPUT-COMPONENT"
-            ) from error
+        content = self.files.get("component.toml")
+        if content is None:
+            raise InputError(f"{self.folder.name} is not a component", code="VHT-INPUT-COMPONENT")
+        return parse_component(content, self.folder.name)
 
     def cohort_view(self, profile: str) -> dict[str, Any] | None:
         """The ViewDefinition of the profile's inclusion criteria, not yet checked; None where it has none.

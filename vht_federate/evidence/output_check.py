@@ -19,7 +19,7 @@ from vht_federate.evidence.finding import TOLERANCE, broken
 from vht_federate.evidence.run_check import Call, RunClaims
 from vht_federate.evidence.visit_record import VisitRecord
 from vht_federate.framing import Reply
-from vht_federate.packaging.evaluation import summarise
+from vht_federate.packaging.evaluation import ADDED, summarise
 from vht_federate.secagg.aggregate import Weights, next_weights, read_weights
 from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 from vht_federate.signing.signed_manifest import Sealed
@@ -155,14 +155,25 @@ class _Training:
                 raise record.error(entry, "was asked with other weights than the mean of the round before", "OUTPUT")
 
 
+INTERVALS = ("evaluation_intervals", "evaluation_threshold")  # of a component's manifest
+
+
 def _check_evaluation(plan: StudyPlan, run: RunClaims, outputs: Outputs, component: Sealed | None) -> None:
     tables = {name: reply.result for name, reply in outputs.get(("evaluate", 1), {}).items()}
     figures = summarise(tables, plan.evaluation.noise_multiplier if plan.evaluation else 1.0)
+    intervals = {"evaluation_intervals": figures["intervals"]["pooled"], "evaluation_threshold": figures["threshold"]}
+    if run.evaluation is not None and not set(ADDED) & run.evaluation.keys():  # as earlier versions wrote it
+        figures, intervals = {name: figures[name] for name in figures if name not in ADDED}, {}
     if not _close(run.evaluation, figures if plan.evaluation else None):
         raise broken("run.json", "names other figures of the evaluation than the outputs give", "OUTPUT")
     if component is not None and not _close(component.manifest.get("evaluation"), figures["pooled"] or None):
         where = f"release/{component.folder.name}/manifest.json"
         raise broken(where, "names other figures of the evaluation than the outputs give", "OUTPUT")
+    if component is not None and figures["pooled"]:
+        stated = {name: component.manifest[name] for name in INTERVALS if name in component.manifest}
+        if not _close(stated, intervals):
+            where = f"release/{component.folder.name}/manifest.json"
+            raise broken(where, "names other intervals of the evaluation than the outputs give", "OUTPUT")
 
 
 def _check_cohort(cohort: Sealed, outputs: Outputs) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from vht_federate.components.contract import Component, Port
+from vht_federate.domain.figures import CONFIDENCE, THRESHOLD, WIDEST, released_figures
+from vht_federate.output import counted
 from vht_federate.packaging.statement import PrivacyStatement, plain_words
 
 __all__ = ["CardFacts", "markdown_table", "render_card"]
@@ -25,6 +27,8 @@ class CardFacts(BaseModel):
     patients_noised: float | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     evaluation: dict[str, float] | None = None
+    evaluation_intervals: dict[str, tuple[float, float]] | None = None
+    evaluation_threshold: float = THRESHOLD
     limitations: tuple[str, ...] = ()
 
 
@@ -82,7 +86,7 @@ def _making(facts: CardFacts) -> str:
     )
     summary = (
         f"Trained on {facts.created_at:%Y-%m-%d} by study `{facts.study_id}` under permit `{facts.permit_id}` "
-        f"(purpose {facts.purpose}): {facts.nodes} hospitals, {facts.rounds} rounds{patients}."
+        f"(purpose {facts.purpose}): {counted(facts.nodes, 'hospital')}, {counted(facts.rounds, 'round')}{patients}."
     )
     lines = [summary]
     if facts.training:
@@ -94,7 +98,13 @@ def _evaluation(facts: CardFacts) -> str:
     if not facts.evaluation:
         return "Not evaluated on patients in this study."
     note = (
-        "On the hospitals' test patients (a fixed public split), from noised tables, those of all hospitals added up."
+        "On the hospitals' test patients (a fixed public split), from noised tables, those of all hospitals added up. "
+        f"With {CONFIDENCE:.0%} confidence the figure without noise lies in the interval; that the test patients are a "
+        f"sample comes on top. A figure whose interval is wider than {WIDEST:g} says nothing, and is not given."
     )
-    rows = ((name, f"{value:.3f}") for name, value in facts.evaluation.items())
-    return f"{note}\n\n{markdown_table(('metric', 'value'), rows)}"
+    figures = released_figures(facts.evaluation, facts.evaluation_intervals, facts.evaluation_threshold).values()
+    rows = (
+        (figure.title, f"{figure.value:.3f}" if figure.informative else "says nothing", figure.interval)
+        for figure in figures
+    )
+    return f"{note}\n\n{markdown_table(('metric', 'value', 'interval'), rows)}"

@@ -111,7 +111,15 @@ def _manifest_facts(
         "delta": statement["delta"],
         "nodes": facts.nodes,
         "evaluation": facts.evaluation,
+        **_intervals(facts),
     }
+
+
+def _intervals(facts: CardFacts) -> dict[str, Any]:
+    if not facts.evaluation or facts.evaluation_intervals is None:
+        return {}
+    intervals = {name: list(ends) for name, ends in facts.evaluation_intervals.items()}
+    return {"evaluation_intervals": intervals, "evaluation_threshold": facts.evaluation_threshold}
 
 
 def verify_package(folder: Path, key: PublicKey | None) -> Sealed:

@@ -225,6 +225,7 @@ class Rehearsal:
             {name: self.spent(name) for name in self.names},
             reported_gradient_engines(self.outputs.replies.get(("train", 1), {})),
         )
+        evaluation = self.outputs.evaluation()
         facts = CardFacts(
             study_id=self.request.study_id,
             permit_id=self.permit.permit_id,
@@ -232,7 +233,8 @@ class Rehearsal:
             created_at=self.clock.now,
             nodes=len(self.present()),
             rounds=self.plan.training.rounds,
-            evaluation=self.outputs.evaluation()["pooled"] or None,
+            evaluation=evaluation["pooled"] or None,
+            evaluation_intervals=evaluation["intervals"]["pooled"],
         )
         package = write_package(
             self.root / "package", COMPONENT, PROFILE, weights=self.outputs.weights, facts=facts,

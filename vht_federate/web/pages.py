@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.templating import Jinja2Templates
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vht_federate.output import moment_text
+from vht_federate.output import counted, moment_text
 
 __all__ = ["CONTENT_SECURITY_POLICY", "SecurityHeaders", "install", "stylesheet", "templates"]
 
@@ -59,7 +59,7 @@ def templates(package_dir: Path, site: str, nav: Sequence[tuple[str, str]]) -> J
     """Templates of ``package_dir`` over the shared base.
 
     ``site`` is the name in the header; ``nav`` lists ``(href, label)``. Filters: ``number``, ``short``, ``moment``,
-    ``size``.
+    ``size``, and ``counted("hospital")`` for a number with its noun.
     """
     environment = Environment(
         loader=ChoiceLoader([FileSystemLoader(package_dir), FileSystemLoader(_HERE / "templates")]),
@@ -68,7 +68,7 @@ def templates(package_dir: Path, site: str, nav: Sequence[tuple[str, str]]) -> J
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, short=_short, moment=moment_text, size=_size)
+    environment.filters.update(number=_number, short=_short, moment=moment_text, size=_size, counted=counted)
     shared: dict[str, Any] = {"site": site, "nav": tuple(nav), "stylesheet": STYLESHEET_PATH}
     environment.globals.update(shared)
     return Jinja2Templates(env=environment)
@@ -102,7 +102,30 @@ class SecurityHeaders:
         await self._app(scope, receive, secured)
 
 
+class HeadAnswers:
+    """ASGI middleware: HEAD is answered as GET would be, without the content (RFC 9110, section 9.3.2).
+
+    ``scope["vht.head"]`` is true then, for a page whose GET uses something up.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def without_content(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET", "vht.head": True}, receive, without_content)
+
+
 def install(app: FastAPI) -> None:
-    """Serve the style sheet from ``app`` and put the security headers on all its answers."""
+    """Serve the style sheet from ``app``, put the security headers on all its answers, and answer HEAD."""
     app.add_api_route(STYLESHEET_PATH, stylesheet, methods=["GET"], include_in_schema=False)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(HeadAnswers)

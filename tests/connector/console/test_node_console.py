@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kit.console_session import Console
-from kit.hospital import CANARY, PLAN, Hospital, approved, ask, await_that
+from kit.hospital import CANARY, PLAN, Hospital, approved, ask, await_that, make_hospital
 
 from connector.console.log_in_delays import FIRST_S, FREE, LONGEST_S, REMEMBERED_S, WAITING, LogInDelays
 from connector.console.page_frame import _NAV
 from connector.governance.operator_accounts import INVITATION_MINUTES, INVITATIONS, Accounts, Actor
 from connector.listeners.internal import internal_app
+from connector.supernode import SuperNode
 from vht_federate.errors import RefusedError, UnavailableError
 from vht_federate.testing.asgi import AppClient
 from vht_federate.testing.clock import FixedClock
@@ -122,8 +124,11 @@ def test_an_operator_decides_in_the_console_and_the_log_names_them(console: Cons
     console.node.gate.release(visit, "train", 1, DIGEST, 4321)
     visit_page = console.browser.get(f"/visits/{visit}").text
     assert all(word in visit_page for word in ("Stop this visit now", "4,321", DIGEST[:16], "Dr Ada", "permit-1"))
-    console.browser.post(f"/visits/{visit}/stop", data={"form_key": console.form_key()})
-    assert "VHT-REFUSED-STOPPED" in console.browser.get(f"/visits/{visit}").text
+    console.browser.post(f"/visits/{visit}/stop", data={"form_key": console.form_key(), "reason": "a repair"})
+    ended_page = console.browser.get(f"/visits/{visit}").text
+    assert all(word in ended_page for word in ("VHT-REFUSED-STOPPED", "halted", "stopped by the operator: a repair"))
+    again = console.browser.post(f"/visits/{visit}/approve", data={"form_key": console.form_key()})
+    assert (again.status_code, "ended as halted" in again.text) == (403, True)
     operators = [
         entry["body"].get("operator") for entry in console.hospital.log() if entry["kind"].startswith("visit.")
     ]
@@ -155,6 +160,7 @@ def test_a_link_logs_in_once_and_the_operator_token_itself_never_by_an_address(c
     assert console.browser.post("/api/log-in-links", json={}).status_code == 403
     link = console.browser.post("/api/log-in-links", json={}, headers={"Authorization": f"Bearer {token}"}).json()
     place = link["url"].removeprefix(console.node.settings.internal_url)
+    assert (console.browser.request("HEAD", place).status_code, dict(console.browser.cookies)) == (200, {})
     entered = console.browser.get(place)
     assert (entered.status_code, entered.headers["location"]) == (303, "/")
     assert (entered.headers["referrer-policy"], entered.headers["cache-control"]) == ("no-referrer", "no-store")
@@ -207,6 +213,23 @@ def test_every_page_in_every_state_renders_without_a_value_of_a_patient(console:
     assert "Risk &lt;b&gt;models" in answers[-3].text  # words out of a permit are shown, never rendered
     missing = console.browser.get("/visits/v-0")
     assert (missing.status_code, "no such visit" in missing.text) == (404, True)
+
+
+def test_the_first_page_says_whether_the_coordinator_let_the_node_in(tmp_path: Path) -> None:
+    hospital = make_hospital(tmp_path, coordinator={"address": "127.0.0.1:9", "ca": "/ca.crt", "supernode_port": 9999})
+    with hospital.open(start=False) as node:
+        assert node.settings.coordinator is not None
+        console = Console(node, hospital)
+        (tmp_path / "run").mkdir()
+        node.supernode = SuperNode(node.settings.coordinator, node.files, tmp_path / "run")  # known, and not started
+        console.log_in()
+        assert '<span class="badge bad">connecting</span>' in console.browser.get("/").text
+        refusal = "Failed to initialize the connection to the SuperLink.\n[code: 20] not registered\n"
+        node.files.supernode_log.write_text(refusal)
+        page = console.browser.get("/").text
+        assert '<span class="badge bad">refused</span>' in page
+        assert "[code: 20] not registered" in page
+    hospital.issuer.stop()
 
 
 def test_refused_studies_are_shown_with_their_code(console: Console) -> None:

@@ -170,6 +170,20 @@ def test_a_source_that_is_gone_or_changed_is_said_to_be(tmp_path: Path) -> None:
     assert sorted(sources) == [("a.ndjson", 1, "changed"), ("a.ndjson", 2, "gone"), ("b.ndjson", 1, "gone")]
 
 
+def test_files_of_one_name_in_two_folders_are_each_explained_from_their_own(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    first = write(tmp_path / "first", "a.ndjson", [observation("o1", status="done"), observation("o2"), b"{"])
+    second = write(tmp_path / "second", "a.ndjson", [observation("o3"), observation("o4", status="done")])
+    for folder in (first, second):
+        ingest(folder, store, node_key=KEY, dataset="d")
+    for folders in ([first, second], [second, first]):
+        explanations = list(explain(entries(store), folders, Units()))
+        assert len(explanations) == 3
+        assert {explanation.source for explanation in explanations} == {"found"}
+    only_second = [explanation.source for explanation in explain(entries(store), [second], Units())]
+    assert sorted(only_second) == ["changed", "found", "gone"]  # the control: without the first folder
+
+
 def test_every_reason_is_in_the_reference_and_in_the_words_of_the_command() -> None:
     rows = [line.split("|")[1] for line in DOCS.read_text().splitlines() if line.startswith("| `")]
     listed = {word for row in rows for word in row.replace(",", " ").replace("`", " ").split()}

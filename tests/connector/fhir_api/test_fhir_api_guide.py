@@ -26,6 +26,8 @@ def desk(stocked: Hospital, tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "desk"
     folder.mkdir()
     (folder / "permit.jwt").write_text(stocked.permit())
+    with stocked.open(start=False) as node:
+        node.accounts.add("Dr Ada", "approver", "correct horse")
     shutil.copy(stocked.tls.ca, folder / "ca.crt")
     (folder / "STATE").symlink_to(stocked.state)
     node = subprocess.Popen([BIN / "vht", "node", "serve", stocked.state], stderr=subprocess.DEVNULL)

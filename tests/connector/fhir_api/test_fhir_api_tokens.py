@@ -237,6 +237,9 @@ def test_the_operator_registers_and_revokes_at_a_node_that_rests(stocked: Hospit
     keys.write_bytes(orjson.dumps({"keys": [public_jwk(RSA, "k1")]}))
     permit.write_text(stocked.permit())
     arguments = ("--name", "registry", "--jwks", keys, "--permit", permit, "--operator", "Dr Ada")
+    assert vht("client", "add", stocked.state, *arguments)["error"]["code"] == "VHT-REFUSED-OPERATOR-UNKNOWN"
+    with stocked.open(start=False) as node:
+        node.accounts.add("Dr Ada", "approver", "correct horse")
     registration = vht("client", "add", stocked.state, *arguments)["data"]
     assert registration["base"].endswith("/fhir")
     [client] = vht("client", "list", stocked.state)["data"]["clients"]

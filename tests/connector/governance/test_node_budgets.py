@@ -2,6 +2,7 @@
 
 import json
 from contextvars import copy_context
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from connector.fhir import subject_key
 from connector.governance.operator_accounts import Actor
 from connector.listeners.internal import internal_app
 from connector.node import Node
+from connector.store.models import VisitRow
 from vht_federate.cli import app
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.split import bucket_of, is_test
@@ -57,17 +59,55 @@ def test_a_ready_visit_is_in_the_history_of_its_patients_and_of_nobody_else(stoc
         assert (permit["cap"], permit["of"]) == ("permit", "permit-1")
 
 
-def test_a_cohort_with_one_exhausted_patient_ends_its_visit_and_gives_everything_back(stocked: Hospital) -> None:
+def test_a_cohort_with_one_exhausted_patient_is_not_approved(stocked: Hospital) -> None:
+    """The approval itself says no: nobody is told "approved" of a visit that is bound to fail."""
     with stocked.open() as node:
         with node.queries.spending("mean", DEAR, ADA, included=people(node, "p3")) as query:
             query.draw()
         visit = ask(node, stocked)
         assert node.overview.visit(visit.id)["able"]["patient"] == 39
-        assert approved(node, visit.id) == "failed"
-        row = node.visits.get(visit.id)
-        assert row.code == "VHT-BUDGET-CAP"
+        with pytest.raises(BudgetError) as caught:
+            node.visits.approve(visit.id, ADA)
+        assert caught.value.code == "VHT-BUDGET-CAP"
+        assert node.visits.get(visit.id).state == "requested"
         with node.database.read() as session:
             assert node.ledger.participation.read(session).placed == {query.run.name}
+            assert node.ledger.dataset_account(session, DATASET).reservations == ()
+        assert node.visits.reject(visit.id, ADA, "the cap is reached").state == "rejected"
+    assert not stocked.cohort_folders()
+    assert not {"visit.approved", "budget.reserved", "cohort.built"} & set(stocked.kinds())
+    assert stocked.kinds().count("permit.checked") == 2  # accepted, then refused at the approval
+
+
+def test_an_exhausted_patient_outside_the_cohort_keeps_nothing_from_approval(stocked: Hospital) -> None:
+    """The control: it is the cohort that is judged, not the dataset."""
+    with stocked.open() as node:
+        with node.queries.spending("mean", DEAR, ADA, included=people(node, "p3")) as query:
+            query.draw()
+        node.opt_out("p3", since=datetime.now(UTC) - timedelta(days=9))
+        assert approved(node, ask(node, stocked).id) == "ready"
+
+
+def test_a_patient_who_was_exhausted_after_the_approval_ends_the_visit_and_gives_everything_back(
+    stocked: Hospital,
+) -> None:
+    with stocked.open() as node:
+        visit = ask(node, stocked)
+        look = node.visits.foresee
+
+        def then_exhausted(row: VisitRow) -> Included | None:
+            included = look(row)
+            with node.queries.spending("mean", DEAR, ADA, included=people(node, "p3")) as query:
+                query.draw()
+            return included
+
+        node.visits.foresee = then_exhausted
+        with pytest.raises(BudgetError):  # judged again where the budget is reserved
+            node.visits.approve(visit.id, ADA)
+        node.visits.foresee = lambda _: None  # where it cannot be foreseen the preparation has the last word
+        assert approved(node, visit.id) == "failed"
+        assert node.visits.get(visit.id).code == "VHT-BUDGET-CAP"
+        with node.database.read() as session:
             assert node.ledger.dataset_account(session, DATASET).reservations == ()
     assert not stocked.cohort_folders()
     assert "cohort.built" not in stocked.kinds()

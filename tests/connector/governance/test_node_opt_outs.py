@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.commands import vht_node
 from kit.hospital import Hospital, approved, ask
 from safetensors.numpy import load
 
@@ -19,7 +20,7 @@ from connector.node import Node
 from connector.store import Database, migrate
 from connector.store.models import OptOutRow
 from vht_federate.domain.permit import Permit
-from vht_federate.errors import InputError, PermitError
+from vht_federate.errors import InputError, NotFoundError, PermitError
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.visit_record import visit_records
 from vht_federate.permits.check import read_permit
@@ -150,8 +151,8 @@ def test_each_change_is_in_the_log_with_who_made_it_and_an_auditor_of_a_permit_s
     with stocked.open() as node:
         node.ingest(stocked.root / "fhir", actor=ada)
         visit = ask(node, stocked)
-        node.opt_out("patient-of-note", since=ISSUED, actor=ada)
-        node.opt_out("patient-of-note", since=ISSUED + DAY, actor=ada)  # changes nothing
+        node.opt_out("patient-of-note", since=ISSUED, actor=ada, ahead=True)
+        node.opt_out("patient-of-note", since=ISSUED + DAY, actor=ada, ahead=True)  # changes nothing
         node.withdraw_opt_out("patient-of-note")
         export = canonical_bytes(node.evidence.export(visit.permit_id))
         log = read_node_log("nodes/hospital-1.json", export, "hospital-1", visit.permit_id, node.key.public)
@@ -189,9 +190,21 @@ def test_a_database_that_was_lost_gets_its_opt_outs_back_from_the_log(stocked: H
                 assert sorted(row.until is None for row in rows) == [False, True, True]
 
 
+def test_an_opt_out_of_a_patient_who_is_not_held_is_recorded_when_that_is_meant_only(stocked: Hospital) -> None:
+    state = stocked.state
+    with pytest.raises(NotFoundError) as caught:
+        vht_node("opt-out", state, "p1-mistyped")
+    assert caught.value.code == "VHT-INPUT-PATIENT"
+    assert "optout.recorded" not in stocked.kinds()
+    assert vht_node("opt-out", state, "p1")["recorded"] is True
+    assert vht_node("opt-out", state, "not-here-yet", "--ahead")["recorded"] is True
+    with stocked.open(start=False) as node, node.database.read() as session:
+        assert len(session.query(OptOutRow).all()) == 2
+
+
 def test_the_registry_holds_no_identifier(stocked: Hospital) -> None:
     with stocked.open() as node:
-        node.opt_out("patient-of-note")
+        node.opt_out("patient-of-note", ahead=True)
         with node.database.read() as session:
             (row,) = session.query(OptOutRow).all()
         assert len(row.subject) == 64

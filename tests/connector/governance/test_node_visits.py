@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from kit.hospital import COLUMNS, COMPONENT, DATASET, PLAN, PROFILE, Hospital, approved, ask, await_that
 
+from connector.console.log_lines import refusals
 from connector.governance.operator_accounts import Actor
 from vht_federate.domain.law import ActorKind, DataCategory, Purpose
 from vht_federate.domain.permit import DataUser
@@ -264,9 +265,10 @@ def test_stop_halts_a_visit_at_once_and_names_who_did_it(stocked: Hospital) -> N
         visit = ask(node, stocked)
         approved(node, visit.id)
         node.gate.begin(visit.id, "train", 1, DIGEST)
-        stopped = node.visits.stop(visit.id, ADA)
-        assert (stopped.state, stopped.code) == ("rejected", "VHT-REFUSED-STOPPED")
-        with pytest.raises(RefusedError) as caught:
+        stopped = node.visits.stop(visit.id, ADA, "the ward moves tonight")
+        assert (stopped.state, stopped.code) == ("halted", "VHT-REFUSED-STOPPED")
+        assert stopped.reason == "stopped by the operator: the ward moves tonight"
+        with pytest.raises(RefusedError, match="the ward moves tonight") as caught:
             node.gate.begin(visit.id, "train", 2, DIGEST)
         assert caught.value.code == "VHT-REFUSED-STOPPED"
         with pytest.raises(RefusedError) as caught:
@@ -274,7 +276,7 @@ def test_stop_halts_a_visit_at_once_and_names_who_did_it(stocked: Hospital) -> N
         assert caught.value.code == "VHT-REFUSED-STOPPED"
         await_that(lambda: stocked.enclaves.stopped == [visit.id] and not stocked.cohort_folders())
     (closed,) = [entry["body"] for entry in stocked.log() if entry["kind"] == "visit.closed"]
-    assert closed["operator"] == "Dr Ada"
+    assert (closed["operator"], closed["state"]) == ("Dr Ada", "halted")
     assert [event["label"] for event in closed["spent"]] == ["count", "train"]
 
 
@@ -282,12 +284,30 @@ def test_a_rejected_visit_says_who_and_why_and_reads_nothing(stocked: Hospital) 
     with stocked.open() as node:
         visit = ask(node, stocked)
         node.visits.reject(visit.id, ADA, "not now")
-        assert node.visits.reject(visit.id, ADA, "again").reason == "not now"
-        with pytest.raises(RefusedError, match="rejected"):
-            node.visits.approve(visit.id, ADA)
     (rejected,) = [entry["body"] for entry in stocked.log() if entry["kind"] == "visit.rejected"]
     assert (rejected["operator"], rejected["reason"]) == ("Dr Ada", "not now")
     assert not stocked.cohort_folders()
+
+
+@pytest.mark.parametrize("ending", ["closed", "rejected", "halted", "failed", "revoked"])
+def test_deciding_on_what_has_ended_is_an_error_and_refuses_nothing(hospital: Hospital, ending: str) -> None:
+    with hospital.open() as node:
+        visit = ask(node, hospital)
+        node.visits.end(visit.id, ending, code=None, reason="it was over")
+        before, ended_as = hospital.kinds(), node.visits.get(visit.id).state
+        for decide in (lambda: node.visits.approve(visit.id, ADA), lambda: node.visits.reject(visit.id, ADA, "no")):
+            with pytest.raises(RefusedError, match=f"ended as {ended_as}: it was over") as caught:
+                decide()
+            assert caught.value.code == "VHT-REFUSED-STATE"
+        assert refusals(node.evidence, 10) == []
+        assert hospital.kinds() == before
+
+
+def test_a_waiting_visit_that_is_stopped_is_rejected(hospital: Hospital) -> None:
+    with hospital.open() as node:
+        visit = ask(node, hospital)
+        assert node.visits.stop(visit.id, ADA).state == "rejected"
+    assert hospital.kinds().count("visit.rejected") == 1
 
 
 def test_the_second_study_pays_for_the_first(stocked: Hospital) -> None:
@@ -315,7 +335,7 @@ def test_a_retry_with_its_key_finds_the_same_visit_and_a_copycat_does_not(hospit
             assert caught.value.code == "VHT-REFUSED-DUPLICATE"
 
 
-@pytest.mark.parametrize("ending", ["closed", "rejected", "failed", "revoked"])
+@pytest.mark.parametrize("ending", ["closed", "rejected", "halted", "failed", "revoked"])
 def test_a_request_that_had_a_visit_never_gets_another_even_with_its_key(hospital: Hospital, ending: str) -> None:
     """Permit, request and user key are in the published evidence: whoever holds them could send them again."""
     with hospital.open() as node:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kit.commands import vht_node
 from kit.hospital import DATASET, PLAN, Hospital, approved, await_that
 
 from connector.catalogue import VISIT_FORMAT
@@ -53,6 +54,7 @@ class Open:
 @pytest.fixture
 def node(stocked: Hospital) -> Iterator[Open]:
     with stocked.open() as opened:
+        opened.accounts.add("Dr Ada", "approver", "correct horse")
         yield Open(opened, stocked)
 
 
@@ -198,10 +200,11 @@ def test_what_fails_inside_tells_the_client_nothing(node: Open, monkeypatch: pyt
 def test_the_stop_button_of_the_api_is_seen_by_the_coordinator(node: Open) -> None:
     created_visit = node.request()
     approved(node.node, created_visit["visit"])
-    stopped = node.decide(created_visit["visit"], "stop", operator="Dr Ada").json()
-    assert stopped["code"] == "VHT-REFUSED-STOPPED"
+    stopped = node.decide(created_visit["visit"], "stop", operator="Dr Ada", reason="a repair").json()
+    assert (stopped["state"], stopped["code"]) == ("halted", "VHT-REFUSED-STOPPED")
     visit_status = node.asked("GET", f"/visits/{created_visit['visit']}", created_visit["token"]).json()
-    assert (visit_status["state"], visit_status["code"]) == ("rejected", "VHT-REFUSED-STOPPED")
+    assert (visit_status["state"], visit_status["code"]) == ("halted", "VHT-REFUSED-STOPPED")
+    assert visit_status["reason"] == "stopped by the operator: a repair"
 
 
 def test_an_operator_with_a_viewers_account_cannot_decide_even_with_the_token(node: Open) -> None:
@@ -212,10 +215,52 @@ def test_an_operator_with_a_viewers_account_cannot_decide_even_with_the_token(no
     assert node.node.visits.get(visit).state == "requested"
 
 
+@pytest.mark.parametrize("name", ["Dr Adda", "operator", "dr ada"])
+def test_a_name_without_an_account_decides_nothing_and_opens_no_console(node: Open, name: str) -> None:
+    visit = node.request()["visit"]
+    for answer in (
+        node.decide(visit, "approve", operator=name),
+        node.decide(visit, "reject", operator=name),
+        node.decide(visit, "stop", operator=name),
+        node.operator.post("/api/log-in-links", json={"operator": name}),
+    ):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "VHT-REFUSED-OPERATOR-UNKNOWN")
+    assert node.node.visits.get(visit).state == "requested"
+    assert node.decide(visit, "reject", operator="Dr Ada").json()["state"] == "rejected"  # the control: an account may
+
+
+def test_a_console_link_has_its_accounts_role(node: Open) -> None:
+    node.node.accounts.add("Vera", "viewer", "a long password")
+    link = node.operator.post("/api/log-in-links", json={"operator": "Vera"}).json()["url"]
+    _, signed_in = node.node.accounts.log_in_with_code(link.rpartition("=")[2])
+    assert (signed_in.actor.name, signed_in.actor.role) == ("Vera", "viewer")
+
+
+def test_a_new_password_changes_no_role(hospital: Hospital) -> None:
+    password = hospital.root / "password"
+    password.write_text("correct horse\n")
+    vht_node("operator", hospital.state, "Dr Ada", "--role", "approver", "--password-file", password)
+    password.write_text("battery staple\n")
+    again = vht_node("operator", hospital.state, "Dr Ada", "--password-file", password)
+    assert again["role"] == "approver"
+    assert vht_node("operator", hospital.state, "Vera", "--password-file", password)["role"] == "viewer"
+    with hospital.open(start=False) as node:
+        _, signed_in = node.accounts.log_in("Dr Ada", "battery staple")
+        assert signed_in.actor.role == "approver"
+    assert vht_node("operator", hospital.state, "Dr Ada", "--role", "viewer", "--password-file", password) == {
+        "name": "Dr Ada",
+        "role": "viewer",
+    }
+
+
 def test_ingest_and_opt_outs_over_the_api(node: Open) -> None:
     report = node.operator.post("/api/ingest", json={"folder": str(node.hospital.root / "fhir")}).json()
     assert (report["accepted"], report["duplicate"]) == (0, 90)
     assert node.operator.post("/api/opt-outs", json={"patient_id": "p1"}).json() == {"recorded": True}
+    unknown = node.operator.post("/api/opt-outs", json={"patient_id": "p1-mistyped"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "VHT-INPUT-PATIENT")
+    ahead = node.operator.post("/api/opt-outs", json={"patient_id": "not-here-yet", "ahead": True})
+    assert ahead.json() == {"recorded": True}
     withdrawal = node.operator.request("DELETE", "/api/opt-outs", json={"patient_id": "p1"})
     assert withdrawal.json() == {"withdrawn": True}
     naive = node.operator.post("/api/opt-outs", json={"patient_id": "p1", "at": "2026-01-01T00:00:00"})

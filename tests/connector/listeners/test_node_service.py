@@ -15,6 +15,7 @@ from kit.commands import vht_node
 from kit.hospital import CANARY, DATASET, Hospital, await_that, make_hospital, write_fhir
 from kit.served_node import Served
 
+from connector.cli.output_tables import connection_lines
 from connector.supernode import QUIET_FLOWER, SuperNode, commands
 from vht_federate.errors import UnavailableError, VhtError
 from vht_federate.evidence.log import EvidenceLog
@@ -25,6 +26,8 @@ from vht_federate.signing.keys import SigningKey
 @pytest.fixture
 def served(hospital: Hospital) -> Iterator[Served]:
     vht_node("ingest", hospital.state, write_fhir(hospital.root / "fhir"))
+    with hospital.open(start=False) as node:
+        node.accounts.add("Dr Ada", "approver", "correct horse")
     served_node = Served(hospital)
     served_node.await_health()
     yield served_node
@@ -209,6 +212,53 @@ def test_a_flower_process_that_ends_is_started_again_after_its_delay_and_stopped
         supernode.close()
     assert (status["executor"]["starts"], status["supernode"]["last_exit_code"]) == (1, 49)
     assert not alive(int(str(status["executor"]["pid"])))
+
+
+REFUSAL = """\x1b[91mERROR\x1b[0m:     Exit Code: 305
+Failed to initialize the connection to the SuperLink.
+[code: 20] The SuperNode's public key is not registered.
+
+For more information, visit: <https://flower.ai/docs>
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "connection", "reason"),
+    [
+        (REFUSAL, "refused", "[code: 20] The SuperNode's public key is not registered."),
+        (REFUSAL.replace("[code: 20] The SuperNode's public key is not registered.", "timed out"), "unreachable", None),
+        ("\x1b[92mINFO\x1b[0m:      SuperNode ID: 6351801708316027774\n", "connected", ""),
+        ("INFO :      Starting Flower SuperNode\n", "connecting", ""),
+    ],
+)
+def test_the_status_says_whether_the_coordinator_let_the_supernode_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, connection: str, reason: str | None
+) -> None:
+    hospital = make_hospital(tmp_path, coordinator={"address": "127.0.0.1:9", "ca": "/ca.crt", "supernode_port": 9999})
+    hospital.issuer.stop()
+    then = "raise SystemExit(1)" if "Exit Code" in said else "time.sleep(600)"
+    started = [sys.executable, "-c", f"import time; print({said!r}, flush=True); {then}"]
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr("connector.supernode.commands", lambda *_: {"supernode": started, "executor": sleeper})
+    with hospital.open(start=False) as node:
+        run = tmp_path / "run"
+        run.mkdir()
+        assert node.settings.coordinator is not None
+        node.files.supernode_log.write_text("INFO :      SuperNode ID: 1, of a start before\n" + "x" * 1000)
+        supernode = SuperNode(node.settings.coordinator, node.files, run, restart_delay_s=0.2)
+        supernode.start()
+        try:
+            await_that(lambda: supernode.status()["supernode"]["connection"] == connection)
+            starts = supernode.status()["supernode"]["starts"]
+            if connection == "refused":  # while the next attempt is under way, the last refusal still stands
+                await_that(lambda: int(str(supernode.status()["supernode"]["starts"])) > int(str(starts)))
+                assert supernode.status()["supernode"]["connection"] == "refused"
+            status = {"supernode": supernode.status(), "coordinator": "127.0.0.1:9"}
+        finally:
+            supernode.close()
+    said_reason = reason if reason is not None else "timed out"
+    line = connection_lines(status)[0]
+    assert line == ", ".join(part for part in (f"coordinator 127.0.0.1:9: {connection}", said_reason) if part)
 
 
 def test_a_supernode_is_started_anew_with_its_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
