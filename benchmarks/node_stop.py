@@ -31,7 +31,7 @@ def measure() -> list[Row]:
             "study": hospital.study(study_id=study),
             "user_key": hospital.user.public.jwk(),
         }
-        with served.client() as client:
+        with served.coordinator() as client:
             return str(client.post("/visits", json=body)["visit"])
 
     def ready(served: Served, visit: str) -> Path:
@@ -54,6 +54,8 @@ def measure() -> list[Row]:
         hospital = make_hospital(Path(folder))
         closing.callback(hospital.issuer.stop)
         vht_node("ingest", hospital.state, write_fhir(hospital.root / "fhir"))
+        with hospital.open(start=False) as node:
+            node.accounts.add("Dr Ada", "approver", "correct horse")
         served = Served(hospital)
         closing.callback(served.end)
         served.await_health()

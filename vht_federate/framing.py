@@ -143,8 +143,7 @@ def call_enclave(socket_path: Path, token: str, call: Call, *, timeout_s: float 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout_s)
             sock.connect(str(socket_path))
-            send_frame(sock, header, call.tensors)
-            answer, body = receive_frame(sock)
+            answer, body = _exchanged(sock, header, call.tensors)
     except OSError as error:
         raise UnavailableError(
             "the enclave of this visit does not answer",
@@ -154,3 +153,14 @@ def call_enclave(socket_path: Path, token: str, call: Call, *, timeout_s: float 
     if not answer.get("ok"):
         raise error_from_envelope(dict(answer.get("error") or {}))
     return Reply(result=dict(answer.get("result") or {}), tensors=body)
+
+
+def _exchanged(sock: socket.socket, header: dict[str, Any], tensors: bytes) -> tuple[dict[str, Any], bytes]:
+    try:
+        send_frame(sock, header, tensors)
+    except BrokenPipeError as gone:
+        try:
+            return receive_frame(sock)  # it may refuse before it has read all
+        except WireError:
+            raise gone from None
+    return receive_frame(sock)

@@ -1,8 +1,10 @@
 """The issuer keeps the newest head of each node's log, for whoever signs with the node's key."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from vht_federate.authority import store
 from vht_federate.authority.app import build_app
@@ -64,3 +66,19 @@ def test_a_flood_of_keys_pushes_nobody_out(web: AppClient, monkeypatch: pytest.M
     assert told(web, OTHER.sign({}, typ=QUERY_TYP), OTHER) is None
     assert told(web, head(4)) == head(3)
     assert told(web, QUERY) == head(4)
+
+
+def test_heads_that_come_at_once_are_all_answered_and_the_newest_is_kept(web: AppClient) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda size: told(web, head(size)), range(1, 33)))
+    assert told(web, QUERY) == head(32)
+
+
+def test_the_status_list_goes_out_where_no_head_can_be_kept(web: AppClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    told(web, head(3))
+
+    def full(*_: object) -> None:
+        raise OperationalError("insert", {}, Exception("database or disk is full"))
+
+    monkeypatch.setattr(Register, "keep_head", full)
+    assert told(web, head(7)) == head(3)

@@ -92,13 +92,14 @@ def attacked(served: Served, name: str, enclave: Path | None = None) -> Iterator
         follower.join(60)
 
 
-def _post(target: Target, client: Any, path: str, body: dict[str, Any]) -> None:
+def _post(target: Target, client: Any, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
     with suppress(Exception):  # refused, or dropped: the attack goes on
-        client.post(path, json={"permit": target.permit, "user_key": target.user.public.jwk(), **body})
+        body = {"permit": target.permit, "user_key": target.user.public.jwk(), **body}
+        client.post(path, json=body, headers=headers)
 
 
 def _signer(target: Target) -> Hospital:
-    """Signs what a data user asks of that hospital; of the hospital itself an attacker has nothing."""
+    """Signs what a data user and their coordinator ask of that hospital, of which an attacker has nothing."""
     nothing: Any = None
     return Hospital(Path(), nothing, nothing, Path(), user=target.user)
 
@@ -117,7 +118,9 @@ Act = Callable[[Target, Any, int], None]
 
 
 def _plans(target: Target, client: Any, number: int) -> None:
-    _post(target, client, "/visits", {"study": _signer(target).study(study_id=f"attack-{number}", plan=_plan(number))})
+    signer = _signer(target)
+    study = signer.study(study_id=f"attack-{number}", plan=_plan(number))
+    _post(target, client, "/visits", {"study": study}, signer.headers())
 
 
 def _questions(target: Target, client: Any, number: int) -> None:

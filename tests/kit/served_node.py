@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 from connector.settings import NodeSettings
 from kit.hospital import Hospital, await_that
@@ -35,6 +36,14 @@ class Served:
         token = (self.hospital.state / "operator.token").read_text().strip() if internal else None
         url = self.settings.internal_url if internal else self.settings.outward_url
         return Client(url, self.settings.ca, token=token)
+
+    def coordinator(self, token: str | None = None) -> Client:
+        """A client of the coordinator whom the hospital's studies name, asking about the visit of ``token``."""
+
+        def proof(method: str, url: str) -> str:
+            return self.hospital.proof(method, urlsplit(url).path, token=token).proof
+
+        return Client(self.settings.outward_url, self.settings.ca, token=token, prove=proof)
 
     def await_health(self) -> None:
         def healthy() -> bool:

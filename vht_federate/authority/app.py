@@ -4,12 +4,14 @@ It also keeps the newest head of the evidence log of each node that asks for the
 older copy of a node's state is noticed at its next decision.
 """
 
+import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header
 from fastapi.responses import PlainTextResponse
+from sqlalchemy.exc import OperationalError
 
 from vht_federate.authority.store import Register, public_record
 from vht_federate.domain.log_head import HEADER, LARGEST, QUERY_TYP, read_log_state
@@ -19,6 +21,8 @@ from vht_federate.serving import answer_typed_errors
 from vht_federate.signing.keys import PublicKey, SigningKey
 
 __all__ = ["build_app"]
+
+log = logging.getLogger("vht.authority")
 
 
 def build_app(
@@ -66,7 +70,10 @@ def _exchanged(register: Register, x: str, token: str) -> str | None:
         return None
     known = register.newest_head(key.kid)
     if state is not None:
-        register.keep_head(key.kid, state.size, token)
+        try:
+            register.keep_head(key.kid, state.size, token)
+        except OperationalError:  # a full disk, say: the status list goes out all the same
+            log.exception("the head of an evidence log could not be kept")
     return known
 
 

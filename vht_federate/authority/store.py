@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKey, NullPool, String, create_engine, event, func, select
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from vht_federate.domain.permit import Permit, StatusList
@@ -135,12 +136,17 @@ class Register:
         """Keep a head where it is the newest of its key. Beyond ``MOST_LOGS`` keys, no new one is taken: whoever floods
         the table pushes nobody out of it."""
         with self._session() as session:
-            row = session.get(_LogHeadRow, kid)
-            if row is None:
-                if (session.scalar(select(func.count()).select_from(_LogHeadRow)) or 0) < MOST_LOGS:
-                    session.add(_LogHeadRow(kid=kid, size=size, token=token))
-            elif size > row.size:
-                row.size, row.token = size, token
+            kept = session.scalar(select(_LogHeadRow.size).where(_LogHeadRow.kid == kid))
+            if kept is not None and size <= kept:
+                return
+            if kept is None and (session.scalar(select(func.count()).select_from(_LogHeadRow)) or 0) >= MOST_LOGS:
+                return
+            row = insert(_LogHeadRow).values(kid=kid, size=size, token=token)  # of two at once, the newest stays
+            session.execute(
+                row.on_conflict_do_update(
+                    index_elements=["kid"], set_={"size": size, "token": token}, where=_LogHeadRow.size < size
+                )
+            )
 
     def permits(self) -> list[Registered]:
         """All permits, oldest first."""
