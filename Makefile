@@ -42,11 +42,14 @@ help: ## Show the targets
 demo: .venv/.ready ## Four hospitals, end to end, on this machine (ARGS="--keep --out DIR")
 	$(BIN)/vht demo $(ARGS)
 
-test: .venv/.ready ## All tests but the fault runs and those that need larger servers
-	$(BIN)/pytest -n $(WORKERS) -m "not faults and not servers" $(ARGS)
+test: .venv/.ready ## All tests but the attacks, the fault runs, and those that need larger servers
+	$(BIN)/pytest -n $(WORKERS) -m "not faults and not servers and not hostile" $(ARGS)
+
+test-hostile: .venv/.ready ## Every attack of docs/explanation/security.md, and that each works without its wall; a table
+	$(BIN)/pytest -n $(WORKERS) -m hostile $(ARGS)
 
 test-thorough: .venv/.ready ## Properties with many more examples, new ones each time (an hour)
-	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n $(WORKERS) -m "not faults and not servers and not federation" $(ARGS)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n $(WORKERS) -m "not faults and not servers and not hostile and not federation" $(ARGS)
 
 test-faults: .venv/.ready ## Kill processes, revoke permits, fill disks, in the middle of real runs; whole demos; a FHIR server
 	$(BIN)/pytest -n $(WORKERS) -m "faults and not servers" $(ARGS)

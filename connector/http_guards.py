@@ -48,10 +48,13 @@ def presented(
 
 
 class Guarded:
-    """ASGI middleware: refuses large bodies, and turns a failure into a 500 whose cause only the node's log knows."""
+    """ASGI middleware: refuses large bodies, and turns a failure into a 500 whose cause only the node's log knows.
 
-    def __init__(self, app: ASGIApp, service: str) -> None:
-        self._app, self._service = BodyLimit(app, MAXIMUM_BODY), service
+    ``answering``: below these paths the application says itself that a body is too large.
+    """
+
+    def __init__(self, app: ASGIApp, service: str, answering: tuple[str, ...] = ()) -> None:
+        self._app, self._service = BodyLimit(app, MAXIMUM_BODY, answering=answering), service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from kit.hostile_table import Answered, HostileTable
 from kit.hypothesis_profiles import PROFILE
 from kit.xdist_scheduling import ByModule, in_order
 
@@ -31,13 +32,46 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = in_order(items)
+    HostileTable.note(items)
     for item in items:
         for marker in item.iter_markers("slow"):
             item.user_properties.append(("slow", marker.args[0]))
 
 
+@pytest.fixture
+def answered(request: pytest.FixtureRequest) -> Answered:
+    """Say what an attacker was answered: it stands in the table of ``make test-hostile``."""
+    return lambda answer: request.node.user_properties.append(("answered", answer))
+
+
+def _asked_for_hostile_tests(config: pytest.Config) -> bool:
+    return config.option.markexpr == "hostile" and not hasattr(config, "workerinput")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """``make test-hostile`` fails where an attack is not proven, though no test failed."""
+    if not _asked_for_hostile_tests(session.config):
+        return
+    table = HostileTable()
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    for reports in reporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                table.add(report)
+    whole = session.config.args == session.config.getini("testpaths")
+    session.config.stash[_TABLE] = table, whole
+    if whole and table.lacking() and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+_TABLE = pytest.StashKey[tuple[HostileTable, bool]]()
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Names what took longer than ``SLOW_S`` (set-up included) and does not say why: information, never a failure."""
+    if _TABLE in terminalreporter.config.stash:
+        table, whole = terminalreporter.config.stash[_TABLE]
+        table.write(terminalreporter, whole=whole)
     seconds: dict[str, float] = {}
     reasons: set[str] = set()
     for reports in terminalreporter.stats.values():

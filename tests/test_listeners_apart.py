@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from kit.hospital import await_that
+from kit.hostile_table import Answered
 
 from vht_federate import serving
 from vht_federate.errors import UnavailableError
@@ -82,7 +83,11 @@ def flooded(url: str, blocking: Blocking) -> Iterator[list[httpx.Response]]:
             thread.join(300)
 
 
-def test_a_listener_answers_while_all_threads_of_another_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.hostile("threads", control=True)
+@pytest.mark.hostile("threads")
+def test_a_listener_answers_while_all_threads_of_another_are_taken(
+    monkeypatch: pytest.MonkeyPatch, answered: Answered
+) -> None:
     outward, internal = Blocking(), Blocking()
     first, second = free_ports(LOOPBACK, LOOPBACK)
     with served(
@@ -95,6 +100,7 @@ def test_a_listener_answers_while_all_threads_of_another_are_taken(monkeypatch: 
             with pytest.raises(httpx.ReadTimeout):  # the control: who shares the flooded listener waits
                 httpx.get(f"http://{LOOPBACK}:{first}/quick", timeout=1.0, trust_env=False)
             assert answers == []
+            answered("the operator's listener answers")
         assert [answer.json() for answer in answers] == [{"released": True}] * FLOOD
 
 
@@ -149,9 +155,15 @@ BOTH = ("Content-Length: 100", "Transfer-Encoding: chunked")
 @pytest.mark.parametrize(
     ("lines", "code"), [(BOTH, b"VHT-INPUT-FRAMING"), (BOTH[1:], b"VHT-INPUT-SIZE")], ids=["both", "chunked"]
 )
-@pytest.mark.parametrize("limited", [True, False])
+@pytest.mark.parametrize(
+    "limited",
+    [
+        pytest.param(True, marks=pytest.mark.hostile("chunked")),
+        pytest.param(False, marks=pytest.mark.hostile("chunked", control=True)),
+    ],
+)
 def test_a_chunked_body_passes_no_limit_whatever_length_it_claims(
-    lines: tuple[str, ...], code: bytes, limited: bool, monkeypatch: pytest.MonkeyPatch
+    lines: tuple[str, ...], code: bytes, limited: bool, monkeypatch: pytest.MonkeyPatch, answered: Answered
 ) -> None:
     import uvicorn
 
@@ -163,6 +175,7 @@ def test_a_chunked_body_passes_no_limit_whatever_length_it_claims(
     if limited:
         assert b" 400 " in answer.splitlines()[0]
         assert code in answer
+        answered(code.decode())
         assert read[0] <= LIMIT
     else:  # the control: h11 lets all of it through
         assert b" 200 " in answer.splitlines()[0]

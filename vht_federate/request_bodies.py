@@ -37,18 +37,26 @@ def require_one_length(headers: "Iterable[tuple[bytes, bytes]]") -> int | None:
 class BodyLimit:
     """ASGI middleware: no more than ``maximum`` bytes of a body reach the application, which then answers nothing.
 
-    ``refusal`` is what answers in its place.
+    ``refusal`` is what answers in its place. Below the paths of ``answering`` the application answers all the same, to
+    the refusal that its reading raises.
     """
 
-    def __init__(self, app: "ASGIApp", maximum: int, refusal: "Callable[[int], VhtError]" = too_large) -> None:
-        self._app, self._maximum, self._refusal = app, maximum, refusal
+    def __init__(
+        self,
+        app: "ASGIApp",
+        maximum: int,
+        refusal: "Callable[[int], VhtError]" = too_large,
+        answering: tuple[str, ...] = (),
+    ) -> None:
+        self._app, self._maximum, self._refusal, self._answering = app, maximum, refusal, answering
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        answers = any(scope["path"].startswith(path) for path in self._answering)
         try:
-            if (require_one_length(scope["headers"]) or 0) > self._maximum:
+            if (require_one_length(scope["headers"]) or 0) > self._maximum and not answers:
                 raise self._refusal(self._maximum)
         except VhtError as error:
             await _refuse(error, scope, receive, send)
@@ -67,7 +75,7 @@ class BodyLimit:
 
         async def unless_refused(message: "Message") -> None:
             nonlocal started
-            if refusal is not None and not started:
+            if refusal is not None and not started and not answers:
                 return  # what the application says of it: the refusal is said below
             started = started or message["type"] == "http.response.start"
             await send(message)

@@ -172,9 +172,10 @@ class Visits:
                 row = _row(session, visit_id)
                 if row.state != "requested":
                     return {}  # the step says so
+                priced = self.ledger.price(session, visit_id, permit, request, visit.dataset_id)
                 if included is not None:
                     self.ledger.require_included(session, row, permit, request, included)
-                return self.ledger.price(session, visit_id, permit, request, visit.dataset_id)
+                return priced
 
             with self.steps.step_after(price, self.ledger.version) as (step, epsilon):
                 session = step.session

@@ -92,7 +92,7 @@ def internal_app(node: Node, *, delays: LogInDelays | None = None) -> FastAPI:
     add_fhir_api(app, node.fhir_api, node.accounts, who)
     add_pages(app, node, sessions)
     install(app)
-    app.add_middleware(Guarded, service="internal")
+    app.add_middleware(Guarded, service="internal", answering=("/fhir/",))  # in FHIR's words, and in its log
     return app
 
 

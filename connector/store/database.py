@@ -29,9 +29,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         try:
-            self.engine = create_engine(
-                url, pool_pre_ping=not url.startswith("sqlite"), pool_size=POOLED, max_overflow=POOLED
-            )
+            pool = {"pool_size": POOLED, "max_overflow": POOLED} if url != "sqlite://" else {}  # in memory: one
+            self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"), **pool)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise InputError(
                 "the database URL is not understood",

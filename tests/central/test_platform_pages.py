@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from kit.hostile_table import Answered
 from kit.publishable_release import Platform
 
 from vht_federate.central import app as app_module
@@ -142,18 +143,40 @@ def test_a_request_that_is_too_large_or_no_archive_is_refused(client: AppClient)
     assert bad.json()["error"]["code"] == "VHT-PUBLICATION-ARCHIVE"
 
 
-@pytest.mark.parametrize(
-    ("content_type", "body"),
-    [
-        ("multipart/form-data; boundary=x", b"--y\r\nnothing of the kind"),
-        ("multipart/form-data", b"--x\r\n"),
-        (
-            "multipart/form-data; boundary=x; charset=nonsense",
-            b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n',
-        ),
-        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition\r\n\r\nb\r\n--x--\r\n"),
-    ],
-)
-def test_a_malformed_upload_is_a_typed_refusal(content_type: str, body: bytes, client: AppClient) -> None:
+MALFORMED = [
+    ("multipart/form-data; boundary=x", b"--y\r\nnothing of the kind"),
+    ("multipart/form-data", b"--x\r\n"),
+    (
+        "multipart/form-data; boundary=x; charset=nonsense",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n',
+    ),
+    ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition\r\n\r\nb\r\n--x--\r\n"),
+]
+
+
+@pytest.mark.hostile("multipart")
+@pytest.mark.parametrize(("content_type", "body"), MALFORMED)
+def test_a_malformed_upload_is_a_typed_refusal(
+    content_type: str, body: bytes, client: AppClient, answered: Answered
+) -> None:
     answer = client.post("/publications", content=body, headers={"content-type": content_type})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "VHT-INPUT-MULTIPART")
+    answered("VHT-INPUT-MULTIPART")
+
+
+@pytest.mark.hostile("multipart", control=True)
+def test_control_starlettes_own_reading_of_a_form_fails_where_nobody_catches_it() -> None:
+    from python_multipart.exceptions import FormParserError
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    async def read(request: Request) -> PlainTextResponse:
+        await request.form()
+        return PlainTextResponse("read")
+
+    app = AppClient(Starlette(routes=[Route("/", read, methods=["POST"])]))
+    for content_type, body in (MALFORMED[0], MALFORMED[3]):
+        with pytest.raises(FormParserError):
+            app.post("/", content=body, headers={"content-type": content_type})

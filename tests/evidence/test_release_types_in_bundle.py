@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from kit.hostile_table import Answered
 from kit.rehearsed_runs import NODE, PLAN, code_of, finish, prepared
 
+from vht_federate.domain.plan import RELEASE_TYPES, StudyPlan
 from vht_federate.evidence.verify import verify_bundle
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.testing.rehearsal import REHEARSED_PLAN, Rehearsal
@@ -12,16 +14,18 @@ from vht_federate.testing.rehearsal import REHEARSED_PLAN, Rehearsal
 PERMIT = {"release_types": ["component"], "epsilon": 6.0}
 
 
+@pytest.mark.hostile("release-audit")
 @pytest.mark.parametrize(
     ("allowed", "missing"),
     [(["component"], "cohort, metrics"), (["component", "metrics"], "cohort"), (["cohort", "metrics"], "component")],
 )
 def test_a_bundle_of_a_study_beyond_what_the_permit_allows_is_refused(
-    allowed: list[str], missing: str, tmp_path: Path
+    allowed: list[str], missing: str, tmp_path: Path, answered: Answered
 ) -> None:
     with Rehearsal(tmp_path, permit_fields={"release_types": allowed}) as study:
         study.play()
         assert code_of(study, tmp_path / "bundle", f"release type {missing} is not") == "VHT-VERIFY-STUDY"
+    answered("VHT-VERIFY-STUDY")
 
 
 def _another_visit(study: Rehearsal, job: str) -> None:
@@ -43,11 +47,22 @@ def _another_visit(study: Rehearsal, job: str) -> None:
     study.status("end")
 
 
+@pytest.mark.hostile("release-audit")
 @pytest.mark.parametrize("job", ["evaluate", "marginals"])
-def test_a_round_whose_output_may_not_be_released_is_named(job: str, tmp_path: Path) -> None:
+def test_a_round_whose_output_may_not_be_released_is_named(job: str, tmp_path: Path, answered: Answered) -> None:
     with prepared(tmp_path, permit_fields=PERMIT) as study:
         _another_visit(finish(study), job)
         assert code_of(study, tmp_path / "bundle", f"ran {job}") == "VHT-VERIFY-RELEASE"
+    answered("VHT-VERIFY-RELEASE")
+
+
+@pytest.mark.hostile("release-audit", control=True)
+def test_control_a_verifier_that_does_not_ask_lets_both_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StudyPlan, "release_types", lambda _: {"component"})
+    monkeypatch.setitem(RELEASE_TYPES, "evaluate", "component")
+    with prepared(tmp_path, permit_fields=PERMIT) as study:
+        _another_visit(finish(study), "evaluate")
+        assert verify_bundle(study.bundle(tmp_path / "bundle"), study.trust).checks
 
 
 def test_a_round_whose_output_may_be_released_is_none(tmp_path: Path) -> None:

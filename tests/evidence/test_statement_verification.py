@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.hostile_table import Answered
 from kit.rehearsed_runs import NAMES, NODE, PLAN, code_of, finish, prepared
 
 from vht_federate.errors import VerificationError
+from vht_federate.evidence import release_check
 from vht_federate.evidence.statement_check import check_statement, possible_spends
 from vht_federate.evidence.verify import verify_bundle
 from vht_federate.privacy.accounting import epsilon_by_population
@@ -128,14 +130,19 @@ ATTACKS: dict[str, Spoil] = {
 }
 
 
+@pytest.mark.hostile("statement")
 @pytest.mark.parametrize("schema", ["1", "2"])
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_false_statement_is_refused_whatever_its_schema(attack: str, schema: str, tmp_path: Path) -> None:
+def test_a_false_statement_is_refused_whatever_its_schema(
+    attack: str, schema: str, tmp_path: Path, answered: Answered
+) -> None:
     statement = written(schema)
     ATTACKS[attack](statement)
     refused(tmp_path, statement)
+    answered("VHT-VERIFY-RELEASE")
 
 
+@pytest.mark.hostile("statement", control=True)
 def test_the_three_numbers_that_were_compared_before_are_not_enough(tmp_path: Path) -> None:
     statement = written("2")
     for attack in ("unit in words", "trust model", "limits changed", "populations"):
@@ -204,10 +211,11 @@ def test_a_cohorts_share_is_what_the_plans_tables_cost(tmp_path: Path) -> None:
 # --- in a bundle ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.hostile("statement-bundle")
 @pytest.mark.parametrize("schema", ["1", "2"])
 @pytest.mark.parametrize("attack", ["trust model", "nodes gone", "limits changed"])
 def test_a_bundle_whose_release_states_something_false_is_refused(
-    attack: str, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    attack: str, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: Answered
 ) -> None:
     """The coordinator writes and seals it, and every node acknowledges it: nobody but the verifier looks."""
 
@@ -221,6 +229,24 @@ def test_a_bundle_whose_release_states_something_false_is_refused(
     with prepared(tmp_path) as study:
         finish(study)
         assert code_of(study, tmp_path / "bundle", "privacy_statement.json") == "VHT-VERIFY-RELEASE"
+    answered("VHT-VERIFY-RELEASE")
+
+
+@pytest.mark.hostile("statement-bundle", control=True)
+def test_control_a_verifier_that_compares_nothing_lets_a_false_statement_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def false(*args: Any) -> Statement:
+        statement = privacy_statement(*args)
+        for attack in ("trust model", "limits changed"):
+            ATTACKS[attack](statement)
+        return statement
+
+    monkeypatch.setattr(rehearsal_module, "privacy_statement", false)
+    monkeypatch.setattr(release_check, "check_statement", lambda *_, **__: {})
+    with prepared(tmp_path) as study:
+        finish(study)
+        assert verify_bundle(study.bundle(tmp_path / "bundle"), study.trust).checks
 
 
 def test_a_bundle_with_a_statement_of_schema_1_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

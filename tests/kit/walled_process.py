@@ -7,10 +7,12 @@ the code under test is what ships, and the wall is down on purpose.
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from errno import errorcode
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,13 @@ class Outcome:
     walls: tuple[str, ...]
     got: object
     said: str
+
+    @property
+    def refusal(self) -> str:
+        """What answered, in a word or two: the kernel's error where Python raised one."""
+        last = self.said.strip().splitlines()[-1] if self.said.strip() else "the call failed"
+        number = re.search(r"\[Errno (\d+)\]", last)
+        return errorcode[int(number[1])] if number else last.split(" ", 1)[0] if "Error" in last else last[:40]
 
 
 def need_walls(*names: str) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from kit.hostile_table import Answered
 
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.plan import StudyPlan, TrainingPlan
@@ -47,18 +48,21 @@ def test_the_foreseen_points_are_those_that_the_library_walks(noise: float, rate
     assert points([(mechanism, steps)], interval) == pytest.approx(walked, rel=0.4)
 
 
+@pytest.mark.hostile("costly-plan", control=True)
+@pytest.mark.hostile("costly-plan")
 @pytest.mark.parametrize(
     ("noise", "rate", "rounds", "local_steps"),
     [(1000.0, 0.5, 1000, 10_000), (0.3, 1e-4, 10, 100), (1500.0, 0.999, 1000, 10_000), (0.4, 1e-4, 100, 1000)],
 )
 def test_a_plan_that_takes_minutes_is_refused_and_nothing_of_it_is_laid_out(
-    noise: float, rate: float, rounds: int, local_steps: int, monkeypatch: pytest.MonkeyPatch
+    noise: float, rate: float, rounds: int, local_steps: int, monkeypatch: pytest.MonkeyPatch, answered: Answered
 ) -> None:
     costly = plan(noise, rate, rounds, local_steps)
     monkeypatch.setattr(accounting, "_distribution", lambda *_: pytest.fail("an account was computed"))
     with pytest.raises(BudgetError) as caught:
         require_priceable(costly.events(), DELTA)
     assert caught.value.code == "VHT-BUDGET-COSTLY"
+    answered(caught.value.code)
     mechanism = ("gaussian", rate, noise, 0.0, 0.0)  # the control: it would have been much
     assert rounds * local_steps > MOST_STEPS or points([(mechanism, rounds * local_steps)], 1e-4) > MOST_POINTS
 

@@ -10,6 +10,7 @@ import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.hostile_table import Answered
 
 from vht_federate.errors import InputError, VerificationError
 from vht_federate.evidence.ledger_file import LedgerFile
@@ -60,6 +61,7 @@ def test_what_two_readers_may_take_for_two_things_is_refused(content: bytes) -> 
         read_json(content)
 
 
+@pytest.mark.hostile("twice", control=True)
 def test_the_plain_reader_takes_the_last_of_two_so_the_strict_one_is_needed() -> None:
     assert json.loads(b'{"state": "failed", "state": "completed"}') == {"state": "completed"}
 
@@ -77,6 +79,7 @@ def test_a_statement_that_says_something_once_is_read() -> None:
     assert KEY.public.verify(_signed(HEADER, b'{"epsilon":1}'), typ="t") == {"epsilon": 1}
 
 
+@pytest.mark.hostile("twice")
 @pytest.mark.parametrize(
     ("header", "claims"),
     [
@@ -85,11 +88,14 @@ def test_a_statement_that_says_something_once_is_read() -> None:
         (b'{"alg":"EdDSA","typ":"u","typ":"t"}', b'{"epsilon":1}'),
     ],
 )
-def test_a_signed_statement_that_says_something_twice_is_refused(header: bytes, claims: bytes) -> None:
+def test_a_signed_statement_that_says_something_twice_is_refused(
+    header: bytes, claims: bytes, answered: Answered
+) -> None:
     token = _signed(header, claims)
     assert jwt.decode(token, KEY.private.public_key(), algorithms=["EdDSA"])  # its signature is genuine
-    with pytest.raises(VerificationError):
+    with pytest.raises(VerificationError) as caught:
         KEY.public.verify(token, typ="t")
+    answered(caught.value.code)
     with pytest.raises(InputError):
         unverified_claims(token)
 

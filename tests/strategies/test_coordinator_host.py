@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 from flwr.supercore.control import ControlHttpClient
+from kit.hostile_table import Answered
 from kit.second_user import as_nobody, needs_a_second_user
 from kit.small_federation import wait_until
 
@@ -114,8 +115,11 @@ def test_the_gateway_shows_nobody_the_control_or_runtime_api(coordinator: Coordi
         assert {client.post(path, headers=headers).status_code for path in PATHS} == {404}
 
 
+@pytest.mark.hostile("other-user")
 @needs_a_second_user
-def test_another_user_of_the_machine_cannot_act_as_the_coordinator(coordinator: Coordinator, open_folder: Path) -> None:
+def test_another_user_of_the_machine_cannot_act_as_the_coordinator(
+    coordinator: Coordinator, open_folder: Path, answered: Answered
+) -> None:
     paths, control = coordinator.superlink, coordinator.control
     assert as_nobody((open_folder / "pki" / "ca.crt").read_bytes) == coordinator.config.ca.read_bytes()
     assert as_nobody(lambda: answers_at(paths.socket)) is False
@@ -123,8 +127,10 @@ def test_another_user_of_the_machine_cannot_act_as_the_coordinator(coordinator: 
     assert isinstance(refused, UnavailableError)
     for path in (paths.socket, paths.secret, coordinator.state / "coordinator.key", paths.database):
         assert isinstance(as_nobody(path.read_bytes), PermissionError)
+    answered(f"{refused.code} at the socket, EACCES at files")
 
 
+@pytest.mark.hostile("other-user", control=True)
 @needs_a_second_user
 def test_with_the_sockets_permissions_taken_away_another_user_can(coordinator: Coordinator) -> None:
     """The control: what keeps them out is who may open the socket."""
@@ -145,7 +151,10 @@ def test_with_the_sockets_permissions_taken_away_another_user_can(coordinator: C
 # --- whose code runs -------------------------------------------------------------------------------------------------
 
 
-def test_the_installed_server_app_plays_a_run_whatever_its_fab_holds(coordinator: Coordinator, tmp_path: Path) -> None:
+@pytest.mark.hostile("fab")
+def test_the_installed_server_app_plays_a_run_whatever_its_fab_holds(
+    coordinator: Coordinator, tmp_path: Path, answered: Answered
+) -> None:
     marker = tmp_path / "marker"
     app = hostile_app(tmp_path / "app", marker)
     run = coordinator.control.start_run(app, {"run-directory": str(tmp_path / "no-run")})
@@ -153,9 +162,12 @@ def test_the_installed_server_app_plays_a_run_whatever_its_fab_holds(coordinator
     ended = coordinator.control.run_status(run)
     assert ended == ("finished:failed", "the ServerApp failed (InputError)")  # ours, which missed dispatch.json
     assert not marker.exists()
+    answered(f"{ended[1]}: ours ran")
     assert not list(coordinator.superlink.home.rglob("study_server.py")), "the FAB was not even unpacked"
 
 
+@pytest.mark.hostile("token", control=True)
+@pytest.mark.hostile("fab", control=True)
 @pytest.mark.slow("Flower's own SuperLink and executor start first")
 def test_flowers_own_executor_runs_it_for_anybody_and_shows_the_runs_token(open_folder: Path) -> None:
     """The control: a SuperLink on loopback with Flower's executor, and whoever is there asks for the run."""
@@ -191,7 +203,8 @@ def test_flowers_own_executor_runs_it_for_anybody_and_shows_the_runs_token(open_
     assert "--token" in started_as.split("\0")
 
 
-def test_a_runs_token_stands_in_no_command_line_and_no_environment(tmp_path: Path) -> None:
+@pytest.mark.hostile("token")
+def test_a_runs_token_stands_in_no_command_line_and_no_environment(tmp_path: Path, answered: Answered) -> None:
     token = "f00dfeedf00dfeedf00dfeed"
     process = start_server_app(SuperLinkPaths(tmp_path), token)
     try:
@@ -199,6 +212,7 @@ def test_a_runs_token_stands_in_no_command_line_and_no_environment(tmp_path: Pat
         wait_until(lambda: any("server_process" in part for part in shown.cmdline()), "the process starting")
         assert token not in " ".join(shown.cmdline())
         assert token not in " ".join(shown.environ().values())
+        answered("it is in no command line, no environment")
     finally:
         process.kill()
         process.wait()

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import Request
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from kit.hostile_table import Answered
 
 from strategies import fleet_uploads
 from strategies.fleet_uploads import ANYBODY, MAX_BODY_BYTES, UNCOUNTED, FleetUploads
@@ -61,14 +62,26 @@ def key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP384R1())
 
 
+@pytest.mark.hostile("gateway")
 @pytest.mark.parametrize("chunked", [True, False])
-def test_a_stranger_sends_little_and_no_more_is_read(chunked: bool, key: ec.EllipticCurvePrivateKey) -> None:
+def test_a_stranger_sends_little_and_no_more_is_read(
+    chunked: bool, key: ec.EllipticCurvePrivateKey, answered: Answered
+) -> None:
     uploads = FleetUploads()
     for headers in ({}, signed(key)):  # a signature of a key that was never accepted is a stranger's
         upload = Upload(256 * MIB, headers, chunked=chunked)
         assert asyncio.run(held(uploads, upload)) == "VHT-INPUT-SIZE"
         assert upload.read <= 2 * ANYBODY
     assert asyncio.run(held(uploads, Upload(ANYBODY, {}))) == "held"
+    answered("VHT-INPUT-SIZE")
+
+
+@pytest.mark.hostile("gateway", control=True)
+def test_control_without_those_bounds_the_gateway_holds_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_uploads, "ANYBODY", MAX_BODY_BYTES)
+    upload = Upload(100 * MIB, {}, chunked=True)
+    assert asyncio.run(held(FleetUploads(of_strangers=MAX_BODY_BYTES), upload)) == "held"
+    assert upload.read == 100 * MIB
 
 
 def test_a_key_that_the_superlink_accepted_sends_a_reply(key: ec.EllipticCurvePrivateKey) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import context_to_proto, message_to_proto, run_to_proto
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedResponse,
@@ -30,8 +30,12 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supercore.run import Run
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
+from kit.hostile_table import Answered
 from kit.scripted_superlink import RUN, reply_to
 
 from strategies.courier import carry
@@ -62,15 +66,18 @@ def wanted_of_the_second(first: RecordDict, second: RecordDict) -> set[str]:
         return set(store.preregister(RUN, get_object_tree(other)))
 
 
+@pytest.mark.hostile("same-replies")
 @pytest.mark.parametrize("answer", [SAME, REFUSED], ids=["answer", "refusal"])
-def test_each_hospital_is_asked_for_its_own_reply_whole(answer: Answer) -> None:
+def test_each_hospital_is_asked_for_its_own_reply_whole(answer: Answer, answered: Answered) -> None:
     first, second = (pack_replies([answer], answering=f"message-{number}") for number in (1, 2))
     assert not parts(first) & parts(second)
     assert parts(second) <= wanted_of_the_second(first, second)
     (read,) = replies_of(second, 1)
     assert read.reply == answer.reply
+    answered("each is asked for all of its own")
 
 
+@pytest.mark.hostile("same-replies", control=True)
 def test_without_its_message_in_it_a_reply_shares_its_parts_with_anothers() -> None:
     """The control: then Flower's store wants nothing of the second but the message itself."""
     first, second = (pack_replies([SAME], answering="") for _ in range(2))
@@ -152,7 +159,8 @@ def served(node: ScriptedSuperNode) -> Iterator[str]:
         thread.join()
 
 
-def test_a_supernode_that_is_done_with_a_reply_too_early_costs_no_other_reply() -> None:
+@pytest.mark.hostile("lost-executor")
+def test_a_supernode_that_is_done_with_a_reply_too_early_costs_no_other_reply(answered: Answered) -> None:
     """It stores no more parts of that reply: Flower's client raises ObjectPushError, and the executor goes on."""
     done = True
     node = ScriptedSuperNode(lambda: not done)
@@ -164,3 +172,13 @@ def test_a_supernode_that_is_done_with_a_reply_too_early_costs_no_other_reply() 
         executor.run_task("second")
     assert node.taken == node.announced
     assert node.ended == ["failed", "completed"]
+    answered("that message failed, the next arrived")
+
+
+@pytest.mark.hostile("lost-executor", control=True)
+def test_control_what_flowers_client_raises_there_ends_whoever_lets_it_pass() -> None:
+    node = ScriptedSuperNode(lambda: False)
+    with served(node) as address, RuntimeApi(address).client(RuntimeTokenHttpInterceptor("t")) as runtime:
+        message, context, _, _ = pull_task_input(runtime)
+        with pytest.raises(ObjectPushError):
+            push_message(runtime, Message(pack_replies([SAME], answering="m"), reply_to=message), context)

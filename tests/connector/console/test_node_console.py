@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from kit.console_session import Console
 from kit.hospital import CANARY, PLAN, Hospital, approved, ask, await_that, make_hospital
+from kit.hostile_table import Answered
 
 from connector.console.log_in_delays import FIRST_S, FREE, LONGEST_S, REMEMBERED_S, WAITING, LogInDelays
 from connector.console.page_frame import _NAV
@@ -41,7 +42,8 @@ def test_a_wrong_password_and_an_unknown_name_are_told_the_same(console: Console
     assert "set-cookie" not in wrong.headers
 
 
-def test_wrong_passwords_make_the_next_attempt_wait_and_lock_nobody_out(console: Console) -> None:
+@pytest.mark.hostile("passwords")
+def test_wrong_passwords_make_the_next_attempt_wait_and_lock_nobody_out(console: Console, answered: Answered) -> None:
     waited: list[float] = []
 
     async def pause(seconds: float) -> None:
@@ -57,6 +59,21 @@ def test_wrong_passwords_make_the_next_attempt_wait_and_lock_nobody_out(console:
     assert console.log_in("Vera", "battery staple").status_code == 303
     console.log_in()
     assert waited[-1] <= FIRST_S  # the right password ended its own delay; what is left is of the address
+    answered(f"up to {LONGEST_S:g} s between guesses; the operator enters")
+
+
+@pytest.mark.hostile("passwords", control=True)
+def test_control_without_delays_guesses_cost_nothing(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr("connector.console.log_in_delays.FREE", 10_000)
+    console.browser = AppClient(internal_app(console.node, delays=LogInDelays(pause)))
+    for _ in range(20):
+        assert console.log_in(password="wrong horse!").status_code == 403
+    assert waited == [0.0] * 20
 
 
 def test_delays_are_of_an_account_at_an_address_and_pass() -> None:

@@ -14,7 +14,9 @@ import numpy as np
 import psutil
 import pytest
 from kit.enclave_visits import PLAN, SHIPPED, ZERO, Courier, RecordingGate, visit_spec, weights_of
+from kit.hostile_table import Answered
 from kit.places import TESTS
+from kit.toy_enclave import TOKEN, ToyEnclave
 
 from connector.enclave.host import EnclaveHost
 from connector.enclave.waiting_calls import UNKNOWN
@@ -27,7 +29,7 @@ from vht_federate.errors import (
     VhtError,
     WireError,
 )
-from vht_federate.framing import receive_frame
+from vht_federate.framing import Call, call_enclave, receive_frame
 from vht_federate.processes import alive
 from vht_federate.signing.canonical import canonical_bytes, sha256_hex
 
@@ -359,7 +361,10 @@ def _connected(courier: Courier, sent: bytes) -> socket.socket:
     return connection
 
 
-def test_silent_connections_keep_no_call_waiting_and_the_oldest_of_too_many_goes(courier: Courier) -> None:
+@pytest.mark.hostile("silent")
+def test_silent_connections_keep_no_call_waiting_and_the_oldest_of_too_many_goes(
+    courier: Courier, answered: Answered
+) -> None:
     header = json.dumps({"token": "wrong"}).encode()
     partial = [b"", b"\0\0", struct.pack(">IQ", 100, 0), struct.pack(">IQ", 100, 1 << 20) + b"{"]
     silent = [_connected(courier, partial[number % len(partial)]) for number in range(4 * UNKNOWN)]
@@ -369,6 +374,7 @@ def test_silent_connections_keep_no_call_waiting_and_the_oldest_of_too_many_goes
             stranger.settimeout(PATIENCE_S)
             answer, _ = receive_frame(stranger)  # without one byte of the body that it announced
         assert answer["error"]["code"] == "VHT-REFUSED-TOKEN"
+        answered("calls are answered meanwhile")
         silent[0].settimeout(PATIENCE_S)
         assert silent[0].recv(1) == b""  # dropped; the control is the newest, which still waits
         silent[-1].setblocking(False)
@@ -377,3 +383,16 @@ def test_silent_connections_keep_no_call_waiting_and_the_oldest_of_too_many_goes
     finally:
         for connection in silent:
             connection.close()
+
+
+@pytest.mark.hostile("silent", control=True)
+def test_control_whoever_reads_one_call_after_the_other_is_held_up_by_silence(tmp_path: Path) -> None:
+    toy = ToyEnclave(tmp_path, "v1")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+            silent.connect(str(tmp_path / "v1.sock"))
+            with pytest.raises(UnavailableError):
+                call_enclave(tmp_path / "v1.sock", TOKEN, Call("v1", "train", 1), timeout_s=1.0)
+        assert call_enclave(tmp_path / "v1.sock", TOKEN, Call("v1", "train", 1), timeout_s=60.0).result is not None
+    finally:
+        toy.close()

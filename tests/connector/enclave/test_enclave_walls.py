@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 from kit.enclave_visits import planted, visit_spec
+from kit.hostile_table import Answered
 from kit.installed_intruder import register_job
 from kit.walled_process import NOTHING_HOLDS, need_walls, on_machine_without
 
@@ -123,8 +124,11 @@ def brought_home(root: Path, name: str) -> dict:
     return json.loads((root / "state" / "visits" / "v1" / name).read_text())
 
 
+@pytest.mark.hostile("component")
 @pytest.mark.parametrize("without", [(), ("namespaces",)], ids=["all", "no-namespaces"])
-def test_a_component_reaches_nothing_from_its_import_on_and_the_round_is_answered(hostile, without) -> None:
+def test_a_component_reaches_nothing_from_its_import_on_and_the_round_is_answered(
+    hostile, without, answered: Answered
+) -> None:
     need_walls("seccomp", "landlock")
     root, component = hostile
     answer = started_without(without, root, component, IsolationLevel.SANDBOX)
@@ -133,8 +137,11 @@ def test_a_component_reaches_nothing_from_its_import_on_and_the_round_is_answere
     for name in ("at-import", "in-a-round"):
         assert brought_home(root, name) == dict.fromkeys(ALL)
     assert list((root / "outside").iterdir()) == []
+    answered("nothing for it; the round is answered")
 
 
+@pytest.mark.hostile("fails-open", control=True)
+@pytest.mark.hostile("component", control=True)
 def test_control_on_a_machine_without_walls_it_reaches_everything_where_the_operator_let_it(hostile) -> None:
     root, component = hostile
     answer = started_without(NOTHING_HOLDS, root, component, IsolationLevel.AUDIT_HOOK)
@@ -146,6 +153,7 @@ def test_control_on_a_machine_without_walls_it_reaches_everything_where_the_oper
     assert {path.name for path in (root / "outside").iterdir()} == {"rows", "marker"}
 
 
+@pytest.mark.hostile("fails-open")
 @pytest.mark.parametrize(
     ("without", "level"),
     [
@@ -155,12 +163,15 @@ def test_control_on_a_machine_without_walls_it_reaches_everything_where_the_oper
         (("seccomp",), IsolationLevel.SYSTEM_CALLS),
     ],
 )
-def test_no_enclave_starts_below_what_is_required_and_no_code_of_a_component_ran(hostile, without, level) -> None:
+def test_no_enclave_starts_below_what_is_required_and_no_code_of_a_component_ran(
+    hostile, without, level, answered: Answered
+) -> None:
     root, component = hostile
     answer = started_without(without, root, component, level)
     assert answer["code"] == "VHT-REFUSED-ISOLATION"
     assert "enclave_isolation" in answer["hint"]
     assert not (root / "state" / "visits" / "v1" / "at-import").exists()
+    answered(answer["code"])
 
 
 def test_a_weaker_level_that_is_allowed_starts_and_is_named(hostile) -> None:
@@ -235,11 +246,15 @@ def test_an_enclave_says_whose_code_its_jobs_are(standing) -> None:
     assert all(isinstance(job, JobOrigin) and len(job.digest) == 64 for job in jobs.values())
 
 
+@pytest.mark.hostile("jobs")
 @pytest.mark.parametrize("job", ["train", "marginals"])
-def test_a_package_that_registers_a_job_a_second_time_is_refused(fresh, tmp_path: Path, monkeypatch, job: str) -> None:
+def test_a_package_that_registers_a_job_a_second_time_is_refused(
+    fresh, tmp_path: Path, monkeypatch, job: str, answered: Answered
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(register_job(tmp_path / "site", job)))
     with pytest.raises(ComponentError) as caught:
         fresh()
     assert caught.value.code == "VHT-COMPONENT-JOB-TWICE"
+    answered(caught.value.code)
     assert "intruder 1.0" in caught.value.message
     assert "vht-federate" in caught.value.message

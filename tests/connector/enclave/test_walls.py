@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from kit.hostile_table import Answered
 from kit.other_syscalls import OTHERS
 from kit.walled_process import FILES_OPEN, NOTHING_HOLDS, Surroundings, need_walls
 
@@ -63,35 +64,45 @@ WRITES = {
 }
 
 
+@pytest.mark.hostile("reads")
 @pytest.mark.parametrize("without", [(), ("namespaces",), ("landlock",)], ids=["all", "no-namespaces", "no-landlock"])
 @pytest.mark.parametrize("attack", [name for name in READS if name != "torch"])
-def test_no_native_code_reads_what_is_not_the_visits(place: Surroundings, attack: str, without) -> None:
+def test_no_native_code_reads_what_is_not_the_visits(
+    place: Surroundings, attack: str, without, answered: Answered
+) -> None:
     need_walls("seccomp", "landlock", "own-root" if "landlock" in without else "seccomp")
     outcome = place.act(READS[attack], without=without)
     assert outcome.got is None
+    answered(outcome.refusal)
     assert outcome.walls[-1] == "audit-hook"
     assert place.key.read_text() == "the node's signing key"
 
 
+@pytest.mark.hostile("reads", control=True)
 @pytest.mark.parametrize("attack", READS)
 def test_control_with_the_view_down_everything_is_read(place: Surroundings, attack: str) -> None:
     assert place.act(READS[attack], without=(*FILES_OPEN, "no-privileges")).got
 
 
+@pytest.mark.hostile("writes")
 @pytest.mark.parametrize("without", [(), ("namespaces",), ("landlock",)], ids=["all", "no-namespaces", "no-landlock"])
 @pytest.mark.parametrize("attack", [name for name in WRITES if name != "torch"])
-def test_no_native_code_writes_outside_the_visit(place: Surroundings, attack: str, without) -> None:
+def test_no_native_code_writes_outside_the_visit(place: Surroundings, attack: str, without, answered: Answered) -> None:
     need_walls("seccomp", "landlock", "own-root" if "landlock" in without else "seccomp")
-    place.act(WRITES[attack], without=without)
+    outcome = place.act(WRITES[attack], without=without)
     assert not (place.outside / "rows").exists()
+    answered(outcome.refusal)
 
 
+@pytest.mark.hostile("writes", control=True)
 @pytest.mark.parametrize("attack", WRITES)
 def test_control_with_the_view_down_rows_lie_outside(place: Surroundings, attack: str) -> None:
     place.act(WRITES[attack], without=FILES_OPEN)
     assert (place.outside / "rows").exists()
 
 
+@pytest.mark.hostile("writes")
+@pytest.mark.hostile("reads")
 def test_torch_reads_and_writes_nothing_outside_by_its_own_native_code(place: Surroundings) -> None:
     need_walls("seccomp", "landlock")
     assert place.act(READS["torch"]).got is None
@@ -142,14 +153,17 @@ def _facts(path: Path) -> tuple[int, int, int, int]:
     return status.st_mode, status.st_size, status.st_uid, int(status.st_mtime)
 
 
+@pytest.mark.hostile("names")
 @pytest.mark.parametrize("attack", [name for name in CHANGES if name != "given away" or os.geteuid() == 0])
-def test_no_file_is_changed_by_its_name(place: Surroundings, attack: str) -> None:
+def test_no_file_is_changed_by_its_name(place: Surroundings, attack: str, answered: Answered) -> None:
     need_walls("seccomp")
     before = _facts(place.key)
-    place.act(CHANGES[attack], without=("own-user", "landlock", "namespaces"))
+    outcome = place.act(CHANGES[attack], without=("own-user", "landlock", "namespaces"))
     assert _facts(place.key) == before
+    answered(outcome.refusal)
 
 
+@pytest.mark.hostile("names", control=True)
 @pytest.mark.parametrize("attack", [name for name in CHANGES if name != "given away"])
 def test_control_with_the_filter_down_it_is(place: Surroundings, attack: str) -> None:
     before = _facts(place.key)
@@ -194,15 +208,20 @@ def program(place: Surroundings, attack: str) -> str:
     return f"SHELL = {shell!r}\n" + textwrap.dedent(PROGRAMS[attack])
 
 
+@pytest.mark.hostile("programs")
 @pytest.mark.parametrize("without", [(), FILES_OPEN], ids=["all", "filter-alone"])
 @pytest.mark.parametrize("attack", PROGRAMS)
-def test_no_program_starts_and_no_process_is_made(place: Surroundings, attack: str, without) -> None:
+def test_no_program_starts_and_no_process_is_made(
+    place: Surroundings, attack: str, without, answered: Answered
+) -> None:
     need_walls("seccomp")
     outcome = place.act(program(place, attack), without=without)
     assert "seccomp" in outcome.walls
     assert not (place.outside / "marker").exists()
+    answered(outcome.refusal)
 
 
+@pytest.mark.hostile("programs", control=True)
 @pytest.mark.parametrize("attack", PROGRAMS)
 def test_control_with_the_filter_down_programs_start(place: Surroundings, attack: str) -> None:
     place.act(program(place, attack), without=NOTHING_HOLDS)
@@ -239,13 +258,19 @@ KILLS = {
 }
 
 
+@pytest.mark.hostile("traces")
 @pytest.mark.parametrize("without", [(), ("namespaces",)], ids=["all", "no-namespaces"])
 @pytest.mark.parametrize("attack", TRACES)
-def test_no_other_process_is_traced_or_read(place: Surroundings, victim, attack: str, without) -> None:
+def test_no_other_process_is_traced_or_read(
+    place: Surroundings, victim, attack: str, without, answered: Answered
+) -> None:
     need_walls("seccomp", "landlock")
-    assert place.act(TRACES[attack], without=without, victim=victim.pid).got is None
+    outcome = place.act(TRACES[attack], without=without, victim=victim.pid)
+    assert outcome.got is None
+    answered(outcome.refusal)
 
 
+@pytest.mark.hostile("traces", control=True)
 @pytest.mark.parametrize("attack", TRACES)
 def test_control_with_the_walls_down_processes_are_read(place: Surroundings, victim, attack: str) -> None:
     outcome = place.act(TRACES[attack], without=(*NOTHING_HOLDS, "no-privileges"), victim=victim.pid)
@@ -254,13 +279,16 @@ def test_control_with_the_walls_down_processes_are_read(place: Surroundings, vic
     assert outcome.got
 
 
+@pytest.mark.hostile("kills")
 @pytest.mark.parametrize("attack", KILLS)
-def test_no_other_process_is_ended(place: Surroundings, victim, attack: str) -> None:
+def test_no_other_process_is_ended(place: Surroundings, victim, attack: str, answered: Answered) -> None:
     need_walls("seccomp")
-    place.act(KILLS[attack], without=FILES_OPEN, victim=victim.pid)
+    outcome = place.act(KILLS[attack], without=FILES_OPEN, victim=victim.pid)
     assert victim.poll() is None
+    answered(outcome.refusal)
 
 
+@pytest.mark.hostile("kills", control=True)
 @pytest.mark.parametrize("attack", KILLS)
 def test_control_with_the_filter_down_processes_are_ended(place: Surroundings, victim, attack: str) -> None:
     place.act(KILLS[attack], without=NOTHING_HOLDS, victim=victim.pid)
@@ -304,17 +332,21 @@ def short(tmp_path_factory) -> Surroundings:
     return Surroundings.make(Path(tmp_path_factory.mktemp("w")))
 
 
+@pytest.mark.hostile("sockets")
 @pytest.mark.parametrize("without", [(), FILES_OPEN], ids=["all", "filter-alone"])
 @pytest.mark.parametrize("attack", ["tcp", "unix"])
-def test_not_a_byte_leaves_through_a_socket(short: Surroundings, attack: str, without) -> None:
+def test_not_a_byte_leaves_through_a_socket(short: Surroundings, attack: str, without, answered: Answered) -> None:
     need_walls("seccomp")
     with _listening(short, attack) as server:
         port = 0 if attack == "unix" else server.getsockname()[1]
-        assert short.act(UNIX if attack == "unix" else TCP, without=without, port=port).got is None
+        outcome = short.act(UNIX if attack == "unix" else TCP, without=without, port=port)
+        assert outcome.got is None
+        answered(outcome.refusal)
         with pytest.raises(TimeoutError):
             server.accept()
 
 
+@pytest.mark.hostile("sockets", control=True)
 @pytest.mark.parametrize("attack", ["tcp", "unix"])
 def test_control_with_the_filter_down_rows_leave(short: Surroundings, attack: str) -> None:
     with _listening(short, attack) as server:
@@ -339,13 +371,16 @@ got = {{name: answered(number) for name, number in {numbers}.items()}}
 """
 
 
-def test_the_kernel_answers_no_call_that_is_not_needed(place: Surroundings) -> None:
+@pytest.mark.hostile("kernel", control=True)
+@pytest.mark.hostile("kernel")
+def test_the_kernel_answers_no_call_that_is_not_needed(place: Surroundings, answered: Answered) -> None:
     need_walls("seccomp")
     column = ARCHITECTURES[platform.machine()].column
     act = ASK.format(numbers={name: OTHERS[name][column] for name in OFFERS if OTHERS[name][column] is not None})
     for without in ((), ("namespaces",)):
         answers = place.act(act, without=without).got
         assert set(answers.values()) == {errno.ENOSYS}
+    answered("ENOSYS")
     control = place.act(act, without=NOTHING_HOLDS).got
     assert sum(answer != errno.ENOSYS for answer in control.values()) > len(control) // 2
 

@@ -10,7 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from kit.deidentified import NOW, ONE, deidentify, encounter
 from kit.fhir_resources import condition, observation, patient, quantity
+from kit.hostile_table import Answered
 
+from connector.governance import element_rules
 from connector.governance.deidentification import Deidentifier
 from connector.governance.element_rules import ElementRedaction, earliest_day
 
@@ -220,11 +222,27 @@ def test_the_day_on_which_a_date_vanishes_tells_nothing_of_its_shift(
     assert shown(rule, first, days, now) == shown(rule, second, others, now)
 
 
-def test_a_birth_date_vanishes_on_the_told_birthday_and_not_on_the_true_one() -> None:
+@pytest.mark.hostile("birthday")
+def test_a_birth_date_vanishes_on_the_told_birthday_and_not_on_the_true_one(answered: Answered) -> None:
     told, days = date(1936, 8, 20), 200
     born = (told + timedelta(days=days)).isoformat()
     assert shown("day", born, days, date(2026, 8, 19)) == told.isoformat()
     assert [shown("day", born, days, date(2026, 8, 20) + timedelta(days=day)) for day in range(400)] == [None] * 400
+    answered("the day of the told birthday")
+
+
+@pytest.mark.hostile("birthday", control=True)
+def test_control_where_the_true_date_decides_the_day_gives_the_shift_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, days = date(1936, 8, 20), 200
+    born = told + timedelta(days=days)
+
+    def by_true_date(now: date) -> date:
+        return earliest_day(now - timedelta(days=days))  # what is told lies so many days before what is true
+
+    monkeypatch.setattr(element_rules, "earliest_day", by_true_date)
+    asked = [date(2026, 8, 20) + timedelta(days=day) for day in range(400)]
+    vanished = next(day for day in asked if shown("day", born.isoformat(), days, day) is None)
+    assert (vanished - date(2026, 8, 20)).days == pytest.approx(days, abs=1)
 
 
 def test_on_a_leap_day_the_earliest_day_is_that_after_the_last_of_february() -> None:

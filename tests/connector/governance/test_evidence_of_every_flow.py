@@ -10,6 +10,7 @@ from kit.feasibility_questions import ask as ask_question
 from kit.feasibility_questions import question, silence
 from kit.fhir_api_client import Program
 from kit.hospital import PLAN, Hospital, approved, ask, write_fhir
+from kit.hostile_table import Answered
 from kit.node_bundles import verified
 
 from connector.governance.operator_accounts import Actor
@@ -17,6 +18,7 @@ from connector.governance.refusal_quota import LOGGED
 from connector.listeners.internal import internal_app
 from connector.node import Node
 from vht_federate.errors import RefusedError, RevokedError, VerificationError, VhtError
+from vht_federate.evidence import visit_record
 from vht_federate.evidence.client_record import FHIR_KINDS
 from vht_federate.evidence.events import EVENTS
 from vht_federate.testing.asgi import AppClient
@@ -69,7 +71,7 @@ class Walk:
         for _ in range(LOGGED + 2):
             with pytest.raises(RefusedError):
                 ask(self.node, self.hospital, study=old)
-        self.node.visits.admission.strangers.settle(closing=True)
+        self.node.visits.admission.refusals.settle(closing=True)
 
     def other_studies(self) -> None:
         study = self.hospital.study(study_id=f"study-{self.phase}")
@@ -95,7 +97,10 @@ def _rounds(node: Node, visit_id: str) -> None:
         node.gate.begin(visit_id, "train", 99, DIGEST)
 
 
-def test_the_log_of_a_node_verifies_whatever_happens_beside_a_visit(stocked: Hospital, tmp_path: Path) -> None:
+@pytest.mark.hostile("every-flow")
+def test_the_log_of_a_node_verifies_whatever_happens_beside_a_visit(
+    stocked: Hospital, tmp_path: Path, answered: Answered
+) -> None:
     bundles = tmp_path / "bundles"
     permit = stocked.permit()
     with stocked.open() as node:
@@ -129,6 +134,21 @@ def test_the_log_of_a_node_verifies_whatever_happens_beside_a_visit(stocked: Hos
         # The node's clock is far ahead: what it signs is younger than any list of the issuer, and nothing began.
         verified(node, stocked, visit.id, bundles / "erased")
     assert set(stocked.kinds()) == set(EVENTS)
+    answered("it verifies, at eight moments")
+
+
+@pytest.mark.hostile("every-flow", control=True)
+def test_control_a_verifier_that_does_not_know_programs_fails_at_the_first(
+    stocked: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = visit_record._OUTSIDE_VISITS - FHIR_KINDS
+    monkeypatch.setattr(visit_record, "_OUTSIDE_VISITS", known)
+    with stocked.open() as node:
+        visit = ask(node, stocked)
+        verified(node, stocked, visit.id, tmp_path / "before")
+        Walk(stocked, node, "during").program()
+        with pytest.raises(VerificationError, match=r"fhir\."):
+            verified(node, stocked, visit.id, tmp_path / "after")
 
 
 def _revoked(node: Node, hospital: Hospital, permit: str) -> None:

@@ -2,19 +2,20 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 from kit.feasibility_questions import ask as ask_question
 from kit.feasibility_questions import asked_of, question
 from kit.hospital import PLAN, Hospital, ask, await_that
+from kit.hostile_table import Answered
 
 from connector.governance.ledger import Ledger
 from connector.governance.logged_transactions import Steps
 from connector.governance.open_requests import OpenRequests
 from connector.governance.operator_accounts import Actor
-from connector.governance.refusal_quota import LOGGED
+from connector.governance.refusal_quota import LOGGED, RefusalQuota
 from connector.node import Node
 from vht_federate.domain.law import ActorKind
 from vht_federate.domain.permit import DataUser
@@ -64,9 +65,15 @@ def in_another_thread(work: Any) -> Any:
     return results[0]
 
 
-@pytest.mark.parametrize("walled", [True, False])
+@pytest.mark.parametrize(
+    "walled",
+    [
+        pytest.param(True, marks=pytest.mark.hostile("lock")),
+        pytest.param(False, marks=[pytest.mark.hostile(key, control=True) for key in ("lock", "stop")]),
+    ],
+)
 def test_a_stop_does_not_wait_for_the_account_of_anothers_plan(
-    walled: bool, hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+    walled: bool, hospital: Hospital, monkeypatch: pytest.MonkeyPatch, answered: Answered
 ) -> None:
     with hospital.open() as node:
         visit = ask(node, hospital).id
@@ -85,6 +92,7 @@ def test_a_stop_does_not_wait_for_the_account_of_anothers_plan(
                 if walled:
                     await_that(lambda: bool(stopped), 60)
                     assert stopped[0].code == "VHT-REFUSED-STOPPED"
+                    answered("the stop does not wait")
                 else:
                     threading.Event().wait(1.0)
                     assert stopped == []
@@ -136,7 +144,10 @@ def test_one_data_user_has_two_requests_open_and_others_go_on() -> None:
         pass
 
 
-def test_more_questions_than_a_data_user_may_have_open_are_refused_at_once(stocked: Hospital) -> None:
+@pytest.mark.hostile("questions")
+def test_more_questions_than_a_data_user_may_have_open_are_refused_at_once(
+    stocked: Hospital, answered: Answered
+) -> None:
     other = SigningKey.generate()
     users = tuple(
         DataUser(name=name, kind=ActorKind.ACADEMIC, kid=key.public.kid)
@@ -161,12 +172,32 @@ def test_more_questions_than_a_data_user_may_have_open_are_refused_at_once(stock
                         ask_question(node, stocked, permit, title="3", epsilon=0.1)
                     assert caught.value.code == "VHT-UNAVAILABLE-QUESTION"
                     assert caught.value.retry_after_s
+                answered(caught.value.code)
                 with beside(lambda: ask_question(node, stocked, permit, key=other, epsilon=0.15)) as others:
                     await_that(lambda: node.feasibility.open_questions._open.total() == 3)
                     released.set()
         assert others[0]["count"] == 40
         refused = [entry for entry in stocked.log()[entries:] if entry["body"].get("outcome") == "refused"]
         assert refused == []
+
+
+@pytest.mark.hostile("questions", control=True)
+def test_control_where_nobody_bounds_them_each_keeps_a_thread(stocked: Hospital) -> None:
+    with asked_of(stocked) as node, ExitStack() as asked:
+        answering, released = threading.Semaphore(0), threading.Event()
+
+        def pause(_: float) -> None:
+            answering.release()
+            assert released.wait(300)
+
+        node.feasibility.pause = pause
+        node.feasibility.open_questions = OpenRequests(each=1000, together=1000, seconds=1)
+        for number in range(10):
+            title = str(number)
+            asked.enter_context(beside(lambda title=title: ask_question(node, stocked, title=title, epsilon=0.05)))
+            await_that(lambda number=number: node.feasibility.open_questions._open.total() == number + 1, 60)
+        assert answering.acquire(timeout=60)
+        released.set()
 
 
 def _entries_of(hospital: Hospital, kind: str) -> list[dict[str, Any]]:
@@ -180,13 +211,26 @@ def _refused(node: Node, hospital: Hospital, signed: str, times: int) -> None:
             node.feasibility.answer(permit, signed, hospital.user.public.jwk())
 
 
-def test_one_signed_question_sent_300_times_is_logged_once_and_counted(stocked: Hospital) -> None:
+@pytest.mark.hostile("replay")
+def test_one_signed_question_sent_300_times_is_logged_once_and_counted(stocked: Hospital, answered: Answered) -> None:
     with stocked.open() as node:
         _refused(node, stocked, question(stocked, epsilon=2.0), 300)
         checked = _entries_of(stocked, "permit.checked")
         assert [entry["code"] for entry in checked] == ["VHT-BUDGET-QUESTION"]
+    answered("1 entry, 299 counted")
     counted = _entries_of(stocked, "refusals.counted")
     assert [(entry["refused"], entry["codes"]) for entry in counted] == [(299, {"VHT-BUDGET-QUESTION": 299})]
+
+
+@pytest.mark.hostile("replay", control=True)
+def test_control_a_log_without_that_memory_takes_one_entry_each(
+    stocked: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RefusalQuota, "_repeated", lambda *_: False)
+    monkeypatch.setattr("connector.governance.refusal_quota.LOGGED", 1000)
+    with stocked.open() as node:
+        _refused(node, stocked, question(stocked, epsilon=2.0), 80)
+        assert len(_entries_of(stocked, "permit.checked")) == 80
 
 
 def test_new_questions_are_logged_up_to_a_limit_for_each_data_user(stocked: Hospital) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit.hospital import PLAN, Hospital, approved, ask
+from kit.hostile_table import Answered
 from sqlalchemy import text
 
 from connector.governance.operator_accounts import Actor
@@ -80,21 +81,24 @@ def test_the_database_keeps_the_newest_head(stocked: Hospital) -> None:
     assert _kept(stocked) == (head.size, head.root)
 
 
+@pytest.mark.hostile("cut-log", control=True)
+@pytest.mark.hostile("cut-log")
 @pytest.mark.parametrize("spoil", [lambda f: _cut(f, 5), lambda f: _cut(f, 1), _deleted])
 def test_a_node_whose_log_was_cut_does_not_open_and_says_how_to_restore(
-    spoil: Callable[[Path], None], stocked: Hospital
+    spoil: Callable[[Path], None], stocked: Hospital, answered: Answered
 ) -> None:
     run(stocked)
     evidence, kept = stocked.state / "evidence", stocked.root / "kept"
     shutil.copytree(evidence, kept)
     spoil(evidence)
     with EvidenceLog(evidence, SigningKey.read(stocked.state / "evidence.key"), "hospital-1", FixedClock()):
-        pass  # the log alone holds: its entries and heads were cut together
+        pass  # the control: the log alone holds, its entries and heads were cut together
     for start in (False, True):
         with pytest.raises(VerificationError) as caught, stocked.open(start=start):
             pass
         assert caught.value.code == "VHT-VERIFY-LOG-BEHIND"
         assert f"at least {_kept(stocked)[0]} entries" in caught.value.hint
+    answered(caught.value.code)
     shutil.copytree(kept, evidence, dirs_exist_ok=True)
     with stocked.open():
         pass
@@ -159,23 +163,26 @@ def _restored(hospital: Hospital) -> str:
 def _post(node: Node, hospital: Hospital, shown: str | None) -> tuple[int, str]:
     web = AppClient(outward_app(node), raise_app_exceptions=False)
     body = {"permit": hospital.permit(), "study": hospital.study(), "user_key": hospital.user.public.jwk()}
-    answer = web.post("/visits", json=body, headers={"VHT-Log-Head": shown} if shown else {})
+    answer = web.post("/visits", json=body, headers=hospital.headers() | ({"VHT-Log-Head": shown} if shown else {}))
     return answer.status_code, str((answer.json().get("error") or {}).get("code"))
 
 
-def test_a_restored_backup_shows_when_a_newer_receipt_is_shown(stocked: Hospital) -> None:
+@pytest.mark.hostile("restored")
+def test_a_restored_backup_shows_when_a_newer_receipt_is_shown(stocked: Hospital, answered: Answered) -> None:
     receipt = _restored(stocked)
     with apart(stocked) as node:  # log and database agree with each other
         assert _post(node, stocked, receipt) == (422, "VHT-VERIFY-LOG-BEHIND")
         with pytest.raises(VerificationError):
             node.evidence.append("node.started", {"version": "0"})  # nothing more is signed
         assert _post(node, stocked, None)[1] == "VHT-VERIFY-LOG-BEHIND"
+        answered("VHT-VERIFY-LOG-BEHIND")
         assert node.visits.all() == []
     with pytest.raises(VerificationError) as caught, stocked.open():
         pass
     assert caught.value.code == "VHT-VERIFY-LOG-BEHIND"
 
 
+@pytest.mark.hostile("restored", control=True)
 def test_without_anybody_who_knows_more_the_restored_node_begins_again_as_if_nothing_was_spent(
     stocked: Hospital,
 ) -> None:

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 from kit.hospital import COMPONENT, PLAN, PROFILE, Hospital, approved, ask
+from kit.hostile_table import Answered
 
+from connector.governance import round_gate
 from connector.node import Node
 from connector.store.models import VisitRow
 from vht_federate.domain.plan import RELEASE_TYPES, CohortPlan, StudyPlan
@@ -31,6 +33,7 @@ def test_every_job_of_a_plan_has_its_release_type() -> None:
     assert TRAINING.release_types() == {"component"}
 
 
+@pytest.mark.hostile("release-request")
 @pytest.mark.parametrize(
     ("allowed", "plan", "missing"),
     [
@@ -41,12 +44,13 @@ def test_every_job_of_a_plan_has_its_release_type() -> None:
     ],
 )
 def test_a_study_that_makes_more_than_the_permit_allows_is_refused_at_its_request(
-    allowed: tuple[str, ...], plan: StudyPlan, missing: str, stocked: Hospital
+    allowed: tuple[str, ...], plan: StudyPlan, missing: str, stocked: Hospital, answered: Answered
 ) -> None:
     with stocked.open() as node:
         error = _refused(node, stocked, allowed, plan)
         assert node.visits.all() == []
     assert (error.code, missing in error.message) == ("VHT-PERMIT-RELEASE", True)
+    answered(error.code)
     assert stocked.log()[-1]["body"]["code"] == "VHT-PERMIT-RELEASE"
 
 
@@ -56,7 +60,8 @@ def test_a_study_within_what_the_permit_allows_is_taken_in(stocked: Hospital) ->
         assert ask(node, stocked, permit, stocked.study(plan=TRAINING)).state == "requested"
 
 
-def test_a_visit_let_in_without_that_question_is_refused_round_by_round(stocked: Hospital) -> None:
+@pytest.mark.hostile("release-round")
+def test_a_visit_let_in_without_that_question_is_refused_round_by_round(stocked: Hospital, answered: Answered) -> None:
     """As a visit would stand that an earlier version let in: its permit allows a component and no figures."""
     with stocked.open() as node:
         visit = ask(node, stocked)
@@ -72,10 +77,14 @@ def test_a_visit_let_in_without_that_question_is_refused_round_by_round(stocked:
         drawn = [entry["body"]["job"] for entry in stocked.log() if entry["kind"] == "round.begun"]
         refused = stocked.log()[-1]
     assert drawn == ["train"]
+    answered(caught.value.code)
     assert (refused["kind"], refused["body"]["code"]) == ("round.refused", "VHT-PERMIT-RELEASE")
 
 
-def test_an_output_does_not_leave_under_a_permit_that_does_not_allow_its_release(stocked: Hospital) -> None:
+@pytest.mark.hostile("release-round")
+def test_an_output_does_not_leave_under_a_permit_that_does_not_allow_its_release(
+    stocked: Hospital, answered: Answered
+) -> None:
     with stocked.open() as node:
         visit = ask(node, stocked)
         assert approved(node, visit.id) == "ready"
@@ -86,7 +95,23 @@ def test_an_output_does_not_leave_under_a_permit_that_does_not_allow_its_release
         with pytest.raises(PermitError) as caught:
             node.gate.release(visit.id, "evaluate", 1, DIGEST, 17)
     assert caught.value.code == "VHT-PERMIT-RELEASE"
+    answered(caught.value.code)
     assert "round.released" not in stocked.kinds()
+
+
+@pytest.mark.hostile("release-request", control=True)
+@pytest.mark.hostile("release-round", control=True)
+def test_control_without_those_questions_figures_leave_under_a_permit_for_a_component(
+    stocked: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StudyPlan, "release_types", lambda _: {"component"})
+    monkeypatch.setattr(round_gate, "check_job", lambda *_: None)
+    with stocked.open() as node:
+        visit = ask(node, stocked, stocked.permit(release_types=("component",)))
+        assert approved(node, visit.id) == "ready"
+        node.gate.begin(visit.id, "evaluate", 1, DIGEST)
+        node.gate.release(visit.id, "evaluate", 1, DIGEST, 17)
+    assert "round.released" in stocked.kinds()
 
 
 def test_a_job_without_a_release_type_is_refused(stocked: Hospital) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from kit.commands import vht_node
 from kit.hospital import Hospital, await_that, make_hospital, write_fhir
+from kit.hostile_table import Answered
 from kit.node_attacks import ATTACKS, attacked
 from kit.served_node import Served
 
@@ -52,9 +53,9 @@ def _enclave_of(served: Served, visit: dict[str, Any]) -> Path:
     return Path((state / "run_dir").read_text().strip()) / f"{visit['visit']}.sock"
 
 
-@pytest.mark.faults
+@pytest.mark.hostile("stop")
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_stop_completes_while_the_attack_goes_on(name: str, served: Served) -> None:
+def test_a_stop_completes_while_the_attack_goes_on(name: str, served: Served, answered: Answered) -> None:
     visit = _requested(served, f"study-{name}")
     enclave = _enclave_of(served, visit) if name == "silent" else None
     with attacked(served, name, enclave) as attack:
@@ -63,6 +64,7 @@ def test_a_stop_completes_while_the_attack_goes_on(name: str, served: Served) ->
             assert operator.get(f"/api/visits/{visit['visit']}")["state"] == "halted"
         assert (stopped["state"], stopped["code"]) == ("halted", "VHT-REFUSED-STOPPED")
         assert attack.goes_on()
+    answered("the stop completes")
     checked = [entry["body"].get("code") for entry in served.hospital.log() if entry["kind"] == "permit.checked"]
     if name == "replay":
         assert checked.count(SEEN[name]) == 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from kit.hospital import DATASET, Hospital
+from kit.hostile_table import Answered
 
 from connector.governance.seen_proofs import MOST_OF_A_KEY, SeenProofs
 from connector.governance.study_admission import StudyAdmission
@@ -53,7 +54,8 @@ def asked(hospital: Hospital) -> Iterator[Asked]:
         yield Asked(node, hospital)
 
 
-def test_who_does_not_hold_the_coordinators_key_gets_no_visit_and_blocks_none(asked: Asked) -> None:
+@pytest.mark.hostile("visit")
+def test_who_does_not_hold_the_coordinators_key_gets_no_visit_and_blocks_none(asked: Asked, answered: Answered) -> None:
     hospital, thief = asked.hospital, SigningKey.generate()
     attempts = [
         asked.present(None),
@@ -64,6 +66,7 @@ def test_who_does_not_hold_the_coordinators_key_gets_no_visit_and_blocks_none(as
         asked.present(hospital.proof(now=datetime.now(UTC) - 2 * LIFETIME).proof),
     ]
     assert [(answer.status_code, asked.code(answer)) for answer in attempts] == [(403, "VHT-REFUSED-PROOF")] * 6
+    answered("VHT-REFUSED-PROOF")
     assert not any("token" in answer.json() for answer in attempts)
     assert asked.node.visits.all() == []
     assert {entry["body"]["code"] for entry in hospital.log() if entry["kind"] == "permit.checked"} == {
@@ -76,6 +79,8 @@ def test_who_does_not_hold_the_coordinators_key_gets_no_visit_and_blocks_none(as
     assert requested["coordinator_kid"] == hospital.coordinator.public.kid
 
 
+@pytest.mark.hostile("visit-token", control=True)
+@pytest.mark.hostile("visit", control=True)
 def test_without_that_wall_the_thief_gets_the_token_and_the_evidence(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,8 +105,9 @@ def test_a_proof_opens_one_visit_once(asked: Asked) -> None:
     assert again.json() == first.json()
 
 
+@pytest.mark.hostile("visit-token")
 @pytest.mark.parametrize(("method", "rest", "body"), ROUTES)
-def test_a_visits_token_alone_is_of_no_use(asked: Asked, method: str, rest: str, body: Any) -> None:
+def test_a_visits_token_alone_is_of_no_use(asked: Asked, method: str, rest: str, body: Any, answered: Answered) -> None:
     hospital, visit = asked.hospital, asked.present(asked.hospital.proof().proof).json()
     path, token = f"/visits/{visit['visit']}{rest}", visit["token"]
     thief = SigningKey.generate()
@@ -119,6 +125,7 @@ def test_a_visits_token_alone_is_of_no_use(asked: Asked, method: str, rest: str,
             headers = {"Authorization": f"{scheme} {token}"} | ({"DPoP": proof} if proof else {})
             answer = asked.out.request(method, path, headers=headers, json=body)
             assert (answer.status_code, asked.code(answer)) == (403, "VHT-REFUSED-PROOF"), name
+    answered("VHT-REFUSED-PROOF")
     assert asked.node.visits.get(visit["visit"]).state == "requested"
     right = hospital.headers(method, path, token)
     assert asked.out.request(method, path, headers=right, json=body).status_code in (200, 403)
