@@ -17,8 +17,9 @@ from vht_federate.client import Client
 from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.errors import VhtError
 from vht_federate.files import create_private
-from vht_federate.output import counted, progress
+from vht_federate.output import progress
 from vht_federate.tcp_ports import LOOPBACK, free_ports
+from vht_federate.text import counted
 
 __all__ = ["Direct", "LocalServices", "Routes"]
 

@@ -24,7 +24,7 @@ Each error has a stable code, a message and mostly a hint; `--json` prints all t
 `{"error": {code, message, hint}}`. The code decides the exit code of a command. No message repeats a value of a
 patient. `…` stands for what the moment fills in.
 """
-FULL = re.compile(r"VHT-[A-Z]+(?:-[A-Z]+)*")
+FULL = re.compile(r"VHT-[A-Z]+(?:-[A-Z]+)*(?![A-Za-z])(?!-[A-Z][a-z])")
 DEFAULTS = {name: getattr(errors, name).default_code for name in errors.__all__ if name.endswith("Error")}
 GLOBAL = ("broken", "view_error", "refusal")  # raisers that other modules call by these names
 MAXIMUM_MESSAGES, MAXIMUM_FILES = 5, 3

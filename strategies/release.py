@@ -18,13 +18,13 @@ from strategies.study_run import StudyRun
 from vht_federate.client import Client
 from vht_federate.errors import CohortError, InputError, UnavailableError, VhtError
 from vht_federate.evidence.bundle import BundleParts, write_bundle
-from vht_federate.output import counted
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.cohort import CohortRequest, CohortResult
 from vht_federate.packaging.component import write_package
 from vht_federate.packaging.statement import reported_gradient_engines
 from vht_federate.privacy.statement import privacy_statement
 from vht_federate.signing.keys import PublicKey, SigningKey
+from vht_federate.text import counted
 
 __all__ = ["Release", "Released"]
 

@@ -17,9 +17,9 @@ from strategies.message_content import Answer
 from strategies.run_state import Dispatch, RoundState, RunDirectory, RunState
 from vht_federate.errors import CohortError, InputError, RevokedError, VhtError, WireError
 from vht_federate.framing import Call, Reply
-from vht_federate.output import counted
 from vht_federate.packaging.evaluation import summarise
 from vht_federate.secagg.aggregate import Weights, next_weights, read_weights
+from vht_federate.text import counted
 
 __all__ = ["Asker", "PairChooser", "Rounds", "Stopped", "pair_chooser"]
 

@@ -20,9 +20,9 @@ from vht_federate.domain.plan import StudyPlan
 from vht_federate.errors import CohortError, InputError, RefusedError, RevokedError, VhtError, error_from_envelope
 from vht_federate.files import READABLE, replace_file
 from vht_federate.framing import Reply
-from vht_federate.output import counted
 from vht_federate.processes import PidFile
 from vht_federate.signing.strict_json import read_json
+from vht_federate.text import counted
 
 __all__ = [
     "PID_FILE",

@@ -11,16 +11,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from rich.markup import escape
-
 from strategies.coordinator import Coordinator
 from strategies.node_visits import Visits
 from strategies.plan import PlannedStudy, check_locally, initial_weights
 from strategies.run_state import PID_FILE, Dispatch, DispatchNode, NodeState, RunDirectory, RunState
 from vht_federate.client import Client
 from vht_federate.errors import CohortError, InputError, UnavailableError, VhtError
-from vht_federate.output import counted
 from vht_federate.processes import PidFile
+from vht_federate.text import counted
 
 __all__ = ["StudyRun"]
 
@@ -92,7 +90,7 @@ class StudyRun:
         refused = visits.request(self.planned.file.nodes, body, self.out)
         self.directory.write_state(self._requested(visits, refused))
         for name, error in refused.items():
-            self.say(f"[red]{name} refused[/]: {error.code} {escape(error.message)}")
+            self.say(f"[red]{name} refused[/]: {error.code} {_escaped(error.message)}")
         if len(visits.by_node) < self.planned.minimum_nodes:
             self._give_up(visits, next(iter(refused.values())))
         return visits
@@ -130,7 +128,7 @@ class StudyRun:
         state, planned = self.directory.state(), self.planned
         for name, error in failures.items():
             state.lose(name, error)
-            self.say(f"[red]takes no part[/]: {error.code} {escape(error.message)}")
+            self.say(f"[red]takes no part[/]: {error.code} {_escaped(error.message)}")
             visits.close(name, "not part of the run")
         taking_part = state.taking_part()
         self.directory.write_state(state)
@@ -209,7 +207,7 @@ class StudyRun:
     @staticmethod
     def _lost_line(name: str, node: NodeState, own_words: VhtError | None) -> str:
         code, words = (own_words.code, own_words.message) if own_words else (node.code, f"{name}: {node.lost}")
-        return f"[red]takes no further part[/]: {code} {escape(words)}"
+        return f"[red]takes no further part[/]: {code} {_escaped(words)}"
 
     @staticmethod
     def _phase_line(job: str, round_: int, answered: int, seconds: float, dispatch: Dispatch) -> str:
@@ -257,3 +255,10 @@ class StudyRun:
         with Client(issuer, self.planned.file.federation.ca) as client:
             token = client.request("GET", "/status-list").text.strip()
         (self.out / f"status-{name}.jwt").write_text(token + "\n")
+
+
+def _escaped(text: str) -> str:
+    """As rich prints it, which only a terminal needs."""
+    from rich.markup import escape
+
+    return escape(text)

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -31,12 +30,10 @@ __all__ = [
     "SCHEMA_VERSION",
     "Rows",
     "command",
-    "counted",
     "emit",
     "fail",
     "interrupted",
     "json_mode",
-    "moment_text",
     "progress",
     "set_json_mode",
     "table",
@@ -197,17 +194,3 @@ def command(name: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
         return run
 
     return decorate
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 hospital``, ``2 hospitals``, ``1,000 hospitals``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def moment_text(value: datetime | str | None) -> str:
-    """A moment in UTC to the second."""
-    if value is None:
-        return "–"
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

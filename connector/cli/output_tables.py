@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vht_federate.domain.budget import POPULATIONS
-from vht_federate.output import Rows, counted, moment_text, table
+from vht_federate.output import Rows, table
+from vht_federate.text import counted, moment_text
 
 __all__ = [
     "budget_table",

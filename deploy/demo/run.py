@@ -24,10 +24,11 @@ from deploy.demo.studies import export_terms, terms_for
 from deploy.demo.summary import Outcome, shown, summary_of
 from deploy.local_federation import Hospital, LocalFederation
 from vht_federate.errors import InputError
-from vht_federate.output import counted, emit, progress, terminal
+from vht_federate.output import emit, progress, terminal
 from vht_federate.processes import PidFile
 from vht_federate.samples.export import Export
 from vht_federate.samples.uci import read_folder
+from vht_federate.text import counted
 
 __all__ = ["DemoOptions", "measure", "prepare_baselines", "run_demo"]
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from deploy.local_federation import LocalFederation
 from vht_federate.domain.figures import released_figures
-from vht_federate.output import counted, table
+from vht_federate.output import table
+from vht_federate.text import counted
 
 __all__ = ["ABOUT", "Outcome", "released", "shown", "summary_of"]
 

@@ -63,6 +63,13 @@ ADAPTERS = {
             "flwr.supernode.runtime.run_clientapp.push_task_output": ("client", "context", "sub_status", "details"),
         },
     ),
+    "strategies/fleet_uploads.py": Adapter(
+        "1.42.0",
+        {
+            "flwr.supercore.primitives.asymmetric.bytes_to_public_key": ("public_key_bytes",),
+            "flwr.supercore.primitives.asymmetric.verify_signature": ("public_key", "message", "signature"),
+        },
+    ),
     "strategies/runtime_tasks.py": Adapter(
         "1.42.0",
         {

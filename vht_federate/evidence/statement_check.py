@@ -111,7 +111,7 @@ def _ran(file: str, name: str, claimed: Events, spends: Spends) -> Events:
     if name not in spends:
         raise broken(file, f"speaks of {name}, which took no part", "RELEASE")
     if not any(Counter(claimed) == Counter(possible) for possible in spends[name]):
-        raise broken(file, f"claims other events of {name} than its log", "RELEASE")
+        raise broken(file, f"claims other events of {name} than its log, or without one the run, gives", "RELEASE")
     return claimed
 
 

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vht_federate.components.contract import Component, Port
 from vht_federate.domain.figures import CONFIDENCE, THRESHOLD, WIDEST, released_figures
-from vht_federate.output import counted
 from vht_federate.packaging.statement import PrivacyStatement, plain_words
+from vht_federate.text import counted
 
 __all__ = ["CardFacts", "markdown_table", "render_card"]
 

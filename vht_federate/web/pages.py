@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.templating import Jinja2Templates
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vht_federate.output import counted, moment_text
+from vht_federate.text import counted, moment_text
 
 __all__ = ["CONTENT_SECURITY_POLICY", "SecurityHeaders", "install", "stylesheet", "templates"]
 

@@ -387,7 +387,7 @@ def test_silent_connections_keep_no_call_waiting_and_the_oldest_of_too_many_goes
 
 @pytest.mark.hostile("silent", control=True)
 def test_control_whoever_reads_one_call_after_the_other_is_held_up_by_silence(tmp_path: Path) -> None:
-    toy = ToyEnclave(tmp_path, "v1")
+    toy = ToyEnclave(tmp_path, "v1", lambda *_: ({}, b""))
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
             silent.connect(str(tmp_path / "v1.sock"))
