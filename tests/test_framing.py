@@ -3,12 +3,13 @@
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from vht_federate.errors import RefusedError, UnavailableError
-from vht_federate.framing import Call, call_enclave, send_frame
+from vht_federate.framing import Call, call_enclave, receive_frame, send_frame
 
 CALL = Call("v1", "train", 1, {}, b"x" * (8 << 20))
 
@@ -46,3 +47,30 @@ def test_an_enclave_that_is_gone_in_the_middle_does_not_answer(tmp_path: Path) -
         call_enclave(tmp_path / "s", "token", CALL, timeout_s=60)
     assert caught.value.code == "VHT-UNAVAILABLE-ENCLAVE"
     thread.join(60)
+
+
+def test_a_full_queue_of_connections_is_waited_for(tmp_path: Path) -> None:
+    path, waiting = tmp_path / "s", []
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(2)
+    try:
+        while True:  # until the queue is full
+            waiting.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            waiting[-1].setblocking(False)
+            try:
+                waiting[-1].connect(str(path))
+            except BlockingIOError:
+                break
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(call_enclave, path, "token", Call("v1", "train", 1), timeout_s=60)
+            for _ in range(len(waiting) - 1):
+                listener.accept()[0].close()
+            with listener.accept()[0] as connection:
+                receive_frame(connection)
+                send_frame(connection, {"ok": True, "result": {"answered": True}})
+            assert answer.result(60).result == {"answered": True}
+    finally:
+        listener.close()
+        for connection in waiting:
+            connection.close()

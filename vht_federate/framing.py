@@ -8,6 +8,7 @@ One frame: 4-byte big-endian header length, 8-byte big-endian body length, a JSO
 import json
 import socket
 import struct
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def call_enclave(socket_path: Path, token: str, call: Call, *, timeout_s: float 
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout_s)
-            sock.connect(str(socket_path))
+            _connect(sock, socket_path, timeout_s)
             answer, body = _exchanged(sock, header, call.tensors)
     except OSError as error:
         raise UnavailableError(
@@ -164,3 +165,17 @@ def _exchanged(sock: socket.socket, header: dict[str, Any], tensors: bytes) -> t
         except WireError:
             raise gone from None
     return receive_frame(sock)
+
+
+def _connect(sock: socket.socket, path: Path, timeout_s: float) -> None:
+    """Where many connect at once the listener's queue is full for a moment, and Linux then answers EAGAIN."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            sock.connect(str(path))
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.01)
+        else:
+            return

@@ -90,6 +90,8 @@ def attacked(served: Served, name: str, enclave: Path | None = None) -> Iterator
         process.kill()
         process.wait()
         follower.join(60)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _post(target: Target, client: Any, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
