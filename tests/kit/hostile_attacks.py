@@ -46,6 +46,7 @@ ATTACKS = {
     "every-flow": Attack("C.10", "everything a hospital does happens under the study's permit: does its log verify?"),
     "cut-log": Attack("C.11", "log and heads are cut together, and the database kept"),
     "restored": Attack("C.11", "the whole state directory is put back as it was before a visit"),
+    "forked": Attack("C.11", "such a log went on, and its bundle, which holds by itself, is published after another"),
     "twice": Attack("C.12", "signed JSON that says one name twice"),
     "birthday": Attack("C.13", "day by day, on which day does a date of an old patient vanish?"),
     # D. One user, and a whole hospital

@@ -20,6 +20,8 @@ from vht_federate.central.row_detection.files import look_at_heads, look_for_row
 from vht_federate.central.store import Catalogue, NewRelease, Publication
 from vht_federate.errors import InputError, PublicationError, VerificationError
 from vht_federate.evidence.bundle import open_bundle
+from vht_federate.evidence.log_history import require_same_history
+from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.trust import TrustFile
 from vht_federate.evidence.verify import Verification, verify_bundle
 from vht_federate.packaging.codebook import Codebook
@@ -91,13 +93,27 @@ class Admission:
             trust = TrustFile.read(self._trust)
             open_bundle(bundle, trust.coordinator_key)
             look_for_rows(bundle)
-            return verify_bundle(bundle, trust)
+            verified = verify_bundle(bundle, trust)
+            self._compare_logs(verified, trust)
+            return verified
         except VerificationError as error:
             raise PublicationError(
                 f"the evidence does not hold: {error.message} ({error.code})",
                 code="VHT-PUBLICATION-EVIDENCE",
                 hint=error.hint,
             ) from error
+
+    def _compare_logs(self, verified: Verification, trust: TrustFile) -> None:
+        """Each node's log is the one whose longest export was published here before."""
+        for name, log in verified.logs.items():
+            key = trust.node_key(name)
+            published = [known for known in self._catalogue.publications() if name in known.evidence["entries_by_node"]]
+            if key is None or not published:
+                continue
+            longest = max(published, key=lambda known: int(known.evidence["entries_by_node"][name]))
+            path = self._catalogue.folder(longest.id) / "bundle" / log.file
+            earlier = read_node_log(log.file, path.read_bytes(), name, longest.permit_id, key)
+            require_same_history(log, earlier, f"publication {longest.id}")
 
     def _publication(self, verified: Verification) -> Publication:
         return Publication(

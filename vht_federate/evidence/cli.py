@@ -43,6 +43,34 @@ def verify(bundle: Bundle, trust: Trust) -> None:
     output.emit("audit verify", verification.as_dict(), trace, checks, *notes, verdict)
 
 
+@app.command("compare")
+@output.command("audit compare")
+def compare(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders of two or more evidence bundles.")], trust: Trust
+) -> None:
+    """Check that each hospital's log is one and the same in several bundles. Exit code 4 where anything fails.
+
+    A log that was restored from an older copy holds in every bundle by itself, and not beside another.
+    """
+    from vht_federate.evidence.log_history import require_same_history
+    from vht_federate.evidence.verify import verify_bundle
+
+    if len(bundles) < 2:
+        raise InputError("comparing takes two bundles or more", code="VHT-INPUT-BUNDLE")
+    keys = TrustFile.read(trust)
+    verified = [verify_bundle(bundle, keys) for bundle in bundles]
+    rows = []
+    for number, later in enumerate(verified):
+        for earlier, folder in zip(verified[:number], bundles, strict=False):
+            for name in sorted(later.logs.keys() & earlier.logs.keys()):
+                shared = require_same_history(later.logs[name], earlier.logs[name], str(folder))
+                rows.append((name, str(folder), str(bundles[number]), shared))
+    columns = ["hospital", "bundle", "and", "entries in common"]
+    data = {"same": [dict(zip(("node", "bundle", "other", "entries"), row, strict=True)) for row in rows]}
+    verdict = "Each hospital's log is the same in all bundles." if rows else "No hospital has a log in two of them."
+    output.emit("audit compare", data, output.table("Logs", columns, rows), verdict)
+
+
 @app.command("report")
 @output.command("audit report")
 def report(

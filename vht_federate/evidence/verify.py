@@ -56,6 +56,7 @@ class Verification:
     checks: tuple[Check, ...]
     notes: tuple[str, ...]  # what could not be verified, and why that is no failure
     trace: tuple[TraceLine, ...]
+    logs: Mapping[str, NodeLog]  # of each node, as verified
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON that ``vht audit verify --json`` prints."""
@@ -104,6 +105,7 @@ def verify_bundle(folder: Path, trust: TrustFile, *, compose: Compose = epsilon_
         checks=tuple(audit.checks),
         notes=tuple(audit.notes),
         trace=trace_of(audit.permit, audit.request, audit.statuses, audit.logs.values()),
+        logs=audit.logs,
     )
 
 
