@@ -20,7 +20,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thorough test-numerics test-faults check check-types check-duplicates check-style check-imports \
+.PHONY: help demo test test-hostile test-thorough test-numerics test-faults check check-types check-duplicates check-style check-imports \
         bench docs clean constraints format fhir-server synthea test-servers
 
 help: ## Show the targets

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from kit.documented_commands import PAGES, ROOT, Mention, blocks, check_names, check_whole, mentions
+from kit.hostile_attacks import ATTACKS
 from typer.main import get_command
 
 from docs.build import PAGES as GENERATED
@@ -158,3 +159,13 @@ def test_each_reader_has_a_page_that_fits_a_sitting() -> None:
 def test_a_page_speaks_of_the_product_alone(page: Path) -> None:
     assert FOREIGN.findall(page.read_text()) == []
     assert "\t" not in page.read_text()
+
+
+def test_the_security_page_and_the_table_of_attacks_have_the_same_items() -> None:
+    rows = re.findall(r"^\| ([A-D]\.\d+) \|(.*)$", (ROOT / "docs/explanation/security.md").read_text(), re.MULTILINE)
+    assert [item for item, _ in rows] == list(dict.fromkeys(attack.item for attack in ATTACKS.values()))
+    for item, row in rows:
+        folder = ROOT
+        for name in re.findall(r"`((?:tests/)?[\w/]*test_\w+\.py)`", row):
+            folder = (ROOT / name).parent if "/" in name else folder
+            assert (folder / Path(name).name).is_file(), (item, name)
