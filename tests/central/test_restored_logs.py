@@ -12,14 +12,14 @@ from vht_federate.errors import PublicationError
 from vht_federate.evidence.log import EvidenceLog
 
 
-def _restored(root: Path, first: Publishable) -> Publishable:
+def _restored(root: Path, first: Publishable, *, new_keys: bool = False) -> Publishable:
     """Another study with the keys of the ``first``, on hospitals' logs that know nothing of it."""
     study = Publishable(root)
     for log in study.logs.values():
         log.close()
     shutil.rmtree(root / "logs")
     study.issuer, study.user, study.coordinator = first.issuer, first.user, first.coordinator
-    study.node_keys = first.node_keys
+    study.node_keys = study.node_keys if new_keys else first.node_keys
     study.logs = {
         name: EvidenceLog(root / "logs" / name, key, name, study._tick) for name, key in study.node_keys.items()
     }
@@ -56,3 +56,13 @@ def test_the_platform_refuses_a_log_that_does_not_go_on_from_what_was_published(
         platform.send(forked)
     assert caught.value.code == "VHT-PUBLICATION-EVIDENCE"
     answered(caught.value.code)
+
+
+def test_a_hospital_that_began_anew_with_a_new_key_publishes(platform: Platform, tmp_path: Path) -> None:
+    """What its operator is told to do where no copy of the log is left; the platform's trust file has the new key."""
+    with Publishable(tmp_path / "first") as first:
+        first.trust.write(platform.trust)
+        platform.send(first.play().bundle(tmp_path / "a"))
+    with _restored(tmp_path / "second", first, new_keys=True) as second:
+        second.trust.write(platform.trust)
+        assert platform.send(second.play().bundle(tmp_path / "b"))

@@ -10,6 +10,7 @@ from vht_federate.errors import BudgetError
 from vht_federate.privacy import accounting
 from vht_federate.privacy.accounting import epsilon, epsilon_rdp, require_priceable
 from vht_federate.privacy.accounting_cost import MOST_POINTS, MOST_STEPS, points
+from vht_federate.privacy.renyi import mechanism_of
 
 DELTA = 1e-5
 
@@ -72,12 +73,23 @@ def test_usual_plans_are_priced() -> None:
         require_priceable(usual.events(), DELTA)
 
 
-def test_many_costly_plans_together_are_reported_by_a_bound_that_is_cheap_and_larger(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_many_costly_plans_together_are_priced_on_a_coarser_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [sampled(0.9 + 0.001 * number, 0.001, 10) for number in range(12)]
+    fine = epsilon(many, DELTA)
+    together = points([(mechanism_of(event), event.steps) for event in many], 1e-4)
+    monkeypatch.setattr(accounting, "MOST_POINTS_TOGETHER", together - 1)
+    accounting._pld.cache_clear()
+    coarse = epsilon(many, DELTA)
+    accounting._pld.cache_clear()
+    assert fine <= coarse < 1.05 * fine < epsilon_rdp(many, DELTA)
+
+
+def test_where_no_grid_is_coarse_enough_a_cheap_and_larger_bound_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [sampled(0.9 + 0.001 * number, 0.001, 10) for number in range(30)]
+    monkeypatch.setattr(accounting, "MOST_POINTS_TOGETHER", 100)
     monkeypatch.setattr(accounting, "_distribution", lambda *_: pytest.fail("an account was computed"))
     assert epsilon(many, DELTA) == epsilon_rdp(many, DELTA)
+    accounting._pld.cache_clear()
 
 
 def test_remembered_steps_cost_what_the_library_composes() -> None:

@@ -104,16 +104,16 @@ class Admission:
             ) from error
 
     def _compare_logs(self, verified: Verification, trust: TrustFile) -> None:
-        """Each node's log is the one whose longest export was published here before."""
+        """Each node's log goes on from what its key signed in publications before."""
         for name, log in verified.logs.items():
             key = trust.node_key(name)
             published = [known for known in self._catalogue.publications() if name in known.evidence["entries_by_node"]]
-            if key is None or not published:
-                continue
-            longest = max(published, key=lambda known: int(known.evidence["entries_by_node"][name]))
-            path = self._catalogue.folder(longest.id) / "bundle" / log.file
-            earlier = read_node_log(log.file, path.read_bytes(), name, longest.permit_id, key)
-            require_same_history(log, earlier, f"publication {longest.id}")
+            for known in sorted(published, key=lambda known: -int(known.evidence["entries_by_node"][name])):
+                content = (self._catalogue.folder(known.id) / "bundle" / log.file).read_bytes()
+                if key is not None and read_json(content)["public_key"] == key.jwk():  # else a log of before its key
+                    earlier = read_node_log(log.file, content, name, known.permit_id, key)
+                    require_same_history(log, earlier, f"publication {known.id}")
+                    break
 
     def _publication(self, verified: Verification) -> Publication:
         return Publication(

@@ -5,8 +5,9 @@ The unit is one patient at one node, added or removed. Every event is a mechanis
 "Connect the dots"); Gaussian releases on everybody alone have a closed form, which is exact and at once (Balle and Wang
 2018, theorem 8). Lists with noise on the integers or an exponential mechanism are reported by the sum of their Renyi
 bounds, since their loss distributions depend on the data. An epsilon above ``LOOSE_ABOVE`` is reported by its Renyi
-bound (Mironov 2017), which is valid, larger, and cheap; so is that of a list whose distribution would take too long to
-compute (``accounting_cost``). A plan that is too costly by itself is refused before it is priced.
+bound (Mironov 2017), which is valid, larger, and cheap. A list whose distribution would take too long to compute
+(``accounting_cost``) is laid out on a coarser grid, which is pessimistic still, and reported by its Renyi bound where
+that is not enough. A plan that is too costly by itself is refused before it is priced.
 
 Where samples are truncated, a hundredth of delta is set aside for overflows (``truncation``); where that is not enough
 there is no epsilon at this delta, and infinity is what is reported.
@@ -33,7 +34,8 @@ __all__ = [
 ]
 
 LOOSE_ABOVE = 60.0
-MOST_POINTS_TOGETHER = 4 * MOST_POINTS  # of plans composed: beyond it, a list is reported by its Renyi bound
+MOST_POINTS_TOGETHER = 4 * MOST_POINTS  # of plans composed, on one grid
+_GRIDS = (1e-4, 1e-3, 1e-2)  # widths
 _TOLERANCE = 2e-3
 _MAXIMUM_NOISE = 1e5
 _ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)  # fractional orders converge too slowly at high rates
@@ -154,10 +156,10 @@ def _pld(mechanisms: tuple[_Steps, ...], delta: float) -> float:
         return bound if bound > LOOSE_ABOVE else min(bound, _gaussian(mechanisms[0][0][2], delta))
     if _loose(mechanisms, delta) or any(steps > MOST_STEPS for _, steps in mechanisms):
         return bound
-    interval = _interval(bound)
-    if points(mechanisms, interval) > MOST_POINTS_TOGETHER:
-        return bound
-    return min(bound, _composed(mechanisms, interval, delta))
+    for interval in _GRIDS[_GRIDS.index(_interval(bound)) :]:
+        if points(mechanisms, interval) <= MOST_POINTS_TOGETHER:
+            return min(bound, _composed(mechanisms, interval, delta))
+    return bound
 
 
 def _closed_form(mechanisms: tuple[_Steps, ...]) -> bool:
