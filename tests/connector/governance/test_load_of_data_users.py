@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kit.feasibility_questions import ask as ask_question
 from kit.feasibility_questions import asked_of, question
-from kit.hospital import PLAN, Hospital, ask, await_that
+from kit.hospital import PLAN, Hospital, approved, ask, await_that
 from kit.hostile_table import Answered
 
 from connector.governance.ledger import Ledger
@@ -19,10 +19,11 @@ from connector.governance.refusal_quota import LOGGED, RefusalQuota
 from connector.node import Node
 from vht_federate.domain.law import ActorKind
 from vht_federate.domain.permit import DataUser
-from vht_federate.errors import BudgetError, UnavailableError, VhtError
+from vht_federate.errors import BudgetError, RefusedError, UnavailableError, VhtError
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.signing.keys import SigningKey
 
+DIGEST = "ab" * 32
 ADA = Actor("Dr Ada", "approver", "account")
 
 
@@ -98,6 +99,35 @@ def test_a_stop_does_not_wait_for_the_account_of_anothers_plan(
                     assert stopped == []
                 accountant.released.set()
         assert asked[0].state == "requested"
+
+
+def test_a_stop_does_not_wait_for_the_account_of_what_was_drawn(
+    stocked: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, released = threading.Semaphore(0), threading.Event()
+
+    def slowly(*arguments: Any) -> dict[str, float]:
+        entered.release()
+        assert released.wait(300)
+        return epsilon_by_population(*arguments)
+
+    with stocked.open() as node:
+        visit = ask(node, stocked).id
+        assert approved(node, visit) == "ready"
+        node.gate.begin(visit, "train", 1, DIGEST)
+        monkeypatch.setattr("connector.governance.visits.epsilon_by_population", slowly)
+        with beside(lambda: node.visits.stop(visit, ADA)) as stopped:
+            assert entered.acquire(timeout=300)
+            for judged in (node.gate.begin, node.gate.release):
+                with pytest.raises(RefusedError) as caught:
+                    judged(visit, "train", 2 if judged == node.gate.begin else 1, DIGEST)
+                assert caught.value.code == "VHT-REFUSED-STOPPED"
+            await_that(lambda: stocked.enclaves.stopped == [visit] and not stocked.cohort_folders(), 60)
+            assert in_another_thread(lambda: ask(node, stocked, study=stocked.study(study_id="study-2"))).id
+            assert node.visits.get(visit).state == "ready"
+            released.set()
+        assert (stopped[0].state, stopped[0].code) == ("halted", "VHT-REFUSED-STOPPED")
+        assert stocked.kinds().count("round.begun") == 1
 
 
 @pytest.mark.parametrize("walled", [True, False])

@@ -131,7 +131,11 @@ def test_while_the_disk_stays_full_nothing_more_is_logged_and_nothing_happens(st
             with unavailable():
                 node.opt_out("p1")
             assert stocked.kinds() == logged
+        with pytest.raises(VhtError, match="closed"):  # it was asked for, and is not entered
+            node.gate.begin(visit, "train", 2, DIGEST)
+        assert node.visits.get(visit).state == "ready"
         node.expiry.sweep()
+        assert node.visits.get(visit).state == "closed"
         assert audited(node, visit) == cost(("train", 1))
 
 
@@ -190,7 +194,7 @@ def test_an_end_whose_commit_failed_is_logged_once_and_its_enclave_goes(stocked:
         row = node.visits.end(visit, "closed", code=None, reason="done")
         assert (row.state, row.decided_by) == ("rejected", "Dr Ada")
         assert row.receipt
-        await_that(lambda: stocked.enclaves.stopped == [visit] and not stocked.cohort_folders())
+        await_that(lambda: set(stocked.enclaves.stopped) == {visit} and not stocked.cohort_folders())
         assert stocked.kinds().count("visit.closed") == 1
         assert audited(node, visit) == cost(("train", 1))
 
