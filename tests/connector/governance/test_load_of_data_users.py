@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 from kit.feasibility_questions import ask as ask_question
 from kit.feasibility_questions import asked_of, question
-from kit.hospital import PLAN, Hospital, approved, ask, await_that
+from kit.hospital import PLAN, Hospital, approved, ask, await_that, event
 from kit.hostile_table import Answered
 
 from connector.governance.ledger import Ledger
@@ -128,6 +129,52 @@ def test_a_stop_does_not_wait_for_the_account_of_what_was_drawn(
             released.set()
         assert (stopped[0].state, stopped[0].code) == ("halted", "VHT-REFUSED-STOPPED")
         assert stocked.kinds().count("round.begun") == 1
+
+
+def test_a_plan_that_is_slow_to_account_for_holds_up_no_other_visit_and_is_left_when_its_own_ends(
+    stocked: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, released = threading.Semaphore(0), threading.Event()
+
+    def slowly(*arguments: Any) -> dict[str, float]:
+        entered.release()
+        assert released.wait(300)
+        return epsilon_by_population(*arguments)
+
+    monkeypatch.setattr("connector.governance.cost_foresight.epsilon_by_population", slowly)
+    with stocked.open() as node:
+        visits = [ask(node, stocked, study=stocked.study(study_id=name)).id for name in ("study-1", "study-2")]
+        assert [approved(node, visit) for visit in visits] == ["ready", "ready"]
+        assert entered.acquire(timeout=300)
+        for visit in visits:
+            node.visits.stop(visit, ADA)
+        released.set()
+        assert node.preparation is not None
+        foreseen: Future[None] = node.preparation._foresight._pool.submit(lambda: None)
+        foreseen.result(300)  # and with it what was in its queue
+        assert not entered.acquire(blocking=False)
+
+
+@pytest.mark.parametrize(("changes", "outcome"), [(7, None), (1000, "VHT-UNAVAILABLE-LEDGER")])
+def test_a_cohort_that_is_read_while_other_runs_spend_is_narrowed_again_and_never_called_unreadable(
+    changes: int, outcome: str | None, stocked: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connector.governance.visit_preparation.PAUSE_S", 0.0)
+    monkeypatch.setattr("connector.governance.visit_preparation.NARROWINGS", 2)
+    placed, interleaved = Ledger.placed, []
+    with stocked.open() as node:
+
+        def raced(ledger: Ledger, *arguments: Any) -> Any:
+            if len(interleaved) < changes:
+                interleaved.append(True)
+                with node.queries.spending("count", (event(noise=9.0),), ADA):
+                    pass  # reserved and given back
+            return placed(ledger, *arguments)
+
+        monkeypatch.setattr(Ledger, "placed", raced)
+        visit = ask(node, stocked).id
+        assert approved(node, visit) == ("ready" if outcome is None else "failed")
+        assert node.visits.get(visit).code == outcome
 
 
 @pytest.mark.parametrize("walled", [True, False])
