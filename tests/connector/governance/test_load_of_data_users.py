@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,18 +12,25 @@ from kit.feasibility_questions import ask as ask_question
 from kit.feasibility_questions import asked_of, question
 from kit.hospital import PLAN, Hospital, approved, ask, await_that, event
 from kit.hostile_table import Answered
+from sqlalchemy import text
 
 from connector.governance.ledger import Ledger
 from connector.governance.logged_transactions import Steps
 from connector.governance.open_requests import OpenRequests
 from connector.governance.operator_accounts import Actor
 from connector.governance.refusal_quota import LOGGED, RefusalQuota
+from connector.listeners.serve import INSIDE, OUTSIDE
 from connector.node import Node
+from connector.store import Database
 from vht_federate.domain.law import ActorKind
 from vht_federate.domain.permit import DataUser
 from vht_federate.errors import BudgetError, RefusedError, UnavailableError, VhtError
+from vht_federate.evidence.entry import TreeHead
+from vht_federate.evidence.events import PermitChecked
+from vht_federate.evidence.log import EvidenceLog
 from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.signing.keys import SigningKey
+from vht_federate.testing import FixedClock
 
 DIGEST = "ab" * 32
 ADA = Actor("Dr Ada", "approver", "account")
@@ -316,3 +324,42 @@ def test_new_questions_are_logged_up_to_a_limit_for_each_data_user(stocked: Hosp
             _refused(node, stocked, question(stocked, epsilon=2.0, title=str(number)), 1)
         assert len(_entries_of(stocked, "permit.checked")) == LOGGED
     assert [entry["refused"] for entry in _entries_of(stocked, "refusals.counted")] == [10]
+
+
+def test_who_counts_a_refusal_does_not_wait_for_who_logs_what_was_counted(tmp_path: Path) -> None:
+    key, clock = SigningKey.generate(), FixedClock()
+    with EvidenceLog(tmp_path, key, "hospital-1", clock) as evidence:
+        quota, logging, released = RefusalQuota(evidence, clock), threading.Event(), threading.Event()
+        refused = PermitChecked(permit_id=None, outcome="refused", code="VHT-REFUSED", request_digest="ab" * 32)
+        assert [quota.log(refused), quota.log(refused)] == [True, False]
+
+        def waits_for_the_database(_: TreeHead) -> None:
+            logging.set()
+            assert released.wait(300)
+
+        evidence.on_head = waits_for_the_database
+        with beside(lambda: quota.settle(closing=True)):
+            assert logging.wait(300)
+            with beside(lambda: quota.log(refused)) as counted:
+                try:
+                    await_that(lambda: counted == [False], 60)
+                finally:
+                    released.set()
+        assert [entry.kind for entry in evidence.entries()] == ["permit.checked", "refusals.counted"]
+
+
+def test_each_thread_of_both_listeners_has_a_connection_and_some_are_left(tmp_path: Path) -> None:
+    with closing(Database.at(tmp_path / "node.sqlite")) as database, ExitStack() as taken:
+        for _ in range(OUTSIDE + INSIDE + 20):  # upkeep, preparation, pulls, a conversation with each enclave
+            taken.enter_context(database.read()).execute(text("SELECT 1"))
+
+
+def test_who_finds_all_connections_taken_is_told_to_ask_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in ("POOLED", "AT_ONCE"):
+        monkeypatch.setattr(f"connector.store.database.{size}", 1)
+    with closing(Database.at(tmp_path / "node.sqlite")) as database, database.read():
+        database.engine.pool._timeout = 0.0  # type: ignore[attr-defined]
+        for transaction in (database.read, database.write):
+            with pytest.raises(UnavailableError) as caught, transaction():
+                pass
+            assert (caught.value.code, caught.value.retry_after_s) == ("VHT-UNAVAILABLE-DATABASE", 15)
