@@ -38,7 +38,7 @@ from vht_federate.privacy.participation import Included
 __all__ = ["CohortBuilder", "Enclaves", "Preparation"]
 
 log = logging.getLogger("vht.node.preparation")
-NARROWINGS = 20  # attempts to narrow a reservation while other visits go on
+NARROWINGS = 6  # attempts to narrow a reservation while other visits go on
 PAUSE_S = 0.5
 
 

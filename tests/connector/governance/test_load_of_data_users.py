@@ -139,6 +139,29 @@ def test_a_stop_does_not_wait_for_the_account_of_what_was_drawn(
         assert stocked.kinds().count("round.begun") == 1
 
 
+def test_a_round_begun_while_another_is_priced_for_its_release_is_in_the_price_and_delays_no_step(
+    stocked: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stocked.open() as node:
+        visit = ask(node, stocked).id
+        assert approved(node, visit) == "ready"
+        node.gate.begin(visit, "train", 1, DIGEST)
+        priced_in_a_step: list[bool] = []
+
+        def raced(*arguments: Any) -> dict[str, float]:
+            priced_in_a_step.append(node.database.written_here is not None)
+            if len(priced_in_a_step) == 1:
+                node.gate.begin(visit, "train", 2, DIGEST)
+            return epsilon_by_population(*arguments)
+
+        monkeypatch.setattr("connector.governance.round_gate.epsilon_by_population", raced)
+        node.gate.release(visit, "train", 1, DIGEST)
+        assert priced_in_a_step == [False, False]
+        drawn = [event for number in (1, 2) for event in PLAN.events_of("train", number)]
+        (released,) = _entries_of(stocked, "round.released")
+        assert released["epsilon"] == epsilon_by_population(drawn, PLAN.delta)
+
+
 def test_a_plan_that_is_slow_to_account_for_holds_up_no_other_visit_and_is_left_when_its_own_ends(
     stocked: Hospital, monkeypatch: pytest.MonkeyPatch
 ) -> None:
