@@ -50,6 +50,7 @@ class Expiry:
     def sweep(self) -> None:
         """Each part runs though another failed; what failed is in the node's log."""
         self._guarded(self._visits.steps.catch_up)
+        self._guarded(self._visits.finish_endings)
         for visit in self._visits.all():
             if visit.state in OPEN:
                 self._guarded(partial(self._end_if_over, visit))
@@ -60,7 +61,7 @@ class Expiry:
             self._guarded(part)
 
     @staticmethod
-    def _guarded(part: Callable[[], None]) -> None:
+    def _guarded(part: Callable[[], object]) -> None:
         try:
             part()
         except Exception:
@@ -98,7 +99,7 @@ class Expiry:
             except RevokedError as error:
                 for visit in visits:
                     if visit.permit == token:
-                        self._visits.revoke(visit.id, error, grace_s=GRACE_S)
+                        self._guarded(partial(self._visits.revoke, visit.id, error, grace_s=GRACE_S))
             except VhtError as error:
                 log.warning("a permit's status is unknown", extra={"facts": {"code": error.code}})
                 if error.code.startswith("VHT-PERMIT-STATUS"):

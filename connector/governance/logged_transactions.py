@@ -38,9 +38,12 @@ class Step:
     logged: bool = False
 
     def record(self, event: Event, *, permit_id: str | None = None, visit: str | None = None) -> LogEntry:
-        entry = self.evidence.record(event, permit_id=permit_id, visit=visit)
-        self.logged = True
-        return entry
+        """Raises what ``EvidenceLog.record`` does; the entry may stand by then, as where its head cannot be kept."""
+        entries = len(self.evidence)
+        try:
+            return self.evidence.record(event, permit_id=permit_id, visit=visit)
+        finally:
+            self.logged = self.logged or len(self.evidence) > entries
 
 
 class Steps:

@@ -23,7 +23,10 @@ _STRANGERS = ""
 
 
 class RefusalQuota:
-    """The refusals of one node. Safe for threads."""
+    """The refusals of one node. Safe for threads: counts under its guard, and lets go of it before it logs.
+
+    To log is to wait for the database, whose writer may be somebody who counts.
+    """
 
     def __init__(self, evidence: EvidenceLog, clock: Callable[[], datetime]) -> None:
         self._evidence, self._clock = evidence, clock
@@ -35,26 +38,32 @@ class RefusalQuota:
 
     def log(self, refused: PermitChecked, user_kid: str | None = None) -> bool:
         """Log a refusal of a data user's request, or of a stranger's (None), or only count it: False."""
-        sender = user_kid or _STRANGERS
+        sender, counted = user_kid or _STRANGERS, None
         with self._guard:
             now = self._clock()
             if self._since is None or not self._since <= now < self._since + WINDOW:
-                self._settle(now)
+                counted = self._taken(now)
                 self._since = now
                 self._logged.clear()
-            if self._logged[sender] >= LOGGED or self._repeated(refused):
+            one_by_one = self._logged[sender] < LOGGED and not self._repeated(refused)
+            if one_by_one:
+                self._logged[sender] += 1
+            else:
                 self._counted[str(refused.code)] += 1
-                return False
-            self._logged[sender] += 1
-        self._evidence.record(refused, permit_id=refused.permit_id)
-        return True
+        if counted is not None:
+            self._evidence.record(counted)
+        if one_by_one:
+            self._evidence.record(refused, permit_id=refused.permit_id)
+        return one_by_one
 
     def settle(self, *, closing: bool = False) -> None:
         """Log what was only counted, once its hour is over or the node closes."""
         with self._guard:
             now = self._clock()
-            if self._since is not None and (closing or now >= self._since + WINDOW):
-                self._settle(now)
+            over = self._since is not None and (closing or now >= self._since + WINDOW)
+            counted = self._taken(now) if over else None
+        if counted is not None:
+            self._evidence.record(counted)
 
     def _repeated(self, refused: PermitChecked) -> bool:
         if refused.request_digest is None:
@@ -67,14 +76,15 @@ class RefusalQuota:
             self._known.popitem(last=False)
         return repeated
 
-    def _settle(self, now: datetime) -> None:
+    def _taken(self, now: datetime) -> RefusalsCounted | None:
+        """What was counted, to be logged once ``_guard`` is let go. A log that cannot take it takes nothing more."""
         if self._since is None or not self._counted:
-            return
+            return None
         counted = RefusalsCounted(
             since=self._since.isoformat(),
             until=now.isoformat(),
             refused=self._counted.total(),
             codes=dict(sorted(self._counted.items())),
         )
-        self._evidence.record(counted)
         self._counted.clear()
+        return counted

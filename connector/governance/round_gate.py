@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from connector.governance.ledger import dumped
 from connector.governance.logged_transactions import Step
-from connector.governance.visits import Visits, request_of
+from connector.governance.visits import OPEN, Visits, request_of
 from connector.store.models import Draw, VisitRow
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.permit import StatusList
@@ -73,11 +73,17 @@ class VisitGate:
         try:
             row = self._ready(visit)
             check_job(self._visits.permit_of(row), job)
-            status = self._require_good(row)
-            self._foresee_cost(visit)
-            with self._visits.steps.step() as step:
+            status, delta = self._require_good(row), request_of(row).plan.delta
+
+            def price(session: Session) -> dict[str, float]:
+                return epsilon_by_population(self._visits.ledger.spent_by(session, visit), delta)
+
+            def spends(session: Session) -> tuple[PrivacyEvent, ...]:
+                return self._visits.ledger.spent_by(session, visit)
+
+            with self._visits.steps.step_after(price, spends) as (step, epsilon):
                 row = self._ready(visit, step.session)
-                self._release(step, row, job, round, output_sha256, output_bytes, status)
+                self._release(step, row, job, round, output_sha256, output_bytes, status, epsilon)
         except UnavailableError:
             raise
         except VhtError as error:
@@ -108,8 +114,13 @@ class VisitGate:
 
     def _ready(self, visit_id: str, session: Session | None = None) -> VisitRow:
         row = session.get(VisitRow, visit_id) if session else self._visits.get(visit_id)
-        if row is None or row.state != "ready":
-            raise _not_ready(row)
+        if row is None:
+            raise RefusedError("no such visit", code="VHT-REFUSED-VISIT")
+        ending = self._visits.endings.of(visit_id)
+        if ending is not None and row.state in OPEN:
+            raise _not_ready(ending.state, ending.code, ending.reason)
+        if row.state != "ready":
+            raise _not_ready(row.state, row.code, row.reason)
         return row
 
     def _require_good(self, row: VisitRow) -> StatusList:
@@ -162,12 +173,6 @@ class VisitGate:
         )
         step.record(begun, permit_id=row.permit_id, visit=row.id)
 
-    def _foresee_cost(self, visit: str) -> None:
-        """Before the step, so that nothing is computed in it: the accountant remembers."""
-        with self._visits.database.read() as session:
-            spent = self._visits.ledger.spent_by(session, visit)
-        epsilon_by_population(spent, request_of(self._visits.get(visit)).plan.delta)
-
     def _release(
         self,
         step: Step,
@@ -177,6 +182,7 @@ class VisitGate:
         output_sha256: str,
         output_bytes: int | None,
         status: StatusList,
+        epsilon: dict[str, float],
     ) -> None:
         session = step.session
         draw = _drawn(session, row.id, job, round_)
@@ -188,14 +194,13 @@ class VisitGate:
             raise EgressError("another output of this round has left already", code="VHT-EGRESS-SECOND")
         draw.output_sha256, draw.output_bytes, draw.released_at = output_sha256, output_bytes, self._clock()
         session.flush()
-        delta = request_of(row).plan.delta
         released = RoundReleased(
             job=job,
             round=round_,
             output_sha256=output_sha256,
             status_serial=status.serial,
-            epsilon=epsilon_by_population(self._visits.ledger.spent_by(session, row.id), delta),
-            delta=delta,
+            epsilon=epsilon,
+            delta=request_of(row).plan.delta,
             **({} if output_bytes is None else {"output_bytes": output_bytes}),
         )
         step.record(released, permit_id=row.permit_id, visit=row.id)
@@ -214,10 +219,8 @@ def _drawn(session: Session, visit_id: str, job: str, round_: int) -> Draw | Non
     ).one_or_none()
 
 
-def _not_ready(row: VisitRow | None) -> VhtError:
-    """The reason a visit ended is the reason its next round is refused."""
-    if row is None:
-        return RefusedError("no such visit", code="VHT-REFUSED-VISIT")
-    if row.code and row.state in ("revoked", "rejected", "halted", "failed"):
-        return error_from_envelope({"code": row.code, "message": f"this visit is {row.state}: {row.reason}"})
-    return RefusedError(f"this visit is {row.state}, not ready", code="VHT-REFUSED-STATE")
+def _not_ready(state: str, code: str | None, reason: str) -> VhtError:
+    """The reason a visit ended, or is about to, is the reason its next round is refused."""
+    if code and state in ("revoked", "rejected", "halted", "failed"):
+        return error_from_envelope({"code": code, "message": f"this visit is {state}: {reason}"})
+    return RefusedError(f"this visit is {state}, not ready", code="VHT-REFUSED-STATE")

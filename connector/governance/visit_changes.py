@@ -6,7 +6,10 @@ __all__ = ["VisitChanges", "VisitListener"]
 
 
 class VisitListener(Protocol):
-    """Is told after the step was committed, in the thread that made it: it must not take long."""
+    """Is told in the thread that made the change, which it must not keep for long.
+
+    Of an approval after its step was committed; of an end when it is asked for, and once more where recovery enters it.
+    """
 
     def approved(self, visit_id: str) -> None: ...
 

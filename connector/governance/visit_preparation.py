@@ -9,16 +9,17 @@ and reason, and to it all causes are one (VHT-COHORT-UNREADABLE), because a comp
 at one patient.
 """
 
+import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from connector.enclave.visit import EnclaveInfo, Gate, VisitSpec
+from connector.governance.cost_foresight import CostForesight
 from connector.governance.opt_outs import excluded_subjects
 from connector.governance.pseudonyms import pseudonymiser
 from connector.governance.visits import Visits, request_of
@@ -27,18 +28,18 @@ from connector.store.models import VisitRow
 from connector.views.cohort_specification import CohortSpecification
 from connector.views.inclusion import compile_inclusion
 from vht_federate.components.digest import ComponentFiles
-from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.split import is_test
 from vht_federate.errors import CohortError, RefusedError, UnavailableError, VhtError
 from vht_federate.evidence.events import CohortBuilt, EnclaveStarted
-from vht_federate.privacy.accounting import epsilon_by_population
 from vht_federate.privacy.participation import Included
 
 __all__ = ["CohortBuilder", "Enclaves", "Preparation"]
 
 log = logging.getLogger("vht.node.preparation")
+NARROWINGS = 6  # attempts to narrow a reservation while other visits go on
+PAUSE_S = 0.5
 
 
 class Enclaves(Protocol):
@@ -87,11 +88,13 @@ class Preparation:
         self._build_cohort = build_cohort
         self._prepare = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vht-prepare")
         self._clear = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vht-clear")
+        self._foresight = CostForesight()
 
     def approved(self, visit_id: str) -> None:
         self._submit(self._prepare, self.prepare, visit_id)
 
     def ended(self, visit_id: str, grace_s: float) -> None:
+        self._foresight.leave(visit_id)
         self._submit(self._clear, self.clear, visit_id, grace_s)
 
     def prepare(self, visit_id: str) -> None:
@@ -105,8 +108,9 @@ class Preparation:
                 self.clear(visit_id)
                 return
             info = self._start(visit)
+            self._foresight.expect(visit_id)  # before it is ready: its end may come at once
             if self._visits.ready(visit_id, info.isolation.value):
-                _foresee(visit)
+                self._foresight.price(visit_id, request_of(visit).plan)
             else:
                 self.clear(visit_id)
         except VhtError as error:
@@ -119,6 +123,7 @@ class Preparation:
 
     def clear(self, visit_id: str) -> None:
         """Stop the visit's enclave and delete everything the visit left at this node. Doing it twice is fine."""
+        self._foresight.leave(visit_id)
         try:
             self._enclaves.stop(visit_id)
         finally:
@@ -135,6 +140,7 @@ class Preparation:
 
     def close(self) -> None:
         """Finish the step in progress and take no more."""
+        self._foresight.close()
         self._prepare.shutdown(wait=True, cancel_futures=True)
         self._clear.shutdown(wait=True)
 
@@ -186,12 +192,17 @@ class Preparation:
         destination = self._files.cohort(visit.id)
         destination.parent.mkdir(parents=True, exist_ok=True)
         counts: list[int] = []
+        own: list[UnavailableError] = []  # the node's, of whose cause the data say nothing
 
         def include(subjects: list[str], buckets: list[int]) -> None:
             counts.append(len(subjects))
-            self._include(visit, permit, _included(subjects, buckets))
+            try:
+                self._include(visit, permit, _included(subjects, buckets))
+            except UnavailableError as error:
+                own.append(error)
+                raise
 
-        with _one_cause(visit):
+        with _one_cause(visit, beside=own):
             self._build_cohort(self._files.fhir, specification, destination, included=include)
         if not counts:
             raise CohortError("the cohort was built without a word of whom it includes", code="VHT-COHORT-PATIENTS")
@@ -208,6 +219,18 @@ class Preparation:
                 f"the cohort at this node is below the permit's minimum of {permit.minimum_cohort} patients",
                 code="VHT-COHORT-SMALL",
             )
+        for _ in range(NARROWINGS - 1):
+            try:
+                self._narrow(visit, permit, included)
+            except UnavailableError as error:  # every round of another visit changes the ledger
+                if error.code != "VHT-UNAVAILABLE-LEDGER" or self._visits.endings.of(visit.id) is not None:
+                    raise
+                time.sleep(PAUSE_S)
+            else:
+                return
+        self._narrow(visit, permit, included)
+
+    def _narrow(self, visit: VisitRow, permit: Permit, included: Included) -> None:
         ledger = self._visits.ledger
         with self._visits.steps.step_after(
             lambda session: ledger.placed(session, visit, permit, included), ledger.version
@@ -260,14 +283,19 @@ def _included(subjects: list[str], buckets: list[int]) -> Included:
     return Included.of(subjects, [is_test(bucket) for bucket in buckets])
 
 
-@contextmanager
-def _one_cause(visit: VisitRow) -> Iterator[None]:
-    """What the data stop becomes CohortError VHT-COHORT-UNREADABLE, its cause logged; refusals stay as they are."""
+@contextlib.contextmanager
+def _one_cause(visit: VisitRow, *, beside: Sequence[UnavailableError]) -> Iterator[None]:
+    """What the data stop becomes CohortError VHT-COHORT-UNREADABLE, its cause logged.
+
+    Refusals stay as they are, and so do the errors that are listed in ``beside`` by then.
+    """
     try:
         yield
     except RefusedError:
         raise
     except Exception as error:
+        if any(error is other for other in beside):
+            raise
         code, message = (error.code, error.message) if isinstance(error, VhtError) else ("VHT-INTERNAL", "")
         facts = {"visit": visit.id, "code": code, "cause": message}
         log.exception("the cohort cannot be read", extra={"facts": facts})
@@ -276,12 +304,3 @@ def _one_cause(visit: VisitRow) -> Iterator[None]:
             code="VHT-COHORT-UNREADABLE",
             hint="the node's operators find the cause in its log",
         ) from None
-
-
-def _foresee(visit: VisitRow) -> None:
-    """Account for the plan's rounds ahead of time, so that no answer waits for the accountant (it remembers)."""
-    plan = request_of(visit).plan
-    spent: tuple[PrivacyEvent, ...] = ()
-    for job, round_ in plan.calls():
-        spent = (*spent, *plan.events_of(job, round_))
-        epsilon_by_population(spent, plan.delta)

@@ -8,6 +8,10 @@
 
 A step is one writing transaction whose last act before the commit is the log entry: what the log holds and the
 database lacks, after a crash or a commit that failed, is entered again by ``recovery``.
+
+An end is a step that waits for the accountant, the disk and the log, and the last may refuse it. What it takes away is
+gone before: from the moment it is asked for, no round of the visit begins or is released, and its enclave is told to
+end. Both only refuse more than the log says.
 """
 
 import hmac
@@ -26,6 +30,7 @@ from connector.governance.node_secret import NodeSecret
 from connector.governance.operator_accounts import Actor
 from connector.governance.study_admission import AdmittedStudy, StudyAdmission
 from connector.governance.visit_changes import VisitChanges
+from connector.governance.visit_endings import Ending, Endings
 from connector.store.models import VisitRow
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
@@ -74,6 +79,7 @@ class Visits:
         self.steps, self.ledger, self.admission = steps, ledger, admission
         self.database, self.evidence, self.guard = steps.database, steps.evidence, steps.guard
         self._secret, self._clock, self._changes = secret, clock, changes
+        self.endings = Endings()
         self.foresee: Callable[[VisitRow], Included | None] = lambda _: None  # of whom the cohort would be, if known
 
     # --- reading ------------------------------------------------------------------------------------------------
@@ -202,10 +208,10 @@ class Visits:
         return visit
 
     def ready(self, visit_id: str, isolation: str) -> bool:
-        """The enclave stands. False where the visit ended meanwhile: then it must not stay."""
+        """The enclave stands. False where the visit ended, or is about to: then it must not stay."""
         with self.steps.step() as step:
             visit = _row(step.session, visit_id)
-            if visit.state != "approved":
+            if visit.state != "approved" or self.endings.of(visit_id) is not None:
                 return False
             visit.state, visit.isolation = "ready", isolation
         log.info("visit ready", extra={"facts": {"visit": visit_id, "isolation": isolation}})
@@ -220,8 +226,9 @@ class Visits:
             return self.end(visit_id, "rejected", code="VHT-REFUSED-OPERATOR", reason=reason, actor=actor)
 
     def stop(self, visit_id: str, actor: Actor, reason: str = "") -> VisitRow:
-        """Halt at once: the next round is refused, the enclave goes, what was not drawn is given back.
+        """Halt at once: the next round is refused and the enclave goes; then what was not drawn is given back.
 
+        Returns once the end is entered with its price, for which the accountant may take seconds. Raises as ``end``.
         ``reason`` is for the coordinator to read. A visit that was not approved yet is rejected.
         """
         words = f"stopped by the operator: {reason}" if reason else "stopped by the operator"
@@ -229,15 +236,8 @@ class Visits:
 
     def revoke(self, visit_id: str, error: RevokedError, *, grace_s: float = 0.0) -> VisitRow:
         """The issuer withdrew the permit: log that it was seen, and end the visit."""
-        self._foresee_cost(visit_id)
-        with self.guard:
-            self.steps.catch_up()
-            visit = self.get(visit_id)
-            if visit.state in OPEN:
-                seen = PermitRevokedSeen(code=error.code)
-                self.evidence.record(seen, permit_id=visit.permit_id, visit=visit.id)
-            reason = "the permit was revoked"
-            return self.end(visit_id, "revoked", code=error.code, reason=reason, grace_s=grace_s)
+        reason, seen = "the permit was revoked", PermitRevokedSeen(code=error.code)
+        return self._end(visit_id, Ending("revoked", error.code, reason, seen=seen, grace_s=grace_s))
 
     def end(
         self,
@@ -251,29 +251,54 @@ class Visits:
     ) -> VisitRow:
         """Bring a visit to its final ``state``. One that ended before stays as it is.
 
-        ``grace_s`` is how long its enclave may still live, so that a refusal in progress reaches the coordinator.
+        ``grace_s`` is how long its enclave may still live, so that a refusal in progress reaches the coordinator. Where
+        somebody else is about to end the visit, theirs is the end that it comes to. Raises as ``Steps.step`` does, and
+        what the log raises that takes no entry: the visit has no enclave then and begins no round, and whoever asks
+        again, or the upkeep, brings it to its end.
         """
-        self._foresee_cost(visit_id)
+        return self._end(visit_id, Ending(state, code, reason, actor, grace_s=grace_s))
+
+    def finish_endings(self) -> None:
+        """Enter the ends that were asked for and could not be entered. Raises as ``end`` does."""
+        if self.evidence.contradiction is None:
+            for visit_id, ending in self.endings.left():
+                self._end(visit_id, ending)
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    def _end(self, visit_id: str, ending: Ending) -> VisitRow:
+        visit = self.get(visit_id)
+        if visit.state not in OPEN:
+            return visit
+        with self.endings.asked(visit_id, ending) as ending:
+            self._changes.ended(visit_id, ending.grace_s)
+            self.steps.catch_up()  # and whatever round is being entered: it is the last
+            self._foresee_cost(visit_id)
+            visit = self._enter_end(visit_id, ending)
+        facts = {"visit": visit_id, "state": visit.state, "code": visit.code}
+        log.info("visit ended", extra={"facts": facts})
+        return visit
+
+    def _enter_end(self, visit_id: str, ending: Ending) -> VisitRow:
         with self.steps.step() as step:
             session = step.session
             visit = _row(session, visit_id)
             if visit.state not in OPEN:
                 return visit
-            state = "rejected" if visit.state == "requested" and state == "halted" else state
-            unapproved = visit.state == "requested" and state == "rejected"
-            visit.state, visit.code, visit.reason, visit.ended_at = state, code, reason, self._clock()
+            if ending.seen is not None:
+                _record(step, visit, ending.seen)
+            waiting, actor = visit.state == "requested", ending.actor
+            state = "rejected" if waiting and ending.state == "halted" else ending.state
+            unapproved = waiting and state == "rejected"
+            visit.state, visit.code, visit.reason, visit.ended_at = state, ending.code, ending.reason, self._clock()
             visit.decided_by = actor.name if actor else visit.decided_by
             self.ledger.close(session, visit_id, self._clock())
             session.flush()
-            outcome = {"reason": reason, "state": state, "code": code, **(actor.facts() if actor else {})}
+            outcome = {"reason": ending.reason, "state": state, "code": ending.code, **(actor.facts() if actor else {})}
             ended = VisitRejected(**outcome) if unapproved else VisitClosed(**outcome, **self._cost(session, visit))
             entry = _record(step, visit, ended)
             visit.receipt = self.evidence.receipt(entry)
-        log.info("visit ended", extra={"facts": {"visit": visit_id, "state": state, "code": code}})
-        self._changes.ended(visit_id, grace_s)
         return visit
-
-    # --- parts --------------------------------------------------------------------------------------------------
 
     def _cost(self, session: Session, visit: VisitRow) -> dict[str, Any]:
         spent = self.ledger.spent_by(session, visit.id)

@@ -18,7 +18,8 @@ from vht_federate.serving import Listener, serve
 
 __all__ = ["run_node"]
 
-OUTSIDE = 12  # requests from outside at work at once: fewer than the database has connections
+OUTSIDE = 12  # requests from outside at work at once: a small share of the database's connections
+INSIDE = 40  # and of operators and the FHIR API: with OUTSIDE, fewer than the database has connections
 
 
 def run_node(state: Path, on_ready: Callable[[Node], None]) -> None:
@@ -43,7 +44,7 @@ async def _serve(node: Node, on_ready: Callable[[Node], None]) -> None:
     tls = settings.certificate, settings.key
     listeners = [
         Listener(outward_app(node), settings.host, settings.port, *tls, threads=OUTSIDE),
-        Listener(internal_app(node), settings.internal_host, settings.internal_port, *tls),
+        Listener(internal_app(node), settings.internal_host, settings.internal_port, *tls, threads=INSIDE),
     ]
     started = asyncio.Event()
     ready = asyncio.create_task(_announce(started, node, on_ready))

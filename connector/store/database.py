@@ -13,13 +13,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from vht_federate.errors import InputError, UnavailableError
 
 __all__ = ["Database"]
 
-POOLED = 15  # connections at rest; twice as many at once: whoever asks from outside leaves some for operators
+POOLED = 15  # connections at rest
+AT_ONCE = 80  # one for each thread that a node has, and some; PostgreSQL gives 97 unless it is told to give more
 _WRITE = "vht_write"
 _LOCK = 0x7648_7453  # one number for "a node's writers" in PostgreSQL's advisory lock space
 
@@ -29,7 +31,9 @@ class Database:
 
     def __init__(self, url: str) -> None:
         try:
-            pool = {"pool_size": POOLED, "max_overflow": POOLED} if url != "sqlite://" else {}  # in memory: one
+            pool = (
+                {"pool_size": POOLED, "max_overflow": AT_ONCE - POOLED} if url != "sqlite://" else {}
+            )  # in memory: one
             self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"), **pool)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise InputError(
@@ -50,7 +54,10 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A reading transaction: one consistent picture, nothing written."""
+        """A reading transaction: one consistent picture, nothing written.
+
+        Raises UnavailableError VHT-UNAVAILABLE-DATABASE where no connection is to be had.
+        """
         with self._connect() as connection, connection.begin(), Session(connection, expire_on_commit=False) as session:
             yield session
 
@@ -99,6 +106,13 @@ class Database:
                 "the node's database does not answer",
                 code="VHT-UNAVAILABLE-DATABASE",
                 hint="check database_url in node.toml and that the server runs",
+            ) from error
+        except PoolTimeoutError as error:
+            raise UnavailableError(
+                "all connections to the node's database are taken",
+                code="VHT-UNAVAILABLE-DATABASE",
+                hint="ask again in 15 seconds",
+                retry_after_s=15,
             ) from error
         with connection:
             yield connection

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from kit.hospital import PLAN, Hospital, approved, ask
+from kit.hospital import PLAN, Hospital, approved, ask, await_that
 from kit.hostile_table import Answered
 from sqlalchemy import text
 
@@ -18,7 +18,7 @@ from connector.node import Node
 from connector.store import Database
 from connector.store.models import LogHeadRow
 from vht_federate.domain.log_head import read_log_state
-from vht_federate.errors import UnavailableError, VerificationError
+from vht_federate.errors import RevokedError, UnavailableError, VerificationError
 from vht_federate.evidence.log import EvidenceLog
 from vht_federate.signing.keys import SigningKey
 from vht_federate.testing import FixedClock
@@ -244,6 +244,31 @@ def test_a_receipt_of_this_log_and_one_that_this_node_did_not_sign_change_nothin
         assert head is not None
         node.log_heads.compare(head.token)
         assert _post(node, stocked, receipt)[0] == 201
+
+
+ENDS: dict[str, Callable[[Node, str], object]] = {
+    "stop": lambda node, visit: node.visits.stop(visit, ADA),
+    "revocation": lambda node, visit: node.visits.revoke(visit, RevokedError("withdrawn")),
+    "expiry": lambda node, visit: node.visits.end(visit, "failed", code="VHT-PERMIT-EXPIRED", reason="it expired"),
+}
+
+
+@pytest.mark.parametrize("ending", ENDS)
+def test_a_log_that_takes_nothing_more_keeps_no_enclave_alive(ending: str, stocked: Hospital) -> None:
+    with stocked.open() as node:
+        visit = ask(node, stocked).id
+        assert approved(node, visit) == "ready"
+        node.gate.begin(visit, "train", 1, DIGEST)
+        node.evidence.contradict(VerificationError("cut", code="VHT-VERIFY-LOG-BEHIND"))
+        with pytest.raises(VerificationError) as caught:
+            ENDS[ending](node, visit)
+        assert caught.value.code == "VHT-VERIFY-LOG-BEHIND"
+        await_that(lambda: stocked.enclaves.stopped == [visit] and not stocked.cohort_folders(), 60)
+        assert node.visits.get(visit).state == "ready"
+        node.visits.finish_endings()  # nothing can be entered, and nothing is tried
+        node.evidence.contradiction = None  # as if the log was put back
+        node.visits.finish_endings()
+        assert node.visits.get(visit).state in ("halted", "revoked", "failed")
 
 
 def test_what_is_logged_while_another_thread_writes_waits_for_nobody(stocked: Hospital) -> None:

@@ -15,6 +15,7 @@ from connector.governance.recovery import LogRecovery
 from connector.node import Node
 from connector.store.models import Acknowledgement, OptOutRow
 from vht_federate.errors import UnavailableError, VhtError
+from vht_federate.evidence.entry import TreeHead
 from vht_federate.evidence.ledger_check import check_ledger
 from vht_federate.evidence.node_log import read_node_log
 from vht_federate.evidence.visit_record import VisitRecord, visit_records
@@ -86,6 +87,23 @@ def test_a_round_whose_commit_failed_is_spent_and_the_visit_closes_with_it(stock
         assert node.overview.budget()["datasets"][DATASET]["reserved"] == pytest.approx(NOTHING)
 
 
+def test_a_round_whose_log_head_could_not_be_kept_is_spent_before_the_next_step(stocked: Hospital) -> None:
+    with stocked.open() as node:
+        visit = ready(node, stocked)
+
+        def lost(_: TreeHead) -> None:  # the connection, between the entry and the update of the head
+            raise UnavailableError("lost", code="VHT-UNAVAILABLE-DATABASE")
+
+        keep, node.evidence.on_head = node.evidence.on_head, lost
+        with unavailable():
+            node.gate.begin(visit, "train", 1, DIGEST)
+        node.evidence.on_head = keep
+        assert stocked.kinds()[-1] == "round.begun"
+        node.gate.begin(visit, "train", 2, DIGEST)
+        node.visits.end(visit, "closed", code=None, reason="done")
+        assert audited(node, visit) == cost(("train", 1), ("train", 2))
+
+
 def test_the_end_right_after_a_failed_round_accounts_for_it(stocked: Hospital) -> None:
     with stocked.open() as node:
         visit = ready(node, stocked)
@@ -113,7 +131,11 @@ def test_while_the_disk_stays_full_nothing_more_is_logged_and_nothing_happens(st
             with unavailable():
                 node.opt_out("p1")
             assert stocked.kinds() == logged
+        with pytest.raises(VhtError, match="closed"):  # it was asked for, and is not entered
+            node.gate.begin(visit, "train", 2, DIGEST)
+        assert node.visits.get(visit).state == "ready"
         node.expiry.sweep()
+        assert node.visits.get(visit).state == "closed"
         assert audited(node, visit) == cost(("train", 1))
 
 
@@ -172,7 +194,7 @@ def test_an_end_whose_commit_failed_is_logged_once_and_its_enclave_goes(stocked:
         row = node.visits.end(visit, "closed", code=None, reason="done")
         assert (row.state, row.decided_by) == ("rejected", "Dr Ada")
         assert row.receipt
-        await_that(lambda: stocked.enclaves.stopped == [visit] and not stocked.cohort_folders())
+        await_that(lambda: set(stocked.enclaves.stopped) == {visit} and not stocked.cohort_folders())
         assert stocked.kinds().count("visit.closed") == 1
         assert audited(node, visit) == cost(("train", 1))
 
