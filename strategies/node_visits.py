@@ -116,7 +116,7 @@ class Visits:
     def state(self, node: str) -> dict[str, Any]:
         """``{"state", "reason", "code", …}`` of one visit. Raises the node's error or UnavailableError."""
         with self._client(node) as client:
-            return dict(client.get(self._path(node)))
+            return _members(node, client.get(self._path(node)), "state")
 
     def refusal(self, node: str) -> VhtError | None:
         """Why the node ended its visit, in its own words; None where it did not, or does not answer."""
@@ -133,6 +133,7 @@ class Visits:
     ) -> dict[str, VhtError]:
         """Wait until every visit is ready, ended, or the deadline passed; the reason of each that is not ready.
 
+        A node that answers with an error other than UnavailableError is not waited for any longer.
         ``changed(node, state)`` is told of every change; ``enough(ready)`` may end the waiting early. Every node is
         asked over one connection, which is made anew where it was lost.
         """
@@ -152,18 +153,21 @@ class Visits:
         end = time.monotonic() + deadline_s
         while True:
             for node in self.by_node:
-                if states[node] == READY or states[node] in ENDED:
+                if states[node] == READY or node in failures:
                     continue
                 try:
-                    answer = dict(clients[node].get(self._path(node)))
+                    answer = _members(node, clients[node].get(self._path(node)), "state")
                 except UnavailableError:
                     continue  # it may come back before the deadline
+                except VhtError as error:
+                    failures[node] = error
+                    continue
                 if answer["state"] != states[node]:
                     states[node] = answer["state"]
                     changed(node, states[node])
                 if states[node] in ENDED:
                     failures[node] = _ended(node, answer)
-            open_ = [node for node, state in states.items() if state != READY and state not in ENDED]
+            open_ = [node for node, state in states.items() if state != READY and node not in failures]
             ready = sum(1 for state in states.values() if state == READY)
             if not open_ or enough(ready) or time.monotonic() >= end:
                 break
@@ -179,13 +183,14 @@ class Visits:
         with self._client(node) as client:
             notice = {"kind": kind, "sha256": sha256}
             answer = client.post(self._path(node, "/releases"), json=notice, headers=self._shown(node))
-        return self._noted(node, str(answer["receipt"]))
+        return self._noted(node, str(_members(node, answer, "receipt")["receipt"]))
 
     def close(self, node: str, reason: str) -> str | None:
         """Close one visit; its receipt, or None where it was closed before or the node does not answer."""
         try:
             with self._client(node) as client:
-                answer = client.post(self._path(node, "/close"), json={"reason": reason}, headers=self._shown(node))
+                closed = client.post(self._path(node, "/close"), json={"reason": reason}, headers=self._shown(node))
+            answer = _members(node, closed)
         except VhtError:
             return None
         receipt = str(answer.get("receipt") or "")
@@ -194,7 +199,8 @@ class Visits:
     def evidence(self, node: str) -> dict[str, Any]:
         """The node's log under this permit. Raises the node's error or UnavailableError."""
         with self._client(node) as client:
-            export = dict(client.get(self._path(node, "/evidence"), headers=self._shown(node)))
+            answer = client.get(self._path(node, "/evidence"), headers=self._shown(node))
+        export = _members(node, answer, "entries")
         self._noted(node, str(export.get("head")))
         return export
 
@@ -204,6 +210,13 @@ class Visits:
     def _noted(self, node: str, token: str) -> str:
         self.heads.note(self.by_node[node].evidence_key, token)
         return token
+
+
+def _members(node: str, answer: Any, *names: str) -> dict[str, Any]:
+    """Raises WireError VHT-WIRE-VISIT for anything but an object that has ``names``."""
+    if not isinstance(answer, dict) or not answer.keys() >= set(names):
+        raise WireError(f"{node} answered with nothing that is about its visit", code="VHT-WIRE-VISIT")
+    return answer
 
 
 def _ended(node: str, answer: Mapping[str, Any]) -> VhtError:

@@ -82,9 +82,15 @@ class Client:
         return answer
 
     def get(self, path: str, **options: Any) -> Any:
-        """JSON of a GET."""
-        return self.request("GET", path, **options).json()
+        """JSON of a GET. Raises as ``request`` does, and WireError VHT-WIRE-HTTP for an answer that is none."""
+        return self._json(self.request("GET", path, **options))
 
     def post(self, path: str, json: Any = None, **options: Any) -> Any:
-        """JSON of a POST."""
-        return self.request("POST", path, json=json, **options).json()
+        """JSON of a POST. Raises as ``get`` does."""
+        return self._json(self.request("POST", path, json=json, **options))
+
+    def _json(self, answer: "httpx.Response") -> Any:
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise WireError(f"{self.base_url} answered without JSON", code="VHT-WIRE-HTTP") from error

@@ -16,7 +16,16 @@ from strategies.run_state import PID_FILE, Dispatch, DispatchNode, RunDirectory
 from strategies.study import StudySession
 from vht_federate.client import Prove
 from vht_federate.domain.log_head import HEAD_TYP, HEADER
-from vht_federate.errors import CohortError, InputError, PermitError, RevokedError, UnavailableError, VhtError
+from vht_federate.errors import (
+    CohortError,
+    InputError,
+    PermitError,
+    RefusedError,
+    RevokedError,
+    UnavailableError,
+    VerificationError,
+    VhtError,
+)
 from vht_federate.processes import PidFile
 from vht_federate.signing.keys import SigningKey
 
@@ -60,7 +69,7 @@ class _Client:
             return {"evidence_key": self.hospitals.key.public.jwk()}
         if path.endswith("/evidence"):
             self.hospitals.shown.append((path, (headers or {}).get(HEADER)))
-            return {"head": head_of(self.hospitals.key, 9)}
+            return {"head": head_of(self.hospitals.key, 9), "entries": []}
         assert self.token == f"token of {self.url}"
         states = self.hospitals.states[self.url]
         answer = states.pop(0) if len(states) > 1 else states[0]
@@ -196,6 +205,21 @@ def test_without_enough_ready_nodes_nothing_is_dispatched(
     assert RunDirectory(tmp_path / "run").state().state == ended
     assert not (tmp_path / "run" / "dispatch.json").exists()
     assert set(hospitals.closed) == {"https://h1", "https://h2"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [RefusedError("the proof is of another time", code="VHT-REFUSED-PROOF"), VerificationError("cut"), ["no object"]],
+)
+def test_what_goes_wrong_at_one_hospital_costs_the_study_that_hospital(
+    answer: Any, hospitals: Hospitals, tmp_path: Path
+) -> None:
+    hospitals.states = {"https://h1": ready(3), "https://h2": [{"state": "requested"}, answer]}
+    session, _ = session_in(tmp_path)
+    session.ask()
+    failures = session.visits.await_ready(300.0, lambda *_: None)
+    assert list(failures) == ["h2"]
+    assert failures["h2"] is answer or failures["h2"].code == "VHT-WIRE-VISIT"
 
 
 def test_a_node_that_heard_of_a_revocation_by_itself_makes_the_run_revoked(
