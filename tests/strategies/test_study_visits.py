@@ -328,3 +328,13 @@ def test_a_hospital_is_shown_the_newest_state_of_its_log_that_any_study_here_saw
     another, _ = session_in(tmp_path)
     another.ask()
     assert hospitals.shown[0] == ("/visits", known)
+
+
+def test_a_run_that_was_stopped_leaves_the_heads_of_the_closed_logs(hospitals: Hospitals, tmp_path: Path) -> None:
+    """The receipt of a visit that lists many events is too long to be shown."""
+    session, _ = session_in(tmp_path)
+    session.ask()
+    session.stop()
+    assert hospitals.closed == ["https://h1", "https://h2"]
+    headers = session.visits.heads.headers(hospitals.key.public.jwk())
+    assert headers == {HEADER: head_of(hospitals.key, 9)}
