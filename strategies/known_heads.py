@@ -35,7 +35,7 @@ class KnownHeads:
         """What to send along to the hospital that holds ``evidence_key`` (JWK)."""
         try:
             token = self._path(PublicKey.from_jwk(dict(evidence_key))).read_text(encoding="ascii").strip()
-        except (OSError, ValueError, InputError):
+        except (OSError, ValueError, TypeError, InputError):
             return {}
         return {HEADER: token} if len(token) <= LONGEST else {}
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from strategies.known_heads import KnownHeads
-from vht_federate.client import Client, Prove
+from vht_federate.client import Client, Prove, ask_each
 from vht_federate.domain.study import NodeRef
 from vht_federate.errors import (
     InputError,
@@ -64,29 +64,30 @@ class Visits:
     key: SigningKey | None = None
 
     def request(self, nodes: Sequence[NodeRef], body: Mapping[str, Any], folder: Path) -> dict[str, VhtError]:
-        """Ask every node for a visit, noting each in ``folder`` at once; the refusals by node."""
-        refused: dict[str, VhtError] = {}
-        for node in nodes:
-            try:
-                with Client(node.url, self.ca, timeout_s=JUDGE_S, prove=self._prover(node.dataset)) as client:
-                    identity = client.get("/identity")
-                    answer = client.post(
-                        "/visits", json=dict(body), headers=self.heads.headers(identity["evidence_key"])
-                    )
-                self.by_node[node.name] = Visit(
-                    node=node.name,
-                    url=node.url,
-                    visit=answer["visit"],
-                    token=answer["token"],
-                    evidence_key=identity["evidence_key"],
-                    recipient=node.dataset,
-                )
-                self.write(folder)
-            except VhtError as error:
-                refused[node.name] = error
-            except (KeyError, TypeError, ValidationError):
-                refused[node.name] = WireError(f"{node.name} answered with no visit", code="VHT-WIRE-VISIT")
-        return refused
+        """Ask every node for a visit, noting each in ``folder`` at once; the refusals by node.
+
+        A node that is at work on other requests is asked again when it says, for a few minutes.
+        """
+        by_name = {node.name: node for node in nodes}
+        return ask_each(by_name, lambda name: self._request(by_name[name], body, folder))
+
+    def _request(self, node: NodeRef, body: Mapping[str, Any], folder: Path) -> None:
+        with Client(node.url, self.ca, timeout_s=JUDGE_S, prove=self._prover(node.dataset)) as client:
+            identity = _members(node.name, client.get("/identity"), "evidence_key")
+            shown = self.heads.headers(identity["evidence_key"])
+            answer = _members(node.name, client.post("/visits", json=dict(body), headers=shown), "visit", "token")
+        try:
+            self.by_node[node.name] = Visit(
+                node=node.name,
+                url=node.url,
+                visit=answer["visit"],
+                token=answer["token"],
+                evidence_key=identity["evidence_key"],
+                recipient=node.dataset,
+            )
+        except ValidationError as error:
+            raise WireError(f"{node.name} answered with no visit", code="VHT-WIRE-VISIT") from error
+        self.write(folder)
 
     @classmethod
     def read(cls, folder: Path, ca: Path, heads: KnownHeads, key: SigningKey | None = None) -> "Visits":

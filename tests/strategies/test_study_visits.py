@@ -9,6 +9,7 @@ from kit.planned_studies import NOW, planned_study
 
 import strategies.node_visits as visits_module
 import strategies.study_run as study_run
+import vht_federate.client as client_module
 from strategies.coordinator import Enrolment
 from strategies.known_heads import KnownHeads
 from strategies.node_visits import Visits
@@ -41,6 +42,7 @@ class Hospitals:
 
     def __init__(self) -> None:
         self.refuse: dict[str, VhtError] = {}
+        self.busy: dict[str, list[VhtError]] = {}  # raised one by one, before the answer
         self.states: dict[str, list[Hospital]] = {}
         self.closed: list[str] = []
         self.key = SigningKey.generate()
@@ -81,6 +83,8 @@ class _Client:
         self.hospitals.shown.append((path, (headers or {}).get(HEADER)))
         if path == "/visits":
             assert set(json) == {"permit", "study", "user_key"}
+            if self.hospitals.busy.get(self.url):
+                raise self.hospitals.busy[self.url].pop(0)
             if self.url in self.hospitals.refuse:
                 raise self.hospitals.refuse[self.url]
             return {"visit": f"v-{self.url[-1]}", "token": f"token of {self.url}", "state": "requested"}
@@ -139,6 +143,54 @@ def test_a_refusal_at_one_node_of_two_that_must_be_is_the_runs_own(hospitals: Ho
     assert state.nodes["h2"].code == "VHT-PERMIT-COMPONENT"
     assert hospitals.closed == ["https://h1"], "the visit of the other node is closed"
     assert any("VHT-PERMIT-COMPONENT" in line for line in lines)
+
+
+class Clock:
+    """Time that passes by waiting alone."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Of whoever asks again."""
+    clock = Clock()
+    monkeypatch.setattr(client_module, "time", clock)
+    return clock
+
+
+def busy(seconds: int) -> VhtError:
+    return UnavailableError("at work on other requests", code="VHT-UNAVAILABLE-BUSY", retry_after_s=seconds)
+
+
+def test_a_hospital_that_says_when_to_ask_again_is_asked_again_then_and_the_others_wait_for_nothing(
+    hospitals: Hospitals, clock: Clock, tmp_path: Path
+) -> None:
+    hospitals.busy = {"https://h1": [busy(15), busy(0)]}
+    session, lines = session_in(tmp_path)
+    session.ask()
+    assert list(session.visits.by_node) == ["h2", "h1"]
+    assert clock.now_s == 16.0
+    assert not any("refused" in line for line in lines)
+
+
+@pytest.mark.parametrize("says", [[busy(60)] * 9, [busy(10**7)], [UnavailableError("down")]])
+def test_one_that_is_busy_for_longer_or_says_nothing_is_refused_in_its_own_words(
+    says: list[VhtError], hospitals: Hospitals, clock: Clock, tmp_path: Path
+) -> None:
+    hospitals.busy = {"https://h2": list(says)}
+    session, _ = session_in(tmp_path)
+    with pytest.raises(UnavailableError) as caught:
+        session.ask()
+    assert caught.value is says[0]
+    assert clock.now_s <= client_module.PATIENCE_S
 
 
 def test_visits_and_tokens_are_kept_for_the_owner_alone(hospitals: Hospitals, tmp_path: Path) -> None:
@@ -335,6 +387,6 @@ def test_a_run_that_was_stopped_leaves_the_heads_of_the_closed_logs(hospitals: H
     session, _ = session_in(tmp_path)
     session.ask()
     session.stop()
-    assert hospitals.closed == ["https://h1", "https://h2"]
+    assert sorted(hospitals.closed) == ["https://h1", "https://h2"]
     headers = session.visits.heads.headers(hospitals.key.public.jwk())
     assert headers == {HEADER: head_of(hospitals.key, 9)}
