@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from strategies.known_heads import KnownHeads
-from vht_federate.client import Client
+from vht_federate.client import Client, ask_each
 from vht_federate.domain.feasibility import FEASIBILITY_TYP, FeasibilityQuestion
 from vht_federate.domain.study import NodeRef, StudyFile
-from vht_federate.errors import InputError, VhtError
+from vht_federate.errors import InputError, VhtError, WireError
 from vht_federate.signing.keys import SigningKey, unverified_claims
 
 __all__ = ["Answers", "ask_hospitals"]
@@ -43,6 +43,7 @@ def ask_hospitals(
 ) -> Answers:
     """Ask the hospitals of ``study``, or those of ``nodes`` (by name or address), under its permit.
 
+    A hospital that is at work on other questions is asked again when it says, for a few minutes.
     Raises InputError VHT-INPUT-QUESTION for a view that is no JSON object, VHT-INPUT-NODE for an unknown hospital.
     """
     chosen = _chosen(study, nodes)
@@ -64,17 +65,20 @@ def ask_hospitals(
     signed = key.sign(question.claims(), typ=FEASIBILITY_TYP)
     body = {"permit": permit, "question": signed, "user_key": key.public.jwk()}
     answers: dict[str, dict[str, Any]] = {}
-    refused: dict[str, VhtError] = {}
     heads = KnownHeads(study.federation.coordinator / "heads")
-    for node in chosen:
-        try:
-            with Client(node.url, study.federation.ca, timeout_s=TIMEOUT_S) as client:
+    by_name = {node.name: node for node in chosen}
+
+    def ask(name: str) -> None:
+        with Client(by_name[name].url, study.federation.ca, timeout_s=TIMEOUT_S) as client:
+            try:
                 evidence_key = dict(client.get("/identity")["evidence_key"])
                 answer = dict(client.post("/feasibility", json=body, headers=heads.headers(evidence_key)))
-            heads.note(evidence_key, answer.get("receipt"))
-            answers[node.name] = answer
-        except VhtError as error:
-            refused[node.name] = error
+            except (KeyError, TypeError, ValueError) as error:
+                raise WireError(f"{name} answered with no count", code="VHT-WIRE-QUESTION") from error
+        heads.note(evidence_key, answer.get("receipt"))
+        answers[name] = answer
+
+    refused = ask_each(by_name, ask)
     return Answers(answers, refused)
 
 

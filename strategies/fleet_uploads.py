@@ -11,7 +11,7 @@ import binascii
 import time
 from base64 import b64decode
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 
@@ -20,7 +20,7 @@ from fastapi import Request
 from vht_federate.errors import InputError, UnavailableError
 from vht_federate.request_bodies import require_one_length
 
-__all__ = ["ANYBODY", "MAX_BODY_BYTES", "FleetUploads"]
+__all__ = ["ANYBODY", "MAX_BODY_BYTES", "FleetUploads", "require_one_signature"]
 
 MAX_BODY_BYTES = 256 << 20
 ANYBODY = 64 << 10
@@ -32,6 +32,13 @@ SLOWEST = 50_000  # bytes a second
 PATIENCE_S = 30.0
 ARRIVING_EVERY_S = 1.0
 _CLOCKS_DIFFER_S = 300.0
+
+
+def require_one_signature(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises InputError VHT-INPUT-FRAMING where a header of Flower's stands twice: two readers could read two keys."""
+    names = [name.lower() for name, _ in headers if name.lower().startswith(b"flwr-")]
+    if len(names) > len(set(names)):
+        raise InputError("a request has one signature, key and time: one stands here twice", code="VHT-INPUT-FRAMING")
 
 
 class FleetUploads:
@@ -58,7 +65,7 @@ class FleetUploads:
         Raises InputError VHT-INPUT-SIZE or -FRAMING, UnavailableError VHT-UNAVAILABLE-UPLOADS, -SLOW.
         """
         length = require_one_length(request.headers.raw)
-        key = "" if length is not None and length <= ANYBODY else self._sender(request.headers)
+        key = "" if length is not None and length <= UNCOUNTED else self._sender(request.headers)
         limit = MAX_BODY_BYTES if key else ANYBODY
         if length is not None and length > limit:
             raise _too_large(key)

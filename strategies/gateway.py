@@ -22,7 +22,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from strategies.file_notification import FileNotification
-from strategies.fleet_uploads import FleetUploads
+from strategies.fleet_uploads import FleetUploads, require_one_signature
 from strategies.superlink_socket import HOST, socket_address
 from vht_federate.client import IDLE_S
 from vht_federate.errors import InputError, UnavailableError
@@ -183,6 +183,7 @@ def make_gateway(
         path = request.url.path
         if request.method != "POST" or path not in FLEET_PATHS:
             raise HTTPException(404, "this address serves the fleet API only")
+        require_one_signature(request.headers.raw)
         headers = {key: value for key, value in request.headers.items() if key not in _NOT_FORWARDED}
         async with uploads.body(request, replies.notify if path == UPLOADED else _nothing) as body:
             if path == REPLY:

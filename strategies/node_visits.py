@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from strategies.known_heads import KnownHeads
-from vht_federate.client import Client, Prove
+from vht_federate.client import Client, Prove, ask_each
 from vht_federate.domain.study import NodeRef
 from vht_federate.errors import (
     InputError,
@@ -64,29 +64,30 @@ class Visits:
     key: SigningKey | None = None
 
     def request(self, nodes: Sequence[NodeRef], body: Mapping[str, Any], folder: Path) -> dict[str, VhtError]:
-        """Ask every node for a visit, noting each in ``folder`` at once; the refusals by node."""
-        refused: dict[str, VhtError] = {}
-        for node in nodes:
-            try:
-                with Client(node.url, self.ca, timeout_s=JUDGE_S, prove=self._prover(node.dataset)) as client:
-                    identity = client.get("/identity")
-                    answer = client.post(
-                        "/visits", json=dict(body), headers=self.heads.headers(identity["evidence_key"])
-                    )
-                self.by_node[node.name] = Visit(
-                    node=node.name,
-                    url=node.url,
-                    visit=answer["visit"],
-                    token=answer["token"],
-                    evidence_key=identity["evidence_key"],
-                    recipient=node.dataset,
-                )
-                self.write(folder)
-            except VhtError as error:
-                refused[node.name] = error
-            except (KeyError, TypeError, ValidationError):
-                refused[node.name] = WireError(f"{node.name} answered with no visit", code="VHT-WIRE-VISIT")
-        return refused
+        """Ask every node for a visit, noting each in ``folder`` at once; the refusals by node.
+
+        A node that is at work on other requests is asked again when it says, for a few minutes.
+        """
+        by_name = {node.name: node for node in nodes}
+        return ask_each(by_name, lambda name: self._request(by_name[name], body, folder))
+
+    def _request(self, node: NodeRef, body: Mapping[str, Any], folder: Path) -> None:
+        with Client(node.url, self.ca, timeout_s=JUDGE_S, prove=self._prover(node.dataset)) as client:
+            identity = _members(node.name, client.get("/identity"), "evidence_key")
+            shown = self.heads.headers(identity["evidence_key"])
+            answer = _members(node.name, client.post("/visits", json=dict(body), headers=shown), "visit", "token")
+        try:
+            self.by_node[node.name] = Visit(
+                node=node.name,
+                url=node.url,
+                visit=answer["visit"],
+                token=answer["token"],
+                evidence_key=identity["evidence_key"],
+                recipient=node.dataset,
+            )
+        except ValidationError as error:
+            raise WireError(f"{node.name} answered with no visit", code="VHT-WIRE-VISIT") from error
+        self.write(folder)
 
     @classmethod
     def read(cls, folder: Path, ca: Path, heads: KnownHeads, key: SigningKey | None = None) -> "Visits":
@@ -116,7 +117,7 @@ class Visits:
     def state(self, node: str) -> dict[str, Any]:
         """``{"state", "reason", "code", …}`` of one visit. Raises the node's error or UnavailableError."""
         with self._client(node) as client:
-            return dict(client.get(self._path(node)))
+            return _members(node, client.get(self._path(node)), "state")
 
     def refusal(self, node: str) -> VhtError | None:
         """Why the node ended its visit, in its own words; None where it did not, or does not answer."""
@@ -133,6 +134,7 @@ class Visits:
     ) -> dict[str, VhtError]:
         """Wait until every visit is ready, ended, or the deadline passed; the reason of each that is not ready.
 
+        A node that answers with an error other than UnavailableError is not waited for any longer.
         ``changed(node, state)`` is told of every change; ``enough(ready)`` may end the waiting early. Every node is
         asked over one connection, which is made anew where it was lost.
         """
@@ -152,18 +154,21 @@ class Visits:
         end = time.monotonic() + deadline_s
         while True:
             for node in self.by_node:
-                if states[node] == READY or states[node] in ENDED:
+                if states[node] == READY or node in failures:
                     continue
                 try:
-                    answer = dict(clients[node].get(self._path(node)))
+                    answer = _members(node, clients[node].get(self._path(node)), "state")
                 except UnavailableError:
                     continue  # it may come back before the deadline
+                except VhtError as error:
+                    failures[node] = error
+                    continue
                 if answer["state"] != states[node]:
                     states[node] = answer["state"]
                     changed(node, states[node])
                 if states[node] in ENDED:
                     failures[node] = _ended(node, answer)
-            open_ = [node for node, state in states.items() if state != READY and state not in ENDED]
+            open_ = [node for node, state in states.items() if state != READY and node not in failures]
             ready = sum(1 for state in states.values() if state == READY)
             if not open_ or enough(ready) or time.monotonic() >= end:
                 break
@@ -179,13 +184,14 @@ class Visits:
         with self._client(node) as client:
             notice = {"kind": kind, "sha256": sha256}
             answer = client.post(self._path(node, "/releases"), json=notice, headers=self._shown(node))
-        return self._noted(node, str(answer["receipt"]))
+        return self._noted(node, str(_members(node, answer, "receipt")["receipt"]))
 
     def close(self, node: str, reason: str) -> str | None:
         """Close one visit; its receipt, or None where it was closed before or the node does not answer."""
         try:
             with self._client(node) as client:
-                answer = client.post(self._path(node, "/close"), json={"reason": reason}, headers=self._shown(node))
+                closed = client.post(self._path(node, "/close"), json={"reason": reason}, headers=self._shown(node))
+            answer = _members(node, closed)
         except VhtError:
             return None
         receipt = str(answer.get("receipt") or "")
@@ -194,7 +200,8 @@ class Visits:
     def evidence(self, node: str) -> dict[str, Any]:
         """The node's log under this permit. Raises the node's error or UnavailableError."""
         with self._client(node) as client:
-            export = dict(client.get(self._path(node, "/evidence"), headers=self._shown(node)))
+            answer = client.get(self._path(node, "/evidence"), headers=self._shown(node))
+        export = _members(node, answer, "entries")
         self._noted(node, str(export.get("head")))
         return export
 
@@ -204,6 +211,13 @@ class Visits:
     def _noted(self, node: str, token: str) -> str:
         self.heads.note(self.by_node[node].evidence_key, token)
         return token
+
+
+def _members(node: str, answer: Any, *names: str) -> dict[str, Any]:
+    """Raises WireError VHT-WIRE-VISIT for anything but an object that has ``names``."""
+    if not isinstance(answer, dict) or not answer.keys() >= set(names):
+        raise WireError(f"{node} answered with nothing that is about its visit", code="VHT-WIRE-VISIT")
+    return answer
 
 
 def _ended(node: str, answer: Mapping[str, Any]) -> VhtError:

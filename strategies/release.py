@@ -7,6 +7,7 @@ verify here first.
 import io
 import shutil
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
@@ -16,8 +17,10 @@ from strategies.run_figures import events_of_log, events_of_run, figures_of
 from strategies.run_state import RunState
 from strategies.study_run import StudyRun
 from vht_federate.client import Client
-from vht_federate.errors import CohortError, InputError, UnavailableError, VhtError
+from vht_federate.domain.budget import PrivacyEvent
+from vht_federate.errors import CohortError, InputError, RevokedError, UnavailableError, VhtError, WireError
 from vht_federate.evidence.bundle import BundleParts, write_bundle
+from vht_federate.evidence.events import VisitClosed
 from vht_federate.packaging.card import CardFacts
 from vht_federate.packaging.cohort import CohortRequest, CohortResult
 from vht_federate.packaging.component import write_package
@@ -48,7 +51,11 @@ class Release:
     key: SigningKey
 
     def release(self) -> Released:
-        """All steps, in order. Raises the first typed error; the run's folder then shows how far it came."""
+        """All steps, in order. Raises the first typed error; the run's folder then shows how far it came.
+
+        What goes wrong at a hospital costs the release that hospital, while as many are left as the permit asks for;
+        a revoked permit ends it.
+        """
         run, out = self.run, self.run.out.resolve()
         state = run.directory.state()
         self._clear()
@@ -82,11 +89,11 @@ class Release:
             if name not in self.visits.by_node:
                 continue
             try:
-                ran[name] = events_of_log(self.visits.evidence(name), node.visit)
-            except VhtError:
-                if node.lost is None:
-                    raise
+                ran[name] = _drawn(name, node.visit, self.visits.evidence(name))
+            except VhtError as error:
+                self._lose(state, name, error)
                 ran[name] = events_of_run(state, plan, name)
+        self._require_enough(state)
         engines = reported_gradient_engines(self.run.directory.recorded(state, "train", 1))
         return privacy_statement(plan, {name: events for name, events in ran.items() if events}, engines)
 
@@ -167,15 +174,31 @@ class Release:
         for name in state.taking_part():
             try:
                 receipts[name] = [self.visits.acknowledge(name, kind, sha256) for kind, sha256 in artefacts.items()]
-            except UnavailableError as error:
-                state.lose(name, error)
-        left, least = len(state.taking_part()), self.run.planned.minimum_nodes
-        if left < least:
-            words = f"{counted(left, 'node')} acknowledged the release, at least {least} must"
-            raise CohortError(words, code="VHT-COHORT-NODES")
+            except VhtError as error:
+                self._lose(state, name, error)
+        self._require_enough(state)
         for kind, sha256 in artefacts.items():
-            self.run.say(f"{kind} {sha256[:12]}… acknowledged by {counted(left, 'node')}")
+            self.run.say(f"{kind} {sha256[:12]}… acknowledged by {counted(len(state.taking_part()), 'node')}")
         return receipts
+
+    def _lose(self, state: RunState, name: str, error: VhtError) -> None:
+        """Go on without ``name``, which says why in its own words where it ended its visit.
+
+        Raises RevokedError where the permit is revoked. A node that was lost before stays as it is.
+        """
+        if state.nodes[name].lost is not None:
+            return
+        reason = error if isinstance(error, UnavailableError) else self.visits.refusal(name) or error
+        if isinstance(reason, RevokedError):
+            raise reason
+        state.lose(name, reason)
+        self.run.directory.write_state(state)
+        self.run.say(f"[red]takes no further part[/]: {name} ({reason.code})")
+
+    def _require_enough(self, state: RunState) -> None:
+        """Raises CohortError VHT-COHORT-NODES with the reason of each node that is gone."""
+        if len(state.taking_part()) < self.run.planned.minimum_nodes:
+            raise state.too_few(self.run.planned.minimum_nodes)
 
     def _clear(self) -> None:
         """Remove what an interrupted release left behind."""
@@ -183,7 +206,10 @@ class Release:
             shutil.rmtree(self.run.out / name, ignore_errors=True)
 
     def write_evidence(self, state: RunState, receipts: dict[str, list[str]], *, cohort: bool) -> None:
-        """Write ``bundle/``: also for a run that was refused, revoked or stopped, then without a release."""
+        """Write ``bundle/``: also for a run that was refused, revoked or stopped, then without a release.
+
+        A node whose log cannot be had, or does not close the visit of a release, is lost.
+        """
         run, planned = self.run, self.run.planned
         shutil.rmtree(run.out / "bundle", ignore_errors=True)
         nodes = {}
@@ -191,9 +217,12 @@ class Release:
             try:
                 if name in self.visits.by_node:
                     nodes[name] = self.visits.evidence(name)
-            except VhtError:
-                if node.lost is None:
-                    raise
+                    if state.releases and node.lost is None:
+                        _require_closed(name, node.visit, nodes[name])
+            except VhtError as error:
+                self._lose(state, name, error)
+        if state.releases:
+            self._require_enough(state)
         run.keep_status("end")  # after the logs: no round in them is younger than this list
         released = state.releases
         parts = BundleParts(
@@ -247,3 +276,23 @@ class Release:
             answer: dict[str, Any] = client.request("POST", "/publications", files=files).json()
         self.run.say(f"published as {answer.get('publication')}")
         return answer
+
+
+def _drawn(name: str, visit: str, export: Mapping[str, Any]) -> list[PrivacyEvent]:
+    """Raises WireError VHT-WIRE-VISIT for what is no log: whether its signatures hold is verified at the end."""
+    try:
+        return events_of_log(export, visit)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise WireError(f"{name} answered with no log", code="VHT-WIRE-VISIT") from error
+
+
+def _require_closed(name: str, visit: str, export: Mapping[str, Any]) -> None:
+    """Raises UnavailableError VHT-UNAVAILABLE-CLOSE: of a node that took part to the end, evidence asks for that.
+
+    Raises WireError VHT-WIRE-VISIT as ``_drawn`` does.
+    """
+    _drawn(name, visit, export)
+    if not any(
+        entry.get("kind") == VisitClosed.entry_kind and entry.get("visit") == visit for entry in export["entries"]
+    ):
+        raise UnavailableError(f"{name} did not close its visit", code="VHT-UNAVAILABLE-CLOSE")

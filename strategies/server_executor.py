@@ -15,29 +15,63 @@ import sys
 import threading
 from pathlib import Path
 
+from flwr.common.constant import SubStatus
+from flwr.proto.runtime_pb2 import PushTaskOutputRequest
 from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 
 from strategies.runtime_tasks import RuntimeApi, next_tasks
 from strategies.superlink import SuperLinkPaths
 from vht_federate.child_processes import end_with_parent
 
-__all__ = ["main", "start_server_app"]
+__all__ = ["main", "play_run", "start_server_app"]
 
 POLL_S = 0.2
 log = logging.getLogger("vht.executor")
 
 
 def start_server_app(paths: SuperLinkPaths, token: str) -> "subprocess.Popen[bytes]":
-    """A process that plays the run behind ``token``; it ends with this one."""
+    """A process that plays the run behind ``token``; it ends with this one.
+
+    Raises OSError or SubprocessError where the machine has no room for it; then there is no process.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "strategies.server_process", str(paths.home)],
         stdin=subprocess.PIPE,
         preexec_fn=end_with_parent,
     )
-    assert process.stdin is not None
-    with process.stdin as line:
-        line.write(f"{token}\n".encode())
+    try:
+        assert process.stdin is not None
+        with process.stdin as line:
+            line.write(f"{token}\n".encode())
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     return process
+
+
+def play_run(api: RuntimeApi, paths: SuperLinkPaths, token: str) -> None:
+    """Start the run behind ``token``. One that cannot be started is reported as failed: others go on meanwhile."""
+    try:
+        process = start_server_app(paths, token)
+    except Exception as error:
+        log.exception("a ServerApp could not be started")
+        _report_failed(api, token, f"the ServerApp could not be started ({type(error).__name__})")
+        return
+    log.info("ServerApp %d started", process.pid)
+    try:
+        threading.Thread(target=_await_end, args=(process,), daemon=True).start()
+    except RuntimeError:  # no thread is to be had: its end stays unseen, the run goes on
+        log.warning("nobody waits for ServerApp %d", process.pid)
+
+
+def _report_failed(api: RuntimeApi, token: str, details: str) -> None:
+    try:
+        with api.client(RuntimeTokenHttpInterceptor(token)) as runtime:
+            runtime.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details))
+    except Exception as error:
+        log.warning("nor could that be reported: %s", type(error).__name__)
 
 
 def _await_end(process: "subprocess.Popen[bytes]") -> None:
@@ -63,9 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(number, stop)
     secret, kind = paths.secret.read_bytes(), TaskType.SERVER_APP
     for token in next_tasks(api, secret, kind, poll_s=POLL_S, parent_pid=options.parent_pid):
-        process = start_server_app(paths, token)
-        log.info("ServerApp %d started", process.pid)
-        threading.Thread(target=_await_end, args=(process,), daemon=True).start()
+        play_run(api, paths, token)
 
 
 if __name__ == "__main__":

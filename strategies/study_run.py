@@ -7,6 +7,7 @@ Everything a run needs to go on after a crash lies in its directory: ``study.jws
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -238,7 +239,9 @@ class StudyRun:
         if not state.ended:
             state.end("stopped", reason="stopped by the coordinator")
             directory.write_state(state)
-        self.close(visits, "stopped by the coordinator")
+        for name in self.close(visits, "stopped by the coordinator"):
+            with suppress(VhtError):
+                visits.evidence(name)  # for its head: the receipt of a long visit is too long to be shown later
 
     def close(self, visits: Visits, reason: str) -> dict[str, str]:
         """Close every visit that is still open; receipts by node."""

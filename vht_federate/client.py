@@ -1,21 +1,47 @@
 """HTTPS calls to our own services: the peer's typed error comes back as the same error here."""
 
 import ssl
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vht_federate.errors import UnavailableError, WireError, error_from_envelope
+from vht_federate.errors import UnavailableError, VhtError, WireError, error_from_envelope
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["IDLE_S", "Client", "Prove"]
+__all__ = ["IDLE_S", "Client", "Prove", "ask_each"]
 
 Prove = Callable[[str, str], str]
 """(method, URL) -> the value of a header ``DPoP`` (RFC 9449)."""
 
 IDLE_S = 2.0  # a connection at rest is closed here, before a server does at the moment of the next request
+PATIENCE_S = 180.0
+_SOONEST_S = 1
+
+
+def ask_each(names: Iterable[str], ask: Callable[[str], None], patience_s: float = PATIENCE_S) -> dict[str, VhtError]:
+    """Ask one after the other; the error of each that raised one, in the order of ``names``.
+
+    Whoever says when the same may be asked again is asked again then, while the others go on, until ``patience_s`` are
+    over. Raises what ``ask`` raises other than VhtError.
+    """
+    end = time.monotonic() + patience_s
+    due = dict.fromkeys(names, time.monotonic())
+    errors: dict[str, VhtError | None] = dict.fromkeys(due)
+    while due:
+        name = min(due, key=due.__getitem__)
+        time.sleep(max(0.0, due.pop(name) - time.monotonic()))
+        try:
+            ask(name)
+            errors[name] = None
+        except VhtError as error:
+            errors[name] = error
+            again = time.monotonic() + max(_SOONEST_S, error.retry_after_s or 0)
+            if error.retry_after_s is not None and again <= end:
+                due[name] = again
+    return {name: error for name, error in errors.items() if error is not None}
 
 
 class Client:
@@ -57,7 +83,10 @@ class Client:
         self._http.close()
 
     def request(self, method: str, path: str, **options: Any) -> "httpx.Response":
-        """Raises the peer's typed error, or UnavailableError VHT-UNAVAILABLE-PEER where nothing answers."""
+        """Raises the peer's typed error, or UnavailableError VHT-UNAVAILABLE-PEER where nothing answers.
+
+        The error has the seconds of the answer's Retry-After.
+        """
         from httpx import HTTPError
 
         if self._prove:
@@ -73,18 +102,31 @@ class Client:
             ) from error
         if answer.status_code >= 400:
             try:
-                envelope = answer.json()["error"]
+                envelope = dict(answer.json()["error"])
             except (ValueError, KeyError, TypeError) as error:
                 raise WireError(
                     f"{self.base_url} answered {answer.status_code} without a typed error", code="VHT-WIRE-HTTP"
                 ) from error
-            raise error_from_envelope(envelope)
+            typed = error_from_envelope(envelope)
+            typed.retry_after_s = _seconds(answer.headers.get("Retry-After"))
+            raise typed
         return answer
 
     def get(self, path: str, **options: Any) -> Any:
-        """JSON of a GET."""
-        return self.request("GET", path, **options).json()
+        """JSON of a GET. Raises as ``request`` does, and WireError VHT-WIRE-HTTP for an answer that is none."""
+        return self._json(self.request("GET", path, **options))
 
     def post(self, path: str, json: Any = None, **options: Any) -> Any:
-        """JSON of a POST."""
-        return self.request("POST", path, json=json, **options).json()
+        """JSON of a POST. Raises as ``get`` does."""
+        return self._json(self.request("POST", path, json=json, **options))
+
+    def _json(self, answer: "httpx.Response") -> Any:
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise WireError(f"{self.base_url} answered without JSON", code="VHT-WIRE-HTTP") from error
+
+
+def _seconds(text: str | None) -> int | None:
+    """Of a Retry-After (RFC 9110, 10.2.3); our services name no dates. More than eight digits is never."""
+    return int(text) if text and len(text) <= 8 and text.isascii() and text.isdigit() else None

@@ -1,7 +1,9 @@
 """The coordinator's machine has other users: none of them is the coordinator, and no FAB's code runs on it."""
 
 import contextlib
+import errno
 import os
+import signal
 import ssl
 import stat
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from kit.hostile_table import Answered
 from kit.second_user import as_nobody, needs_a_second_user
@@ -21,9 +24,10 @@ from kit.small_federation import wait_until
 
 from deploy.pki import issue_certificate, make_authority
 from strategies.coordinator import Coordinator
-from strategies.server_executor import start_server_app
+from strategies.runtime_tasks import RuntimeApi, next_tasks
+from strategies.server_executor import play_run, start_server_app
 from strategies.study_run import FLOWER_APP
-from strategies.superlink import Control, SuperLinkPaths, flower_environment
+from strategies.superlink import Control, SuperLinkPaths, flower_environment, superlink_command
 from strategies.superlink_process import main as serve_superlink
 from strategies.superlink_socket import LONGEST_ADDRESS, answers_at, listen, socket_address
 from vht_federate.errors import UnavailableError
@@ -216,6 +220,48 @@ def test_a_runs_token_stands_in_no_command_line_and_no_environment(tmp_path: Pat
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_run_that_cannot_be_started_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine has no room for a process, or the process is gone before it read its token."""
+    paths, start = SuperLinkPaths(tmp_path), subprocess.Popen
+    paths.secret.write_bytes(os.urandom(32))
+    started: list[subprocess.Popen[bytes]] = []
+
+    def no_room(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+    def deaf(*_: object, **__: object) -> "subprocess.Popen[bytes]":
+        process = start([sys.executable, "-c", "import time; time.sleep(3600)"])
+        reader, writer = os.pipe()
+        os.close(reader)
+        process.stdin = os.fdopen(writer, "wb")
+        started.append(process)
+        return process
+
+    with (tmp_path / "superlink.log").open("wb") as log:
+        environment = flower_environment(tmp_path)
+        superlink = start(superlink_command(paths), env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        control, api = Control(paths.socket), RuntimeApi(socket=paths.socket)
+        wait_until(control.answers, "the SuperLink answering")
+        for popen, error in ((no_room, "BlockingIOError"), (deaf, "BrokenPipeError")):
+            run = control.start_run(FLOWER_APP, {"run-directory": ""})
+            tasks = next_tasks(api, paths.secret.read_bytes(), TaskType.SERVER_APP, poll_s=0.05)
+            with contextlib.closing(tasks):  # type: ignore[type-var]
+                token = next(tasks)
+            with monkeypatch.context() as patch:
+                patch.setattr(subprocess, "Popen", popen)
+                play_run(api, paths, token)
+            assert control.run_status(run) == ("finished:failed", f"the ServerApp could not be started ({error})")
+        assert [process.poll() for process in started] == [-signal.SIGKILL]
+    finally:
+        stop_tree(superlink.pid)
+        superlink.wait()
+    with monkeypatch.context() as patch:  # nor does it matter that nobody can be told
+        patch.setattr(subprocess, "Popen", no_room)
+        patch.setattr("strategies.runtime_tasks.RETRY_S", 0.1)
+        play_run(RuntimeApi(f"127.0.0.1:{free_port()}"), paths, token)
 
 
 # --- the socket ------------------------------------------------------------------------------------------------------

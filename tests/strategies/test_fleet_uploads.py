@@ -114,6 +114,19 @@ def test_what_all_hold_together_is_bounded_and_given_back(key: ec.EllipticCurveP
     assert asyncio.run(played()) == ["held", "held", full, "held", "held", "held", full, "held", "held"]
 
 
+def test_what_strangers_hold_takes_no_room_from_a_hospitals_small_uploads(key: ec.EllipticCurvePrivateKey) -> None:
+    async def played() -> list[str]:
+        uploads, results = FleetUploads(of_strangers=ANYBODY), []
+        uploads.accepted(signed(key))
+        async with AsyncExitStack() as holding:
+            results += [await held(uploads, Upload(ANYBODY, {}), holding) for _ in range(2)]
+            for size in (UNCOUNTED, UNCOUNTED + 1, ANYBODY):
+                results += [await held(uploads, Upload(size, signed(key), chunked=way)) for way in (True, False)]
+        return results
+
+    assert asyncio.run(played()) == ["held", "VHT-UNAVAILABLE-UPLOADS", *["held"] * 6]
+
+
 def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_uploads, "PATIENCE_S", 0.05)
 

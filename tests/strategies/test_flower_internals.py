@@ -115,7 +115,13 @@ ADAPTERS = {
     ),
     "strategies/server_executor.py": Adapter(
         "1.42.0",
-        {"flwr.supercore.constant.TaskType": None, "flwr.supercore.constant.TaskType.SERVER_APP": None},
+        {
+            "flwr.common.constant.SubStatus": None,
+            "flwr.proto.runtime_pb2.PushTaskOutputRequest": None,
+            "flwr.supercore.constant.TaskType": None,
+            "flwr.supercore.constant.TaskType.SERVER_APP": None,
+            "flwr.supercore.interceptors.RuntimeTokenHttpInterceptor": ("token",),
+        },
     ),
     "strategies/server_process.py": Adapter(
         "1.42.0",

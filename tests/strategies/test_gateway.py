@@ -117,6 +117,16 @@ def test_a_fleet_path_is_forwarded_with_its_body_and_signature(path: str, tmp_pa
     assert "x-forwarded-for" not in upstream.headers
 
 
+@pytest.mark.parametrize("name", ["flwr-public-key", "flwr-signature", "Flwr-Timestamp"])
+def test_a_header_of_flowers_that_stands_twice_is_refused(name: str, tmp_path: Path) -> None:
+    """The SuperLink would judge one key, and the gateway take the other for an accepted one."""
+    upstream = Upstream()
+    headers = [(name, "made-up"), (name.lower(), "enrolled")]
+    answer = AppClient(build(upstream, tmp_path)).post(PULL, content=b"", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "VHT-INPUT-FRAMING")
+    assert upstream.asked == []
+
+
 def test_a_fleet_path_answers_only_to_post(tmp_path: Path) -> None:
     upstream = Upstream()
     assert AppClient(build(upstream, tmp_path)).get(PULL).status_code == 404

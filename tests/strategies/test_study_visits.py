@@ -9,6 +9,7 @@ from kit.planned_studies import NOW, planned_study
 
 import strategies.node_visits as visits_module
 import strategies.study_run as study_run
+import vht_federate.client as client_module
 from strategies.coordinator import Enrolment
 from strategies.known_heads import KnownHeads
 from strategies.node_visits import Visits
@@ -16,7 +17,16 @@ from strategies.run_state import PID_FILE, Dispatch, DispatchNode, RunDirectory
 from strategies.study import StudySession
 from vht_federate.client import Prove
 from vht_federate.domain.log_head import HEAD_TYP, HEADER
-from vht_federate.errors import CohortError, InputError, PermitError, RevokedError, UnavailableError, VhtError
+from vht_federate.errors import (
+    CohortError,
+    InputError,
+    PermitError,
+    RefusedError,
+    RevokedError,
+    UnavailableError,
+    VerificationError,
+    VhtError,
+)
 from vht_federate.processes import PidFile
 from vht_federate.signing.keys import SigningKey
 
@@ -32,6 +42,7 @@ class Hospitals:
 
     def __init__(self) -> None:
         self.refuse: dict[str, VhtError] = {}
+        self.busy: dict[str, list[VhtError]] = {}  # raised one by one, before the answer
         self.states: dict[str, list[Hospital]] = {}
         self.closed: list[str] = []
         self.key = SigningKey.generate()
@@ -60,7 +71,7 @@ class _Client:
             return {"evidence_key": self.hospitals.key.public.jwk()}
         if path.endswith("/evidence"):
             self.hospitals.shown.append((path, (headers or {}).get(HEADER)))
-            return {"head": head_of(self.hospitals.key, 9)}
+            return {"head": head_of(self.hospitals.key, 9), "entries": []}
         assert self.token == f"token of {self.url}"
         states = self.hospitals.states[self.url]
         answer = states.pop(0) if len(states) > 1 else states[0]
@@ -72,6 +83,8 @@ class _Client:
         self.hospitals.shown.append((path, (headers or {}).get(HEADER)))
         if path == "/visits":
             assert set(json) == {"permit", "study", "user_key"}
+            if self.hospitals.busy.get(self.url):
+                raise self.hospitals.busy[self.url].pop(0)
             if self.url in self.hospitals.refuse:
                 raise self.hospitals.refuse[self.url]
             return {"visit": f"v-{self.url[-1]}", "token": f"token of {self.url}", "state": "requested"}
@@ -130,6 +143,54 @@ def test_a_refusal_at_one_node_of_two_that_must_be_is_the_runs_own(hospitals: Ho
     assert state.nodes["h2"].code == "VHT-PERMIT-COMPONENT"
     assert hospitals.closed == ["https://h1"], "the visit of the other node is closed"
     assert any("VHT-PERMIT-COMPONENT" in line for line in lines)
+
+
+class Clock:
+    """Time that passes by waiting alone."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Of whoever asks again."""
+    clock = Clock()
+    monkeypatch.setattr(client_module, "time", clock)
+    return clock
+
+
+def busy(seconds: int) -> VhtError:
+    return UnavailableError("at work on other requests", code="VHT-UNAVAILABLE-BUSY", retry_after_s=seconds)
+
+
+def test_a_hospital_that_says_when_to_ask_again_is_asked_again_then_and_the_others_wait_for_nothing(
+    hospitals: Hospitals, clock: Clock, tmp_path: Path
+) -> None:
+    hospitals.busy = {"https://h1": [busy(15), busy(0)]}
+    session, lines = session_in(tmp_path)
+    session.ask()
+    assert list(session.visits.by_node) == ["h2", "h1"]
+    assert clock.now_s == 16.0
+    assert not any("refused" in line for line in lines)
+
+
+@pytest.mark.parametrize("says", [[busy(60)] * 9, [busy(10**7)], [UnavailableError("down")]])
+def test_one_that_is_busy_for_longer_or_says_nothing_is_refused_in_its_own_words(
+    says: list[VhtError], hospitals: Hospitals, clock: Clock, tmp_path: Path
+) -> None:
+    hospitals.busy = {"https://h2": list(says)}
+    session, _ = session_in(tmp_path)
+    with pytest.raises(UnavailableError) as caught:
+        session.ask()
+    assert caught.value is says[0]
+    assert clock.now_s <= client_module.PATIENCE_S
 
 
 def test_visits_and_tokens_are_kept_for_the_owner_alone(hospitals: Hospitals, tmp_path: Path) -> None:
@@ -196,6 +257,21 @@ def test_without_enough_ready_nodes_nothing_is_dispatched(
     assert RunDirectory(tmp_path / "run").state().state == ended
     assert not (tmp_path / "run" / "dispatch.json").exists()
     assert set(hospitals.closed) == {"https://h1", "https://h2"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [RefusedError("the proof is of another time", code="VHT-REFUSED-PROOF"), VerificationError("cut"), ["no object"]],
+)
+def test_what_goes_wrong_at_one_hospital_costs_the_study_that_hospital(
+    answer: Any, hospitals: Hospitals, tmp_path: Path
+) -> None:
+    hospitals.states = {"https://h1": ready(3), "https://h2": [{"state": "requested"}, answer]}
+    session, _ = session_in(tmp_path)
+    session.ask()
+    failures = session.visits.await_ready(300.0, lambda *_: None)
+    assert list(failures) == ["h2"]
+    assert failures["h2"] is answer or failures["h2"].code == "VHT-WIRE-VISIT"
 
 
 def test_a_node_that_heard_of_a_revocation_by_itself_makes_the_run_revoked(
@@ -304,3 +380,13 @@ def test_a_hospital_is_shown_the_newest_state_of_its_log_that_any_study_here_saw
     another, _ = session_in(tmp_path)
     another.ask()
     assert hospitals.shown[0] == ("/visits", known)
+
+
+def test_a_run_that_was_stopped_leaves_the_heads_of_the_closed_logs(hospitals: Hospitals, tmp_path: Path) -> None:
+    """The receipt of a visit that lists many events is too long to be shown."""
+    session, _ = session_in(tmp_path)
+    session.ask()
+    session.stop()
+    assert sorted(hospitals.closed) == ["https://h1", "https://h2"]
+    headers = session.visits.heads.headers(hospitals.key.public.jwk())
+    assert headers == {HEADER: head_of(hospitals.key, 9)}
