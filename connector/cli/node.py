@@ -29,6 +29,7 @@ from vht_federate.errors import InputError
 from vht_federate.processes import PidFile, stop_process
 from vht_federate.serving import await_ready
 from vht_federate.tcp_ports import LOOPBACK, free_ports
+from vht_federate.text import counted
 
 __all__ = ["app"]
 
@@ -314,7 +315,7 @@ def backup(
         "beside": [str(path) for path in made.beside],
         "database_left_out": made.database,
     }
-    words = f"{made.archive}: {output.counted(made.files, 'file')}; restore with: tar -xzpf {archive.name} -C /"
+    words = f"{made.archive}: {counted(made.files, 'file')}; restore with: tar -xzpf {archive.name} -C /"
     notes = [f"not in it: the database {made.database}, to be backed up beside it"] if made.database else []
     output.emit("node backup", data, words, *notes)
 
