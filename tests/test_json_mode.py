@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,9 @@ VHT = str(Path(sys.executable).parent / "vht")
 
 
 @pytest.fixture(autouse=True)
-def people_again() -> None:
+def people_again() -> Iterator[None]:
+    output._json_mode.set(False)
+    yield
     output._json_mode.set(False)
 
 
