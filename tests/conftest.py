@@ -87,6 +87,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Only where the test's module has loaded torch: most never do."""
+    """Every test begins with the same generator (where torch is loaded: most never do) and speaks to people."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+    if output := sys.modules.get("vht_federate.output"):
+        output._json_mode.set(False)
