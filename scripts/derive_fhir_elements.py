@@ -1,10 +1,11 @@
-"""Writes ``connector/views/sql/fhir_r4.json``, the element definitions that views are checked against.
+"""Writes ``connector/fhir/r4/fhir_r4.json``, the element definitions that views and intake are checked against.
 
 Run it as ``python -m scripts.derive_fhir_elements``. The definitions come from the R4B models of ``fhir.resources`` (it
 has no R4; for the clinical types the two agree).
 The models are needed only here, never to run a view. One entry per type: ``{"": parent, element: notation}`` where
-the notation is ``Type``, ``Type*`` for a list, ``Reference<Patient|Group>`` for the targets of a reference, and for a
-choice element ``name[x]`` the types it can take, joined by ``|``.
+the notation is ``Type``, ``Reference<Patient|Group>`` for the targets of a reference, ``code=male|female`` for a
+required binding to a closed set; then ``*`` for a list and ``!`` for what must be present; and for a choice element
+``name[x]`` the types it can take, joined by ``|``.
 """
 
 import importlib
@@ -16,10 +17,22 @@ from typing import Any
 
 __all__ = ["derive", "main"]
 
-TARGET = Path(__file__).parents[1] / "connector" / "views" / "sql" / "fhir_r4.json"
+TARGET = Path(__file__).parents[1] / "connector" / "fhir" / "r4" / "fhir_r4.json"
 _PARENTS = ("Element", "BackboneElement", "Resource", "DomainResource")
 _PLAIN = {bool: "boolean", int: "integer", str: "string", bytes: "base64Binary"}
 _RENAMED = {"encodedBytes": "base64Binary", "uuidVersion": "uuid"}  # the models' markers for two primitive types
+
+# Required bindings of R4 that the models do not list to their end.
+_ENCOUNTER_STATUS = "planned|arrived|triaged|in-progress|onleave|finished|cancelled|entered-in-error|unknown"
+_MEALS = ("C", "CM", "CD", "CV")
+_TIMES_OF_DAY = "MORN|MORN.early|MORN.late|NOON|AFT|AFT.early|AFT.late|EVE|EVE.early|EVE.late|NIGHT|PHS|HS|WAKE"
+_BINDINGS = {
+    "Observation.status": "registered|preliminary|final|amended|corrected|cancelled|entered-in-error|unknown",
+    "Encounter.status": _ENCOUNTER_STATUS,
+    "EncounterStatusHistory.status": _ENCOUNTER_STATUS,
+    **{f"{kind}.comparator": "<|<=|>=|>" for kind in ("Quantity", "Age", "Count", "Distance", "Duration")},
+    "TimingRepeat.when": "|".join([_TIMES_OF_DAY, *_MEALS, *(f"{side}{meal}" for side in "AP" for meal in _MEALS)]),
+}
 
 
 def _unwrap(annotation: Any) -> tuple[Any, bool]:
@@ -50,9 +63,18 @@ def _type_name(annotation: Any) -> str:
     return str(annotation).removeprefix("abc.").split(".")[-1].strip("'>").removesuffix("Type")
 
 
-def _elements(model: Any) -> dict[str, str]:
+def _values(type_name: str, json_name: str, listed: list[str]) -> str:
+    """The closed set that an element is bound to; nothing where the models list examples only."""
+    bound = _BINDINGS.get(f"{type_name}.{json_name}")
+    if bound is not None:
+        return f"={bound}"
+    return f"={'|'.join(listed)}" if listed and not {"+", "etc."} & set(listed) else ""
+
+
+def _elements(type_name: str, model: Any) -> dict[str, str]:
     elements: dict[str, str] = {}
     choices: dict[str, list[str]] = {}
+    required: set[str] = set()
     for name, field in model.model_fields.items():
         extra = field.json_schema_extra or {}
         if not extra.get("element_property") and name not in {"id", "extension", "url"}:
@@ -62,10 +84,15 @@ def _elements(model: Any) -> dict[str, str]:
         json_name = field.alias or name
         if choice := extra.get("one_of_many"):
             choices.setdefault(f"{choice}[x]", []).append(kind)
+            if extra.get("one_of_many_required"):
+                required.add(f"{choice}[x]")
             continue
         targets = [target for target in extra.get("enum_reference_types", ()) if target != "Resource"]
-        elements[json_name] = kind + (f"<{'|'.join(targets)}>" if targets and kind == "Reference" else "") + "*" * many
-    return elements | {name: "|".join(types) for name, types in choices.items()}
+        values = _values(type_name, json_name, extra.get("enum_values", []))
+        narrowed = f"<{'|'.join(targets)}>" if targets and kind == "Reference" else values
+        needed = field.is_required() or extra.get("element_required", False)
+        elements[json_name] = kind + narrowed + "*" * many + "!" * needed
+    return elements | {name: "|".join(types) + "!" * (name in required) for name, types in choices.items()}
 
 
 def derive() -> dict[str, dict[str, str]]:
@@ -77,7 +104,7 @@ def derive() -> dict[str, dict[str, str]]:
         module = importlib.import_module(f"fhir.resources.R4B.{module_info.name}")
         for name, model in vars(module).items():
             if getattr(model, "__module__", "") == module.__name__ and hasattr(model, "get_resource_type"):
-                types[name] = _elements(model)
+                types[name] = _elements(name, model)
                 line = [base.__name__ for base in model.__mro__[1:] if base.__name__ in _PARENTS]
                 parents[name] = line[0] if line else ""
     derived = {}

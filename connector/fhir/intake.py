@@ -8,11 +8,11 @@ from pathlib import Path
 from connector.fhir.deletions import UNREADABLE, Deletions, read_deletions
 from connector.fhir.disk_full import on_this_disk
 from connector.fhir.ingest_report import IngestReport
-from connector.fhir.json_depth import digestible, parsed
+from connector.fhir.line_reading import read_line
 from connector.fhir.merge import settle
 from connector.fhir.ndjson import Line
 from connector.fhir.observation_values import Units
-from connector.fhir.resources import TABLES, read_resource, read_version, refuse_modifiers
+from connector.fhir.resources import TABLES, read_version
 from connector.fhir.source_folder import Folder, look_into, read_file
 from connector.fhir.staging import Staging
 from connector.fhir.store import Store, table_name
@@ -126,21 +126,16 @@ class _Reader:
             self._fault(0, "file", "empty-file", "")
 
     def _accept(self, line: Line) -> None:
-        resource = parsed(line.content)
-        # An escape may spell the key in another way; either sign is worth a walk through the tree.
-        if b"modifierExtension" in line.content or b"\\u" in line.content:
-            refuse_modifiers(resource)
-        reading = read_resource(resource, self._units)
-        content = content_key(self._key, digestible(resource))
+        read = read_line(line.content, self._units)
+        reading, content = read.reading, content_key(self._key, read.digestible)
         self._sample.offer(reading.type, content, line.content)
         key = resource_key(self._key, reading.type, reading.id)
         subject = self._subject(reading.patient_id)
         place = (self._number, line.number)
         verdict, rejected = reading.verdict, reading.verdict.rejected
         counts = (verdict.accepted, len(rejected))
-        self._staging.add(
-            "line", (*place, reading.type, key, content, *counts, *read_version(resource), reading.mistaken, subject)
-        )
+        version = read_version(read.resource)
+        self._staging.add("line", (*place, reading.type, key, content, *counts, *version, reading.mistaken, subject))
         lead: tuple[int | str | None, ...] = (*place, key, subject)
         if reading.type in _WITH_ENCOUNTER:
             lead += (self._encounter(reading.encounter_id),)

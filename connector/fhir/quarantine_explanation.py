@@ -11,11 +11,10 @@ from typing import Any
 
 import orjson
 
-from connector.fhir.json_depth import digestible
+from connector.fhir.line_reading import read_line
 from connector.fhir.ndjson import Line
 from connector.fhir.observation_values import Units
 from connector.fhir.quarantine_reasons import reason
-from connector.fhir.resources import read_resource, refuse_modifiers
 from connector.fhir.source_folder import read_file
 from connector.fhir.typed_elements import Quarantine
 from connector.fhir.validation import Finding, available, findings, is_known
@@ -98,21 +97,18 @@ def _explained(entry: Mapping[str, Any], line: Line | None, units: Units) -> Exp
     known_type = kind if isinstance(kind, str) and is_known(kind) else None
     return Explanation(
         **place,
-        source=FOUND if _still(entry, resource, units) else CHANGED,
+        source=FOUND if _still(entry, line.content, units) else CHANGED,
         type=known_type,
         r4b=findings(known_type, line.content) if known_type and available() else None,
     )
 
 
-def _still(entry: Mapping[str, Any], resource: Any, units: Units) -> bool:
+def _still(entry: Mapping[str, Any], content: bytes, units: Units) -> bool:
     """Is the same still wrong? A contradiction shows in no line alone, so it stays one."""
     if entry["reason"] == "conflicting-content":
         return True
     fault = (entry["reason"], entry["path"])
     try:
-        refuse_modifiers(resource)
-        rejected = read_resource(resource, units).verdict.rejected
-        digestible(resource)
-        return fault in rejected
+        return fault in read_line(content, units).reading.verdict.rejected
     except Quarantine as verdict:
         return fault == (verdict.reason, verdict.path)

@@ -44,9 +44,16 @@ REASONS = {
     "unsupported-type": Reason("a resource type that is not read", "leave it out of the export, or ignore it"),
     "missing": Reason("a required element is absent", "map the element that the path names"),
     "type": Reason("an element has the wrong JSON type", "send numbers as JSON numbers, lists as lists"),
-    "format": Reason("a code, id, date or time is spelled as FHIR does not allow", "times need seconds and a zone"),
+    "format": Reason("a value is spelled as its type does not allow", "times need seconds and a zone, codes no spaces"),
     "code": Reason("a value outside a required set", "map to FHIR's own codes"),
-    "choice": Reason("two values at once in value[x]", "send one"),
+    "choice": Reason("two values at once of a choice, such as value[x]", "send one"),
+    "null": Reason("JSON null where FHIR has none", "leave the element out"),
+    "empty": Reason("an object, list or text with nothing in it", "leave the element out"),
+    "unknown-element": Reason("an element that R4 does not know", "see whether it is misspelled, or of R5"),
+    "duplicate-key": Reason("an object has two members of one name", "see what writes such JSON: one of them is lost"),
+    "invariant": Reason(
+        "a value beside the reason for its absence, or again in a component (obs-6, obs-7)", "send one of the two"
+    ),
     "reference": Reason("subject names no patient in a known form", "refer to Patient/ID"),
     "unresolved": Reason("the medication is in another resource", "send medicationCodeableConcept"),
     "modifier-extension": Reason("a modifierExtension may turn the meaning around", "leave such resources out"),

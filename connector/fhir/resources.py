@@ -29,7 +29,7 @@ from connector.fhir.typed_elements import (
 )
 from vht_federate.domain.split import bucket_of
 
-__all__ = ["TABLES", "Reading", "Version", "read_resource", "read_version", "refuse_modifiers"]
+__all__ = ["TABLES", "Reading", "Version", "kept_type", "read_resource", "read_version", "refuse_modifiers"]
 
 Row = tuple[Any, ...]
 Version = tuple[datetime | None, int | None]
@@ -144,19 +144,23 @@ def refuse_modifiers(resource: Node) -> None:
             waiting.extend(node)
 
 
-def read_resource(resource: Any, units: Units) -> Reading:
-    """Raises Quarantine with the reason and the path of the first element that does not fit."""
+def kept_type(resource: Any) -> str:
+    """The type of a resource that is kept. Raises Quarantine for other JSON, types and ``implicitRules``."""
     if type(resource) is not dict:
         raise Quarantine("not-an-object", "")
     kind = resource.get("resourceType")
     if type(kind) is not str:
         raise Quarantine("missing" if kind is None else "type", "resourceType")
-    reader = _READERS.get(kind)
-    if reader is None:
+    if kind not in _READERS:
         raise Quarantine("unsupported-type", "resourceType")
     if resource.get("implicitRules") is not None:
         raise Quarantine("implicit-rules", f"{kind}.implicitRules")
-    return reader(resource, units)
+    return kind
+
+
+def read_resource(resource: Any, units: Units) -> Reading:
+    """Raises Quarantine with the reason and the path of the first element that does not fit."""
+    return _READERS[kept_type(resource)](resource, units)
 
 
 def read_version(resource: Node) -> Version:

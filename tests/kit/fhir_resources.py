@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import Any
 
 KEY = b"n" * 32
+Resource = dict[str, Any]
 LOINC, SNOMED, UCUM = "http://loinc.org", "http://snomed.info/sct", "http://unitsofmeasure.org"
 
 
-def patient(number: int = 1, **more: Any) -> dict[str, Any]:
-    return {"resourceType": "Patient", "id": f"p{number}", "gender": "male", "birthDate": "1950-03-04"} | more
+def _changed(resource: Resource, more: Resource) -> Resource:
+    """None takes an element away."""
+    return {name: value for name, value in (resource | more).items() if value is not None}
+
+
+def patient(number: int = 1, **more: Any) -> Resource:
+    return _changed({"resourceType": "Patient", "id": f"p{number}", "gender": "male", "birthDate": "1950-03-04"}, more)
 
 
 def observation(ident: str, number: int = 1, **more: Any) -> dict[str, Any]:
-    return {
+    resource = {
         "resourceType": "Observation",
         "id": ident,
         "status": "final",
@@ -23,7 +29,8 @@ def observation(ident: str, number: int = 1, **more: Any) -> dict[str, Any]:
         "subject": {"reference": f"Patient/p{number}"},
         "effectiveDateTime": "2009-05-06",
         "valueQuantity": {"value": 140, "unit": "mm[Hg]", "system": UCUM, "code": "mm[Hg]"},
-    } | more
+    }
+    return _changed(resource, more)
 
 
 def quantity(value: Any, unit: str) -> dict[str, Any]:
@@ -31,17 +38,18 @@ def quantity(value: Any, unit: str) -> dict[str, Any]:
 
 
 def condition(ident: str, code: str, onset: str, number: int = 1, **more: Any) -> dict[str, Any]:
-    return {
+    resource = {
         "resourceType": "Condition",
         "id": ident,
         "code": {"coding": [{"system": SNOMED, "code": code}]},
         "subject": {"reference": f"Patient/p{number}"},
         "onsetDateTime": onset,
-    } | more
+    }
+    return _changed(resource, more)
 
 
 def prescription(ident: str, code: str, authored: str, number: int = 1, **more: Any) -> dict[str, Any]:
-    return {
+    resource = {
         "resourceType": "MedicationRequest",
         "id": ident,
         "status": "active",
@@ -49,7 +57,8 @@ def prescription(ident: str, code: str, authored: str, number: int = 1, **more: 
         "medicationCodeableConcept": {"coding": [{"system": "http://www.whocc.no/atc", "code": code}]},
         "subject": {"reference": f"Patient/p{number}"},
         "authoredOn": authored,
-    } | more
+    }
+    return _changed(resource, more)
 
 
 def ndjson(items: Iterable[Any]) -> bytes:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from connector.duckdb_lockdown import quoted
+from connector.fhir.r4.elements import EMPTY
 from connector.views.sql import building as sql
 from connector.views.sql.definition import Iteration, Select, View, read_view
-from connector.views.sql.elements import EMPTY
 from connector.views.sql.expressions import Column, Expression, render
 from connector.views.sql.macros import prelude
 from connector.views.sql.output_columns import OutputColumn, output_column, union_columns

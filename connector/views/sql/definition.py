@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
+from connector.fhir.r4.elements import is_resource
 from connector.views.sql.datetime_text import is_stamp
-from connector.views.sql.elements import is_resource
 from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["MAX_BYTES", "Column", "Constant", "Iteration", "Select", "View", "Where", "read_view"]

@@ -16,8 +16,8 @@ import orjson
 import pyarrow as pa
 
 from connector import duckdb_lockdown
+from connector.fhir.r4.elements import kind
 from connector.views.sql.compilation import LINE_FAULT, Plan, compile_view
-from connector.views.sql.elements import kind
 from connector.views.sql.limits import TIME_LIMIT_S, TimeLimit, over_time
 from vht_federate.errors import InputError, ViewError
 

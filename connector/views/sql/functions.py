@@ -4,9 +4,9 @@ beside them at no cost (``count``, ``last``, ``exists(criteria)``)."""
 from collections.abc import Callable
 from dataclasses import replace
 
+from connector.fhir.r4.elements import EMPTY, Element, is_resource, is_type
 from connector.views.sql import building as sql
 from connector.views.sql.compiler_protocol import Compiler
-from connector.views.sql.elements import EMPTY, Element, is_resource, is_type
 from connector.views.sql.expressions import Expression, Text
 from connector.views.sql.grammar import Call, Member, Node
 from connector.views.sql.values import NOTHING, Choosing, Value, choose, each, member, plain

@@ -6,8 +6,8 @@ is refused, not answered with empty.
 
 from collections.abc import Callable
 
+from connector.fhir.r4.elements import EMPTY
 from connector.views.sql import building as sql
-from connector.views.sql.elements import EMPTY
 from connector.views.sql.expressions import Expression, Parameter
 from connector.views.sql.values import NOTHING, Value, as_list, plain, single
 from connector.views.sql.view_errors import Place, view_error

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from connector.fhir.r4.elements import EMPTY, is_type, kind
 from connector.views.sql import building as sql
 from connector.views.sql.definition import Column
-from connector.views.sql.elements import EMPTY, is_type, kind
 from connector.views.sql.expressions import Case, Expression
 from connector.views.sql.paths import PathCompiler
 from connector.views.sql.values import Value, plain

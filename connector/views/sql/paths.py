@@ -5,11 +5,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from connector.fhir.r4.elements import EMPTY, Choice, element, kind
 from connector.views.sql import building as sql
 from connector.views.sql import functions, operators
 from connector.views.sql.datetime_text import is_stamp
 from connector.views.sql.definition import Constant
-from connector.views.sql.elements import EMPTY, Choice, element, kind
 from connector.views.sql.expressions import Expression, Parameter
 from connector.views.sql.grammar import Binary, Call, Index, Literal, Member, Name, Negative, Node, This, parse
 from connector.views.sql.values import NOTHING, Choosing, Value, as_list, member, single

@@ -6,9 +6,9 @@ them. A path must name an element first, so each step goes deeper into a finite 
 
 from collections.abc import Callable
 
+from connector.fhir.r4.elements import EMPTY
 from connector.views.sql import building as sql
 from connector.views.sql.definition import Iteration
-from connector.views.sql.elements import EMPTY
 from connector.views.sql.expressions import Expression, Parameter
 from connector.views.sql.grammar import Call, Index, Member, Node, parse
 from connector.views.sql.paths import PathCompiler

@@ -6,7 +6,7 @@ form, so that what is read once serves every path.
 
 from dataclasses import dataclass, field
 
-from connector.views.sql.elements import Element, is_primitive, kind
+from connector.fhir.r4.elements import Element, is_primitive, kind
 
 __all__ = ["ReadNode", "identifier"]
 

@@ -6,8 +6,8 @@ both empty. Boolean logic is three-valued in both languages, so ``and``, ``or`` 
 
 from dataclasses import dataclass, replace
 
+from connector.fhir.r4.elements import EMPTY, Choice, Element, is_primitive, kind
 from connector.views.sql import building as sql
-from connector.views.sql.elements import EMPTY, Choice, Element, is_primitive, kind
 from connector.views.sql.expressions import Expression, Parameter, is_chain
 from connector.views.sql.schema import ReadNode
 from connector.views.sql.substitution import substitute

@@ -89,7 +89,7 @@ def test_the_same_deletions_again_change_nothing(hospital: Hospital) -> None:
     assert [generation.number for generation in (before, after) if generation] == [before.number if before else 0] * 2
 
 
-@pytest.mark.parametrize("meta", [OLD, {}])
+@pytest.mark.parametrize("meta", [OLD, {"source": "urn:system"}])
 def test_an_older_version_does_not_bring_it_back(hospital: Hospital, meta: dict[str, str]) -> None:
     hospital.take(deletions=deletions(hospital, "Observation/o1"))
     report = hospital.take([observation("o1", 1, meta=meta, status="amended")])

@@ -20,7 +20,7 @@ from connector.fhir.sources import SourceSettings, download, pulling
 from connector.views.sql.compilation import compile_view
 from connector.views.sql.ndjson_sources import execute
 
-WELL, DEEP = (1, 50, 200), (254, 260, 300, 500, 899, 900, 1000, 1020, 1022, 1023, 1024, 1030, 1100, 5000)
+WELL, DEEP = (2, 51, 200), (254, 260, 300, 500, 899, 900, 1000, 1020, 1022, 1023, 1024, 1030, 1100, 5000)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -28,9 +28,11 @@ JSON = st.recursive(
 
 
 def deep(levels: int, ident: str = "o2") -> bytes:
-    """An observation with a member of so many arrays inside each other, and brackets that are none in its texts."""
+    """An observation with so many arrays and objects inside each other, and brackets that are none in its texts."""
     plain = json.dumps(observation(ident, note=[{"text": '[{"' * 2000}])).encode()
-    return plain[:-1] + b', "x": ' + b"[" * levels + b"]" * levels + b"}"
+    extension, nested = b'{"url": "urn:x", "extension": [', levels // 2 - 1
+    inmost = b'{"url": "urn:x", "valueCoding": {"code": "a"}}' if levels % 2 else b'{"url": "urn:x", "valueCode": "a"}'
+    return plain[:-1] + b', "extension": [' + extension * nested + inmost + b"]}" * nested + b"]}"
 
 
 def bundle(lines: list[bytes]) -> bytes:

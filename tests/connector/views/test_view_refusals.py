@@ -6,8 +6,8 @@ from typing import Any
 import duckdb
 import pytest
 
+from connector.fhir.r4.elements import _definitions
 from connector.views import explain, run
-from connector.views.sql.elements import _definitions
 from connector.views.sql.execution import locked, spooled
 from scripts.derive_fhir_elements import derive
 from vht_federate.errors import InputError, ViewError

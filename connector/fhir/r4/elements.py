@@ -1,4 +1,4 @@
-"""FHIR R4's element definitions, as views see them: which elements a type has, of which type, one or many.
+"""FHIR R4's element definitions: which elements a type has, of which type, one or many, required, bound to which codes.
 
 Read once from ``fhir_r4.json`` (written by ``scripts/derive_fhir_elements.py``); nothing here imports the FHIR models.
 """
@@ -9,7 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["EMPTY", "Choice", "Element", "element", "is_primitive", "is_resource", "is_type", "kind"]
+__all__ = [
+    "EMPTY",
+    "Choice",
+    "Element",
+    "element",
+    "elements",
+    "is_attribute",
+    "is_primitive",
+    "is_resource",
+    "is_type",
+    "kind",
+]
 
 EMPTY = "empty"
 """The type of what is always the empty collection."""
@@ -34,12 +45,15 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Element:
-    """One JSON property of a type. ``targets`` are the types a reference may point at; none means any."""
+    """One JSON property of a type. ``targets`` are the types a reference may point at; none means any. ``codes`` is
+    the closed set that a required binding names."""
 
     name: str
     type: str
     many: bool
     targets: tuple[str, ...] = ()
+    required: bool = False
+    codes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,11 +62,17 @@ class Choice:
 
     name: str
     options: Mapping[str, Element]
+    required: bool = False
 
 
 def kind(type_name: str) -> str:
     """What a value of this type computes as: boolean, integer, decimal, date, time, string; ``complex``; ``empty``."""
     return EMPTY if type_name == EMPTY else _KINDS.get(type_name, "complex")
+
+
+def is_attribute(element: Element) -> bool:
+    """``id`` and an Extension's ``url`` are attributes in XML: nothing stands beside their value (2.6.2.3)."""
+    return element.name == "id" or (element.name, element.type, element.required) == ("url", "uri", True)
 
 
 def is_primitive(type_name: str) -> bool:
@@ -89,12 +109,32 @@ def element(type_name: str, name: str) -> Element | Choice | None:
         return _choice(name, definition[f"{name}[x]"])
     if name not in definition:
         return element(definition[""], name)
-    notation = definition[name]
-    many = notation.endswith("*")
-    base, _, targets = notation.rstrip("*").partition("<")
-    return Element(name, base, many, tuple(targets.rstrip(">").split("|")) if targets else ())
+    return _element(name, definition[name])
+
+
+def _element(name: str, notation: str) -> Element:
+    required, notation = notation.endswith("!"), notation.removesuffix("!")
+    many, notation = notation.endswith("*"), notation.removesuffix("*")
+    base, _, codes = notation.partition("=")
+    if codes:
+        return Element(name, base, many, (), required, tuple(codes.split("|")))
+    base, _, targets = notation.partition("<")
+    return Element(name, base, many, tuple(targets.rstrip(">").split("|")) if targets else (), required)
 
 
 def _choice(name: str, notation: str) -> Choice:
-    options = {base: Element(name + base[0].upper() + base[1:], base, False) for base in notation.split("|")}
-    return Choice(name, options)
+    types = notation.removesuffix("!").split("|")
+    options = {base: Element(name + base[0].upper() + base[1:], base, False) for base in types}
+    return Choice(name, options, notation.endswith("!"))
+
+
+@functools.cache
+def elements(type_name: str) -> tuple[Element | Choice, ...]:
+    """Every element of a complex type or resource, its own and inherited ones."""
+    names: dict[str, None] = {}
+    above = type_name
+    while above:
+        definition = _definitions()[above]
+        names.update(dict.fromkeys(name.removesuffix("[x]") for name in definition if name))
+        above = definition[""]
+    return tuple(found for name in names if (found := element(type_name, name)) is not None)

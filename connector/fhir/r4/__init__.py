@@ -1,0 +1,1 @@
+"""What FHIR R4 demands of a resource: element definitions, formats of primitives, and the judgement of both."""
