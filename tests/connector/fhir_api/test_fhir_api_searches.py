@@ -169,7 +169,7 @@ def test_encounters_are_not_found_by_codes_that_are_withheld(stocked: Hospital) 
     with stocked.open(start=False) as node:
         encounters = [seen("e1", "AMB", system=snomed, code="162673000"), seen("e2", "WARD7", system=local, code="psy"),
                       seen("e3", "IMP", code="psy"), seen("e4", "IMP", system=snomed, code="162673001"),
-                      {**seen("e5", "", system=local, code="psy"), "class": None}]  # fmt: skip
+                      {**seen("e5", "", system=local, code="psy"), "class": {"system": local}}]  # fmt: skip
         node.ingest(write(stocked.root / "seen", "data.ndjson", encounters))
     with serving(stocked, columns=(*COLUMNS, "fhir:Encounter")) as program:
         token = program.token()
