@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kit.fhir_resources import KEY, ndjson, observation, patient, write
 
 from connector.fhir import IngestReport, ingest
-from connector.fhir.bundles import read_bundle
+from connector.fhir.bundles import TYPES, read_bundle
 from connector.fhir.ndjson import Line, read_lines
 from vht_federate.errors import InputError
 
@@ -27,7 +27,7 @@ def take(tmp_path: Path, content: Any, name: str = "data.json") -> IngestReport:
     return ingest(folder, tmp_path / "store", node_key=KEY, dataset="d")
 
 
-@pytest.mark.parametrize("kind", ["collection", "searchset", "transaction"])
+@pytest.mark.parametrize("kind", sorted(TYPES))
 def test_a_bundle_is_its_entries(tmp_path: Path, kind: str) -> None:
     items = [patient(1), observation("o1"), observation("o2")]
     report = take(tmp_path, bundle([{"resource": resource} for resource in items], kind))
@@ -72,7 +72,8 @@ def test_a_reference_by_full_url_finds_its_patient(tmp_path: Path) -> None:
     [
         (b'{"resourceType": "Bundle", "type": "collection", "entry": [', "malformed-json"),
         ({"resourceType": "Patient", "id": "p1"}, "not-a-bundle"),
-        (bundle([], "document"), "not-a-bundle"),
+        (bundle([], "message"), "bundle-type"),
+        ({"resourceType": "Bundle", "entry": []}, "bundle-type"),
         (bundle({"resource": {}}), "malformed-json"),  # type: ignore[arg-type]
         ([{"resourceType": "Patient"}], "not-a-bundle"),
     ],
