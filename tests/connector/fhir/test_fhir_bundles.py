@@ -12,7 +12,7 @@ from kit.fhir_resources import KEY, ndjson, observation, patient, write
 
 from connector.fhir import IngestReport, ingest
 from connector.fhir.bundles import TYPES, read_bundle
-from connector.fhir.ndjson import Line, read_lines
+from connector.fhir.ndjson import Line, encoding_fault, read_lines, without_mark
 from vht_federate.errors import InputError
 
 
@@ -96,7 +96,11 @@ def test_json_that_is_not_fhir_is_no_part_of_an_export(tmp_path: Path) -> None:
     assert [file.name for file in take(tmp_path, ndjson([patient(1)]), "a.ndjson").by_file] == ["a.ndjson"]
 
 
-@given(st.lists(st.binary(min_size=1, max_size=40).filter(lambda line: b"\n" not in line and bool(line.strip()))))
+def plain(line: bytes) -> bool:
+    return b"\n" not in line and bool(line.strip()) and not encoding_fault(line) and line == without_mark(line)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40).filter(plain)))
 def test_zstd_lines_come_back_in_order(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     path = tmp_path_factory.getbasetemp() / "some.ndjson.zst"
     path.write_bytes(pa.compress(b"\n".join(lines), codec="zstd", asbytes=True))
@@ -122,3 +126,14 @@ def test_a_truncated_zstd_file_is_named_in_the_account(tmp_path: Path) -> None:
     assert report.reasons == {"zstd-truncated": 1}
     assert report.by_file[0].state == "zstd-truncated"
     assert take(tmp_path, pa.compress(content, codec="zstd", asbytes=True), "a.ndjson.zst").patients == 0
+
+
+def test_a_byte_order_mark_before_a_bundle_is_skipped_and_utf_16_is_named(tmp_path: Path) -> None:
+    content = json.dumps(bundle([{"resource": patient(3)}]))
+    report = take(tmp_path, content.encode("utf-8-sig"))
+    assert (report.accepted, report.quarantined) == (1, 0)
+    for encoding in ("utf-16", "utf-16-be"):
+        report = take(tmp_path, content.encode(encoding))
+        assert (report.lines, report.reasons, report.by_file[0].state) == (1, {"utf-16": 1}, "utf-16")
+    report = take(tmp_path, json.dumps({"transactionTime": "2020"}).encode("utf-16"), "manifest.json")
+    assert [(entry.name, entry.reason) for entry in report.ignored] == [("manifest.json", "not-fhir")]

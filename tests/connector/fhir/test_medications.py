@@ -1,6 +1,7 @@
 """A prescription's code comes from its Medication: inside it, in its Bundle, elsewhere in the export, in the store."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from kit.fhir_resources import KEY, patient, prescription, write
 from connector.fhir import IngestReport, Store, ingest
 from connector.fhir.deletions import Deletions
 from connector.fhir.medications import medication_codings
+from connector.fhir.observation_values import Units
+from connector.fhir.quarantine_explanation import explain
 from connector.fhir.rendering import resources
 from connector.fhir.typed_elements import Quarantine
 
@@ -92,6 +95,8 @@ def test_a_medication_that_the_store_holds_gives_its_code_and_one_that_nobody_ha
     assert generation is not None
     [entry] = generation.quarantine()
     assert (entry["line"], entry["path"]) == (2, "MedicationRequest.medicationReference")
+    [explanation] = explain([entry], [tmp_path / "in-0"], Units())
+    assert (explanation.source, explanation.type) == ("found", "MedicationRequest")
     report = take(tmp_path, {"x.ndjson": [medication()]}, {"x.ndjson": [request("Medication/a")]})
     assert (report.accepted, report.reasons) == (1, {})
     assert codes(tmp_path) == [(ATC, "C08CA01")]
@@ -127,8 +132,6 @@ def test_a_medication_without_a_code_leaves_a_request_without_one_until_it_has(t
 
 
 def test_a_medication_that_was_deleted_gives_no_code_to_new_requests(tmp_path: Path) -> None:
-    from datetime import UTC, datetime
-
     take(tmp_path, {"x.ndjson": [patient(1), medication("a", **version(1)), request("Medication/a")]})
     listed = {"request": {"method": "DELETE", "url": "Medication/a"}}
     write(tmp_path / "gone", "d.ndjson", [{"resourceType": "Bundle", "type": "transaction", "entry": [listed]}])
