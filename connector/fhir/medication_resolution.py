@@ -41,13 +41,16 @@ def _held(before: Generation | None) -> str:
     return f"SELECT resource, system, code, file_row_number AS nth FROM read_parquet([{files}], file_row_number = true)"
 
 
-def hold_back(query: Query, before: Generation | None, *, lines: str, prescriptions: str) -> str:
+def hold_back(query: Query, before: Generation | None, *, lines: str, prescriptions: str, seen: str) -> str:
     """Table ``unresolved``: lines of ``prescriptions`` whose Medication is neither among ``lines`` nor held, or was
-    deleted. The relation of the other lines; ``buried`` (``deletions``) must be there."""
+    deleted; what is held itself (``seen``) only repeats. The relation of the other lines; ``buried`` (``deletions``)
+    must be there."""
     known = f"SELECT resource FROM {lines} WHERE type = '{MEDICATION}' UNION ALL SELECT resource FROM ({_held(before)})"
     query(f"""CREATE TEMP TABLE unresolved AS
-        SELECT DISTINCT file, line FROM {prescriptions} WHERE medication IS NOT NULL
-            AND (medication IN (SELECT resource FROM buried) OR medication NOT IN ({known}))""")
+        SELECT DISTINCT file, line FROM (
+            SELECT file, line FROM {prescriptions} WHERE medication IS NOT NULL
+                AND (medication IN (SELECT resource FROM buried) OR medication NOT IN ({known}))
+        ) JOIN {lines} USING (file, line) ANTI JOIN ({seen}) USING (resource, content)""")
     return f"(SELECT l.* FROM {lines} l ANTI JOIN unresolved USING (file, line))"
 
 

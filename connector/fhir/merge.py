@@ -55,7 +55,7 @@ class _Merge:
         seen = SEEN.format(parts=", ".join(map(quoted, parts))) if parts else NOTHING_SEEN
         lines, prescriptions = self.staged("line"), self.staged("medication_request")
         bury(self.rows, self.before, deletions=self.staged("deletion"), lines=lines, seen=seen)
-        lines = hold_back(self.rows, self.before, lines=lines, prescriptions=prescriptions)
+        lines = hold_back(self.rows, self.before, lines=lines, prescriptions=prescriptions, seen=seen)
         self.rows(VERDICTS.format(staged=lines, seen=seen))
         self.rows(LATE.format(staged=lines))
         self.rows(GONE)

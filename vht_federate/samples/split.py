@@ -143,8 +143,8 @@ class _Hospitals:
             self.malformed += [place] if self.malformed_count <= PLACES_NAMED else []
         elif kind in SHARED_TYPES:
             self.shared[kind] += 1
-            for home in range(1, self.hospitals + 1):
-                self._write(home, kind, content)
+            for number in range(1, self.hospitals + 1):
+                self._write(number, kind, content)
         elif kind not in RESOURCE_TYPES:
             self.unread[kind] += 1
         elif (home := self.homes.get(_patient_of(resource) or "")) is None:

@@ -139,6 +139,8 @@ def test_a_medication_that_was_deleted_gives_no_code_to_new_requests(tmp_path: P
     report = take(tmp_path, {"x.ndjson": [request("Medication/a", "m2")]}, deletions=deletions)
     assert (report.deleted, report.reasons) == (1, {"unresolved": 1})
     assert codes(tmp_path) == [(ATC, "C08CA01")], "what was prescribed stays what it was"
+    report = take(tmp_path, {"x.ndjson": [request("Medication/a")]})
+    assert (report.duplicate, report.reasons) == (1, {})
 
 
 def ingredient(code: str, **more: Any) -> dict[str, Any]:
