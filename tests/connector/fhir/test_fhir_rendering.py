@@ -179,6 +179,16 @@ def test_an_encounter_keeps_every_type_and_reason_and_the_system_of_its_class(tm
     assert generation.counts() == {"Encounter": 3, "Patient": 1}
 
 
+def test_encounters_of_a_store_that_kept_one_type_and_no_system_come_back_beside_new_ones(tmp_path: Path) -> None:
+    sent = {"resourceType": "Encounter", "id": "e1", "status": "finished", "class": {"code": "AMB"}}
+    sent |= {"subject": {"reference": "Patient/p1"}, "type": [{"coding": [{"code": "t"}]}]}
+    for part in stored(tmp_path, [patient(1), sent]).parts("encounter"):  # as it was written before
+        pq.write_table(pq.read_table(part).drop_columns(["class_system"]), part)
+    newer = {**sent, "id": "e2", "class": {"system": "urn:local", "code": "X"}}
+    rendered = [(one["class"]["code"], one["type"]) for one in resources(stored(tmp_path, [newer]), "Encounter")]
+    assert sorted(rendered, key=str) == [(code, [{"coding": [{"code": "t"}]}]) for code in ("AMB", "X")]
+
+
 def test_resources_come_in_order_of_id_and_under_the_names_they_are_given(tmp_path: Path) -> None:
     items = [patient(n) for n in range(20)] + [observation(f"o{n}", n % 20) for n in range(200)]
     generation = stored(tmp_path, items)
