@@ -57,6 +57,8 @@ def intake_table(folder: Any, report: Mapping[str, Any]) -> Rows:
     rows += [(f"  line quarantined: {reason}", count) for reason, count in report["reasons"].items()]
     rows += [(f"values {name}", count) for name, count in report["values"].items()]
     rows += [(f"  value quarantined: {reason}", count) for reason, count in report["value_reasons"].items()]
+    dangling = report["dangling_references"].items()
+    rows += [(f"refers to what is not held: {element}", count) for element, count in dangling]
     rows += _sampled(report["sample"] or {})
     rows += _ignored(report["ignored"])
     return table(f"Intake of {folder}", ["what", "count"], rows)

@@ -1,8 +1,7 @@
 """A file that holds one FHIR Bundle, as numbered entries: each once, as its resource or as the reason why not.
 
-A Bundle, plain, gzip or zstd, is one JSON value and is read whole, so its size is bounded. Within one, ``fullUrl`` is
-how entries refer to each other before a server gave them ids (FHIR R4, 2.36.4.1): a reference to a Patient entry
-becomes its id.
+A Bundle, plain, gzip or zstd, is one JSON value and is read whole, so its size is bounded. What its entries are called
+and how they refer to each other is resolved before they are read (``bundle_references``).
 """
 
 import re
@@ -10,17 +9,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from connector.fhir.bundle_references import BundleReferences
 from connector.fhir.json_depth import parsed_in_parts, written
-from connector.fhir.ndjson import Line, chunks
+from connector.fhir.ndjson import UTF_16, Line, chunks, encoding_fault, without_mark
+from connector.fhir.r4.conformance import has_duplicate_key
 from connector.fhir.typed_elements import Quarantine
 
-__all__ = ["BUNDLE_LIMIT", "is_fhir", "read_bundle"]
+__all__ = ["BUNDLE_LIMIT", "TYPES", "is_fhir", "read_bundle"]
 
 BUNDLE_LIMIT = 64 << 20  # bytes, decoded; orjson's tree takes about ten times as much
 _BEGINS = re.compile(rb'\s*\{\s*"resourceType"\s*:')
 _WORD = b'"resourceType"'
+_WIDE_WORDS = tuple('"resourceType"'.encode(f"utf-16-{order}") for order in ("le", "be"))
 TOO_LONG = "bundle-too-long"
-TYPES = frozenset({"collection", "searchset", "transaction", "batch", "batch-response", "transaction-response"})
+# All of R4 but ``message``: what its entries mean depends on the event that its header names.
+TYPES = frozenset(
+    {
+        "document",
+        "transaction",
+        "transaction-response",
+        "batch",
+        "batch-response",
+        "history",
+        "searchset",
+        "collection",
+    }
+)
 
 
 def is_fhir(path: Path, *, limit: int = BUNDLE_LIMIT) -> bool:
@@ -31,6 +47,8 @@ def is_fhir(path: Path, *, limit: int = BUNDLE_LIMIT) -> bool:
     content, fault = _whole(path, limit, enough=_BEGINS)
     if _BEGINS.match(content):
         return True
+    if fault == UTF_16:
+        return any(word in content for word in _WIDE_WORDS)
     if fault:
         return fault != TOO_LONG or _says_resource(path)
     try:
@@ -43,17 +61,19 @@ def is_fhir(path: Path, *, limit: int = BUNDLE_LIMIT) -> bool:
 
 
 def _whole(path: Path, limit: int, *, enough: re.Pattern[bytes] | None = None) -> tuple[bytes, str | None]:
-    """The decoded bytes of a file, and what broke or was too long; no more of them than begin with ``enough``."""
+    """The decoded bytes of a file without a byte order mark, and what broke or was too long; no more of them than
+    begin with ``enough``."""
     parts: list[bytes] = []
     size = 0
     for chunk, fault in chunks(path):
         size += len(chunk)
         if fault or size > limit:
-            return b"".join(parts), fault or TOO_LONG
+            return without_mark(b"".join(parts)), fault or TOO_LONG
         parts.append(chunk)
-        if enough and len(parts) == 1 and enough.match(chunk):
+        if enough and len(parts) == 1 and enough.match(without_mark(chunk)):
             break
-    return b"".join(parts), None
+    content = b"".join(parts)
+    return without_mark(content), encoding_fault(content)
 
 
 def _says_resource(path: Path) -> bool:
@@ -69,9 +89,9 @@ def _says_resource(path: Path) -> bool:
 def read_bundle(path: Path, *, limit: int = BUNDLE_LIMIT) -> Iterator[Line]:
     """Entries of the Bundle in ``path``, counted from 1; an empty Bundle has none.
 
-    Faults: ``malformed-json``, ``not-a-bundle`` (another resource, or a type that carries no data of patients),
-    ``bundle-too-long``, ``no-resource`` (an entry without one, such as a deletion), and those of ``read_lines`` for
-    a file that cannot be read to its end.
+    Faults: ``malformed-json``, ``utf-16``, ``not-a-bundle`` (another resource), ``bundle-type`` (one that is not
+    read), ``bundle-too-long``, ``no-resource`` (an entry without one; of a deletion in a history, ``deletion`` is its
+    entry), and those of ``read_lines`` for a file that cannot be read to its end.
     """
     content, fault = _whole(path, limit)
     if fault:
@@ -82,36 +102,57 @@ def read_bundle(path: Path, *, limit: int = BUNDLE_LIMIT) -> Iterator[Line]:
     except Quarantine as verdict:
         yield Line(1, fault=verdict.reason)
         return
-    if type(bundle) is not dict or bundle.get("resourceType") != "Bundle" or bundle.get("type") not in TYPES:
+    if type(bundle) is not dict or bundle.get("resourceType") != "Bundle":
         yield Line(1, fault="not-a-bundle")
+        return
+    if bundle.get("type") not in TYPES:
+        yield Line(1, fault="bundle-type")
         return
     entries = bundle.get("entry") or []
     if type(entries) is not list:
         yield Line(1, fault="malformed-json")
         return
-    patients = _patients(entries)
+    duplicates = _with_duplicate_keys(content, bundle)
+    if duplicates is None:
+        yield Line(1, fault="duplicate-key")
+        return
+    references, is_history = BundleReferences(entries), bundle["type"] == "history"
     for number, entry in enumerate(entries, 1):
+        if number in duplicates:
+            yield Line(number, fault="duplicate-key")
+            continue
         resource = entry.get("resource") if type(entry) is dict else None
         if type(resource) is not dict:
-            yield Line(number, fault="no-resource")
+            deletion = _deletion(bundle, entry) if is_history else None
+            yield Line(number, fault="no-resource", deletion=deletion)
             continue
-        _resolve(resource, patients)
+        references.resolve(entry)
         yield Line(number, written(resource))
 
 
-def _patients(entries: list[Any]) -> dict[str, str]:
-    """``fullUrl`` of each Patient entry -> reference by its id."""
-    references = {}
-    for entry in entries:
-        resource = entry.get("resource") if type(entry) is dict else None
-        if type(resource) is dict and resource.get("resourceType") == "Patient":
-            address, patient_id = entry.get("fullUrl"), resource.get("id")
-            if type(address) is str and type(patient_id) is str:
-                references[address] = f"Patient/{patient_id}"
-    return references
+class _Entries(msgspec.Struct):
+    entry: list[msgspec.Raw] = []
 
 
-def _resolve(resource: dict[str, Any], patients: dict[str, str]) -> None:
-    subject = resource.get("subject")
-    if type(subject) is dict and type(subject.get("reference")) is str:
-        subject["reference"] = patients.get(subject["reference"], subject["reference"])
+def _with_duplicate_keys(content: bytes, bundle: Any) -> frozenset[int] | None:
+    """The numbers of entries in which an object has two members of one name, of which parsing kept the last; None where
+    that is so outside of them."""
+    if content.count(b'"') == written(bundle).count(b'"') and b"\\u" not in content:
+        return frozenset()
+    try:
+        raw = msgspec.json.decode(content, type=_Entries).entry
+    except (msgspec.DecodeError, RecursionError):  # what is nested so deep is set aside by itself
+        return frozenset()
+    numbers = frozenset(number for number, entry in enumerate(raw, 1) if has_duplicate_key(bytes(entry)))
+    return numbers if numbers or not has_duplicate_key(content) else None
+
+
+def _deletion(bundle: dict[str, Any], entry: Any) -> bytes | None:
+    """An entry of a history that tells of a deletion: it was deleted when the Bundle was made, at the latest."""
+    request = entry.get("request") if type(entry) is dict else None
+    if type(request) is not dict or request.get("method") != "DELETE":
+        return None
+    meta, response = bundle.get("meta"), entry.get("response")
+    made = bundle.get("timestamp") or (meta.get("lastUpdated") if type(meta) is dict else None)
+    told = {"lastModified": made} | (response if type(response) is dict else {})
+    return written({"request": request, "response": told})

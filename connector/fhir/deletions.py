@@ -18,11 +18,21 @@ import orjson
 
 from connector.duckdb_lockdown import quoted
 from connector.fhir.ndjson import Line, read_lines
-from connector.fhir.resources import TABLES
+from connector.fhir.resources import KEPT, TABLES
 from connector.fhir.store import Generation, table_name
 from connector.fhir.subject_keys import ID
 
-__all__ = ["TABLE", "UNREADABLE", "Deleted", "Deletions", "Listed", "bury", "read_deletions", "write_tombstones"]
+__all__ = [
+    "TABLE",
+    "UNREADABLE",
+    "Deleted",
+    "Deletions",
+    "Listed",
+    "bury",
+    "read_deletion",
+    "read_deletions",
+    "write_tombstones",
+]
 
 TABLE = "tombstone"
 UNREADABLE = "unreadable-deletion"  # a line that is not, or not wholly, a list of deletions
@@ -31,6 +41,7 @@ _URL = re.compile(rf"(?:https?://[^\s?#]+/|/)?([A-Z][A-Za-z]+)/({ID.pattern})(?:
 _TYPE, _SEPARATOR = re.compile("[A-Z][A-Za-z]+"), re.compile("[/?#]")
 _ETAG = re.compile(r'(?:W/)?"([0-9]{1,18})"')
 _NUMBER = re.compile("[0-9]{1,18}")
+_UNKNOWN = datetime.min.replace(tzinfo=UTC)
 _COLUMNS = "type, resource, subject, moment, version"
 _NONE = (
     "SELECT NULL::VARCHAR AS type, NULL::VARCHAR AS resource, NULL::VARCHAR AS subject, NULL::TIMESTAMPTZ AS moment, "
@@ -74,6 +85,17 @@ def read_deletions(path: Path, at: datetime) -> Iterator[Listed]:
             yield _listed(line, at)
 
 
+def read_deletion(entry: bytes) -> Deleted | None:
+    """The deletion of which one entry of a history tells; None for a type that is not kept.
+
+    Raises ValueError where it is not understood, or when it was is not said.
+    """
+    deleted = _gone(orjson.loads(entry), _UNKNOWN)
+    if deleted and deleted.at is _UNKNOWN:
+        raise ValueError("when is not said")
+    return deleted
+
+
 def _listed(line: Line, at: datetime) -> Listed:
     try:
         entries = None if line.fault else _entries(orjson.loads(line.content))
@@ -107,13 +129,13 @@ def _gone(entry: Any, at: datetime) -> Deleted | None:
     if not isinstance(url, str):
         raise ValueError("no address")
     match = _URL.fullmatch(url)
-    if match and match[1] in TABLES:
+    if match and match[1] in KEPT:
         if request.get("method") != "DELETE":
             raise ValueError("no deletion")
         moment = _moment(response.get("lastModified"), at)
         return Deleted(match[1], match[2], moment, _version(match[3], response.get("etag")))
     before_last = _SEPARATOR.split(url)[:-1]
-    if any(part in TABLES for part in before_last) or not any(map(_TYPE.fullmatch, before_last)):
+    if any(part in KEPT for part in before_last) or not any(map(_TYPE.fullmatch, before_last)):
         raise ValueError("which type, or which one of it, is not said")
     return None
 

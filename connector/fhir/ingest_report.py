@@ -33,7 +33,8 @@ class IngestReport:
     ``entered_in_error`` are accepted lines that say so of themselves; ``patients`` is how many patients the store now
     holds; ``changed`` says whether it changed. ``sample`` is what FHIR's models say of a few accepted lines
     of each type, and counts nowhere else; None where they were not asked. ``ignored`` lists what lay in the folder and
-    was not read: it has no line.
+    was not read: it has no line. ``dangling_references`` counts accepted resources that refer to a Patient or an
+    Encounter that the store does not hold, by element: they are kept.
     """
 
     dataset: str
@@ -55,6 +56,7 @@ class IngestReport:
     by_file: tuple[FileReport, ...] = field(default=())
     sample: tuple[TypeSample, ...] | None = None
     ignored: tuple[Ignored, ...] = ()
+    dangling_references: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON, with ``files`` counted and ``values`` grouped."""

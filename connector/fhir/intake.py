@@ -5,14 +5,15 @@ from dataclasses import replace as changed
 from importlib.resources import files
 from pathlib import Path
 
-from connector.fhir.deletions import UNREADABLE, Deletions, read_deletions
+from connector.fhir.dangling_references import WITH_ENCOUNTER
+from connector.fhir.deletions import UNREADABLE, Deleted, Deletions, read_deletion, read_deletions
 from connector.fhir.disk_full import on_this_disk
 from connector.fhir.ingest_report import IngestReport
 from connector.fhir.line_reading import read_line
 from connector.fhir.merge import settle
 from connector.fhir.ndjson import Line
 from connector.fhir.observation_values import Units
-from connector.fhir.resources import TABLES, read_version
+from connector.fhir.resources import MEDICATION, read_version
 from connector.fhir.source_folder import Folder, look_into, read_file
 from connector.fhir.staging import Staging
 from connector.fhir.store import Store, table_name
@@ -26,7 +27,6 @@ __all__ = ["ingest", "installed_ports"]
 
 KEY_BYTES = 32
 SUBJECTS_HELD = 100_000
-_WITH_ENCOUNTER = frozenset(kind for kind, columns in TABLES.items() if columns[0][0] == "encounter")
 
 
 def installed_ports() -> tuple[Port, ...]:
@@ -68,7 +68,7 @@ def ingest(
         try:
             for number, path in enumerate(contents.files):
                 _Reader(staging, node_key, units, number, sample).read(path)
-            deletion_files = _bury(staging, node_key, deletions, first=len(contents.files))
+            deletion_files = _bury_listed(staging, node_key, deletions, first=len(contents.files))
         finally:
             staging.close()
         names = [path.name for path in [*contents.files, *deletion_files]]
@@ -89,7 +89,7 @@ def _sources(folder: Path, *, required: bool) -> Folder:
     return contents
 
 
-def _bury(staging: Staging, node_key: bytes, deletions: Deletions | None, *, first: int) -> tuple[Path, ...]:
+def _bury_listed(staging: Staging, node_key: bytes, deletions: Deletions | None, *, first: int) -> tuple[Path, ...]:
     """Stage what a source deleted. The files read, numbered from ``first``."""
     if deletions is None:
         return ()
@@ -98,10 +98,14 @@ def _bury(staging: Staging, node_key: bytes, deletions: Deletions | None, *, fir
             if line.unreadable:
                 staging.add("fault", (number, line.number, "line", UNREADABLE, ""))
             for deletion in line.gone:
-                key = resource_key(node_key, deletion.type, deletion.id)
-                subject = subject_key(node_key, deletion.id) if deletion.type == "Patient" else None
-                staging.add("deletion", (deletion.type, key, subject, deletion.at, deletion.version))
+                _bury(staging, node_key, deletion)
     return deletions.files
+
+
+def _bury(staging: Staging, node_key: bytes, deletion: Deleted) -> None:
+    key = resource_key(node_key, deletion.type, deletion.id)
+    subject = subject_key(node_key, deletion.id) if deletion.type == "Patient" else None
+    staging.add("deletion", (deletion.type, key, subject, deletion.at, deletion.version))
 
 
 class _Reader:
@@ -116,7 +120,8 @@ class _Reader:
         for line in read_file(path):
             empty = False
             if line.fault:
-                self._fault(line.number, "line", line.fault, "")
+                understood = line.deletion is None or self._bury(line.deletion)
+                self._fault(line.number, "line", line.fault if understood else UNREADABLE, "")
                 continue
             try:
                 self._accept(line)
@@ -125,27 +130,39 @@ class _Reader:
         if empty:
             self._fault(0, "file", "empty-file", "")
 
+    def _bury(self, entry: bytes) -> bool:
+        """Stage what a history says was deleted. False where that is not understood."""
+        try:
+            deletion = read_deletion(entry)
+        except ValueError:
+            return False
+        if deletion is not None:
+            _bury(self._staging, self._key, deletion)
+        return True
+
     def _accept(self, line: Line) -> None:
         read = read_line(line.content, self._units)
         reading, content = read.reading, content_key(self._key, read.digestible)
         self._sample.offer(reading.type, content, line.content)
         key = resource_key(self._key, reading.type, reading.id)
-        subject = self._subject(reading.patient_id)
+        subject = self._subject(reading.patient_id) if reading.patient_id is not None else None
         place = (self._number, line.number)
         verdict, rejected = reading.verdict, reading.verdict.rejected
         counts = (verdict.accepted, len(rejected))
         version = read_version(read.resource)
         self._staging.add("line", (*place, reading.type, key, content, *counts, *version, reading.mistaken, subject))
-        lead: tuple[int | str | None, ...] = (*place, key, subject)
-        if reading.type in _WITH_ENCOUNTER:
-            lead += (self._encounter(reading.encounter_id),)
+        lead: tuple[int | str | None, ...] = (*place, key, subject) if subject else (*place, key)
+        if reading.type in WITH_ENCOUNTER:
+            lead += (self._reference("Encounter", reading.encounter_id),)
+        if reading.type == "MedicationRequest":
+            lead += (self._reference(MEDICATION, reading.medication_id),)
         for row in reading.rows:
             self._staging.add(table_name(reading.type), lead + row)
         for reason, path in rejected:
             self._fault(line.number, "value", reason, path)
 
-    def _encounter(self, encounter_id: str | None) -> str | None:
-        return resource_key(self._key, "Encounter", encounter_id) if encounter_id else None
+    def _reference(self, kind: str, resource_id: str | None) -> str | None:
+        return resource_key(self._key, kind, resource_id) if resource_id else None
 
     def _fault(self, line: int, kind: str, reason: str, path: str) -> None:
         self._staging.add("fault", (self._number, line, kind, reason, path))

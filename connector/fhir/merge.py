@@ -16,10 +16,12 @@ import duckdb
 import orjson
 
 from connector.duckdb_lockdown import locked, quoted
+from connector.fhir.dangling_references import dangling_references
 from connector.fhir.deletions import TABLE, bury, write_tombstones
 from connector.fhir.ingest_report import FileReport, IngestReport, sorted_counts
-from connector.fhir.merge_rules import FAULTS, FILES, GONE, LATE, NOTHING_SEEN, SEEN, VERDICTS
-from connector.fhir.resources import TABLES
+from connector.fhir.medication_resolution import PRESCRIPTIONS, gather_codes, hold_back, revise_prescriptions
+from connector.fhir.merge_rules import FAULTS, FILES, GONE, LATE, NOTHING_SEEN, ROWS, SEEN, VERDICTS
+from connector.fhir.resources import KEPT, TABLES
 from connector.fhir.staging import Staging
 from connector.fhir.store import Generation, Store, table_name
 
@@ -27,6 +29,8 @@ __all__ = ["settle"]
 
 _ACCEPTED_BY_TYPE = "SELECT type, count(*) FROM verdict WHERE verdict = 'accepted' GROUP BY type"
 _LISTED = "dataset, file, line, kind, reason, path"
+# Two components of one Observation may fail in the same way: what is alike within a line is numbered.
+_NTH = f"row_number() OVER (PARTITION BY {_LISTED}) AS nth"
 _LISTED_TYPES = {name: "BIGINT" if name == "line" else "VARCHAR" for name in _LISTED.split(", ")}
 
 
@@ -49,11 +53,13 @@ class _Merge:
     def judge(self) -> None:
         parts = self.before.parts("resource") if self.before else []
         seen = SEEN.format(parts=", ".join(map(quoted, parts))) if parts else NOTHING_SEEN
-        lines = self.staged("line")
+        lines, prescriptions = self.staged("line"), self.staged("medication_request")
         bury(self.rows, self.before, deletions=self.staged("deletion"), lines=lines, seen=seen)
+        lines = hold_back(self.rows, self.before, lines=lines, prescriptions=prescriptions, seen=seen)
         self.rows(VERDICTS.format(staged=lines, seen=seen))
         self.rows(LATE.format(staged=lines))
         self.rows(GONE)
+        gather_codes(self.rows, self.before, medications=self.staged("medication", numbered=True))
         self.rows(FAULTS.format(staged=self.staged("fault")))
         self.rows("CREATE TEMP TABLE source (file INTEGER, name VARCHAR)")
         if self.names:
@@ -70,13 +76,9 @@ class _Merge:
         replaced = "CASE WHEN known IS NULL THEN 0 ELSE coalesce(replaced, 0) + 1 END AS replaced"
         columns = f"type, resource, content, ? AS dataset, updated, version, {replaced}"
         self._copy(f"SELECT {columns} {accepted}", "resource", number, [self.dataset])
-        for table in map(table_name, TABLES):
-            rows = (  # in the order of reading: the first coding of a concept stays the first
-                f"SELECT s.* EXCLUDE (file, line, file_row_number) FROM {self.staged(table, numbered=True)} s "
-                "JOIN verdict v ON s.file = v.file AND s.line = v.line WHERE verdict = 'accepted' "
-                "ORDER BY s.file_row_number"
-            )
-            self._copy(rows, table, number, [])
+        for table in map(table_name, KEPT):
+            rows = PRESCRIPTIONS if table == "medication_request" else ROWS
+            self._copy(rows.format(staged=self.staged(table, numbered=True)), table, number, [])
 
     def _copy(self, select: str, table: str, number: int, parameters: list[Any]) -> None:
         part = self.fresh / f"{table}-{number:06d}.parquet"
@@ -94,7 +96,19 @@ class _Merge:
                 survivors = f"SELECT p.* FROM read_parquet({quoted(part)}) p ANTI JOIN gone USING (resource)"
                 self.rows(f"COPY ({survivors}) TO {quoted(self.fresh / part.name)} (FORMAT parquet, COMPRESSION zstd)")
                 shutil.copystat(part, self.fresh / part.name)  # its time says when this was taken in
+        revise_prescriptions(self.rows, self.before, self.fresh)
         return gone
+
+    def dangling(self) -> dict[str, int]:
+        """References of what was accepted to what is not held now."""
+        held = {table: self._standing(table) for table in ("patient", "encounter")}
+        written = {table: self.fresh / f"{table}-{self.number:06d}.parquet" for table in map(table_name, TABLES)}
+        return dangling_references(self.rows, held, {table: part for table, part in written.items() if part.exists()})
+
+    def _standing(self, table: str) -> list[Path]:
+        """The parts of ``table`` in the next generation, where they lie now."""
+        old = {part.name: part for part in self.before.parts(table)} if self.before else {}
+        return list((old | {part.name: part for part in self.fresh.glob(f"{table}-[0-9]*.parquet")}).values())
 
     def write_tombstones(self) -> bool:
         """True where something is known to be deleted that was not before."""
@@ -102,13 +116,15 @@ class _Merge:
         return write_tombstones(self.rows, self.before, deletions=self.staged("deletion"), part=part)
 
     def write_quarantine(self) -> bool:
-        """Old entries and new ones, each once. True where the list grew."""
+        """Old entries and new ones, each as often as the line has it. True where the list grew."""
         old, path = self._old_quarantine(), self.fresh / "quarantine.jsonl"
-        entries = "SELECT ? AS dataset, name AS file, line, kind, reason, path FROM fault JOIN source USING (file)"
+        entries = f"SELECT *, {_NTH} FROM (SELECT ? AS dataset, name AS file, line, kind, reason, path "
+        entries += "FROM fault JOIN source USING (file))"
         if old:
             columns = f"{{{', '.join(f'{name}: {quoted(kind)}' for name, kind in _LISTED_TYPES.items())}}}"
-            entries += f" UNION FROM read_json({quoted(old)}, format = 'newline_delimited', columns = {columns})"
-        distinct_entries = f"SELECT DISTINCT {_LISTED} FROM ({entries}) ORDER BY {_LISTED}"
+            listed = f"read_json({quoted(old)}, format = 'newline_delimited', columns = {columns})"
+            entries += f" UNION SELECT {_LISTED}, {_NTH} FROM {listed}"
+        distinct_entries = f"SELECT {_LISTED} FROM (SELECT DISTINCT * FROM ({entries})) ORDER BY {_LISTED}"
         self.rows(f"COPY ({distinct_entries}) TO {quoted(path)} (FORMAT json)", [self.dataset])
         return path.stat().st_size > (old.stat().st_size if old else 0)
 
@@ -151,6 +167,7 @@ class _Merge:
             patients=patients,
             changed=changed,
             by_file=files,
+            dangling_references=self.dangling(),
         )
 
     def _reasons(self, kind: str) -> Counter[str]:

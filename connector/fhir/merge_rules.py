@@ -8,7 +8,7 @@ source deleted (``late``, ``left_store``: ``connector.fhir.deletions``) is super
 
 # ruff: noqa: S608 - put together from constants.
 
-__all__ = ["FAULTS", "FILES", "GONE", "LATE", "NOTHING_SEEN", "SEEN", "VERDICTS"]
+__all__ = ["FAULTS", "FILES", "GONE", "LATE", "NOTHING_SEEN", "ROWS", "SEEN", "VERDICTS"]
 
 NOTHING_SEEN = (
     "SELECT NULL::VARCHAR AS resource, NULL::VARCHAR AS content, NULL::TIMESTAMPTZ AS updated, "
@@ -61,6 +61,12 @@ FROM judged
 LATE = """
 INSERT INTO verdict BY NAME SELECT s.*, 'superseded' AS verdict FROM {staged} s SEMI JOIN late USING (file, line)
 """
+# The staged rows of what was accepted, in the order of reading: the first coding of a concept stays the first.
+ROWS = """
+SELECT s.* EXCLUDE (file, line, file_row_number)
+FROM {staged} s JOIN verdict v ON s.file = v.file AND s.line = v.line WHERE verdict = 'accepted'
+ORDER BY s.file_row_number
+"""
 # Resources of the store that give way to a newer version, or that a source deleted.
 GONE = """
 CREATE TEMP TABLE gone AS
@@ -71,6 +77,8 @@ CREATE TEMP TABLE fault AS
 SELECT file, line, kind, reason, path FROM {staged} WHERE kind <> 'value'
 UNION ALL
 SELECT file, line, 'line', 'conflicting-content', type || '.id' FROM verdict WHERE verdict = 'conflict'
+UNION ALL
+SELECT file, line, 'line', 'unresolved', 'MedicationRequest.medicationReference' FROM unresolved
 UNION ALL
 SELECT f.file, f.line, kind, reason, path FROM {staged} f JOIN verdict v ON f.file = v.file AND f.line = v.line
 WHERE kind = 'value' AND verdict = 'accepted'
@@ -86,7 +94,7 @@ LEFT JOIN (
 LEFT JOIN (
     SELECT file, count(*) FILTER (kind = 'line') AS q, count(*) FILTER (reason = 'empty-file') AS empty,
         max(reason) FILTER (reason IN ('gzip-truncated', 'gzip-corrupt', 'zstd-truncated', 'zstd-corrupt',
-            'unreadable-file', 'not-a-bundle', 'bundle-too-long')) AS cut
+            'unreadable-file', 'utf-16', 'not-a-bundle', 'bundle-type', 'bundle-too-long')) AS cut
     FROM fault GROUP BY file) USING (file)
 ORDER BY name
 """

@@ -1,7 +1,8 @@
 """A file of NDJSON, plain, gzip or zstd, as numbered lines: in bounded memory, and with an account of what broke.
 
 Every line appears once: as its bytes, or as the reason why it cannot be read. A compressed stream that ends early or is
-damaged yields all the whole lines before the damage, and then one line that stands for the rest.
+damaged yields all the whole lines before the damage, and then one line that stands for the rest. JSON is UTF-8 (RFC
+8259, 8.1): a byte order mark before a line is no part of it, and a file of UTF-16 is one line that says so.
 """
 
 import gzip
@@ -13,25 +14,29 @@ from pathlib import Path
 
 import pyarrow as pa
 
-__all__ = ["LINE_LIMIT", "Line", "chunks", "read_lines"]
+__all__ = ["LINE_LIMIT", "UTF_16", "Line", "chunks", "encoding_fault", "read_lines", "without_mark"]
 
 CHUNK = 1 << 20
+UTF_16 = "utf-16"
+_MARK = b"\xef\xbb\xbf"
+_WIDE = (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{", b"[\0", b"\0[")  # a mark, or how JSON begins without one
 LINE_LIMIT = 16 << 20  # bytes; a longer line is no resource that we read
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """``fault`` says why there is no ``content``."""
+    """``fault`` says why there is no ``content``; ``deletion`` is the JSON of an entry that tells of one."""
 
     number: int
     content: bytes = b""
     fault: str | None = None
+    deletion: bytes | None = None
 
 
 def read_lines(path: Path, *, limit: int = LINE_LIMIT) -> Iterator[Line]:
     """Lines of ``path``, counted from 1; the line end is not part of the content. An empty file has none.
 
-    Faults: ``blank-line``, ``line-too-long``, ``gzip-truncated``, ``gzip-corrupt``, ``zstd-truncated``,
+    Faults: ``blank-line``, ``line-too-long``, ``utf-16``, ``gzip-truncated``, ``gzip-corrupt``, ``zstd-truncated``,
     ``zstd-corrupt``, ``unreadable-file``.
     """
     number, rest, skipping = 0, b"", False
@@ -42,6 +47,9 @@ def read_lines(path: Path, *, limit: int = LINE_LIMIT) -> Iterator[Line]:
         *whole, last = (rest + chunk).split(b"\n")
         for content in whole:
             number += 1
+            if number == 1 and encoding_fault(content):
+                yield Line(1, fault=UTF_16)
+                return
             yield _too_long(number) if skipping or len(content) > limit else _line(number, content)
             skipping = False
         skipping = skipping or len(last) > limit
@@ -49,7 +57,8 @@ def read_lines(path: Path, *, limit: int = LINE_LIMIT) -> Iterator[Line]:
     if skipping:
         yield _too_long(number + 1)
     elif rest:
-        yield _line(number + 1, rest)
+        wide = None if number else encoding_fault(rest)
+        yield Line(1, fault=wide) if wide else _line(number + 1, rest)
 
 
 def _too_long(number: int) -> Line:
@@ -57,7 +66,19 @@ def _too_long(number: int) -> Line:
 
 
 def _line(number: int, content: bytes) -> Line:
+    if content.startswith(_MARK):  # of a file that was put together from several, before any line
+        content = without_mark(content)
     return Line(number, content) if content.strip() else Line(number, fault="blank-line")
+
+
+def without_mark(content: bytes) -> bytes:
+    """Without a UTF-8 byte order mark before it."""
+    return content.removeprefix(_MARK)
+
+
+def encoding_fault(content: bytes) -> str | None:
+    """``utf-16`` where a file begins like that."""
+    return UTF_16 if content.startswith(_WIDE) else None
 
 
 def chunks(path: Path) -> Iterator[tuple[bytes, str | None]]:

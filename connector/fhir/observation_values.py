@@ -138,7 +138,8 @@ def _integer(node: Node, where: str, meanings: list[Coding], units: Units) -> Va
     amount = node["valueInteger"]
     if type(amount) is not int:
         raise Quarantine("type", f"{where}.valueInteger")
-    return Value(number=float(amount), unit="1") if units.accept("1", meanings) else "unknown-unit"
+    # It counts something: as a ratio, 7 would be 700 %.
+    return Value(number=float(amount), unit="1") if units.accept("{integer}", meanings) else "unknown-unit"
 
 
 _READERS: dict[str, Any] = {

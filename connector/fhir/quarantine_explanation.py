@@ -47,7 +47,14 @@ class Explanation:
         meaning = reason(self.reason)
         r4b_findings = None if self.r4b is None else [finding.to_dict() for finding in self.r4b]
         place = {name: getattr(self, name) for name in ("file", "line", "kind", "reason", "path", "source", "type")}
-        return {**place, "what": meaning.what, "do": meaning.do, "at_character": self.at_character, "r4b": r4b_findings}
+        return {
+            **place,
+            "what": meaning.says,
+            "do": meaning.do,
+            "beyond_r4": meaning.beyond_r4,
+            "at_character": self.at_character,
+            "r4b": r4b_findings,
+        }
 
 
 def explain(entries: Iterable[Mapping[str, Any]], folders: Sequence[Path], units: Units) -> Iterator[Explanation]:
@@ -104,11 +111,13 @@ def _explained(entry: Mapping[str, Any], line: Line | None, units: Units) -> Exp
 
 
 def _still(entry: Mapping[str, Any], content: bytes, units: Units) -> bool:
-    """Is the same still wrong? A contradiction shows in no line alone, so it stays one."""
+    """Is the same still wrong? A contradiction shows in no line alone, so it stays one; so does a medication that was
+    nowhere, while it is referred to."""
     if entry["reason"] == "conflicting-content":
         return True
     fault = (entry["reason"], entry["path"])
     try:
-        return fault in read_line(content, units).reading.verdict.rejected
+        reading = read_line(content, units).reading
+        return fault in reading.verdict.rejected or (entry["reason"] == "unresolved" and bool(reading.medication_id))
     except Quarantine as verdict:
         return fault == (verdict.reason, verdict.path)

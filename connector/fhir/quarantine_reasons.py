@@ -7,8 +7,15 @@ __all__ = ["REASONS", "Reason", "reason"]
 
 @dataclass(frozen=True)
 class Reason:
+    """``beyond_r4``: what is set aside is valid FHIR R4 and of no use here; a node asks for more than FHIR does."""
+
     what: str
     do: str
+    beyond_r4: bool = False
+
+    @property
+    def says(self) -> str:
+        return f"valid FHIR, of no use here: {self.what}" if self.beyond_r4 else self.what
 
 
 _EXPORT_AGAIN = "export that file again"
@@ -28,7 +35,13 @@ REASONS = {
     ),
     "blank-line": Reason("nothing is on the line", "harmless: leave it out"),
     "line-too-long": Reason("the line has more than 16 MiB", "split what is attached to the resource"),
-    "not-a-bundle": Reason("a .json file holds another resource, or a Bundle that is not read", "write NDJSON"),
+    "utf-16": Reason("the file is in UTF-16; FHIR is UTF-8", "write UTF-8"),
+    "not-a-bundle": Reason("a .json file holds another resource than a Bundle", "write NDJSON"),
+    "bundle-type": Reason(
+        "a message, whose event says what its entries mean, or a Bundle of no type that R4 has",
+        "write NDJSON, or a collection",
+        True,
+    ),
     "bundle-too-long": Reason("a Bundle has more than 64 MiB and would be read whole", "write NDJSON"),
     "no-resource": Reason("an entry of a Bundle has no resource, e.g. a deletion", "harmless where it is a deletion"),
     "gzip-truncated": Reason("the stream ends early; whole lines before were read", _EXPORT_AGAIN),
@@ -41,7 +54,7 @@ REASONS = {
         "see the server's list; pull with --replace where it cannot be corrected",
     ),
     "not-an-object": Reason("the line is JSON, but no resource", "write one resource a line"),
-    "unsupported-type": Reason("a resource type that is not read", "leave it out of the export, or ignore it"),
+    "unsupported-type": Reason("a resource type that is not read", "leave it out of the export, or ignore it", True),
     "missing": Reason("a required element is absent", "map the element that the path names"),
     "type": Reason("an element has the wrong JSON type", "send numbers as JSON numbers, lists as lists"),
     "format": Reason("a value is spelled as its type does not allow", "times need seconds and a zone, codes no spaces"),
@@ -55,21 +68,32 @@ REASONS = {
         "a value beside the reason for its absence, or again in a component (obs-6, obs-7)", "send one of the two"
     ),
     "reference": Reason("subject names no patient in a known form", "refer to Patient/ID"),
-    "unresolved": Reason("the medication is in another resource", "send medicationCodeableConcept"),
-    "modifier-extension": Reason("a modifierExtension may turn the meaning around", "leave such resources out"),
-    "implicit-rules": Reason("implicitRules may turn the meaning around", "leave such resources out"),
+    "unresolved": Reason(
+        "the medication referred to is neither in this export nor held, or a search finds no one patient in its Bundle",
+        "export Medication as well, or send medicationCodeableConcept; refer to Patient/ID",
+        True,
+    ),
+    "no-time": Reason(
+        "nothing says when it was, or not in a form that is read", "map the element that the path names", True
+    ),
+    "no-subject": Reason("nothing says whose it is", "map subject", True),
+    "not-a-patient": Reason("subject is a Group, a Device, a Location or another type", "harmless: leave it out", True),
+    "logical-reference": Reason("subject is named by an identifier or a text alone", "refer to Patient/ID", True),
+    "contained-subject": Reason("the patient stands inside the resource, without an id", "refer to Patient/ID", True),
+    "modifier-extension": Reason("a modifierExtension may turn the meaning around", "leave such resources out", True),
+    "implicit-rules": Reason("implicitRules may turn the meaning around", "leave such resources out", True),
     "conflicting-content": Reason(
         "this type and id was seen with other content, and no version says which is newer",
         "send meta.lastUpdated, or take the export in with --replace",
     ),
     # of a value
     "unknown-unit": Reason("no known unit for this code", "map to a UCUM unit of the port (docs/reference/ports.md)"),
-    "missing-unit": Reason("a number without a unit", "send system and code of UCUM"),
-    "unit-system": Reason("a unit code of another system than UCUM", "send http://unitsofmeasure.org"),
-    "missing-number": Reason("a quantity without a number", "leave the resource out, or send a dataAbsentReason"),
-    "comparator": Reason("< or >: the number is a bound, not a value", "nothing: a bound cannot be a value"),
-    "no-code": Reason("a coded answer without a code", "map the answer to a code"),
-    "unread-type": Reason("a value type that is not read, such as text", "send a quantity or a code"),
+    "missing-unit": Reason("a number without a unit", "send system and code of UCUM", True),
+    "unit-system": Reason("a unit code of another system than UCUM", "send http://unitsofmeasure.org", True),
+    "missing-number": Reason("a quantity without a number", "leave the resource out, or send a dataAbsentReason", True),
+    "comparator": Reason("< or >: the number is a bound, not a value", "nothing: a bound cannot be a value", True),
+    "no-code": Reason("a coded answer without a code", "map the answer to a code", True),
+    "unread-type": Reason("a value type that is not read, such as text", "send a quantity or a code", True),
 }
 
 

@@ -3,8 +3,9 @@
 ``id`` is the stored key, references are made of stored keys, and ``meta.lastUpdated`` is when this node took the
 resource in. What intake reduced stays reduced: times are instants in UTC (a partial date the last one it may mean),
 ``onset``, ``effective`` and ``abatement`` are dateTimes whichever choice was sent, a condition known by its
-``recordedDate`` alone has that as its onset, an integer is a Quantity of unit ``1``, and a patient who was replaced by
-another is not active. DuckDB writes the JSON; Python sees it only where a caller asks for single resources.
+``recordedDate`` alone has that as its onset, an integer is a Quantity of unit ``1``, a medication that was referred to
+is a CodeableConcept, and a patient who was replaced by another is not active. DuckDB writes the JSON; Python sees it
+only where a caller asks for single resources.
 """
 
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants; values are parameters.
@@ -17,6 +18,7 @@ import duckdb
 import orjson
 
 from connector.duckdb_lockdown import locked, quoted
+from connector.fhir.condition_status import CLINICAL_SYSTEM, VERIFICATION_SYSTEM
 from connector.fhir.observation_values import UCUM
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, table_name
@@ -40,8 +42,6 @@ _SQL_TYPES = {
 _MASKED = (
     '"code":{"extension":[{"url":"http://hl7.org/fhir/StructureDefinition/data-absent-reason","valueCode":"masked"}]}'
 )
-_CLINICAL = "http://terminology.hl7.org/CodeSystem/condition-clinical"
-_VERIFICATION = "http://terminology.hl7.org/CodeSystem/condition-ver-status"
 _ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 
 
@@ -147,6 +147,7 @@ _CELLS = {
     "Observation": ("part", "code_system", "code", "number", "unit", "truth", "value_system", "value_code"),
     "Condition": ("system", "code"),
     "MedicationRequest": ("system", "code"),
+    "Encounter": ("type_system", "type_code", "reason_system", "reason_code"),
 }
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -183,8 +184,15 @@ def _said(system: str, code: str) -> str:
     return f"""'{{"coding":[{{"system":"{system}","code":' || {_text(code)} || '}}]}}'"""
 
 
-def _concept(system: str, code: str) -> str:
-    return f"""'{{"coding":[' || {_coding(system, code)} || ']}}'"""
+def _concepts(system: str, code: str) -> str:
+    """A CodeableConcept for each different coding of the cells: which of them are synonyms was not kept."""
+    coding = _coding(f"c.{system}", f"c.{code}")
+    concepts = f"""list_transform(cells, lambda c: '{{"coding":[' || {coding} || ']}}')"""
+    present_concepts = f"list_filter({concepts}, lambda x: x IS NOT NULL)"
+    return (
+        f"nullif(array_to_string(list_transform([{present_concepts}], "
+        "lambda l: list_filter(l, lambda x, i: list_position(l, x) = i))[1], ','), '')"
+    )
 
 
 def _head(kind: str, key: str) -> str:
@@ -232,8 +240,9 @@ _WRITERS = {
         CASE WHEN deceased_at IS NOT NULL THEN ',"deceasedDateTime":' || {_instant("deceased_at")}
             WHEN deceased THEN ',"deceasedBoolean":true' END, '}}')""",
     "Observation": _observation(),
-    "Condition": f"""concat({_head("Condition", "resource")}, ',"clinicalStatus":' || {_said(_CLINICAL, "clinical")},
-        ',"verificationStatus":' || {_said(_VERIFICATION, "verification")},
+    "Condition": f"""concat({_head("Condition", "resource")},
+        ',"clinicalStatus":' || {_said(CLINICAL_SYSTEM, "clinical")},
+        ',"verificationStatus":' || {_said(VERIFICATION_SYSTEM, "verification")},
         ',"code":{{"coding":[' || {_codings("cells", "system", "code", "cells[1]")} || ']}}', {_SUBJECT}, {_ENCOUNTER},
         ',"onsetDateTime":' || {_instant("onset")}, ',"abatementDateTime":' || {_instant("abated")},
         ',"recordedDate":' || {_instant("recorded")}, '}}')""",
@@ -242,9 +251,10 @@ _WRITERS = {
         ',"medicationCodeableConcept":{{"coding":[' || {_codings("cells", "system", "code", "cells[1]")} || ']}}',
         {_SUBJECT}, {_ENCOUNTER}, ',"authoredOn":' || {_instant("authored")}, '}}')""",
     "Encounter": f"""concat({_head("Encounter", "resource")}, {_STATUS},
-        ',"class":{{"system":"{_ACT_CODE}","code":' || {_text("class_code")} || '}}',
-        ',"type":[' || {_concept("type_system", "type_code")} || ']', {_SUBJECT},
-        ',"reasonCode":[' || {_concept("reason_system", "reason_code")} || ']',
+        ',"class":{{"system":' || {_text(f"coalesce(class_system, '{_ACT_CODE}')")}
+            || ',"code":' || {_text("class_code")} || '}}',
+        ',"type":[' || {_concepts("type_system", "type_code")} || ']', {_SUBJECT},
+        ',"reasonCode":[' || {_concepts("reason_system", "reason_code")} || ']',
         CASE WHEN coalesce(started, ended) IS NOT NULL THEN concat(',"period":{{', '"start":' || {_instant("started")},
             CASE WHEN started IS NOT NULL AND ended IS NOT NULL THEN ',' END,
             '"end":' || {_instant("ended")}, '}}') END, '}}')""",

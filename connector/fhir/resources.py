@@ -5,13 +5,17 @@ depth) or an ``implicitRules`` means something that we do not know: it is quaran
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import zip_longest
 from typing import Any
 
+from connector.fhir.condition_status import condition_status
+from connector.fhir.medications import MISTAKEN, contained_medication, medication_codings, medication_status
 from connector.fhir.observation_values import Units, Value, Verdict, read_value
 from connector.fhir.typed_elements import (
+    Coding,
     Node,
     Quarantine,
     boolean,
@@ -27,9 +31,21 @@ from connector.fhir.typed_elements import (
     subject,
     text,
 )
+from vht_federate.domain.references import medication_id_of
 from vht_federate.domain.split import bucket_of
 
-__all__ = ["TABLES", "Reading", "Version", "kept_type", "read_resource", "read_version", "refuse_modifiers"]
+__all__ = [
+    "KEPT",
+    "MEDICATION",
+    "MEDICATION_COLUMNS",
+    "TABLES",
+    "Reading",
+    "Version",
+    "kept_type",
+    "read_resource",
+    "read_version",
+    "refuse_modifiers",
+]
 
 Row = tuple[Any, ...]
 Version = tuple[datetime | None, int | None]
@@ -37,7 +53,8 @@ _NUMBER = re.compile("[0-9]{1,18}")
 _NO_CODE: list[tuple[str | None, str | None]] = [(None, None)]
 _NO_VALUE: list[Row] = [(None, None, None, None, None)]
 
-# Columns of each row after (resource, subject), in order. ``encounter`` is the key of the Encounter referred to.
+# Columns of each row after (resource, subject), in order. ``encounter`` and ``medication`` are the keys of what is
+# referred to. A coded list has a row for each coding.
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "Patient": (
         ("bucket", "uint8"),
@@ -72,6 +89,7 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "MedicationRequest": (
         ("encounter", "string"),
+        ("medication", "string"),
         ("status", "string"),
         ("intent", "string"),
         ("prohibited", "bool"),
@@ -81,6 +99,7 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "Encounter": (
         ("status", "string"),
+        ("class_system", "string"),
         ("class_code", "string"),
         ("started", "timestamp"),
         ("ended", "timestamp"),
@@ -91,7 +110,11 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 
-MISTAKEN = "entered-in-error"
+# Of no patient, and kept because prescriptions refer to it: its columns after (resource).
+MEDICATION = "Medication"
+MEDICATION_COLUMNS = (("system", "string"), ("code", "string"))
+KEPT = (*TABLES, MEDICATION)
+
 GENDERS = frozenset({"male", "female", "other", "unknown"})
 OBSERVATION_STATUS = frozenset(
     {"registered", "preliminary", "final", "amended", "corrected", "cancelled", "entered-in-error", "unknown"}
@@ -119,16 +142,17 @@ ENCOUNTER_STATUS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One accepted resource: ``rows`` without their leading keys (resource, subject and, where the table has it,
-    encounter)."""
+    """One accepted resource: ``rows`` without their leading keys (resource and, where the table has them, subject,
+    encounter, medication). ``medication_id`` names the Medication whose codes the rows lack."""
 
     type: str
     id: str
-    patient_id: str
+    patient_id: str | None
     rows: list[Row]
     verdict: Verdict = field(default_factory=Verdict)
     mistaken: bool = False  # entered in error
     encounter_id: str | None = None
+    medication_id: str | None = None
 
 
 def refuse_modifiers(resource: Node) -> None:
@@ -200,11 +224,11 @@ def _patient(node: Node, _units: Units) -> Reading:
 
 
 def _observation(node: Node, units: Units) -> Reading:
-    resource_id, patient = identifier(node, "Observation"), subject(node, "Observation")
+    resource_id, patient = identifier(node, "Observation"), subject(node, "Observation", required=False)
     status = _status(node, "Observation", OBSERVATION_STATUS)
     effective = _when(node, "effective", "Observation")
     if effective is None:
-        raise Quarantine("missing", "Observation.effective[x]")
+        raise Quarantine("no-time", "Observation.effective[x]")
     verdict = Verdict()
     rows: list[Row] = []
     places = [(node, "Observation")]
@@ -230,9 +254,9 @@ def _condition(node: Node, _units: Units) -> Reading:
     recorded = moment(node, "recordedDate", "Condition")
     onset = _when(node, "onset", "Condition") or recorded
     if onset is None:
-        raise Quarantine("missing", "Condition.onset[x]")
+        raise Quarantine("no-time", "Condition.onset[x]")
     abated = _when(node, "abatement", "Condition")
-    verification, clinical = (_first(node, f"{which}Status", "Condition")[1] for which in ("verification", "clinical"))
+    verification, clinical = condition_status(node)
     concept_codings = codings(member(node, "code", "Condition"), "Condition.code")
     rows: list[Row] = [(verification, clinical, onset, abated, recorded, *coding) for coding in concept_codings]
     encounter_id = encounter(node, "Condition")
@@ -249,39 +273,62 @@ def _medication_request(node: Node, _units: Units) -> Reading:
     prohibited = boolean(node, "doNotPerform", kind) or False
     authored = moment(node, "authoredOn", kind)
     if authored is None:
-        raise Quarantine("missing", f"{kind}.authoredOn")
-    if node.get("medicationReference") is not None:
-        raise Quarantine("unresolved", f"{kind}.medicationReference")
-    concept = member(node, "medicationCodeableConcept", kind)
-    if concept is None:
-        raise Quarantine("missing", f"{kind}.medication[x]")
-    concept_codings = codings(concept, f"{kind}.medicationCodeableConcept")
-    rows: list[Row] = [(status, intent, prohibited, authored, *coding) for coding in concept_codings]
-    return Reading(kind, resource_id, patient, rows, mistaken=status == MISTAKEN, encounter_id=encounter(node, kind))
+        raise Quarantine("no-time", f"{kind}.authoredOn")
+    medication_id, medication = _medication_of(node, kind)
+    rows: list[Row] = [(status, intent, prohibited, authored, *coding) for coding in medication]
+    return Reading(
+        kind,
+        resource_id,
+        patient,
+        rows,
+        mistaken=status == MISTAKEN,
+        encounter_id=encounter(node, kind),
+        medication_id=medication_id,
+    )
+
+
+def _medication_of(node: Node, kind: str) -> tuple[str | None, Sequence[tuple[str | None, str | None]]]:
+    """Medication.id and no code, where another resource has the codes; else None and the codes."""
+    concept, reference = member(node, "medicationCodeableConcept", kind), member(node, "medicationReference", kind)
+    where = f"{kind}.medicationReference"
+    if reference is None:
+        if concept is None:
+            raise Quarantine("missing", f"{kind}.medication[x]")
+        return None, codings(concept, f"{kind}.medicationCodeableConcept")
+    if concept is not None:
+        raise Quarantine("choice", f"{kind}.medication[x]")
+    target = text(reference, "reference", where) or ""
+    contained = contained_medication(node, target, kind) if target.startswith("#") else None
+    if contained is not None:
+        return None, medication_codings(contained)
+    medication_id = medication_id_of(target)
+    if medication_id is None:
+        raise Quarantine("unresolved", where)
+    return medication_id, _NO_CODE
+
+
+def _medication(node: Node, _units: Units) -> Reading:
+    medication_id, mistaken = identifier(node, MEDICATION), medication_status(node) == MISTAKEN
+    return Reading(MEDICATION, medication_id, None, [*(medication_codings(node) or _NO_CODE)], mistaken=mistaken)
 
 
 def _encounter(node: Node, _units: Units) -> Reading:
-    resource_id, patient = identifier(node, "Encounter"), subject(node, "Encounter")
+    resource_id, patient = identifier(node, "Encounter"), subject(node, "Encounter", required=False)
     status = _status(node, "Encounter", ENCOUNTER_STATUS)
-    encounter_class = member(node, "class", "Encounter")
+    encounter_class = member(node, "class", "Encounter") or {}
     period = member(node, "period", "Encounter") or {}
     started, ended = (moment(period, key, "Encounter.period") for key in ("start", "end"))
-    class_code = code(encounter_class, "code", "Encounter.class") if encounter_class else None
-    type_and_reason = (*_first_of(node, "type", "Encounter"), *_first_of(node, "reasonCode", "Encounter"))
-    row = (status, class_code, started, ended, *type_and_reason)
-    return Reading("Encounter", resource_id, patient, [row], mistaken=status == MISTAKEN)
+    class_coding = (code(encounter_class, key, "Encounter.class") for key in ("system", "code"))
+    lead = (status, *class_coding, started, ended)
+    types, reasons = (_each_of(node, key, "Encounter") for key in ("type", "reasonCode"))
+    rows = [(*lead, *pair[0], *pair[1]) for pair in zip_longest(types, reasons, fillvalue=_NO_CODE[0])]
+    return Reading("Encounter", resource_id, patient, rows or [(*lead, *_NO_CODE[0] * 2)], mistaken=status == MISTAKEN)
 
 
-def _first(node: Node, key: str, where: str) -> tuple[str | None, str | None]:
-    """The first coding of a CodeableConcept."""
-    concept_codings = codings(member(node, key, where), f"{where}.{key}")
-    return concept_codings[0] if concept_codings else _NO_CODE[0]
-
-
-def _first_of(node: Node, key: str, where: str) -> tuple[str | None, str | None]:
-    """The first coding of the first CodeableConcept that has one."""
-    codings_by_concept = (codings(concept, f"{where}.{key}") for concept in members(node, key, where))
-    return next((concept_codings[0] for concept_codings in codings_by_concept if concept_codings), _NO_CODE[0])
+def _each_of(node: Node, key: str, where: str) -> list[Coding]:
+    """Each coding of a list of CodeableConcepts, once."""
+    concepts = members(node, key, where)
+    return list(dict.fromkeys(coding for concept in concepts for coding in codings(concept, f"{where}.{key}")))
 
 
 def _when(node: Node, stem: str, where: str) -> Any:
@@ -300,4 +347,5 @@ _READERS: dict[str, Callable[[Node, Units], Reading]] = {
     "Condition": _condition,
     "MedicationRequest": _medication_request,
     "Encounter": _encounter,
+    "Medication": _medication,
 }

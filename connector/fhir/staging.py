@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connector.fhir.resources import TABLES
+from connector.fhir.resources import MEDICATION, MEDICATION_COLUMNS, TABLES
 from connector.fhir.store import table_name
 
 __all__ = ["SCHEMAS", "Staging"]
@@ -28,6 +28,7 @@ _PLACE = (("file", "int32"), ("line", "int64"))
 _KEYS = (("resource", "string"), ("subject", "string"))
 _COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
     **{table_name(kind): (*_PLACE, *_KEYS, *columns) for kind, columns in TABLES.items()},
+    table_name(MEDICATION): (*_PLACE, ("resource", "string"), *MEDICATION_COLUMNS),
     "line": (
         *_PLACE,
         ("type", "string"),

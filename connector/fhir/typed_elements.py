@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from connector.fhir.subject_keys import ID
-from vht_federate.domain.references import encounter_id_of, patient_id_of
+from vht_federate.domain.references import encounter_id_of, patient_id_of, type_of
 
 __all__ = [
     "Coding",
@@ -35,6 +35,7 @@ Coding = tuple[str | None, str]  # system, code
 
 _CODE = re.compile(r"\S(?:\S| (?=\S)){0,255}")  # FHIR code or uri, bounded
 _DATE = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
+_PATIENT_TYPES = ("Patient", "http://hl7.org/fhir/StructureDefinition/Patient")  # Reference.type is a uri
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
@@ -116,23 +117,42 @@ def identifier(node: Node, where: str) -> str:
     return value
 
 
-def subject(node: Node, where: str) -> str:
-    """The Patient.id that ``subject`` refers to."""
+def subject(node: Node, where: str, *, required: bool = True) -> str:
+    """The Patient.id that ``subject`` refers to; ``required``: R4 demands a subject of this type.
+
+    Raises Quarantine, for what R4 allows as ``no-subject``, ``logical-reference``, ``contained-subject`` or
+    ``not-a-patient``.
+    """
     reference = member(node, "subject", where)
     if reference is None:
-        raise Quarantine("missing", f"{where}.subject")
+        raise Quarantine("missing" if required else "no-subject", f"{where}.subject")
     target = text(reference, "reference", f"{where}.subject")
     patient = patient_id_of(target) if target else None
-    if patient is None:
-        raise Quarantine("reference", f"{where}.subject.reference")
+    if patient is None or (reference.get("type") or "Patient") not in _PATIENT_TYPES:
+        raise Quarantine(_no_patient(reference, target, f"{where}.subject"), f"{where}.subject.reference")
     return patient
 
 
+def _no_patient(reference: Node, target: str | None, where: str) -> str:
+    """Why a subject names no patient."""
+    named_type = text(reference, "type", where) or (type_of(target) if target else None) or "Patient"
+    if named_type not in _PATIENT_TYPES:
+        return "not-a-patient"
+    if target is None:
+        return "logical-reference"
+    if target.startswith("#"):
+        return "contained-subject"
+    return "unresolved" if target.startswith("Patient?") else "reference"
+
+
 def encounter(node: Node, where: str) -> str | None:
-    """The Encounter.id that ``encounter`` refers to; None where it refers to nothing that has one."""
+    """The Encounter.id that ``encounter`` refers to, or the whole of a search that stands for it; None where it refers
+    to nothing that has one."""
     reference = member(node, "encounter", where)
     target = text(reference, "reference", f"{where}.encounter") if reference else None
-    return encounter_id_of(target) if target else None
+    if not target:
+        return None
+    return encounter_id_of(target) or (target if target.startswith("Encounter?") else None)
 
 
 def codings(node: Node | None, where: str) -> list[Coding]:

@@ -19,7 +19,7 @@ from vht_federate.evidence.log import EvidenceLog
 __all__ = ["Intakes"]
 
 log = logging.getLogger("vht.node.intakes")
-SHOWN = ("values", "reasons", "value_reasons", "sample", "ignored", "folder")
+SHOWN = ("values", "reasons", "value_reasons", "dangling_references", "sample", "ignored", "folder")
 COUNTED = ("files", "lines", "accepted", "quarantined", "duplicate", "deleted")
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 from functools import lru_cache
 
-from vht_federate.domain.units import is_ucum
+from vht_federate.domain.ucum import is_quantity, is_ucum
 
 __all__ = ["is_public", "public_unit"]
 
@@ -115,8 +115,8 @@ def public_unit(code: str) -> str | None:
         return None
     for text in _ANNOTATION.findall(code):
         if text not in _WORDS:
-            if re.search("[0-9]", text):
-                return None  # a number in an annotation is a part of the unit
+            if is_quantity(text):
+                return None  # a quantity in an annotation is a part of the unit
             code = code.replace(f"{{{text}}}", "{}")
     alone = re.sub(r"(^|[./(])\{\}", r"\g<1>1", code).replace("{}", "")
     return alone if is_ucum(alone) else None

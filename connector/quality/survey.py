@@ -110,7 +110,7 @@ class Survey:
             "features": [feature.to_dict(shown, cohort) for feature in self.features],
             "quarantine": [
                 {"kind": kind, "reason": why, "path": path, "entries": shown.count(count),
-                 "what": reason(why).what, "do": reason(why).do}
+                 "what": reason(why).says, "do": reason(why).do}
                 for (kind, why, path), count in self.quarantine.items()
             ],
             "holdings": [holding.to_dict(shown) for holding in self.holdings],

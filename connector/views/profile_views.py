@@ -8,6 +8,7 @@ that what a view gives and what the store holds are read by the same statements.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from connector.fhir.condition_status import VERIFICATION_SYSTEM
 from connector.views.inclusion import compile_inclusion
 from vht_federate.components.contract import Component, Port, Source
 from vht_federate.components.digest import ComponentFiles
@@ -17,6 +18,7 @@ __all__ = ["View", "component_views", "derived_views", "view_hash"]
 
 View = dict[str, Any]
 Coding = tuple[str, str]
+_VERIFICATION = f"verificationStatus.coding.where(system = '{VERIFICATION_SYSTEM}').first().code"
 _CODES_AT_ONCE = 100  # in one path: a path has an end
 
 
@@ -124,7 +126,7 @@ def _observation(codings: list[Coding]) -> View:
 def _condition(codings: list[Coding]) -> View:
     head = [
         *_OWN,
-        _column("verification", "verificationStatus.coding.first().code", "code"),
+        _column("verification", _VERIFICATION, "code"),
         _column("onset", "onset.ofType(dateTime)", "dateTime"),
     ]
     return {"resource": "Condition", "select": [{"column": head}, _each(codings, "system")]}
@@ -170,7 +172,7 @@ def _text(value: str) -> str:
 def _recorded() -> dict[str, View]:
     """When anything was recorded of a patient: what was entered in error is told by its status."""
     status = _column("status", "status", "code")
-    verification = _column("verification", "verificationStatus.coding.first().code", "code")
+    verification = _column("verification", _VERIFICATION, "code")
     moments = {
         "Observation": [status, _column("effective", "effective.ofType(dateTime)", "dateTime")],
         "Condition": [verification, _column("onset", "onset.ofType(dateTime)", "dateTime")],

@@ -131,6 +131,52 @@ def test_a_hostile_unit_costs_nothing_and_says_no(hostile: str) -> None:
     assert conversion("mg/dL", hostile) is None
 
 
+@pytest.mark.parametrize(
+    ("unit", "value", "ngsp"),
+    [
+        ("mmol/mol{Hb}", 53, 7.0004),
+        ("mmol/mol{HbA1c}", 53, 7.0004),
+        ("mmol.mol-1", 53, 7.0004),
+        ("umol/mol", 53_000, 7.0004),
+        ("%{HemoglobinA1C}", 7.0, 7.0),
+        ("%{Hb}", 7.0, 7.0),
+        ("10*-2", 7.0, 7.0),
+        ("1", 0.07, 7.0),
+    ],
+)
+def test_annotations_and_other_spellings_of_an_hba1c_mean_what_the_plain_one_does(
+    unit: str, value: float, ngsp: float
+) -> None:
+    for code in ("4548-4", "59261-8"):
+        assert way(unit, "%", loinc=code)(value) == pytest.approx(ngsp, abs=1e-4)
+        assert way(unit, "mmol/mol{Hb}", loinc=code)(value) == pytest.approx((ngsp - 2.152) / 0.09148, abs=1e-3)
+
+
+@pytest.mark.parametrize("unit", ["{%}", "{percent}", "{ratio}", "{%}{Hb}"])
+def test_an_annotation_alone_counts_something_and_is_no_ratio(unit: str) -> None:
+    """7 {%} would be 700 %."""
+    for to in ("%", "mmol/mol", "[ppm]", "10*-2"):
+        assert conversion(unit, to, loinc="4548-4") is None
+        assert conversion(to, unit, loinc="4548-4") is None
+    assert way(unit, "1") == way("1", unit) == way(unit, "{score}") == Affine(1.0)
+
+
+@pytest.mark.parametrize(
+    ("unit", "to", "same"),
+    [
+        ("mmol/L{vitamin_B12}", "mmol/L", True),
+        ("mg/dL{LDL-C_calc}", "mg/dL", True),
+        ("{beats}/min", "/min", True),
+        ("mL/min/{1.73_m2}", "mL/min/{1.73m2}", True),
+        ("mL/min/{m2}", "mL/min", False),
+        ("mL/min/{per_1.73_m2}", "mL/min", False),
+        ("mg/{24.h}", "mg", False),
+    ],
+)
+def test_a_digit_in_a_name_is_no_quantity(unit: str, to: str, same: bool) -> None:
+    assert conversion(unit, to) == (Affine(1.0) if same else None)
+
+
 def test_every_installed_port_accepts_its_own_unit_as_it_is() -> None:
     quantities = [port for port in installed_ports() if port.kind == "quantity"]
     assert quantities

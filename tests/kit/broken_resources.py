@@ -45,11 +45,23 @@ BROKEN: list[tuple[Any, str, str]] = [
     ),
     (observation("o", status=None), "missing", "Observation.status"),
     (observation("o", status="done"), "code", "Observation.status"),
-    (observation("o", subject=None), "missing", "Observation.subject"),
+    (observation("o", subject=None), "no-subject", "Observation.subject"),
     (observation("o", subject="Patient/p1"), "type", "Observation.subject"),
-    (observation("o", subject={"reference": "Group/1"}), "reference", "Observation.subject.reference"),
-    (observation("o", subject={"identifier": {"value": "1"}}), "reference", "Observation.subject.reference"),
-    (observation("o", effectiveDateTime=None), "missing", "Observation.effective[x]"),
+    (observation("o", subject={"reference": "Group/1"}), "not-a-patient", "Observation.subject.reference"),
+    (observation("o", subject={"identifier": {"value": "1"}}), "logical-reference", "Observation.subject.reference"),
+    (observation("o", subject={"reference": "p1"}), "reference", "Observation.subject.reference"),
+    (observation("o", subject={"reference": "#p"}), "contained-subject", "Observation.subject.reference"),
+    (
+        observation("o", subject={"reference": "urn:uuid:1", "type": "Device"}),
+        "not-a-patient",
+        "Observation.subject.reference",
+    ),
+    (
+        observation("o", subject={"reference": "Patient?identifier=1"}),
+        "unresolved",
+        "Observation.subject.reference",
+    ),
+    (observation("o", effectiveDateTime=None), "no-time", "Observation.effective[x]"),
     (observation("o", effectiveDateTime="2009-W03"), "format", "Observation.effectiveDateTime"),
     (observation("o", effectiveDateTime="2009-05-06T25:00:00Z"), "format", "Observation.effectiveDateTime"),
     (observation("o", code="8480-6"), "type", "Observation.code"),
@@ -67,13 +79,16 @@ BROKEN: list[tuple[Any, str, str]] = [
     ),
     (observation("o", valueQuantity=None, valueBoolean="true"), "type", "Observation.valueBoolean"),
     (observation("o", valueQuantity=None, valueInteger=1.5), "type", "Observation.valueInteger"),
-    (condition("c", "22298006", None), "missing", "Condition.onset[x]"),  # type: ignore[arg-type]
+    (condition("c", "22298006", None), "no-time", "Condition.onset[x]"),  # type: ignore[arg-type]
     (prescription("m", "C09AA05", "2009", intent="wish"), "code", "MedicationRequest.intent"),
     (prescription("m", "C09AA05", "2009", doNotPerform="no"), "type", "MedicationRequest.doNotPerform"),
     (
-        prescription(
-            "m", "C09AA05", "2009", medicationCodeableConcept=None, medicationReference={"reference": "Medication/m"}
-        ),
+        prescription("m", "C09AA05", "2009", medicationReference={"reference": "#m"}),
+        "choice",
+        "MedicationRequest.medication[x]",
+    ),
+    (
+        prescription("m", "", "2009", medicationCodeableConcept=None, medicationReference={"reference": "#m"}),
         "unresolved",
         "MedicationRequest.medicationReference",
     ),

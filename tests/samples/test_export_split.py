@@ -79,6 +79,21 @@ def test_every_resource_lies_with_its_patient_in_whatever_form_it_refers(tmp_pat
             )
 
 
+def hospital_lines(out: Path) -> int:
+    return sum(content.count(b"\n") for content in written(out).values())
+
+
+def test_each_hospital_has_every_medication_that_its_prescriptions_may_name(tmp_path: Path) -> None:
+    medications = [{"resourceType": "Medication", "id": name, "code": {}} for name in ("a", "b")]
+    folder = folder_of(files_of([*resources(20), *medications]), tmp_path / "in")
+    split = split_export(folder, tmp_path / "out", hospitals=3)
+    assert (split.shared, split.unread) == ({"Medication": 2}, {"Procedure": 20})
+    for hospital in split.hospitals:
+        lines = (tmp_path / "out" / hospital.name / "Medication.ndjson").read_bytes().splitlines()
+        assert [json.loads(line)["id"] for line in lines] == ["a", "b"]
+        assert hospital.resources["Medication"] == 2
+
+
 def test_a_folder_a_compressed_folder_and_an_archive_give_the_same_bytes(tmp_path: Path) -> None:
     files = files_of(resources(40))
     zipped = {f"{name}.gz": gzip.compress(content) for name, content in files.items()}
@@ -100,6 +115,7 @@ def test_a_folder_a_compressed_folder_and_an_archive_give_the_same_bytes(tmp_pat
                 b'{"resourceType":"Observation","id":"o","subject":{"reference":"Patient/nobody"}}',
                 b'{"resourceType":"Condition","id":"c","subject":{"reference":"Group/p-1"}}',
                 b'{"resourceType":"Encounter","id":"e"}',
+                b'{"resourceType":"Medication","id":"m"}',
                 b'{"resourceType":"Procedure","id":"r","subject":{"reference":"Patient/p-1"}}',
                 *MALFORMED,
                 b"",
@@ -116,7 +132,10 @@ def test_every_line_is_written_once_or_counted_once(
     split = split_export(folder_of(files, place / "in"), place / "out", hospitals=2)
     kept = sum(sum(hospital.resources.values()) for hospital in split.hospitals)
     assert split.lines == 1 + sum(1 for line in lines if line)
-    assert split.lines == kept + sum(split.unread.values()) + sum(split.stray.values()) + split.malformed
+    shared = sum(split.shared.values())
+    assert kept == hospital_lines(place / "out")
+    kept -= 2 * shared
+    assert split.lines == kept + shared + sum(split.unread.values()) + sum(split.stray.values()) + split.malformed
     assert kept == 1 + sum(b"Patient/p-1" in line and b"Procedure" not in line for line in lines)
     assert len(split.malformed_at) == split.malformed == sum(line in MALFORMED for line in lines)
 

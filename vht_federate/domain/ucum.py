@@ -5,8 +5,8 @@ parsed once. Stricter than dimensions alone, because a wrong map would be silent
 
 - Arbitrary units (``[iU]``, ``[HPF]``, …), angles, equivalents and osmoles convert only among their own kind.
 - A ratio keeps what it is a ratio of: ``mg/g``, ``mmol/mol`` and ``%`` do not meet.
-- Annotations in braces carry no dimension and are dropped, but one with a number in it is a part of the unit:
-  ``mL/min/{1.73_m2}`` is normalised to body surface and is not ``mL/min``.
+- Annotations in braces mean nothing (UCUM, 6) and are dropped, but one that is a quantity itself is a part of the unit:
+  ``mL/min/{1.73_m2}`` is normalised to body surface and is not ``mL/min``. The digit in ``%{HbA1c}`` is a name's.
 - Logarithmic and other special units, and the few atoms that ucumvert maps to something else than UCUM's own
   definition, are accepted as themselves and never converted. Celsius, Fahrenheit and kelvin are affine.
 """
@@ -19,7 +19,16 @@ from importlib.resources import files
 from math import isfinite
 from typing import Any
 
-__all__ = ["CODE_LIMIT", "UNCONVERTED", "Affine", "affine", "is_ucum", "mass_to_substance"]
+__all__ = [
+    "CODE_LIMIT",
+    "UNCONVERTED",
+    "Affine",
+    "affine",
+    "is_quantity",
+    "is_ucum",
+    "mass_to_substance",
+    "without_annotations",
+]
 
 CODE_LIMIT = 64  # characters; a longer code is no unit, whatever it parses to
 CACHED = 16_384
@@ -52,6 +61,9 @@ _SPECIAL = re.compile(r"B|B\[.*|Np|bit_s|%\[slope\]|\[(?:p'diop|hp'_.|degRe|pH|m
 _PURE_NUMBERS = frozenset({"percent", "ppm", "ppth", "ppb", "pptr", "_10", "dimensionless"})
 _KINDS_OF_AMOUNT = frozenset({"equivalents", "osmole"})
 _ANNOTATION = re.compile(r"\{([^{}]*)\}")
+_AFTER_A_UNIT = re.compile(r"(?<=[^./({}])\{[^{}]*\}")
+# A number, or an area or a volume, and no digit of a name.
+_QUANTITY = re.compile(r"(?<![A-Za-z0-9])(?:[0-9]|[cdkm]?m\^?[23](?![A-Za-z0-9]))")
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,10 @@ class Affine:
 
     def __call__(self, value: float) -> float:
         return self.scale * value + self.offset
+
+    def then(self, onward: "Affine") -> "Affine":
+        """This map, and ``onward`` after it."""
+        return Affine(float(f"{onward.scale * self.scale:.15g}"), onward(self.offset))
 
     def inverse(self) -> "Affine":
         return Affine(1.0 / self.scale, -self.offset / self.scale)
@@ -164,9 +180,19 @@ def _unconverted(token: str) -> bool:
 
 
 def _normalisation(code: str) -> tuple[str, ...]:
-    """Annotations that carry a number, in one spelling: ``{1.73_m2}`` and ``{1.73m2}`` are the same."""
-    annotations = (re.sub(r"[_\s]", "", text).lower() for text in _ANNOTATION.findall(code))
-    return tuple(sorted(text for text in annotations if re.search("[0-9]", text)))
+    """Annotations that are quantities, in one spelling: ``{1.73_m2}`` and ``{1.73m2}`` are the same."""
+    annotations = (text for text in _ANNOTATION.findall(code) if is_quantity(text))
+    return tuple(sorted(re.sub(r"[_\s]", "", text).lower() for text in annotations))
+
+
+def is_quantity(annotation: str) -> bool:
+    """Whether the text of an annotation is a quantity, and so a part of the unit."""
+    return any(_QUANTITY.search(part) for part in re.split(r"[_\s]", annotation))
+
+
+def without_annotations(code: str) -> str:
+    """``code`` without the annotations that follow a unit and mean nothing: ``mmol/mol{Hb}`` is ``mmol/mol``."""
+    return _AFTER_A_UNIT.sub(lambda match: match[0] if is_quantity(match[0][1:-1]) else "", code)
 
 
 @lru_cache(maxsize=CACHED)

@@ -57,6 +57,7 @@ def split_into_hospitals(
         output.table(title, ("lines", "type", "count"), aside) if aside else f"{title}: none",
         *[f"not a resource: {place}" for place in result.malformed_at],
         lines=result.lines,
+        shared=result.shared,
         unread=result.unread,
         stray=result.stray,
         malformed=result.malformed,

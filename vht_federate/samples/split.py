@@ -3,6 +3,8 @@
     DIR/hospital-1/{Patient,Observation,Condition,MedicationRequest,Encounter}.ndjson …
     DIR/dataset.json    the rule, and where every line of the export went
 
+A Medication is of no patient, and any hospital's prescriptions may refer to it: each hospital gets it.
+
 The rule's prefix is not the one of the train/test split (``domain/split.py``), so that the two are independent: every
 hospital has its share of test patients.
 """
@@ -28,6 +30,7 @@ RULE = "vht-hospital-1|"
 MAXIMUM_HOSPITALS = 100
 # Elements of R4 resources that lead to the patient (compartment definition of Patient), the commonest first.
 PATIENT_ELEMENTS = ("subject", "patient", "beneficiary", "individual", "for")
+SHARED_TYPES = ("Medication",)
 PLACES_NAMED = 20
 
 
@@ -38,14 +41,16 @@ def hospital_of(patient_id: str, hospitals: int) -> int:
 
 @dataclass(frozen=True)
 class Split:
-    """Where every line went: ``lines`` = those written + ``unread`` + ``stray`` + ``malformed``.
+    """Where every line went: ``lines`` = those of one hospital + ``shared`` + ``unread`` + ``stray`` + ``malformed``.
 
-    ``unread``: resources of types that no node reads. ``stray``: resources of no patient of this export. Both by type.
+    ``shared``: those that each hospital has. ``unread``: resources of types that no node reads. ``stray``: resources of
+    no patient of this export. All by type.
     ``malformed_at``: file and line of the first lines that are no resource.
     """
 
     hospitals: list[GeneratedHospital]
     lines: int
+    shared: dict[str, int]
     unread: dict[str, int]
     stray: dict[str, int]
     malformed: int
@@ -122,6 +127,7 @@ class _Hospitals:
     files: ExitStack
     written: dict[tuple[int, str], IO[bytes]] = field(default_factory=dict)
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    shared: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
     stray: Counter[str] = field(default_factory=Counter)
     malformed: list[str] = field(default_factory=list)
@@ -135,13 +141,20 @@ class _Hospitals:
         if content is None or type(kind) is not str or not (kind.isascii() and kind.isalpha()):
             self.malformed_count += 1
             self.malformed += [place] if self.malformed_count <= PLACES_NAMED else []
+        elif kind in SHARED_TYPES:
+            self.shared[kind] += 1
+            for number in range(1, self.hospitals + 1):
+                self._write(number, kind, content)
         elif kind not in RESOURCE_TYPES:
             self.unread[kind] += 1
         elif (home := self.homes.get(_patient_of(resource) or "")) is None:
             self.stray[kind] += 1
         else:
-            self._file(home, kind).write(content + b"\n")
-            self.counts[home, kind] += 1
+            self._write(home, kind, content)
+
+    def _write(self, home: int, kind: str, content: bytes) -> None:
+        self._file(home, kind).write(content + b"\n")
+        self.counts[home, kind] += 1
 
     def _file(self, home: int, kind: str) -> IO[bytes]:
         if (home, kind) not in self.written:
@@ -157,13 +170,14 @@ class _Hospitals:
                 f"hospital-{home}",
                 "export",
                 patients[home],
-                {kind: self.counts[home, kind] for kind in RESOURCE_TYPES if self.counts[home, kind]},
+                {kind: self.counts[home, kind] for kind in (*RESOURCE_TYPES, *SHARED_TYPES) if self.counts[home, kind]},
             )
             for home in range(1, self.hospitals + 1)
         ]
         return Split(
             hospitals,
             self.lines,
+            dict(sorted(self.shared.items())),
             dict(sorted(self.unread.items())),
             dict(sorted(self.stray.items())),
             self.malformed_count,

@@ -42,9 +42,12 @@ class Measure:
         way = conversion(unit, self.unit, loinc=self.loinc, molar_mass=self.molar_mass)
         if way is not None:
             return UnitConversion(way)
-        meant_unit = self.read_as.get(unit)
-        way = conversion(meant_unit, self.unit, loinc=self.loinc, molar_mass=self.molar_mass) if meant_unit else None
-        return None if way is None else UnitConversion(way, read_as=meant_unit)
+        for spelled, meant_unit in self.read_as.items():
+            there = conversion(unit, spelled)  # also where the same is spelled in another way
+            onward = conversion(meant_unit, self.unit, loinc=self.loinc, molar_mass=self.molar_mass)
+            if there is not None and onward is not None:
+                return UnitConversion(there.then(onward), read_as=meant_unit)
+        return None
 
     def turns(self, units: Iterable[str]) -> dict[str, UnitConversion]:
         """Those of ``units`` that can."""

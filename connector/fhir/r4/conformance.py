@@ -66,14 +66,17 @@ def first_fault(resource: Node) -> Fault | None:
 
 
 def has_duplicate_key(content: bytes) -> bool:
-    """Does an object of this JSON, of bounded depth, have two members of one name (RFC 8259, 4)?"""
+    """Does an object of this JSON have two members of one name (RFC 8259, 4)?"""
     found = False
 
     def members(pairs: list[tuple[str, Any]]) -> None:
         nonlocal found
         found = found or len({name for name, _ in pairs}) < len(pairs)
 
-    json.loads(content, object_pairs_hook=members)
+    try:
+        json.loads(content, object_pairs_hook=members)
+    except (ValueError, RecursionError):  # what is not read, or nested too deep, is another's to name
+        return False
     return found
 
 

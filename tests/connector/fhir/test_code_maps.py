@@ -2,12 +2,16 @@
 
 import contextvars
 import json
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from kit.fhir_resources import KEY, observation, quantity, write
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from connector.fhir import Store, ingest
 from connector.fhir.codes import LOINC, SNOMED, Feature, Measure, feature_of, features
 from connector.fhir.intake import installed_ports
 from connector.fhir.observation_values import Units
@@ -121,6 +125,37 @@ def test_a_clearance_is_no_normalised_rate_unless_its_code_says_so() -> None:
     conversion = Measure.of_feature(features()["egfr"]).turn("mL/min")
     assert conversion is not None
     assert (conversion.way(60.0), conversion.read_as) == (60.0, "mL/min/{1.73_m2}")
+
+
+def test_a_unit_that_says_too_little_is_read_as_meant_in_whatever_spelling() -> None:
+    rate = Measure.of_feature(features()["egfr"])
+    for unit, value in (("mL/min{creat}", 60.0), ("ml/min", 60.0), ("L/h", 3.6), ("uL/s", 1000.0)):
+        conversion = rate.turn(unit)
+        assert conversion is not None, unit
+        assert (round(conversion.way(value), 9), conversion.read_as) == (60.0, "mL/min/{1.73_m2}")
+    assert [rate.turn(unit) for unit in ("mL/min/{m2}", "mL", "{rate}")] == [None, None, None]
+
+
+def test_an_annotated_hba1c_is_taken_in_and_a_number_of_no_scale_is_not(tmp_path: Path) -> None:
+    values = {"h1": (7.0, "%{HemoglobinA1C}"), "h2": (53, "mmol/mol{Hb}"), "h3": (7.0, "%{Hb}"), "h5": (53, "mmol/mol")}
+    hba1c = {"code": {"coding": [{"system": LOINC, "code": "4548-4"}]}}
+    sent = [observation(name, valueQuantity=quantity(*value), **hba1c) for name, value in values.items()]
+    sent.append(observation("h4", valueQuantity=quantity(7.0, "{%}"), **hba1c))
+    sent.append(observation("h6", valueQuantity=None, valueInteger=7, **hba1c))
+    sent.append(observation("h7", valueQuantity={"value": 53, "unit": "mmol/mol{Hb}"}, **hba1c))  # the text alone
+    sent.append(observation("h8", valueQuantity={"value": 7.0, "unit": "{%}"}, **hba1c))
+    report = ingest(write(tmp_path / "in", "x.ndjson", sent), tmp_path / "store", node_key=KEY, dataset="d")
+    assert (report.accepted, report.value_reasons) == (8, {"unknown-unit": 3})
+    generation = Store(tmp_path / "store").current()
+    assert generation is not None
+    [part] = generation.parts("observation")
+    measure, read = Measure.of_feature(features()["hba1c"]), []
+    for row in pq.read_table(part).to_pylist():
+        if row["number"] is not None:
+            turn = measure.turn(row["unit"])
+            assert turn is not None
+            read.append(round(turn.way(row["number"]), 3))
+    assert read == [7.0] * 5
 
 
 def test_intake_knows_units_by_code_and_any_ucum_elsewhere() -> None:

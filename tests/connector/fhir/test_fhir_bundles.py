@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from kit.fhir_resources import KEY, ndjson, observation, patient, write
 
 from connector.fhir import IngestReport, ingest
-from connector.fhir.bundles import read_bundle
-from connector.fhir.ndjson import Line, read_lines
+from connector.fhir.bundles import TYPES, read_bundle
+from connector.fhir.ndjson import Line, encoding_fault, read_lines, without_mark
 from vht_federate.errors import InputError
 
 
@@ -27,7 +27,7 @@ def take(tmp_path: Path, content: Any, name: str = "data.json") -> IngestReport:
     return ingest(folder, tmp_path / "store", node_key=KEY, dataset="d")
 
 
-@pytest.mark.parametrize("kind", ["collection", "searchset", "transaction"])
+@pytest.mark.parametrize("kind", sorted(TYPES))
 def test_a_bundle_is_its_entries(tmp_path: Path, kind: str) -> None:
     items = [patient(1), observation("o1"), observation("o2")]
     report = take(tmp_path, bundle([{"resource": resource} for resource in items], kind))
@@ -72,7 +72,8 @@ def test_a_reference_by_full_url_finds_its_patient(tmp_path: Path) -> None:
     [
         (b'{"resourceType": "Bundle", "type": "collection", "entry": [', "malformed-json"),
         ({"resourceType": "Patient", "id": "p1"}, "not-a-bundle"),
-        (bundle([], "document"), "not-a-bundle"),
+        (bundle([], "message"), "bundle-type"),
+        ({"resourceType": "Bundle", "entry": []}, "bundle-type"),
         (bundle({"resource": {}}), "malformed-json"),  # type: ignore[arg-type]
         ([{"resourceType": "Patient"}], "not-a-bundle"),
     ],
@@ -95,7 +96,11 @@ def test_json_that_is_not_fhir_is_no_part_of_an_export(tmp_path: Path) -> None:
     assert [file.name for file in take(tmp_path, ndjson([patient(1)]), "a.ndjson").by_file] == ["a.ndjson"]
 
 
-@given(st.lists(st.binary(min_size=1, max_size=40).filter(lambda line: b"\n" not in line and bool(line.strip()))))
+def plain(line: bytes) -> bool:
+    return b"\n" not in line and bool(line.strip()) and not encoding_fault(line) and line == without_mark(line)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40).filter(plain)))
 def test_zstd_lines_come_back_in_order(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     path = tmp_path_factory.getbasetemp() / "some.ndjson.zst"
     path.write_bytes(pa.compress(b"\n".join(lines), codec="zstd", asbytes=True))
@@ -121,3 +126,26 @@ def test_a_truncated_zstd_file_is_named_in_the_account(tmp_path: Path) -> None:
     assert report.reasons == {"zstd-truncated": 1}
     assert report.by_file[0].state == "zstd-truncated"
     assert take(tmp_path, pa.compress(content, codec="zstd", asbytes=True), "a.ndjson.zst").patients == 0
+
+
+def test_a_byte_order_mark_before_a_bundle_is_skipped_and_utf_16_is_named(tmp_path: Path) -> None:
+    content = json.dumps(bundle([{"resource": patient(3)}]))
+    report = take(tmp_path, content.encode("utf-8-sig"))
+    assert (report.accepted, report.quarantined) == (1, 0)
+    for encoding in ("utf-16", "utf-16-be"):
+        report = take(tmp_path, content.encode(encoding))
+        assert (report.lines, report.reasons, report.by_file[0].state) == (1, {"utf-16": 1}, "utf-16")
+    report = take(tmp_path, json.dumps({"transactionTime": "2020"}).encode("utf-16"), "manifest.json")
+    assert [(entry.name, entry.reason) for entry in report.ignored] == [("manifest.json", "not-fhir")]
+
+
+def test_a_second_member_of_one_name_costs_its_entry_alone_or_the_bundle_that_has_it(tmp_path: Path) -> None:
+    entries = [{"resource": patient(number)} for number in (1, 2, 3)]
+    content = json.dumps(bundle(entries)).encode()
+    of_entry = content.replace(b'"id": "p2"', b'"id": "p2", "gender": "female"')
+    assert take(tmp_path, of_entry, "entry.json").reasons == {"duplicate-key": 1}
+    of_bundle = content.replace(b'"type": "collection"', b'"type": "history", "type": "collection"')
+    (tmp_path / "in" / "entry.json").unlink()
+    report = take(tmp_path, of_bundle, "bundle.json")
+    assert (report.lines, report.reasons) == (1, {"duplicate-key": 1})
+    assert take(tmp_path, content, "bundle.json").accepted == 1  # the control: the one that was set aside above

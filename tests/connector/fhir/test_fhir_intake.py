@@ -334,3 +334,23 @@ def test_a_partial_date_is_never_read_too_early(tmp_path: Path) -> None:
         "2009-02-03T00:00:00+00:00",
         "2009-02-04T04:30:00+00:00",
     ]
+
+
+def test_the_listing_names_as_many_values_as_the_report_counts(tmp_path: Path) -> None:
+    parts = [
+        {"code": {"coding": [{"system": LOINC, "code": code}]}, "valueString": "a"} for code in ("8480-6", "8462-4")
+    ]
+    panel = observation("o1", valueQuantity=None, component=parts)
+    for _ in range(2):  # the same again is the same
+        report = ingest(
+            write(tmp_path / "in", "x.ndjson", [patient(1), panel]), tmp_path / "again", node_key=KEY, dataset="d"
+        )
+    assert report.duplicate == 2
+    report = take(tmp_path, [patient(1), panel])
+    values = [entry for entry in quarantine(tmp_path) if entry["kind"] == "value"]
+    assert len(values) == report.values_quarantined == 2
+    assert {entry["path"] for entry in values} == {"Observation.component.valueString"}
+    generation = Store(tmp_path / "again").current()
+    assert generation is not None
+    assert len(generation.quarantine()) == 2
+    assert generation.number == 1

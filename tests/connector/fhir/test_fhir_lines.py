@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connector.fhir import ndjson as module
-from connector.fhir.ndjson import Line, read_lines
+from connector.fhir.ndjson import Line, encoding_fault, read_lines
 
 
 def read(path: Path, content: bytes, **more: int) -> list[Line]:
@@ -17,7 +17,15 @@ def read(path: Path, content: bytes, **more: int) -> list[Line]:
     return list(read_lines(path, **more))
 
 
-@given(st.lists(st.binary(min_size=0, max_size=40).filter(lambda line: b"\n" not in line), max_size=30), st.booleans())
+MARK = "\ufeff".encode()
+
+
+def unmarked(line: bytes) -> bool:
+    """Neither what ends a line nor what may stand before the first."""
+    return b"\n" not in line and not encoding_fault(line) and not line.startswith(MARK)
+
+
+@given(st.lists(st.binary(min_size=0, max_size=40).filter(unmarked), max_size=30), st.booleans())
 def test_every_line_comes_back_in_order(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], end: bool
 ) -> None:
@@ -84,3 +92,20 @@ def test_a_damaged_gzip_is_named(tmp_path: Path) -> None:
     packed = bytearray(gzip.compress(b"one\ntwo\n"))
     packed[-6] ^= 0xFF  # the checksum
     assert read(tmp_path / "g.ndjson.gz", bytes(packed))[-1].fault == "gzip-corrupt"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(module, "CHUNK", size)
+    lines = [Line(1, b'{"a":1}'), Line(2, fault="blank-line"), Line(3, b'{"b":2}')]
+    content = MARK + b'{"a":1}\n' + MARK + b"\n" + MARK + b'{"b":2}'  # as of files put together
+    assert read(tmp_path / "f.ndjson", content) == lines
+    assert read(tmp_path / "f.ndjson", MARK) == [Line(1, fault="blank-line")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-16-be-marked"])
+@pytest.mark.parametrize("text", ['{"a":1}\n{"b":2}\n', '{"a":1}'])
+def test_a_file_of_utf_16_is_one_line_that_says_so(tmp_path: Path, encoding: str, text: str) -> None:
+    content = text.encode(encoding.removesuffix("-marked"))
+    content = b"\xfe\xff" + content if encoding.endswith("-marked") else content
+    assert read(tmp_path / "f.ndjson", content) == [Line(1, fault="utf-16")]

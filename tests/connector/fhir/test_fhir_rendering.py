@@ -152,6 +152,44 @@ def test_people_conditions_and_encounters_come_back(tmp_path: Path) -> None:
     assert by_type["MedicationRequest"]["doNotPerform"] is True
 
 
+def test_an_encounter_keeps_every_type_and_reason_and_the_system_of_its_class(tmp_path: Path) -> None:
+    local, snomed = {"system": "urn:local", "code": "visit"}, {"system": SNOMED, "code": "185349003"}
+    sent = {
+        "resourceType": "Encounter",
+        "id": "e1",
+        "status": "finished",
+        "class": {"system": "urn:local", "code": "AMB"},
+        "type": [{"coding": [local, snomed]}, {"coding": [{"system": SNOMED, "code": "50849002"}, local]}],
+        "reasonCode": [{"coding": [{"code": "b"}]}],
+        "subject": {"reference": "Patient/p1"},
+    }
+    untyped = {name: value for name, value in sent.items() if name != "type"}
+    others = [{**untyped, "id": "e2", "class": {"code": "AMB"}}, {**sent, "id": "e3", "class": {"display": "ward"}}]
+    generation = stored(tmp_path, [patient(1), sent, *others])
+    named = {resource_key(KEY, "Encounter", f"e{n}"): n for n in (1, 2, 3)}
+    by_number = {named[resource["id"]]: resource for resource in resources(generation, "Encounter")}
+    assert [coding["code"] for concept in by_number[1]["type"] for coding in concept["coding"]] == [
+        "visit", "185349003", "50849002",
+    ]  # fmt: skip
+    assert [concept["coding"] for concept in by_number[1]["reasonCode"]] == [[{"code": "b"}]]
+    assert by_number[1]["class"] == {"system": "urn:local", "code": "AMB"}
+    assert by_number[2]["class"] == {
+        "system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB",
+    }  # fmt: skip
+    assert ("type" in by_number[2], "class" in by_number[3]) == (False, False)
+    assert generation.counts() == {"Encounter": 3, "Patient": 1}
+
+
+def test_encounters_of_a_store_that_kept_one_type_and_no_system_come_back_beside_new_ones(tmp_path: Path) -> None:
+    sent = {"resourceType": "Encounter", "id": "e1", "status": "finished", "class": {"code": "AMB"}}
+    sent |= {"subject": {"reference": "Patient/p1"}, "type": [{"coding": [{"code": "t"}]}]}
+    for part in stored(tmp_path, [patient(1), sent]).parts("encounter"):  # as it was written before
+        pq.write_table(pq.read_table(part).drop_columns(["class_system"]), part)
+    newer = {**sent, "id": "e2", "class": {"system": "urn:local", "code": "X"}}
+    rendered = [(one["class"]["code"], one["type"]) for one in resources(stored(tmp_path, [newer]), "Encounter")]
+    assert sorted(rendered, key=str) == [(code, [{"coding": [{"code": "t"}]}]) for code in ("AMB", "X")]
+
+
 def test_resources_come_in_order_of_id_and_under_the_names_they_are_given(tmp_path: Path) -> None:
     items = [patient(n) for n in range(20)] + [observation(f"o{n}", n % 20) for n in range(200)]
     generation = stored(tmp_path, items)

@@ -1,6 +1,7 @@
 """FHIR's own models beside the intake: they look at a sample and explain what was set aside, and decide nothing."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,21 @@ def test_every_reason_is_in_the_reference_and_in_the_words_of_the_command() -> N
     assert set(REASONS) - listed == set()
     raised = {reason for _, reason, _ in BROKEN} | {reason for _, reason in VALUES if reason}
     assert raised <= set(REASONS)
+
+
+def test_what_asks_for_more_than_fhir_does_says_so_in_the_reference_and_in_the_answer(tmp_path: Path) -> None:
+    section = DOCS.read_text().partition("### Valid FHIR, of no use here")[2].partition("###")[0]
+    lists = section.partition("Lines:")[2]
+    assert set(re.findall("`([a-z0-9-]+)`", lists)) == {code for code, reason in REASONS.items() if reason.beyond_r4}
+    items = [observation("o1", subject={"reference": "Group/1"}), observation("o2", status="done")]
+    folder = write(tmp_path / "in", "a.ndjson", items)
+    ingest(folder, tmp_path / "store", node_key=KEY, dataset="d")
+    said = [explanation.to_dict() for explanation in explain(entries(tmp_path / "store"), [folder], Units())]
+    assert [(one["reason"], one["beyond_r4"], one["source"]) for one in said] == [
+        ("not-a-patient", True, "found"),
+        ("code", False, "found"),
+    ]
+    assert [one["what"].startswith("valid FHIR, of no use here: ") for one in said] == [True, False]
 
 
 def test_the_command_explains_from_where_the_export_was_taken_in(hospital: Hospital) -> None:
