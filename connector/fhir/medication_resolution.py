@@ -63,9 +63,9 @@ def gather_codes(query: Query, before: Generation | None, *, medications: str) -
 
 
 def revise_prescriptions(query: Query, before: Generation | None, fresh: Path) -> None:
-    """Prescriptions that are held, with the codes of the Medications that a newer version replaced."""
+    """Prescriptions that are held, with the codes of Medications that came in another version, or came back."""
     query(f"""CREATE TEMP TABLE revised AS SELECT resource FROM verdict
-        WHERE type = '{MEDICATION}' AND verdict = 'accepted' AND known IS NOT NULL""")
+        WHERE type = '{MEDICATION}' AND verdict = 'accepted'""")
     [(any_revised,)] = query("SELECT count(*) FROM revised")
     for old in before.parts(table_name("MedicationRequest")) if before and any_revised else ():
         part = fresh / old.name if (fresh / old.name).exists() else old

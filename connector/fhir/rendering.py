@@ -24,7 +24,7 @@ from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, table_name
 from vht_federate.errors import InputError
 
-__all__ = ["keyed", "relation", "rendered", "resources", "slices", "stored_rows", "taken_in"]
+__all__ = ["ACT_CODE", "keyed", "relation", "rendered", "resources", "slices", "stored_rows", "taken_in"]
 
 BATCH = 2_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -42,7 +42,7 @@ _SQL_TYPES = {
 _MASKED = (
     '"code":{"extension":[{"url":"http://hl7.org/fhir/StructureDefinition/data-absent-reason","valueCode":"masked"}]}'
 )
-_ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
+ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 
 
 def taken_in(generation: Generation, table: str) -> list[datetime]:
@@ -251,7 +251,7 @@ _WRITERS = {
         ',"medicationCodeableConcept":{{"coding":[' || {_codings("cells", "system", "code", "cells[1]")} || ']}}',
         {_SUBJECT}, {_ENCOUNTER}, ',"authoredOn":' || {_instant("authored")}, '}}')""",
     "Encounter": f"""concat({_head("Encounter", "resource")}, {_STATUS},
-        ',"class":{{"system":' || {_text(f"coalesce(class_system, '{_ACT_CODE}')")}
+        ',"class":{{"system":' || {_text(f"coalesce(class_system, '{ACT_CODE}')")}
             || ',"code":' || {_text("class_code")} || '}}',
         ',"type":[' || {_concepts("type_system", "type_code")} || ']', {_SUBJECT},
         ',"reasonCode":[' || {_concepts("reason_system", "reason_code")} || ']',

@@ -18,6 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from connector.duckdb_lockdown import quoted
+from connector.fhir.rendering import ACT_CODE
 from connector.fhir_api.documents import SEARCHES
 from connector.fhir_api.limits import Limits
 from connector.fhir_api.page_cursors import LASTS, Cursor, read_cursor, written
@@ -37,7 +38,7 @@ _DATE = re.compile(
 )
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
-_CLASSES = "'http://terminology.hl7.org/CodeSystem/v3-ActCode'"
+_CLASSES = f"coalesce(class_system, '{ACT_CODE}')"  # as it is shown
 # parameter -> columns: (system, code) of a token, the moment (or start, end) of a date; and a further condition
 _TOKENS = {
     ("Observation", "code"): ("code_system", "code", "part = 0"),

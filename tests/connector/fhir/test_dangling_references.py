@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from kit.console_session import Console
 from kit.fhir_resources import KEY, condition, observation, patient, write
 from kit.hospital import Hospital
 
@@ -62,5 +63,10 @@ def test_a_report_and_a_page_show_them(hospital: Hospital, tmp_path: Path) -> No
     with hospital.open(start=False) as node:
         report = node.ingest(folder)
         [kept] = node.overview.ingests()
+        console = Console(node, hospital)
+        console.log_in()
+        page = console.browser.get("/datasets").text
+    assert "refers to what is not held" in page
+    assert "Observation.subject</code> 1<" in page
     assert kept["dangling_references"] == report["dangling_references"] == {"Observation.subject": 1}
     assert ("refers to what is not held: Observation.subject", 1) in intake_table(folder, report).rows

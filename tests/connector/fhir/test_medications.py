@@ -141,6 +141,9 @@ def test_a_medication_that_was_deleted_gives_no_code_to_new_requests(tmp_path: P
     assert codes(tmp_path) == [(ATC, "C08CA01")], "what was prescribed stays what it was"
     report = take(tmp_path, {"x.ndjson": [request("Medication/a")]})
     assert (report.duplicate, report.reasons) == (1, {})
+    made_again = {"meta": {"lastUpdated": "2022-01-01T00:00:00Z"}}
+    take(tmp_path, {"x.ndjson": [medication("a", "C09", **made_again)]})
+    assert codes(tmp_path) == [(ATC, "C09")]
 
 
 def ingredient(code: str, **more: Any) -> dict[str, Any]:

@@ -169,16 +169,19 @@ def test_encounters_are_not_found_by_codes_that_are_withheld(stocked: Hospital) 
     with stocked.open(start=False) as node:
         encounters = [seen("e1", "AMB", system=snomed, code="162673000"), seen("e2", "WARD7", system=local, code="psy"),
                       seen("e3", "IMP", code="psy"), seen("e4", "IMP", system=snomed, code="162673001"),
-                      {**seen("e5", "", system=local, code="psy"), "class": {"system": local}}]  # fmt: skip
+                      {**seen("e5", "", system=local, code="psy"), "class": {"display": "ward"}},
+                      seen("e6", "AMB", system=local, code="psy")]  # fmt: skip
+        encounters[-1]["class"]["system"] = local
+        encounters[-1]["type"].append({"coding": [{"system": snomed, "code": "162673000"}]})
         node.ingest(write(stocked.root / "seen", "data.ndjson", encounters))
     with serving(stocked, columns=(*COLUMNS, "fhir:Encounter")) as program:
         token = program.token()
         classes = [encounter["class"] for encounter in program.search("Encounter", token)]
-        assert sorted(coding.get("code", "masked") for coding in classes) == ["AMB", "IMP", "IMP", "masked", "masked"]
-        expected_counts = {"type=162673000": 1, f"type={snomed}|162673000": 1, "class=AMB": 1, "class=IMP": 2,
-                           "class=AMB&type=162673000": 1, "class=IMP&type=162673000": 0, f"type={snomed}|": 1,
+        assert sorted(coding.get("code", "masked") for coding in classes) == ["AMB", "IMP", "IMP", *["masked"] * 3]
+        expected_counts = {"type=162673000": 2, f"type={snomed}|162673000": 2, "class=AMB": 1, "class=IMP": 2,
+                           "class=AMB&type=162673000": 1, "class=IMP&type=162673000": 0, f"type={snomed}|": 2,
                            "type=psy": 0, f"type={local}|psy": 0, f"type={local}|": 0, "type=|psy": 0, "class=WARD7": 0,
-                           "type=162673001": 0, "type=psy,162673000": 1}  # fmt: skip
+                           "type=162673001": 0, "type=psy,162673000": 2}  # fmt: skip
         assert {query: len(program.search(f"Encounter?{query}", token)) for query in expected_counts} == expected_counts
 
 
