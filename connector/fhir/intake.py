@@ -12,6 +12,7 @@ from connector.fhir.json_depth import digestible, parsed
 from connector.fhir.merge import settle
 from connector.fhir.ndjson import Line
 from connector.fhir.observation_values import Units
+from connector.fhir.persons import LINKS
 from connector.fhir.resources import TABLES, read_resource, read_version, refuse_modifiers
 from connector.fhir.source_folder import Folder, look_into, read_file
 from connector.fhir.staging import Staging
@@ -20,6 +21,7 @@ from connector.fhir.subject_keys import content_key, resource_key, subject_key
 from connector.fhir.typed_elements import Quarantine
 from connector.fhir.validation import SAMPLE_SIZE, Sample
 from vht_federate.components.contract import Port, read_component
+from vht_federate.domain.split import bucket_of
 from vht_federate.errors import InputError
 
 __all__ = ["ingest", "installed_ports"]
@@ -146,6 +148,9 @@ class _Reader:
             lead += (self._encounter(reading.encounter_id),)
         for row in reading.rows:
             self._staging.add(table_name(reading.type), lead + row)
+        for link in reading.links:
+            survivor, replaced = ((self._subject(patient_id), bucket_of(patient_id)) for patient_id in link)
+            self._staging.add(LINKS, (*place, key, *survivor, *replaced))
         for reason, path in rejected:
             self._fault(line.number, "value", reason, path)
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from connector.fhir.dates_and_times import Bounds, birth_date, instant, moment, period_start
 from connector.fhir.observation_values import Units, Value, Verdict, read_value
+from connector.fhir.patient_links import Link, read_links
 from connector.fhir.typed_elements import (
     Node,
     Quarantine,
@@ -19,11 +21,8 @@ from connector.fhir.typed_elements import (
     codings,
     encounter,
     identifier,
-    instant,
     member,
     members,
-    moment,
-    partial_date,
     subject,
     text,
 )
@@ -36,8 +35,10 @@ Version = tuple[datetime | None, int | None]
 _NUMBER = re.compile("[0-9]{1,18}")
 _NO_CODE: list[tuple[str | None, str | None]] = [(None, None)]
 _NO_VALUE: list[Row] = [(None, None, None, None, None)]
+_NEVER = (None, None)
 
 # Columns of each row after (resource, subject), in order. ``encounter`` is the key of the Encounter referred to.
+# A moment and its ``_until`` are the bounds of a dateTime (``dates_and_times``); the latter is NULL where it is exact.
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "Patient": (
         ("bucket", "uint8"),
@@ -46,11 +47,14 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("active", "bool"),
         ("deceased", "bool"),
         ("deceased_at", "timestamp"),
+        ("deceased_at_until", "timestamp"),
+        ("birth_date_partial", "bool"),
     ),
     "Observation": (
         ("encounter", "string"),
         ("status", "string"),
         ("effective", "timestamp"),
+        ("effective_until", "timestamp"),
         ("part", "int16"),
         ("code_system", "string"),
         ("code", "string"),
@@ -65,8 +69,11 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("verification", "string"),
         ("clinical", "string"),
         ("onset", "timestamp"),
+        ("onset_until", "timestamp"),
         ("abated", "timestamp"),
+        ("abated_until", "timestamp"),
         ("recorded", "timestamp"),
+        ("recorded_until", "timestamp"),
         ("system", "string"),
         ("code", "string"),
     ),
@@ -76,6 +83,7 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("intent", "string"),
         ("prohibited", "bool"),
         ("authored", "timestamp"),
+        ("authored_until", "timestamp"),
         ("system", "string"),
         ("code", "string"),
     ),
@@ -83,7 +91,9 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("status", "string"),
         ("class_code", "string"),
         ("started", "timestamp"),
+        ("started_until", "timestamp"),
         ("ended", "timestamp"),
+        ("ended_until", "timestamp"),
         ("type_system", "string"),
         ("type_code", "string"),
         ("reason_system", "string"),
@@ -129,6 +139,7 @@ class Reading:
     verdict: Verdict = field(default_factory=Verdict)
     mistaken: bool = False  # entered in error
     encounter_id: str | None = None
+    links: tuple[Link, ...] = ()  # of a Patient
 
 
 def refuse_modifiers(resource: Node) -> None:
@@ -184,15 +195,12 @@ def _patient(node: Node, _units: Units) -> Reading:
         raise Quarantine("code", "Patient.gender")
     deceased_at = moment(node, "deceasedDateTime", "Patient")
     deceased = boolean(node, "deceasedBoolean", "Patient")
-    replaced = any(code(link, "type", "Patient.link") == "replaced-by" for link in members(node, "link", "Patient"))
-    active = boolean(node, "active", "Patient") is not False and not replaced
-    birth_date = partial_date(node, "birthDate", "Patient")
-    return Reading(
-        "Patient",
-        patient_id,
-        patient_id,
-        [(bucket_of(patient_id), birth_date, gender, active, bool(deceased) or deceased_at is not None, deceased_at)],
-    )
+    links, in_use = read_links(node, patient_id)
+    active = boolean(node, "active", "Patient") is not False and in_use
+    born, partial = birth_date(node, "birthDate", "Patient")
+    dead = bool(deceased) or deceased_at is not None
+    row = (bucket_of(patient_id), born, gender, active, dead, *(deceased_at or _NEVER), partial)
+    return Reading("Patient", patient_id, patient_id, [row], links=links)
 
 
 def _observation(node: Node, units: Units) -> Reading:
@@ -210,7 +218,7 @@ def _observation(node: Node, units: Units) -> Reading:
         value = read_value(place, where, meanings, units, verdict)
         # of a panel, or of a value set aside, it is kept that it was observed
         cells = _cells(value) if value else _NO_VALUE if meanings else []
-        rows += [(status, effective, part, *meaning, *cell) for meaning in meanings or _NO_CODE for cell in cells]
+        rows += [(status, *effective, part, *meaning, *cell) for meaning in meanings or _NO_CODE for cell in cells]
     return Reading(
         "Observation", resource_id, patient, rows, verdict, status == MISTAKEN, encounter(node, "Observation")
     )
@@ -228,9 +236,10 @@ def _condition(node: Node, _units: Units) -> Reading:
     if onset is None:
         raise Quarantine("missing", "Condition.onset[x]")
     abated = _when(node, "abatement", "Condition")
+    dates = (*onset, *(abated or _NEVER), *(recorded or _NEVER))
     verification, clinical = (_first(node, f"{which}Status", "Condition")[1] for which in ("verification", "clinical"))
     concept_codings = codings(member(node, "code", "Condition"), "Condition.code")
-    rows: list[Row] = [(verification, clinical, onset, abated, recorded, *coding) for coding in concept_codings]
+    rows: list[Row] = [(verification, clinical, *dates, *coding) for coding in concept_codings]
     encounter_id = encounter(node, "Condition")
     return Reading(
         "Condition", resource_id, patient, rows, mistaken=verification == MISTAKEN, encounter_id=encounter_id
@@ -252,7 +261,7 @@ def _medication_request(node: Node, _units: Units) -> Reading:
     if concept is None:
         raise Quarantine("missing", f"{kind}.medication[x]")
     concept_codings = codings(concept, f"{kind}.medicationCodeableConcept")
-    rows: list[Row] = [(status, intent, prohibited, authored, *coding) for coding in concept_codings]
+    rows: list[Row] = [(status, intent, prohibited, *authored, *coding) for coding in concept_codings]
     return Reading(kind, resource_id, patient, rows, mistaken=status == MISTAKEN, encounter_id=encounter(node, kind))
 
 
@@ -264,7 +273,7 @@ def _encounter(node: Node, _units: Units) -> Reading:
     started, ended = (moment(period, key, "Encounter.period") for key in ("start", "end"))
     class_code = code(encounter_class, "code", "Encounter.class") if encounter_class else None
     type_and_reason = (*_first_of(node, "type", "Encounter"), *_first_of(node, "reasonCode", "Encounter"))
-    row = (status, class_code, started, ended, *type_and_reason)
+    row = (status, class_code, *(started or _NEVER), *(ended or _NEVER), *type_and_reason)
     return Reading("Encounter", resource_id, patient, [row], mistaken=status == MISTAKEN)
 
 
@@ -280,13 +289,14 @@ def _first_of(node: Node, key: str, where: str) -> tuple[str | None, str | None]
     return next((concept_codings[0] for concept_codings in codings_by_concept if concept_codings), _NO_CODE[0])
 
 
-def _when(node: Node, stem: str, where: str) -> Any:
+def _when(node: Node, stem: str, where: str) -> Bounds | None:
     """The moment of effective[x], onset[x] or abatement[x]: dateTime, instant, or the start of a period."""
     period = member(node, f"{stem}Period", where)
+    at = instant(node, f"{stem}Instant", where)
     return (
         moment(node, f"{stem}DateTime", where)
-        or instant(node, f"{stem}Instant", where)
-        or (moment(period, "start", f"{where}.{stem}Period") if period else None)
+        or ((at, None) if at else None)
+        or period_start(period, f"{where}.{stem}Period")
     )
 
 
