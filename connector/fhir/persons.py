@@ -8,7 +8,7 @@ them. Under one permit the person so keeps the pseudonym of the record that stan
   takes a person who trained a model to the side that tests it.
 - **Patient**: each element from the record that stands, else from another that has it; dead if any says so, at the
   earliest moment that any names; active as the records that stand say. Where none of these is held, the others are the
-  data of a person all the same, and active.
+  data of a person all the same, and active, unless one that stands was deleted at its source.
 - Everything else is the person's, whichever id it names.
 
 A link holds until a newer version of the Patient that said so does not say it any more; it outlives the deletion of
@@ -39,6 +39,7 @@ _SCHEMA = pa.schema(
         ("person", pa.string()),
         ("survivor", pa.bool_()),
         ("held", pa.bool_()),
+        ("deleted", pa.bool_()),
         ("own_bucket", pa.uint8()),
         ("bucket", pa.uint8()),
     ]
@@ -54,7 +55,7 @@ SELECT p.person AS subject, any_value(p.bucket) AS bucket,
     first(r.birth_date {_BEST.format("r.birth_date")}) AS birth_date,
     first(r.birth_date_partial {_BEST.format("r.birth_date")}) AS birth_date_partial,
     first(r.gender {_BEST.format("r.gender")}) AS gender,
-    coalesce(bool_or(r.active) FILTER (p.survivor), true) AS active,
+    coalesce(bool_or(r.active) FILTER (p.survivor), NOT any_value(p.deleted)) AS active,
     bool_or(r.deceased) AS deceased, min(r.deceased_at) AS deceased_at,
     first(r.deceased_at_until ORDER BY r.deceased_at NULLS LAST, r.deceased_at_until) AS deceased_at_until {{further}}
 FROM ({{rows}}) r JOIN {{persons}} p ON p.subject = r.subject GROUP BY p.person"""
@@ -83,7 +84,8 @@ def write_persons(query: Query, before: Generation | None, fresh: Path, *, stage
     if parts:
         said = f"read_parquet([{', '.join(map(quoted, parts))}])"
         links = query(f"SELECT DISTINCT survivor, survivor_bucket, replaced, replaced_bucket FROM {said} ORDER BY ALL")
-        rows = _persons(links, _held(query, before, fresh, said))
+        deleted = {subject for (subject,) in query("SELECT subject FROM buried WHERE type = 'Patient'")}
+        rows = _persons(links, _held(query, before, fresh, said), deleted)
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), fresh / _PART, compression="zstd")
 
 
@@ -103,8 +105,8 @@ def _held(query: Query, before: Generation | None, fresh: Path, said: str) -> se
     return {subject for rows in held for (subject,) in rows}
 
 
-def _persons(links: Iterable[Link], held: Collection[str]) -> list[dict[str, Any]]:
-    """A row for every id that a link names; ``held`` are ids of Patients that are."""
+def _persons(links: Iterable[Link], held: Collection[str], deleted: Collection[str]) -> list[dict[str, Any]]:
+    """A row for every id that a link names; ``held`` and ``deleted`` are ids of Patients that are."""
     root: dict[str, str] = {}
     buckets: dict[str, int] = {}
     replaced_ids: set[str] = set()
@@ -119,7 +121,11 @@ def _persons(links: Iterable[Link], held: Collection[str]) -> list[dict[str, Any
     rows = []
     for ids in groups.values():
         standing = [subject for subject in ids if subject not in replaced_ids]
-        shared = {"person": (standing or ids)[0], "bucket": max(buckets[subject] for subject in ids)}
+        shared = {
+            "person": (standing or ids)[0],
+            "bucket": max(buckets[subject] for subject in ids),
+            "deleted": any(subject in deleted for subject in standing),
+        }
         rows += [
             shared
             | {

@@ -286,7 +286,7 @@ def _included(subjects: list[str], buckets: list[int], accounts: dict[str, list[
         for subject, bucket in zip(subjects, buckets, strict=True)
         for account in accounts.get(subject, [subject])
     ]
-    return Included.of([account for account, _ in charged], [test for _, test in charged])
+    return Included.of([account for account, _ in charged], [test for _, test in charged], accounts.values())
 
 
 @contextlib.contextmanager

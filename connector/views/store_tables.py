@@ -2,6 +2,7 @@
 
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants.
 
+from functools import cache
 from typing import Protocol
 
 import pyarrow.parquet as pq
@@ -38,7 +39,7 @@ def parts(generation: Generation, table: str) -> str:
 
 def stored(generation: Generation) -> Relations:
     """The store's own tables, with the person in place of each id of theirs (``connector.fhir.persons``)."""
-    return lambda table: _stored(generation, table.removeprefix(RECORDED))
+    return cache(lambda table: _stored(generation, table.removeprefix(RECORDED)))
 
 
 def _stored(generation: Generation, table: str) -> str:

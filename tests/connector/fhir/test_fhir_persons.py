@@ -252,6 +252,14 @@ def test_a_link_outlives_the_deletion_of_the_record_that_said_it(tmp_path: Path)
     assert groups(tmp_path, 1, 2) == {frozenset({1}), frozenset({2})}, "made again, it says that it is nobody else"
 
 
+def test_a_person_whose_standing_record_was_deleted_is_not_used_until_it_is_made_again(tmp_path: Path) -> None:
+    take(tmp_path, [version(1, 1), version(2, 1, ("replaced-by", 1)), observation("b", 2)])
+    deleted(tmp_path, 1)
+    assert [(person["subject"], person["active"]) for person in people(tmp_path)] == [(key(1), False)]
+    take(tmp_path, [patient(1, meta={"versionId": "2", "lastUpdated": "2026-02-02T00:00:00Z"})])
+    assert [(person["subject"], person["active"]) for person in people(tmp_path)] == [(key(1), True)]
+
+
 def test_the_store_holds_links_by_keyed_hashes_alone(tmp_path: Path) -> None:
     take(tmp_path, [linked(1, ("replaces", 2))])
     tables = [pq.read_table(current(tmp_path).parts(name)[0]) for name in ("patient_link", "person")]
