@@ -46,7 +46,7 @@ class Overview:
     def patients(self) -> int | None:
         """How many the store holds; None before the first intake."""
         generation = Store(self.files.fhir).current()
-        return None if generation is None else generation.counts().get("Patient", 0)
+        return None if generation is None else generation.patients()
 
     def visits(self) -> list[dict[str, Any]]:
         """Newest first."""

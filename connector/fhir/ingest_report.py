@@ -31,10 +31,10 @@ class IngestReport:
     by resource type; ``superseded`` are versions older than what is held, or than its deletion; ``replaced``
     are resources of the store that gave way to a newer version, ``deleted`` those that a source deleted;
     ``entered_in_error`` are accepted lines that say so of themselves; ``patients`` is how many patients the store now
-    holds; ``changed`` says whether it changed. ``sample`` is what FHIR's models say of a few accepted lines
-    of each type, and counts nowhere else; None where they were not asked. ``ignored`` lists what lay in the folder and
-    was not read: it has no line. ``dangling_references`` counts accepted resources that refer to a Patient or an
-    Encounter that the store does not hold, by element: they are kept.
+    holds, each once however many ids they have; ``changed`` says whether it changed. ``sample`` is what FHIR's models
+    say of a few accepted lines of each type, and counts nowhere else; None where they were not asked. ``ignored`` lists
+    what lay in the folder and was not read: it has no line. ``dangling_references`` counts accepted resources that
+    refer to a Patient or an Encounter that the store does not hold, by element: they are kept.
     """
 
     dataset: str

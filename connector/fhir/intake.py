@@ -13,6 +13,7 @@ from connector.fhir.line_reading import read_line
 from connector.fhir.merge import settle
 from connector.fhir.ndjson import Line
 from connector.fhir.observation_values import Units
+from connector.fhir.persons import LINKS
 from connector.fhir.resources import MEDICATION, read_version
 from connector.fhir.source_folder import Folder, look_into, read_file
 from connector.fhir.staging import Staging
@@ -21,6 +22,7 @@ from connector.fhir.subject_keys import content_key, resource_key, subject_key
 from connector.fhir.typed_elements import Quarantine
 from connector.fhir.validation import SAMPLE_SIZE, Sample
 from vht_federate.components.contract import Port, read_component
+from vht_federate.domain.split import bucket_of
 from vht_federate.errors import InputError
 
 __all__ = ["ingest", "installed_ports"]
@@ -158,6 +160,9 @@ class _Reader:
             lead += (self._reference(MEDICATION, reading.medication_id),)
         for row in reading.rows:
             self._staging.add(table_name(reading.type), lead + row)
+        for link in reading.links:
+            survivor, replaced = ((self._subject(patient_id), bucket_of(patient_id)) for patient_id in link)
+            self._staging.add(LINKS, (*place, key, *survivor, *replaced))
         for reason, path in rejected:
             self._fault(line.number, "value", reason, path)
 

@@ -9,6 +9,7 @@ store is.
 import shutil
 from collections import Counter
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from connector.fhir.deletions import TABLE, bury, write_tombstones
 from connector.fhir.ingest_report import FileReport, IngestReport, sorted_counts
 from connector.fhir.medication_resolution import PRESCRIPTIONS, gather_codes, hold_back, revise_prescriptions
 from connector.fhir.merge_rules import FAULTS, FILES, GONE, LATE, NOTHING_SEEN, ROWS, SEEN, VERDICTS
+from connector.fhir.persons import LINKS, write_persons
 from connector.fhir.resources import KEPT, TABLES
 from connector.fhir.staging import Staging
 from connector.fhir.store import Generation, Store, table_name
@@ -110,6 +112,10 @@ class _Merge:
         old = {part.name: part for part in self.before.parts(table)} if self.before else {}
         return list((old | {part.name: part for part in self.fresh.glob(f"{table}-[0-9]*.parquet")}).values())
 
+    def write_persons(self) -> None:
+        """Which ids are of one human, by what Patients say, or said before they were deleted."""
+        write_persons(self.rows, self.before, self.fresh, staged=self.staged(LINKS), number=self.number)
+
     def write_tombstones(self) -> bool:
         """True where something is known to be deleted that was not before."""
         part = self.fresh / f"{TABLE}-{self.number:06d}.parquet"
@@ -132,14 +138,14 @@ class _Merge:
         path = self.before.folder / "quarantine.jsonl" if self.before else None
         return path if path and path.stat().st_size else None
 
-    def write_counts(self, gone: dict[str, int]) -> dict[str, int]:
+    def write_counts(self, gone: dict[str, int]) -> None:
         counts = Counter(self.before.counts() if self.before else {})
         counts.update(dict(self.rows(_ACCEPTED_BY_TYPE)))
         counts.subtract(gone)
         (self.fresh / "counts.json").write_bytes(orjson.dumps(sorted_counts(counts)))
-        return dict(counts)
 
-    def report(self, patients: int, changed: bool) -> IngestReport:
+    def report(self, changed: bool) -> IngestReport:
+        """The account, but for how many patients the store then holds."""
         verdicts = dict(self.rows("SELECT verdict, count(*) FROM verdict GROUP BY verdict"))
         by_type = Counter(dict(self.rows(_ACCEPTED_BY_TYPE)))
         [(values, rejected, mistaken, replaced)] = self.rows(
@@ -164,7 +170,7 @@ class _Merge:
             reasons=sorted_counts(reasons),
             value_reasons=sorted_counts(self._reasons("value")),
             by_type=sorted_counts(by_type),
-            patients=patients,
+            patients=0,
             changed=changed,
             by_file=files,
             dangling_references=self.dangling(),
@@ -191,11 +197,11 @@ def settle(
         merge.judge()
         merge.write_parts()
         grew = merge.write_quarantine()
-        counts = merge.write_counts(merge.write_survivors())
+        merge.write_counts(merge.write_survivors())
+        merge.write_persons()
         buried = merge.write_tombstones()
         accepted = merge.rows("FROM verdict WHERE verdict = 'accepted' LIMIT 1")
         changed = before is None or grew or buried or bool(accepted)
-        report = merge.report(counts.get("Patient", 0), changed)
-    if changed:
-        store.publish(fresh, beside_old=not replace)
-    return report
+        report = merge.report(changed)
+    generation = store.publish(fresh, beside_old=not replace) if changed else before
+    return with_fields(report, patients=generation.patients() if generation else 0)

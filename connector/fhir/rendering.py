@@ -1,11 +1,12 @@
 """The store as FHIR R4 JSON again: of each resource the elements that were kept, and no others.
 
 ``id`` is the stored key, references are made of stored keys, and ``meta.lastUpdated`` is when this node took the
-resource in. What intake reduced stays reduced: times are instants in UTC (a partial date the last one it may mean),
-``onset``, ``effective`` and ``abatement`` are dateTimes whichever choice was sent, a condition known by its
-``recordedDate`` alone has that as its onset, an integer is a Quantity of unit ``1``, a medication that was referred to
-is a CodeableConcept, and a patient who was replaced by another is not active. DuckDB writes the JSON; Python sees it
-only where a caller asks for single resources.
+resource in. What intake reduced stays reduced: times are instants in UTC (a year or a month alone is one again; stores
+of an older make have the last moment that it may mean), a partial ``birthDate`` is its middle, ``onset``, ``effective``
+and ``abatement`` are dateTimes whichever choice was sent, a condition known by its ``recordedDate`` alone has that as
+its onset, an integer is a Quantity of unit ``1``, and a medication that was referred to is a CodeableConcept. A person
+(``connector.fhir.persons``) is one Patient, whom all that is theirs refers to; nothing tells of links. DuckDB writes
+the JSON; Python sees it only where a caller asks for single resources.
 """
 
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants; values are parameters.
@@ -20,6 +21,7 @@ import orjson
 from connector.duckdb_lockdown import locked, quoted
 from connector.fhir.condition_status import CLINICAL_SYSTEM, VERIFICATION_SYSTEM
 from connector.fhir.observation_values import UCUM
+from connector.fhir.persons import joined
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, table_name
 from vht_federate.errors import InputError
@@ -114,7 +116,8 @@ def _renamed(resource: dict[str, Any], name: Callable[[str], str]) -> dict[str, 
 
 
 def stored_rows(generation: Generation, resource_type: str) -> str:
-    """Every stored row, with ``taken`` and ``nth``, its place in its part. Older parts lack columns: those are NULL."""
+    """Every stored row, with ``taken`` and ``nth``, its place in its part, and the person's key as ``subject``; of
+    Patients one row for each person. Older parts lack columns: those are NULL."""
     table = table_name(resource_type)
     columns = (("resource", "string"), ("subject", "string"), *TABLES[resource_type])
     typed = ", ".join(f"NULL::{_SQL_TYPES[kind]} AS {name}" for name, kind in columns)
@@ -124,7 +127,8 @@ def stored_rows(generation: Generation, resource_type: str) -> str:
         f"FROM read_parquet({quoted(part)}, file_row_number = true)"
         for part, moment in zip(generation.parts(table), taken_in(generation, table), strict=True)
     ]
-    return " UNION ALL BY NAME ".join([empty, *parts])
+    rows = " UNION ALL BY NAME ".join([empty, *parts])
+    return joined(generation, table, rows, further=", max(r.taken) AS taken, min(r.nth) AS nth")
 
 
 def _grouped(generation: Generation, resource_type: str, rows: str) -> str:
@@ -160,6 +164,13 @@ def _text(sql: str) -> str:
 
 def _instant(sql: str) -> str:
     return f"""'"' || replace(CAST(make_timestamp(epoch_us({sql})) AS VARCHAR), ' ', 'T') || 'Z"'"""
+
+
+def _moment(name: str) -> str:
+    """A dateTime: a year or a month alone where the bounds are those of one. Older parts have one bound."""
+    year, month = (f"strftime({name}, '{form}')" for form in ("%Y", "%Y-%m"))
+    partial = f"CASE WHEN month({name}) = month({name}_until) THEN {month} ELSE {year} END"
+    return f"""CASE WHEN {name}_until IS NULL THEN {_instant(name)} ELSE '"' || {partial} || '"' END"""
 
 
 def _coding(system: str, code: str) -> str:
@@ -231,31 +242,31 @@ def _observation() -> str:
         ELSE list_transform([{whole}], lambda w: ',' || {_about("w")})[1]
             || coalesce(',"component":[' || {components} || ']', '') END"""
     return f"""concat({_head("Observation", "resource")}, {_STATUS}, {about}, {_SUBJECT}, {_ENCOUNTER},
-        ',"effectiveDateTime":' || {_instant("effective")}, '}}')"""
+        ',"effectiveDateTime":' || {_moment("effective")}, '}}')"""
 
 
 _WRITERS = {
     "Patient": f"""concat({_head("Patient", "subject")}, CASE WHEN NOT active THEN ',"active":false' END,
         ',"gender":' || {_text("gender")}, ',"birthDate":"' || CAST(birth_date AS VARCHAR) || '"',
-        CASE WHEN deceased_at IS NOT NULL THEN ',"deceasedDateTime":' || {_instant("deceased_at")}
+        CASE WHEN deceased_at IS NOT NULL THEN ',"deceasedDateTime":' || {_moment("deceased_at")}
             WHEN deceased THEN ',"deceasedBoolean":true' END, '}}')""",
     "Observation": _observation(),
     "Condition": f"""concat({_head("Condition", "resource")},
         ',"clinicalStatus":' || {_said(CLINICAL_SYSTEM, "clinical")},
         ',"verificationStatus":' || {_said(VERIFICATION_SYSTEM, "verification")},
         ',"code":{{"coding":[' || {_codings("cells", "system", "code", "cells[1]")} || ']}}', {_SUBJECT}, {_ENCOUNTER},
-        ',"onsetDateTime":' || {_instant("onset")}, ',"abatementDateTime":' || {_instant("abated")},
-        ',"recordedDate":' || {_instant("recorded")}, '}}')""",
+        ',"onsetDateTime":' || {_moment("onset")}, ',"abatementDateTime":' || {_moment("abated")},
+        ',"recordedDate":' || {_moment("recorded")}, '}}')""",
     "MedicationRequest": f"""concat({_head("MedicationRequest", "resource")}, {_STATUS},
         ',"intent":' || {_text("intent")}, CASE WHEN prohibited THEN ',"doNotPerform":true' END,
         ',"medicationCodeableConcept":{{"coding":[' || {_codings("cells", "system", "code", "cells[1]")} || ']}}',
-        {_SUBJECT}, {_ENCOUNTER}, ',"authoredOn":' || {_instant("authored")}, '}}')""",
+        {_SUBJECT}, {_ENCOUNTER}, ',"authoredOn":' || {_moment("authored")}, '}}')""",
     "Encounter": f"""concat({_head("Encounter", "resource")}, {_STATUS},
         ',"class":{{"system":' || {_text(f"coalesce(class_system, '{ACT_CODE}')")}
             || ',"code":' || {_text("class_code")} || '}}',
         ',"type":[' || {_concepts("type_system", "type_code")} || ']', {_SUBJECT},
         ',"reasonCode":[' || {_concepts("reason_system", "reason_code")} || ']',
-        CASE WHEN coalesce(started, ended) IS NOT NULL THEN concat(',"period":{{', '"start":' || {_instant("started")},
+        CASE WHEN coalesce(started, ended) IS NOT NULL THEN concat(',"period":{{', '"start":' || {_moment("started")},
             CASE WHEN started IS NOT NULL AND ended IS NOT NULL THEN ',' END,
-            '"end":' || {_instant("ended")}, '}}') END, '}}')""",
+            '"end":' || {_moment("ended")}, '}}') END, '}}')""",
 }

@@ -12,8 +12,10 @@ from itertools import zip_longest
 from typing import Any
 
 from connector.fhir.condition_status import condition_status
+from connector.fhir.dates_and_times import Bounds, birth_date, instant, moment, period_start
 from connector.fhir.medications import MISTAKEN, contained_medication, medication_codings, medication_status
 from connector.fhir.observation_values import Units, Value, Verdict, read_value
+from connector.fhir.patient_links import Link, read_links
 from connector.fhir.typed_elements import (
     Coding,
     Node,
@@ -23,11 +25,8 @@ from connector.fhir.typed_elements import (
     codings,
     encounter,
     identifier,
-    instant,
     member,
     members,
-    moment,
-    partial_date,
     subject,
     text,
 )
@@ -52,9 +51,11 @@ Version = tuple[datetime | None, int | None]
 _NUMBER = re.compile("[0-9]{1,18}")
 _NO_CODE: list[tuple[str | None, str | None]] = [(None, None)]
 _NO_VALUE: list[Row] = [(None, None, None, None, None)]
+_NEVER = (None, None)
 
 # Columns of each row after (resource, subject), in order. ``encounter`` and ``medication`` are the keys of what is
-# referred to. A coded list has a row for each coding.
+# referred to. A coded list has a row for each coding. A moment and its ``_until`` are the bounds of a dateTime
+# (``dates_and_times``); the latter is NULL where it is exact.
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "Patient": (
         ("bucket", "uint8"),
@@ -63,11 +64,14 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("active", "bool"),
         ("deceased", "bool"),
         ("deceased_at", "timestamp"),
+        ("deceased_at_until", "timestamp"),
+        ("birth_date_partial", "bool"),
     ),
     "Observation": (
         ("encounter", "string"),
         ("status", "string"),
         ("effective", "timestamp"),
+        ("effective_until", "timestamp"),
         ("part", "int16"),
         ("code_system", "string"),
         ("code", "string"),
@@ -82,8 +86,11 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("verification", "string"),
         ("clinical", "string"),
         ("onset", "timestamp"),
+        ("onset_until", "timestamp"),
         ("abated", "timestamp"),
+        ("abated_until", "timestamp"),
         ("recorded", "timestamp"),
+        ("recorded_until", "timestamp"),
         ("system", "string"),
         ("code", "string"),
     ),
@@ -94,6 +101,7 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("intent", "string"),
         ("prohibited", "bool"),
         ("authored", "timestamp"),
+        ("authored_until", "timestamp"),
         ("system", "string"),
         ("code", "string"),
     ),
@@ -102,7 +110,9 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("class_system", "string"),
         ("class_code", "string"),
         ("started", "timestamp"),
+        ("started_until", "timestamp"),
         ("ended", "timestamp"),
+        ("ended_until", "timestamp"),
         ("type_system", "string"),
         ("type_code", "string"),
         ("reason_system", "string"),
@@ -153,6 +163,7 @@ class Reading:
     mistaken: bool = False  # entered in error
     encounter_id: str | None = None
     medication_id: str | None = None
+    links: tuple[Link, ...] = ()  # of a Patient
 
 
 def refuse_modifiers(resource: Node) -> None:
@@ -212,15 +223,12 @@ def _patient(node: Node, _units: Units) -> Reading:
         raise Quarantine("code", "Patient.gender")
     deceased_at = moment(node, "deceasedDateTime", "Patient")
     deceased = boolean(node, "deceasedBoolean", "Patient")
-    replaced = any(code(link, "type", "Patient.link") == "replaced-by" for link in members(node, "link", "Patient"))
-    active = boolean(node, "active", "Patient") is not False and not replaced
-    birth_date = partial_date(node, "birthDate", "Patient")
-    return Reading(
-        "Patient",
-        patient_id,
-        patient_id,
-        [(bucket_of(patient_id), birth_date, gender, active, bool(deceased) or deceased_at is not None, deceased_at)],
-    )
+    links, in_use = read_links(node, patient_id)
+    active = boolean(node, "active", "Patient") is not False and in_use
+    born, partial = birth_date(node, "birthDate", "Patient")
+    dead = bool(deceased) or deceased_at is not None
+    row = (bucket_of(patient_id), born, gender, active, dead, *(deceased_at or _NEVER), partial)
+    return Reading("Patient", patient_id, patient_id, [row], links=links)
 
 
 def _observation(node: Node, units: Units) -> Reading:
@@ -238,7 +246,7 @@ def _observation(node: Node, units: Units) -> Reading:
         value = read_value(place, where, meanings, units, verdict)
         # of a panel, or of a value set aside, it is kept that it was observed
         cells = _cells(value) if value else _NO_VALUE if meanings else []
-        rows += [(status, effective, part, *meaning, *cell) for meaning in meanings or _NO_CODE for cell in cells]
+        rows += [(status, *effective, part, *meaning, *cell) for meaning in meanings or _NO_CODE for cell in cells]
     return Reading(
         "Observation", resource_id, patient, rows, verdict, status == MISTAKEN, encounter(node, "Observation")
     )
@@ -256,9 +264,10 @@ def _condition(node: Node, _units: Units) -> Reading:
     if onset is None:
         raise Quarantine("no-time", "Condition.onset[x]")
     abated = _when(node, "abatement", "Condition")
+    dates = (*onset, *(abated or _NEVER), *(recorded or _NEVER))
     verification, clinical = condition_status(node)
     concept_codings = codings(member(node, "code", "Condition"), "Condition.code")
-    rows: list[Row] = [(verification, clinical, onset, abated, recorded, *coding) for coding in concept_codings]
+    rows: list[Row] = [(verification, clinical, *dates, *coding) for coding in concept_codings]
     encounter_id = encounter(node, "Condition")
     return Reading(
         "Condition", resource_id, patient, rows, mistaken=verification == MISTAKEN, encounter_id=encounter_id
@@ -275,7 +284,7 @@ def _medication_request(node: Node, _units: Units) -> Reading:
     if authored is None:
         raise Quarantine("no-time", f"{kind}.authoredOn")
     medication_id, medication = _medication_of(node, kind)
-    rows: list[Row] = [(status, intent, prohibited, authored, *coding) for coding in medication]
+    rows: list[Row] = [(status, intent, prohibited, *authored, *coding) for coding in medication]
     return Reading(
         kind,
         resource_id,
@@ -319,7 +328,7 @@ def _encounter(node: Node, _units: Units) -> Reading:
     period = member(node, "period", "Encounter") or {}
     started, ended = (moment(period, key, "Encounter.period") for key in ("start", "end"))
     class_coding = (code(encounter_class, key, "Encounter.class") for key in ("system", "code"))
-    lead = (status, *class_coding, started, ended)
+    lead = (status, *class_coding, *(started or _NEVER), *(ended or _NEVER))
     types, reasons = (_each_of(node, key, "Encounter") for key in ("type", "reasonCode"))
     rows = [(*lead, *pair[0], *pair[1]) for pair in zip_longest(types, reasons, fillvalue=_NO_CODE[0])]
     return Reading("Encounter", resource_id, patient, rows or [(*lead, *_NO_CODE[0] * 2)], mistaken=status == MISTAKEN)
@@ -331,13 +340,14 @@ def _each_of(node: Node, key: str, where: str) -> list[Coding]:
     return list(dict.fromkeys(coding for concept in concepts for coding in codings(concept, f"{where}.{key}")))
 
 
-def _when(node: Node, stem: str, where: str) -> Any:
+def _when(node: Node, stem: str, where: str) -> Bounds | None:
     """The moment of effective[x], onset[x] or abatement[x]: dateTime, instant, or the start of a period."""
     period = member(node, f"{stem}Period", where)
+    at = instant(node, f"{stem}Instant", where)
     return (
         moment(node, f"{stem}DateTime", where)
-        or instant(node, f"{stem}Instant", where)
-        or (moment(period, "start", f"{where}.{stem}Period") if period else None)
+        or ((at, None) if at else None)
+        or period_start(period, f"{where}.{stem}Period")
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from connector.fhir.persons import LINKS
 from connector.fhir.resources import MEDICATION, MEDICATION_COLUMNS, TABLES
 from connector.fhir.store import table_name
 
@@ -40,6 +41,14 @@ _COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("version", "int64"),
         ("mistaken", "bool"),
         ("subject", "string"),
+    ),
+    LINKS: (
+        *_PLACE,
+        ("resource", "string"),
+        ("survivor", "string"),
+        ("survivor_bucket", "uint8"),
+        ("replaced", "string"),
+        ("replaced_bucket", "uint8"),
     ),
     "deletion": (
         ("type", "string"),

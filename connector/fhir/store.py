@@ -6,6 +6,8 @@
                                        without what a newer version replaced
         resource-000001.parquet        (type, resource, content, dataset, updated, version, replaced): what is held,
                                        and how many versions it replaced
+        patient_link-000001.parquet    (resource, survivor, replaced, and the bucket of each): which Patient said that
+        person-000001.parquet          of each id that a link names: whose it is, in every generation anew
         quarantine.jsonl               what was not read, and why
         counts.json                    resources by type
     STORE/ingesting/                   work in progress, worthless after a crash
@@ -47,6 +49,16 @@ class Generation:
 
     def parts(self, table: str) -> list[Path]:
         return sorted(self.folder.glob(f"{table}-[0-9]*.parquet"))
+
+    def patients(self) -> int:
+        """How many persons have a Patient here (``connector.fhir.persons``)."""
+        import pyarrow.parquet as pq
+
+        tables = [
+            pq.read_table(part, columns=["person"], filters=[("held", "=", True)]) for part in self.parts("person")
+        ]
+        merged: int = sum(table.num_rows - len(set(table["person"].to_pylist())) for table in tables)
+        return self.counts().get("Patient", 0) - merged
 
     def holds_patient(self, subject: str) -> bool:
         """Whether a Patient resource of this keyed hash is held."""
@@ -127,8 +139,10 @@ class Store:
 
 
 def dataset_summary(store_dir: Path, *, smallest_cell: int = SMALLEST_CELL) -> dict[str, Any]:
-    """What a catalogue may say: counts to the nearest ten, and None for fewer than ``smallest_cell``."""
+    """What a catalogue may say: counts to the nearest ten, of persons and of resources; None for fewer than
+    ``smallest_cell``."""
     generation = Store(store_dir).current()
     counts = generation.counts() if generation else {}
     resources = {kind: disclosable_count(counts.get(kind, 0), smallest_cell) for kind in TABLES}
-    return {"patients_rounded": resources["Patient"], "resources_rounded": resources}
+    patients = disclosable_count(generation.patients() if generation else 0, smallest_cell)
+    return {"patients_rounded": patients, "resources_rounded": resources}

@@ -4,8 +4,6 @@ Paths in reasons are built from element names alone, so that no content of a lin
 """
 
 import re
-from calendar import monthrange
-from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -20,12 +18,9 @@ __all__ = [
     "codings",
     "encounter",
     "identifier",
-    "instant",
     "member",
     "members",
-    "moment",
     "number",
-    "partial_date",
     "subject",
     "text",
 ]
@@ -34,9 +29,7 @@ Node = dict[str, Any]
 Coding = tuple[str | None, str]  # system, code
 
 _CODE = re.compile(r"\S(?:\S| (?=\S)){0,255}")  # FHIR code or uri, bounded
-_DATE = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
 _PATIENT_TYPES = ("Patient", "http://hl7.org/fhir/StructureDefinition/Patient")  # Reference.type is a uri
-_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 class Quarantine(Exception):
@@ -166,59 +159,3 @@ def codings(node: Node | None, where: str) -> list[Coding]:
         if code_value is not None:
             distinct[system, code_value] = None
     return list(distinct)
-
-
-def partial_date(node: Node, key: str, where: str) -> date | None:
-    """A FHIR date; of a year or a month alone, the middle."""
-    value = text(node, key, where)
-    if value is None:
-        return None
-    year, month, day = _parts(value, f"{where}.{key}")
-    return _date(year, month or 7, day or (15 if month else 1), f"{where}.{key}")
-
-
-def moment(node: Node, key: str, where: str) -> datetime | None:
-    """A FHIR dateTime in UTC. A partial one is the last instant it may mean: nothing is dated too early."""
-    value = text(node, key, where)
-    if value is None:
-        return None
-    if len(value) > 10:
-        return _instant(value, f"{where}.{key}")
-    year, month, day = _parts(value, f"{where}.{key}")
-    month = month or 12
-    if day is None and 1 <= month <= 12 and year:
-        day = monthrange(year, month)[1]
-    last_day = _date(year, month, day or 1, f"{where}.{key}")
-    if len(value) == 10:
-        return datetime(last_day.year, last_day.month, last_day.day, tzinfo=UTC)
-    return datetime(last_day.year, last_day.month, last_day.day, 23, 59, 59, tzinfo=UTC)
-
-
-def instant(node: Node, key: str, where: str) -> datetime | None:
-    """A FHIR instant in UTC."""
-    value = text(node, key, where)
-    return None if value is None else _instant(value, f"{where}.{key}")
-
-
-def _instant(value: str, path: str) -> datetime:
-    if not _INSTANT.fullmatch(value):
-        raise Quarantine("format", path)
-    try:
-        return datetime.fromisoformat(value).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise Quarantine("format", path) from None
-
-
-def _parts(value: str, path: str) -> tuple[int, int | None, int | None]:
-    match = _DATE.fullmatch(value)
-    if not match:
-        raise Quarantine("format", path)
-    year, month, day = match.groups()
-    return int(year), int(month) if month else None, int(day) if day else None
-
-
-def _date(year: int, month: int, day: int, path: str) -> date:
-    try:
-        return date(year, month, day)
-    except ValueError:
-        raise Quarantine("format", path) from None

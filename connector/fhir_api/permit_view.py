@@ -2,7 +2,8 @@
 
 A ``PermitView`` belongs to one generation of the store, to the permit's content, and to the opt-outs in force for it;
 it is made when it is first needed and kept while all stay. Names and shifted days are the permit's own, so searches
-speak of those, too.
+speak of those, too. A person whom several Patient records are of (``connector.fhir.persons``) is one patient, under the
+name and the shift of the record that stands; a record that was replaced is no resource of its own.
 """
 
 # ruff: noqa: S608 - SQL is put together from our own conditions and keys.
@@ -21,6 +22,7 @@ import orjson
 import pyarrow as pa
 
 from connector.duckdb_lockdown import locked, quoted
+from connector.fhir.persons import persons_of
 from connector.fhir.rendering import keyed, rendered, slices, stored_rows, taken_in
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation, Store, table_name
@@ -154,7 +156,9 @@ class PermitViews:
         if cached is not None and cached[0] == excluded:
             return cached[1]
         scope = permit_scope(permit, self.installed)
-        subjects = sorted(set.intersection(*map(_subjects, {requested, current})) - excluded)
+        generations = {requested, current}
+        absent = set().union(*(persons_of(generation, excluded) for generation in generations))
+        subjects = sorted(set.intersection(*map(_subjects, generations)) - absent)
         permit_view = _build_view(requested, scope, Deidentifier(key, now=today, codes=scope.codes), subjects)
         if permit_view.visible_patients.num_rows < permit.minimum_cohort:
             raise CohortError("this node has fewer patients than the permit's minimum", code="VHT-COHORT-TOO-SMALL")
@@ -187,7 +191,7 @@ def _content(permit: Permit) -> str:
 
 
 def _subjects(generation: Generation) -> set[str]:
-    """Keys of the patients who are active."""
+    """Keys of the persons who are active."""
     with locked([generation.folder.resolve()]) as connection:
         sql = f"SELECT DISTINCT subject FROM ({stored_rows(generation, 'Patient')}) WHERE active"
         return {row[0] for row in connection.execute(sql).fetchall()}

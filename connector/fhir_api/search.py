@@ -36,10 +36,11 @@ _DATE = re.compile(
     r"(Z|[+-]\d\d:\d\d)?)?)?)?",
     re.ASCII,
 )
+_PARTS = ("year", "month")
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 _CLASSES = f"coalesce(class_system, '{ACT_CODE}')"  # as it is shown
-# parameter -> columns: (system, code) of a token, the moment (or start, end) of a date; and a further condition
+# parameter -> columns: (system, code) of a token, and a further condition
 _TOKENS = {
     ("Observation", "code"): ("code_system", "code", "part = 0"),
     ("Observation", "combo-code"): ("code_system", "code", "true"),
@@ -52,12 +53,29 @@ _TOKENS = {
         "(type_system, type_code) IN (SELECT (system, code) FROM told)",
     ),
 }
-_DATES = {
-    ("Observation", "date"): ("effective", "effective"),
-    ("Condition", "onset-date"): ("onset", "onset"),
-    ("Condition", "recorded-date"): ("recorded", "recorded"),
-    ("MedicationRequest", "authoredon"): ("authored", "authored"),
-    ("Encounter", "date"): ("coalesce(started, ended)", "coalesce(ended, started)"),
+# parameter -> bounds of the date, or of the start and the end
+_Bounds = tuple[str, str]
+_STARTED, _ENDED = ("started", "started_until"), ("ended", "ended_until")
+
+
+def _either(bounds: _Bounds, otherwise: _Bounds) -> _Bounds:
+    """``bounds``, or ``otherwise`` where there are none."""
+    known = f"{bounds[0]} IS NOT NULL"
+    first, last = (f"CASE WHEN {known} THEN {a} ELSE {b} END" for a, b in zip(bounds, otherwise, strict=True))
+    return first, last
+
+
+_DATES: Mapping[tuple[str, str], tuple[_Bounds, _Bounds]] = {
+    **{
+        key: ((moment, f"{moment}_until"),) * 2
+        for key, moment in {
+            ("Observation", "date"): "effective",
+            ("Condition", "onset-date"): "onset",
+            ("Condition", "recorded-date"): "recorded",
+            ("MedicationRequest", "authoredon"): "authored",
+        }.items()
+    },
+    ("Encounter", "date"): (_either(_STARTED, _ENDED), _either(_ENDED, _STARTED)),
 }
 
 
@@ -69,7 +87,7 @@ class Query:
 
     type: str
     conditions: tuple[str, ...]
-    starts: tuple[str, ...]
+    starts: tuple[_Bounds, ...]
     names: tuple[str, ...] | None
     ids: tuple[str, ...] | None
     count: int
@@ -94,7 +112,7 @@ def read_query(resource_type: str, parameters: Sequence[tuple[str, str]], limits
     """Raises InputError VHT-INPUT-SEARCH, naming the parameter only where FHIR does; NotFoundError VHT-INPUT-GONE."""
     known = dict(SEARCHES[resource_type])
     conditions: list[str] = []
-    starts: list[str] = []
+    starts: list[_Bounds] = []
     names: tuple[str, ...] | None = None
     ids: tuple[str, ...] | None = None
     plain: dict[str, str] = {}
@@ -218,35 +236,42 @@ def _token(system: str, code: str, further: str, value: str) -> str:
     return f"{further} AND ({' OR '.join(f'({alternative})' for alternative in alternatives)})"
 
 
-def _date(start: str, end: str, value: str) -> str:
+def _date(start: _Bounds, end: _Bounds, value: str) -> str:
     """A date parameter: the value stands for the interval that its precision leaves open (FHIR R4, 3.1.1.5.4)."""
     return " OR ".join(_dated(start, end, part) for part in value.split(",")[:_VALUES])
 
 
-def _is_shown(start: str, now: date) -> str:
+def _is_shown(start: _Bounds, now: date) -> str:
     """What is not told is not found: the same rule, on the same shifted day, as ``ElementRedaction`` has."""
     earliest = datetime.combine(earliest_day(now), datetime.min.time())
     return f"{_visible_interval(start)[0]} >= {(earliest - datetime(1970, 1, 1)) // timedelta(microseconds=1)}"
 
 
-def _visible_interval(column: str) -> tuple[str, str]:
-    """The first and the last microsecond of what is told of a stored moment: of one at 23:59:59Z the year alone, by the
-    middle of what it may mean (``ElementRedaction.moment``)."""
+def _visible_interval(bounds: _Bounds) -> tuple[str, str]:
+    """The first and the last microsecond of what is told of a stored moment: of a year or a month alone that, moved by
+    its middle; of an exact one at 23:59:59Z the year, by the middle of what it may mean (``ElementRedaction.moment``).
+    """
+    column, until = bounds
     at = f"date_trunc('second', make_timestamp(epoch_us({column})))"
+    is_year, is_month = f"month({column}) <> month({until})", f"month({column}) = month({until})"  # of exact ones NULL
+    is_last = f"{until} IS NULL AND CAST({at} AS TIME) = TIME '23:59:59'"
     middle = (
-        f"CASE WHEN month({at}) = 12 AND day({at}) = 31 THEN make_timestamp(year({at}), 7, 1, 0, 0, 0.0) "
-        f"WHEN CAST({at} AS DATE) = last_day({at}) THEN make_timestamp(year({at}), month({at}), 15, 0, 0, 0.0) "
-        f"ELSE date_trunc('day', {at}) END"
-    )
-    year = f"date_trunc('year', {middle} - to_microseconds(shift))"
-    last_instant = f"CAST({at} AS TIME) = TIME '23:59:59'"
-    return (
-        f"CASE WHEN {last_instant} THEN epoch_us({year}) ELSE epoch_us({at}) - shift END",
-        f"CASE WHEN {last_instant} THEN epoch_us({year} + INTERVAL 1 YEAR) - 1 ELSE epoch_us({at}) - shift END",
+        f"CASE WHEN {is_year} OR {until} IS NULL AND month({at}) = 12 AND day({at}) = 31 "
+        f"THEN make_timestamp(year({at}), 7, 1, 0, 0, 0.0) "
+        f"WHEN {is_month} OR CAST({at} AS DATE) = last_day({at}) "
+        f"THEN make_timestamp(year({at}), month({at}), 15, 0, 0, 0.0) ELSE date_trunc('day', {at}) END"
     )
 
+    def told(microsecond: str) -> str:
+        year, month = (microsecond.format(part=part, moved=f"{middle} - to_microseconds(shift)") for part in _PARTS)
+        exact = f"epoch_us({at}) - shift"
+        return f"CASE WHEN {is_year} OR {is_last} THEN {year} WHEN {is_month} THEN {month} ELSE {exact} END"
 
-def _dated(start: str, end: str, value: str) -> str:
+    first = "epoch_us(date_trunc('{part}', {moved}))"
+    return told(first), told("epoch_us(date_trunc('{part}', {moved}) + INTERVAL 1 {part}) - 1")
+
+
+def _dated(start: _Bounds, end: _Bounds, value: str) -> str:
     prefix, low, high = _interval(value)
     first, last = _visible_interval(start)[0], _visible_interval(end)[1]
     rules: Mapping[str, str] = {

@@ -16,8 +16,8 @@ from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation
 from connector.governance.installed_components import InstalledComponents
 from connector.governance.permit_scope import PermitScope, permit_scope
-from connector.views.eligible_patients import parts
 from connector.views.sql.compilation import Plan, compile_view
+from connector.views.store_tables import stored
 from vht_federate.domain.permit import Permit
 from vht_federate.errors import InputError, PermitError, ViewError
 
@@ -80,13 +80,13 @@ def opened(permit: Permit, installed: InstalledComponents, resource_type: str) -
 
 def count_query(plan: Plan, generation: Generation, scope: PermitScope) -> str:
     """SQL of how many patients meet the definition, by resources of ``MOST_BYTES`` at most; parameter ``excluded``:
-    subjects who are not counted."""
+    persons who are not counted."""
     resources = relation(generation, plan.resource, rows=scope.rows[plan.resource])
     if withheld := scope.withheld(plan.resource):
         removed = ",".join(f'"{name}":null' for name in withheld)
         resources = f"SELECT subject, json_merge_patch(resource, '{{{removed}}}') AS resource FROM ({resources})"
     resources = f"SELECT subject, resource FROM ({resources}) WHERE strlen(CAST(resource AS VARCHAR)) <= {MOST_BYTES}"
-    return _COUNT.format(rows=plan.query_over(resources), patient=parts(generation, "patient"))
+    return _COUNT.format(rows=plan.query_over(resources), patient=stored(generation)("patient"))
 
 
 def _paths(selects: Any, name: str) -> list[str]:

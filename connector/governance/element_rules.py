@@ -80,7 +80,7 @@ def _read(value: Any) -> tuple[date, int, str] | None:
 
 
 def _meant(last: date) -> date:
-    """The middle of what may have been a year or a month that the store keeps by its last instant."""
+    """The middle of what may have been a year or a month that a store of an older make keeps by its last instant."""
     if (last.month, last.day) == (12, 31):
         return date(last.year, 7, 1)
     return last.replace(day=15) if last.day == monthrange(last.year, last.month)[1] else last
@@ -125,8 +125,8 @@ class ElementRedaction:
     def moment(self, value: Any) -> str | None:
         """A date or dateTime, moved; a partial one by its middle, to the same precision; no fraction.
 
-        At 23:59:59Z the store keeps a partial date, too (``typed_elements.moment``): to the second it would give the
-        shift away, so the year alone is told. None for one that, as it would be told, may lie 90 years back or more: it
+        At 23:59:59Z stores of an older make keep a partial date, too: to the second it would give the shift away, so
+        the year alone is told. None for one that, as it would be told, may lie 90 years back or more: it
         would tell of a great age.
         """
         if (read := _read(value)) is None:
@@ -140,7 +140,7 @@ class ElementRedaction:
 
     def day(self, value: Any) -> str | None:
         """A date without a time. The year alone of one that may be the middle that the store keeps of a partial date
-        (``typed_elements.partial_date``)."""
+        (``dates_and_times.birth_date``)."""
         if (read := _read(value)) is None or read[2]:
             return None
         middle, length, _ = read

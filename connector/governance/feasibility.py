@@ -27,6 +27,7 @@ import numpy as np
 from sqlalchemy import select
 
 from connector.duckdb_lockdown import locked
+from connector.fhir.persons import persons_of
 from connector.fhir.store import Generation, Store
 from connector.governance.cohort_definitions import compile_definition, count_query, opened
 from connector.governance.open_requests import OpenRequests
@@ -195,7 +196,8 @@ class Feasibility:
         with locked([generation.folder.resolve()]) as connection, limit.on(connection):
             for macro in (_NO_STOP, *plan.macros):
                 connection.execute(macro)
-            [[patients]] = connection.execute(sql, {"excluded": excluded}).fetchall()
+            excluded_persons = sorted(persons_of(generation, excluded))
+            [[patients]] = connection.execute(sql, {"excluded": excluded_persons}).fetchall()
         return int(patients)
 
     def _keep(

@@ -4,7 +4,9 @@ A patient is excluded under a permit when an opt-out was in force at the moment 
 hold from that moment or earlier, and not withdrawn by then. A later opt-out binds later permits; a later withdrawal
 opens later permits. What a permit was issued under cannot be taken back: an opt-out may be dated back, which protects
 more, a withdrawal never takes effect before it is recorded. Patients are known here by the keyed hash that the intake
-uses, never by an identifier.
+uses, never by an identifier. An opt-out under one id of a person holds for the person: whoever reads the store asks
+``connector.fhir.persons`` whose id it is, so it does not matter which came first, the opt-out or the link. A withdrawal
+ends the opt-out of its id; one under another id of the same person goes on to hold.
 """
 
 from collections.abc import Iterable
@@ -14,6 +16,7 @@ from pathlib import Path
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from connector.fhir.persons import names_patient
 from connector.fhir.store import Store
 from connector.store.models import OptOutRow
 from vht_federate.domain.permit import Permit
@@ -27,7 +30,7 @@ __all__ = ["excluded_subjects", "opt_out", "opted_out", "require_held", "restore
 def require_held(store_dir: Path, subject: str) -> None:
     """Raises NotFoundError VHT-INPUT-PATIENT: an opt-out under a mistyped id would protect nobody."""
     generation = Store(store_dir).current()
-    if generation is None or not generation.holds_patient(subject):
+    if generation is None or not (generation.holds_patient(subject) or names_patient(generation, subject)):
         raise NotFoundError(
             "this node holds no patient of that id; nothing was recorded",
             code="VHT-INPUT-PATIENT",

@@ -61,7 +61,7 @@ class CohortBuilder(Protocol):
         specification: CohortSpecification,
         destination: Path,
         *,
-        included: Callable[[list[str], list[int]], None],
+        included: Callable[[list[str], list[int], dict[str, list[str]]], None],
     ) -> Any: ...
 
 
@@ -152,8 +152,8 @@ class Preparation:
         None where that cannot be read: why is found, and told, when the visit is prepared.
         """
 
-        def seen(subjects: list[str], buckets: list[int]) -> None:
-            raise _Seen(_included(subjects, buckets))
+        def seen(subjects: list[str], buckets: list[int], accounts: dict[str, list[str]]) -> None:
+            raise _Seen(_included(subjects, buckets, accounts))
 
         try:
             with self._visits.database.read() as session:
@@ -194,10 +194,10 @@ class Preparation:
         counts: list[int] = []
         own: list[UnavailableError] = []  # the node's, of whose cause the data say nothing
 
-        def include(subjects: list[str], buckets: list[int]) -> None:
+        def include(subjects: list[str], buckets: list[int], accounts: dict[str, list[str]]) -> None:
             counts.append(len(subjects))
             try:
-                self._include(visit, permit, _included(subjects, buckets))
+                self._include(visit, permit, len(subjects), _included(subjects, buckets, accounts))
             except UnavailableError as error:
                 own.append(error)
                 raise
@@ -213,8 +213,8 @@ class Preparation:
         )
         self._visits.evidence.record(built, permit_id=visit.permit_id, visit=visit.id)
 
-    def _include(self, visit: VisitRow, permit: Permit, included: Included) -> None:
-        if len(included) < permit.minimum_cohort:
+    def _include(self, visit: VisitRow, permit: Permit, patients: int, included: Included) -> None:
+        if patients < permit.minimum_cohort:
             raise CohortError(
                 f"the cohort at this node is below the permit's minimum of {permit.minimum_cohort} patients",
                 code="VHT-COHORT-SMALL",
@@ -279,8 +279,14 @@ class Preparation:
             log.info("not started, the node is stopping", extra={"facts": {"visit": visit_id}})
 
 
-def _included(subjects: list[str], buckets: list[int]) -> Included:
-    return Included.of(subjects, [is_test(bucket) for bucket in buckets])
+def _included(subjects: list[str], buckets: list[int], accounts: dict[str, list[str]]) -> Included:
+    """Whom the ledger charges: each patient under every account of theirs."""
+    charged = [
+        (account, is_test(bucket))
+        for subject, bucket in zip(subjects, buckets, strict=True)
+        for account in accounts.get(subject, [subject])
+    ]
+    return Included.of([account for account, _ in charged], [test for _, test in charged], accounts.values())
 
 
 @contextlib.contextmanager

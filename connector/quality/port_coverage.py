@@ -9,7 +9,8 @@ from connector.fhir.codes import Measure
 from connector.fhir.store import Generation
 from connector.quality.survey_figures import Feature, UnitSeen
 from connector.views.columns import REAL_CONDITION, REAL_REQUEST
-from connector.views.eligible_patients import FINAL, parts
+from connector.views.eligible_patients import FINAL
+from connector.views.store_tables import last_possible, stored
 from vht_federate.components.contract import Port
 
 __all__ = ["EVER", "read_features"]
@@ -30,7 +31,7 @@ WHERE {token} IS NOT NULL GROUP BY w.port, o.code, token ORDER BY w.port, o.code
 _HAD = """
 INSERT INTO had
 SELECT port, person FROM (
-    SELECT w.port, o.subject, min(o.effective) AS earliest
+    SELECT w.port, o.subject, min({at}) AS earliest
     FROM {observation} o JOIN wanted w ON w.system = o.code_system AND w.code = o.code
         JOIN usable u ON u.port = w.port AND u.token = {token}
     WHERE o.status IN {final} GROUP BY w.port, o.subject
@@ -39,7 +40,7 @@ SELECT port, person FROM (
 _EVER = """
 INSERT INTO had
 SELECT port, person FROM (
-    SELECT w.port, o.subject, min(o.{moment}) AS earliest
+    SELECT w.port, o.subject, min({at}) AS earliest
     FROM {table} o JOIN wanted w ON w.type = '{type}' AND w.system = o.system AND w.code = o.code
     WHERE {real} GROUP BY w.port, o.subject
 ) JOIN lastly USING (subject) WHERE earliest < day
@@ -64,7 +65,7 @@ def read_features(
         "GROUP BY subject, person"
     )
     _want(connection, ports)
-    observation = parts(generation, "observation")
+    observation = stored(generation)("observation")
     tokens: Counts = defaultdict(list)
     for place, *row in connection.execute(_SEEN.format(token=_SPELLED, observation=observation)).fetchall():
         tokens[place].append(tuple(row))
@@ -76,7 +77,9 @@ def read_features(
             "INSERT INTO usable SELECT unnest(?::INTEGER[]), unnest(?::VARCHAR[])",
             list(map(list, zip(*usable, strict=True))),
         )
-    connection.execute(_HAD.format(token=_SPELLED, observation=observation, final=FINAL))
+    connection.execute(
+        _HAD.format(token=_SPELLED, observation=observation, at=last_possible("o.effective"), final=FINAL)
+    )
     ever = _read_ever(connection, generation)
     for place, port in enumerate(ports):
         if port.source.type in _KNOWN:
@@ -102,7 +105,8 @@ def _want(connection: duckdb.DuckDBPyConnection, ports: Sequence[Port]) -> None:
 def _read_ever(connection: duckdb.DuckDBPyConnection, generation: Generation) -> dict[int, int]:
     counts: dict[int, int] = {}
     for kind, (table, moment, real) in EVER.items():
-        parameters = {"table": parts(generation, table), "moment": moment, "real": real, "type": kind}
+        at = last_possible(f"o.{moment}")
+        parameters = {"table": stored(generation)(table), "at": at, "real": real, "type": kind}
         connection.execute(_EVER.format(**parameters))
         counts |= dict(connection.execute(_EVER_VALUES.format(**parameters)).fetchall())
     return counts

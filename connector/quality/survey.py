@@ -16,8 +16,9 @@ from connector.fhir.store import Generation, Store
 from connector.quality.port_coverage import EVER, read_features
 from connector.quality.survey_figures import CountDisclosure, Course, Feature, Holding, Loss
 from connector.views.cohort_specification import CohortSpecification
-from connector.views.eligible_patients import ADULT_YEARS, make_records, parts
+from connector.views.eligible_patients import ADULT_YEARS, make_records
 from connector.views.inclusion import compile_inclusion
+from connector.views.store_tables import stored
 from vht_federate.components.contract import Component, Port, Profile
 from vht_federate.errors import CohortError
 
@@ -25,7 +26,7 @@ __all__ = ["LOSSES", "Survey", "survey"]
 
 MEMORY = "1GB"
 LOSSES = {
-    "inactive": "not active, or replaced by another patient",
+    "inactive": "not active, or replaced by a patient whom nobody can know",
     "opted-out": "opted out of secondary use",
     "not-included": "outside the profile's inclusion criteria",
     "no-birth-date": "no birth date, so nobody knows that they are adult",
@@ -148,7 +149,7 @@ def survey(
         course = _course(connection, generation, component.inputs(profile), chosen)
         holdings = tuple(_holding(connection, generation, kind) for kind in HELD)
         quarantine = _quarantine(connection, generation)
-        [[patients]] = connection.execute(f"SELECT count(*) FROM {parts(generation, 'patient')}").fetchall()
+        [[patients]] = connection.execute(f"SELECT count(*) FROM {stored(generation)('patient')}").fetchall()
     return Survey(
         component=component.name,
         version=component.version,
@@ -170,7 +171,7 @@ def _losses(
     connection: duckdb.DuckDBPyConnection, generation: Generation, component: Component, profile: Profile
 ) -> tuple[Loss, ...]:
     ages = "age" in {component.port(name).source.type for name in (*profile.inputs, profile.outcome)}
-    sql = _LOSSES.format(patient=parts(generation, "patient"))
+    sql = _LOSSES.format(patient=stored(generation)("patient"))
     parameters = {"ages": ages, "horizon": profile.horizon_years, "adult": ADULT_YEARS}
     patients_by_reason = dict(connection.execute(sql, parameters).fetchall())
     return tuple(
@@ -189,7 +190,7 @@ def _course(
     unobserved = 0
     if profile.horizon_years:
         recorded = " UNION ALL ".join(
-            f"SELECT subject, {moment} AS moment FROM {parts(generation, table)}" for table, moment in HELD.values()
+            f"SELECT subject, {moment} AS moment FROM {stored(generation)(table)}" for table, moment in HELD.values()
         )
         sql = _UNOBSERVED.format(recorded=recorded)
         [[unobserved]] = connection.execute(sql, {"horizon": profile.horizon_years}).fetchall()
@@ -198,7 +199,7 @@ def _course(
 
 def _holding(connection: duckdb.DuckDBPyConnection, generation: Generation, kind: str) -> Holding:
     table, moment = HELD[kind]
-    [row] = connection.execute(_HOLDING.format(table=parts(generation, table), moment=moment)).fetchall()
+    [row] = connection.execute(_HOLDING.format(table=stored(generation)(table), moment=moment)).fetchall()
     resources, patients, first, last, median, ninth, most = row
     return Holding(kind, int(resources), patients, first, last, float(median), float(ninth), int(most))
 

@@ -19,9 +19,10 @@ import numpy.typing as npt
 import orjson
 
 from connector.duckdb_lockdown import locked
+from connector.fhir.persons import accounts_of
 from connector.fhir.store import Generation, Store
 from connector.views.cohort_specification import CohortSpecification
-from connector.views.columns import Cells, Column, read_column
+from connector.views.columns import Cells, Column, count_partial_dates, read_column
 from connector.views.eligible_patients import make_records
 from connector.views.inclusion import compile_inclusion
 from connector.views.profile_views import View, derived_views, view_hash
@@ -41,9 +42,10 @@ class CohortManifest:
     """What the cohort is. ``unit_table``: for each port, the units in the store with their (scale, offset) to its own.
 
     ``quarantined_values``: for each port, values in the store whose unit cannot become the port's; ``reread_values``:
-    those whose unit the code map takes for another one. ``view_hash``: ``profile_views.view_hash`` of the views that
-    say what was read, whose names are ``views``. ``tensors``: type, shape and sha256 of each tensor; ``sha256`` is the
-    file's.
+    those whose unit the code map takes for another one. ``partial_dates``: for each port, the outcome among them, dates
+    that are a year or a month alone, of everybody who is active and did not opt out. ``view_hash``:
+    ``profile_views.view_hash`` of the views that say what was read, whose names are ``views``. ``tensors``: type, shape
+    and sha256 of each tensor; ``sha256`` is the file's.
     """
 
     schema_version: str
@@ -69,6 +71,7 @@ class CohortManifest:
     unit_table: dict[str, dict[str, tuple[float, float]]]
     quarantined_values: dict[str, int]
     reread_values: dict[str, int]
+    partial_dates: dict[str, int]
 
 
 def build_cohort(
@@ -76,15 +79,15 @@ def build_cohort(
     specification: CohortSpecification,
     destination: Path,
     *,
-    included: Callable[[list[str], list[int]], None] | None = None,
+    included: Callable[[list[str], list[int], dict[str, list[str]]], None] | None = None,
     reader: Callable[[duckdb.DuckDBPyConnection, Generation], Relations] | None = None,
 ) -> CohortManifest:
     """Write the cohort of ``specification`` into ``destination`` (``visits/VISIT/cohort``).
 
-    ``included`` receives the subject keys of all patients with a record, and their buckets; what it raises ends the
-    cohort before anything is written. ``reader`` gives what is read in place of the store's tables. Raises ViewError
-    where the outcome is not permitted or a column is unknown, CohortError VHT-COHORT-EMPTY-STORE before the first
-    ingest.
+    ``included`` receives the keys of all patients with a record, their buckets, and of those with several ids the
+    accounts (``accounts_of``) of their budgets; what it raises ends the cohort before anything is written. ``reader``
+    gives what is read in place of the store's tables. Raises ViewError where the outcome is not permitted or a column
+    is unknown, CohortError VHT-COHORT-EMPTY-STORE before the first ingest.
     """
     permitted = specification.read_columns()
     cohort_view = specification.cohort_view
@@ -100,7 +103,8 @@ def build_cohort(
         make_records(connection, generation, specification, relations=relations, inclusion=inclusion)
         if included is not None:
             subjects = connection.execute("SELECT DISTINCT subject, bucket FROM record").fetchall()
-            included([subject for subject, _ in subjects], [bucket for _, bucket in subjects])
+            persons = [subject for subject, _ in subjects]
+            included(persons, [bucket for _, bucket in subjects], accounts_of(generation, frozenset(persons)))
         return _write(connection, relations, specification, views, destination)
 
 
@@ -128,7 +132,11 @@ def _write(
         if port.name in permitted:
             columns[port.name] = read_column(connection, relations, port, profile, len(person))
             _fill(file.arrays, place, columns[port.name].cells, profile)
-    manifest = _manifest(specification, views, destination.resolve().parent.name, kinds, file.seal(), columns)
+    partial = {
+        name: count_partial_dates(connection, relations, specification.component.port(name)) for name in permitted
+    }
+    visit = destination.resolve().parent.name
+    manifest = _manifest(specification, views, visit, kinds, file.seal(), columns, partial)
     replace_file(destination / "manifest.json", orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
     return manifest
 
@@ -161,6 +169,7 @@ def _manifest(
     kinds: dict[str, Kind],
     sealed: Sealed,
     columns: dict[str, Column],
+    partial: dict[str, int],
 ) -> CohortManifest:
     component, profile = specification.component, specification.profile
     return CohortManifest(
@@ -192,4 +201,5 @@ def _manifest(
         },
         quarantined_values={name: column.unusable for name, column in columns.items() if column.unusable},
         reread_values={name: column.reread for name, column in columns.items() if column.reread},
+        partial_dates={name: count for name, count in sorted(partial.items()) if count},
     )

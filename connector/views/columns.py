@@ -1,4 +1,8 @@
-"""How each kind of source becomes one column: the values before the record's day that the profile's layout asks for."""
+"""How each kind of source becomes one column: the values before the record's day that the profile's layout asks for.
+
+A value whose date is a year or a month alone is as late as it may be (``last_possible``): it counts, and is sorted, at
+the last moment that its date may mean.
+"""
 
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants; values are parameters.
 
@@ -12,12 +16,12 @@ import numpy.typing as npt
 
 from connector.fhir.codes import Measure
 from connector.views.eligible_patients import FINAL
-from connector.views.store_tables import Relations
+from connector.views.store_tables import Relations, last_possible
 from vht_federate.components.contract import Port, Profile
 from vht_federate.domain.units import Affine
 from vht_federate.errors import ViewError
 
-__all__ = ["REAL_CONDITION", "REAL_REQUEST", "Cells", "Column", "read_column"]
+__all__ = ["REAL_CONDITION", "REAL_REQUEST", "Cells", "Column", "count_partial_dates", "read_column"]
 
 Array = npt.NDArray[Any]
 
@@ -25,25 +29,36 @@ Array = npt.NDArray[Any]
 # decides: arbitrary, but the same every time. `before` is in microseconds.
 _HISTORY = """
 WITH measured AS (
-    SELECT r.record, o.effective, o.resource, o.part, {payload},
-        date_diff('microsecond', o.effective, any_value(r.landmark)::TIMESTAMPTZ) AS before
-    FROM record r JOIN {table} o ON o.subject = r.subject AND o.effective < r.landmark::TIMESTAMPTZ
+    SELECT r.record, o.dated, o.resource, o.part, {payload},
+        date_diff('microsecond', o.dated, any_value(r.landmark)::TIMESTAMPTZ) AS before
+    FROM record r JOIN (SELECT *, {dated} AS dated FROM {table}) o
+        ON o.subject = r.subject AND o.dated < r.landmark::TIMESTAMPTZ
     WHERE o.code_system = $system AND list_contains($codes::VARCHAR[], o.code) AND o.status IN {final} AND {usable}
-    GROUP BY r.record, o.effective, o.resource, o.part
+    GROUP BY r.record, o.dated, o.resource, o.part
 ), placed AS (SELECT *, {back} AS back FROM measured)
 SELECT record, back, before, {names} FROM placed WHERE back < $steps
-{chosen} ORDER BY record, back, effective, resource, part
+{chosen} ORDER BY record, back, dated, resource, part
 """
-_LATEST = "ORDER BY effective DESC, resource DESC, part DESC"
+_LATEST = "ORDER BY dated DESC, resource DESC, part DESC"
 _BY_PLACE = f"row_number() OVER (PARTITION BY record {_LATEST}) - 1"
 _BY_WINDOW = "(before - 1) // $window"  # a window holds its first instant and not its end, which is the next one's
 _LAST_IN_WINDOW = f"QUALIFY row_number() OVER (PARTITION BY record, back {_LATEST}) = 1"
 _EVER = """
-SELECT r.record, max(date_diff('microsecond', o.{moment}, r.landmark::TIMESTAMPTZ)) AS before
-FROM record r JOIN {table} o ON o.subject = r.subject AND o.{moment} < r.landmark::TIMESTAMPTZ
+SELECT r.record, max(date_diff('microsecond', o.dated, r.landmark::TIMESTAMPTZ)) AS before
+FROM record r JOIN (SELECT *, {dated} AS dated FROM {table}) o
+    ON o.subject = r.subject AND o.dated < r.landmark::TIMESTAMPTZ
 WHERE o.system = $system AND list_contains($codes::VARCHAR[], o.code) AND {usable}
 GROUP BY r.record
 """
+_PARTIAL = """
+SELECT count(DISTINCT o.resource) FROM {table} o SEMI JOIN person USING (subject)
+WHERE o.{system} = $system AND list_contains($codes::VARCHAR[], o.code) AND o.{moment}_until IS NOT NULL
+"""
+# Where the date of a source stands, by table; and under which name its code's system.
+_DATED = {
+    "condition": ("condition", "onset", "system"),
+    "medication": ("medication_request", "authored", "system"),
+}
 REAL_CONDITION = "coalesce(o.verification, 'confirmed') NOT IN ('refuted', 'entered-in-error')"
 REAL_REQUEST = """o.status NOT IN ('entered-in-error', 'cancelled', 'draft')
     AND o.intent NOT IN ('proposal', 'plan', 'option') AND NOT o.prohibited"""
@@ -95,6 +110,7 @@ class _Reader:
             table=self.relations("observation"),
             final=FINAL,
             usable=usable,
+            dated=last_possible("effective"),
             back=_BY_WINDOW if windows else _BY_PLACE,
             chosen=chosen,
         )
@@ -172,7 +188,7 @@ class _Reader:
         return self._ever("medication_request", "authored", REAL_REQUEST)
 
     def _ever(self, table: str, moment: str, usable: str) -> Column:
-        sql = _EVER.format(table=self.relations(table), moment=moment, usable=usable)
+        sql = _EVER.format(table=self.relations(table), dated=last_possible(moment), usable=usable)
         record, before = self.find(sql, system=self.port.source.system)
         first = np.full(self.records, -np.inf)
         first[record] = before / _DAY
@@ -208,3 +224,21 @@ def read_column(
     if kind is None:
         raise ViewError(f"port {port.name} has a source that this node cannot read", code="VHT-VIEW-SOURCE")
     return kind(_Reader(connection, relations, port, profile, records))
+
+
+def count_partial_dates(connection: duckdb.DuckDBPyConnection, relations: Relations, port: Port) -> int:
+    """Dates behind ``port`` that are a year or a month alone: of resources of its codes, or of births; of table
+    ``person``, whether they count in a record or not."""
+    source = port.source
+    if source.type == "sex":
+        return 0
+    if source.type == "age":
+        born = f"SELECT count(*) FROM {relations('patient')} SEMI JOIN person USING (subject) WHERE birth_date_partial"
+        [[count]] = connection.execute(born).fetchall()
+        return int(count)
+    table, moment, system = _DATED.get(source.type, ("observation", "effective", "code_system"))
+    of_conditions = source.type in _DATED
+    parameters = {"system": source.system if of_conditions else source.code_system, "codes": list(source.codes)}
+    sql = _PARTIAL.format(table=relations(table), moment=moment, system=system)
+    [[count]] = connection.execute(sql, parameters).fetchall()
+    return int(count)

@@ -1,6 +1,9 @@
 """Who has a record, and of which day: patients of the store who did not opt out, adult and alive on that day.
 
-By the profile's index a record's day is a public landmark, or one that the patient's own course sets (``onset``).
+By the profile's index a record's day is a public landmark, or one that the patient's own course sets (``onset``). A
+patient is a person (``connector.fhir.persons``), however many ids they have, and so is whoever opted out. Of a date
+that is a year or a month alone, an outcome, a death and the last day recorded are as early as they may be; what must
+have come before a record's day is as late as it may be.
 """
 
 # ruff: noqa: S608 - SQL is put together from our own paths, quoted, and from constants; values are parameters.
@@ -11,15 +14,16 @@ from datetime import date
 import duckdb
 
 from connector.fhir.disclosure_control import OLDEST_AGE
+from connector.fhir.persons import persons_of
 from connector.fhir.store import Generation
 from connector.views.cohort_specification import CohortSpecification
 from connector.views.inclusion import make_included
 from connector.views.sql import Plan
-from connector.views.store_tables import Relations, parts, stored
+from connector.views.store_tables import Relations, last_possible, stored
 from vht_federate.components.contract import Port, Profile
 from vht_federate.errors import ViewError
 
-__all__ = ["ADULT_YEARS", "FINAL", "make_records", "parts"]
+__all__ = ["ADULT_YEARS", "FINAL", "make_records"]
 
 ADULT_YEARS = 18
 FINAL = "('final', 'amended', 'corrected')"
@@ -55,7 +59,7 @@ def make_records(
         SELECT subject, bucket, {born} AS born, {sex} AS sex, deceased, deceased_at
         FROM {relations("patient")}
         WHERE active AND subject NOT IN (SELECT unnest(?::VARCHAR[]))""",
-        [sorted(specification.excluded_subjects)],
+        [sorted(persons_of(generation, specification.excluded_subjects))],
     )
     _name_people(connection, specification.pseudonym)
     _make_events(connection, relations, component.outcome(specification.profile_name))
@@ -124,7 +128,7 @@ def _index_by_landmark(connection: duckdb.DuckDBPyConnection, profile: Profile) 
 _ONSET = """
 CREATE TEMP TABLE indexed AS
 WITH seen AS (SELECT subject, max(moment) AS last FROM ({recorded}) GROUP BY subject),
-observed AS (SELECT subject, min(effective) AS earliest FROM {observation} WHERE status IN {final} GROUP BY subject),
+observed AS (SELECT subject, min({observed}) AS earliest FROM {observation} WHERE status IN {final} GROUP BY subject),
 course AS (
     SELECT subject, earliest, NULL::DATE AS horizon,
         coalesce(first_event, least(last, deceased_at))::DATE AS landmark
@@ -148,7 +152,8 @@ def _index_by_onset(connection: duckdb.DuckDBPyConnection, relations: Relations)
         for table, moment in _RECORDED.items()
     )
     observation = relations("recorded_observation")
-    connection.execute(_ONSET.format(recorded=recorded, observation=observation, final=FINAL))
+    observed = last_possible("effective")
+    connection.execute(_ONSET.format(recorded=recorded, observed=observed, observation=observation, final=FINAL))
 
 
 def _later(moment: date, years: int) -> date:

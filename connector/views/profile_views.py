@@ -2,7 +2,8 @@
 
 They follow from the ports alone: the same contract gives the same views, and their digest says what was read. A view
 keeps what a permitted port (or the outcome) is about and nothing else; its columns are those of the node's store, so
-that what a view gives and what the store holds are read by the same statements.
+that what a view gives and what the store holds are read by the same statements. A moment is FHIR's dateTime, of which a
+year or a month alone has the two bounds that the store keeps (``connector.fhir.dates_and_times``).
 """
 
 from collections.abc import Iterable, Sequence

@@ -13,9 +13,14 @@ import duckdb
 from connector.fhir.rendering import relation
 from connector.fhir.store import Generation
 from connector.views.sql import compile_view
-from connector.views.store_tables import Relations, parts
+from connector.views.store_tables import Relations, stored
 
-_TYPES = dict.fromkeys(("deceased_at", "effective", "onset", "authored", "started", "ended"), "{0}::TIMESTAMPTZ AS {0}")
+# A dateTime as a view gives it, in the store's two columns: a year or a month alone has a first and a last moment.
+_MOMENT = """CASE length({0}) WHEN 4 THEN ({0} || '-01-01')::TIMESTAMPTZ WHEN 7 THEN ({0} || '-01')::TIMESTAMPTZ
+    ELSE {0}::TIMESTAMPTZ END AS {0},
+    CASE length({0}) WHEN 4 THEN ({0} || '-01-01')::TIMESTAMPTZ + INTERVAL 1 YEAR - INTERVAL 1 MICROSECOND
+    WHEN 7 THEN ({0} || '-01')::TIMESTAMPTZ + INTERVAL 1 MONTH - INTERVAL 1 MICROSECOND END AS {0}_until"""
+_TYPES = dict.fromkeys(("deceased_at", "effective", "onset", "authored", "started", "ended"), _MOMENT)
 _TYPES |= {"birth_date": "{0}::DATE AS {0}", "prohibited": "coalesce({0}, false) AS {0}"}
 
 
@@ -36,7 +41,8 @@ def viewed(connection: duckdb.DuckDBPyConnection, generation: Generation, views:
         f"""CREATE OR REPLACE TEMP TABLE viewed_patient AS SELECT * EXCLUDE (active, replaced, dead),
             coalesce(active, true) AND NOT replaced AS active,
             coalesce(dead, false) OR deceased_at IS NOT NULL AS deceased
-        FROM viewed_patient JOIN (SELECT subject, bucket FROM {parts(generation, "patient")}) USING (subject)"""
+        FROM viewed_patient JOIN (
+            SELECT subject, bucket, birth_date_partial FROM {stored(generation)("patient")}) USING (subject)"""
     )
     return lambda table: f"viewed_{table}"
 

@@ -161,3 +161,40 @@ def test_no_patient_ever_passes_the_cap_by_any_accountant(steps: list[tuple[set[
         for subject in numbers:
             paid.setdefault(subject, []).extend(touching(events, "test" if subject % 2 else "train"))
     assert all(epsilon(events, CAP.delta) <= CAP.epsilon + 1e-6 for events in paid.values())
+
+
+# --- patients of several numbers --------------------------------------------------------------------------------------
+
+
+def joint(*numbers: int) -> Included:
+    """One patient of these numbers."""
+    return Included(people(*numbers).subjects, people(*numbers).test, (numbers,))
+
+
+def test_a_patient_of_several_numbers_has_all_their_runs() -> None:
+    before = Participation.empty().place("a", people(0, 2)).place("b", people(2, 4)).place("c", people(6, 8))
+    after = before.place("d", joint(0, 4, 10))
+    histories = {int(n): set(after.groups[g].runs) for n, g in zip(after.subjects, after.group, strict=True)}
+    assert histories == {
+        0: {"a", "b", "d"}, 4: {"a", "b", "d"}, 10: {"d"}, 2: {"a", "b"}, 6: {"c"}, 8: {"c"},
+    }  # fmt: skip
+    assert before.joined([(0,), (6, 8), (12, 14)]) is before
+    assert after.joined([(0, 4, 10)]).remove("d").subjects.tolist() == [0, 2, 4, 6, 8, 10]
+
+
+def test_numbers_on_both_sides_of_the_split_are_not_one_patient() -> None:
+    with pytest.raises(BudgetError) as caught:
+        Participation.empty().place("a", people(0)).place("b", people(1)).joined([(0, 1)])
+    assert caught.value.code == "VHT-BUDGET-PARTICIPATION"
+
+
+def test_what_was_spent_under_two_numbers_of_a_patient_is_added_up() -> None:
+    """The control: of two patients each could pay what one of them cannot."""
+    runs = {name: Run(name, "d", None, drew=(gaussian(2.4),)) for name in ("a", "b")}
+    participation = Participation.empty().place("a", people(0)).place("b", people(2))
+    accounts = PatientAccounts(participation, runs)
+    asked = Run("c", "d", None, holds=(gaussian(2.4),))
+    accounts.require(asked, people(0, 2), [CAP])
+    with pytest.raises(BudgetError) as caught:
+        accounts.require(asked, joint(0, 2), [CAP])
+    assert caught.value.code == "VHT-BUDGET-CAP"

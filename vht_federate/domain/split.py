@@ -1,4 +1,7 @@
-"""The fixed public split: which patients train and which test. Anyone who knows a Patient.id can recompute it."""
+"""The fixed public split: which patients train and which test. Anyone who knows a Patient.id can recompute it.
+
+A person whom a hospital knows by several ids has the largest of their buckets (``connector.fhir.persons``).
+"""
 
 import hashlib
 

@@ -7,7 +7,7 @@ zero for whoever is not included makes this individual accounting (Feldman and Z
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -83,6 +83,9 @@ class PatientAccounts:
         """
         if included is None:
             self._require(run, self.participation.sizes(), np.ones(2, dtype=np.int64), caps)
+        elif included.persons:
+            joined = PatientAccounts(self.participation.joined(included.persons), self.runs)
+            joined.require(run, replace(included, persons=()), caps)
         else:
             self._require(run, *self.participation.touched(included), caps)
 

@@ -5,7 +5,7 @@ its group; a group is split when a run includes a part of it. A million patients
 in 12 MB, and what is asked of their accounts is asked of their groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,10 +35,14 @@ class Group:
 
 @dataclass(frozen=True, repr=False)
 class Included:
-    """The patients of one run: ``subjects`` uint64 [patients], rising; ``test`` bool [patients], the public split."""
+    """The patients of one run: ``subjects`` uint64 [patients], rising; ``test`` bool [patients], the public split.
+
+    ``persons`` lists the numbers of each patient who has several, all of them among ``subjects``.
+    """
 
     subjects: Numbers
     test: NDArray[np.bool_]
+    persons: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.subjects.shape != self.test.shape or self.subjects.ndim != 1:
@@ -47,11 +51,12 @@ class Included:
             raise InputError("patients of a run are named once each, in order", code="VHT-INPUT-PARTICIPATION")
 
     @classmethod
-    def of(cls, subjects: Sequence[str], test: Sequence[bool]) -> "Included":
+    def of(cls, subjects: Sequence[str], test: Sequence[bool], persons: Iterable[Sequence[str]] = ()) -> "Included":
         """From subject keys (64 hex digits) in any order."""
         numbers = np.fromiter((subject_number(subject) for subject in subjects), dtype=np.uint64, count=len(subjects))
         distinct, first = np.unique(numbers, return_index=True)
-        return cls(distinct, np.asarray(test, dtype=bool)[first])
+        numbers_by_person = tuple(tuple(sorted(map(subject_number, ids))) for ids in persons if len(ids) > 1)
+        return cls(distinct, np.asarray(test, dtype=bool)[first], numbers_by_person)
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -94,14 +99,35 @@ class Participation:
         counts = np.bincount(self.group[at[known]], minlength=len(self.groups)).astype(np.int64)
         return counts, np.bincount(included.test[~known], minlength=2).astype(np.int64)
 
+    def joined(self, persons: Iterable[Sequence[int]]) -> "Participation":
+        """The same where the numbers of one patient have one history: all runs that any of them was in.
+
+        Raises BudgetError VHT-BUDGET-PARTICIPATION for numbers on both sides of the public split.
+        """
+        group, groups = self.group.copy(), list(self.groups)
+        for person in persons:
+            numbers = np.array(sorted(person), dtype=np.uint64)
+            at, known = self._find(Included(numbers, np.zeros(len(numbers), dtype=bool)))
+            histories = [groups[place] for place in sorted(set(group[at[known]].tolist()))]
+            if len(histories) < 2:
+                continue
+            if len({history.population for history in histories}) > 1:
+                raise BudgetError("a patient is on one side of the public split", code="VHT-BUDGET-PARTICIPATION")
+            runs = dict.fromkeys(run for history in histories for run in history.runs)
+            group[at[known]] = len(groups)
+            groups.append(replace(histories[0], runs=tuple(runs)))
+        return self if len(groups) == len(self.groups) else _of(self.subjects, _merged(groups)[group], groups)
+
     def place(self, run: str, included: Included) -> "Participation":
-        """The same with ``run`` in the history of ``included``.
+        """The same with ``run`` in the history of ``included``, and one history for each of their persons.
 
         Raises BudgetError VHT-BUDGET-PARTICIPATION for a run that was placed before, or where a patient is said to
         have changed sides of the public split.
         """
         if run in self.placed:
             raise BudgetError("it was said before whom this run includes", code="VHT-BUDGET-PARTICIPATION")
+        if included.persons:
+            return self.joined(included.persons).place(run, replace(included, persons=()))
         at, known = self._find(included)
         place = at[known]
         test = np.array([group.population == "test" for group in self.groups], dtype=bool)
@@ -119,10 +145,8 @@ class Participation:
     def remove(self, run: str) -> "Participation":
         """The same without ``run``, which drew nothing. Patients in no other run are forgotten."""
         histories = [replace(group, runs=tuple(other for other in group.runs if other != run)) for group in self.groups]
-        first: dict[Group, int] = {}
-        merged = np.array([first.setdefault(history, place) for place, history in enumerate(histories)], dtype=np.int64)
         kept = np.array([bool(history.runs) for history in histories], dtype=bool)[self.group]
-        return _of(self.subjects[kept], merged[self.group[kept]], histories)
+        return _of(self.subjects[kept], _merged(histories)[self.group[kept]], histories)
 
     def _find(self, included: Included) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Where each of ``included`` would stand, and whether it stands there."""
@@ -130,6 +154,12 @@ class Participation:
         known = at < len(self.subjects)
         known[known] = self.subjects[at[known]] == included.subjects[known]
         return at, known
+
+
+def _merged(histories: Sequence[Group]) -> NDArray[np.int64]:
+    """The first place of each history among equal ones."""
+    first: dict[Group, int] = {}
+    return np.array([first.setdefault(history, place) for place, history in enumerate(histories)], dtype=np.int64)
 
 
 def _of(subjects: Numbers, code: NDArray[np.int64], histories: Sequence[Group]) -> Participation:

@@ -324,18 +324,6 @@ def test_the_catalogue_sees_tens_and_nothing_below_ten(tmp_path: Path) -> None:
     assert summary["resources_rounded"]["Observation"] is None
 
 
-def test_a_partial_date_is_never_read_too_early(tmp_path: Path) -> None:
-    dates = ["2009", "2009-02", "2009-02-03", "2009-02-03T23:30:00-05:00"]
-    take(tmp_path, [observation(f"o{n}", effectiveDateTime=text) for n, text in enumerate(dates)])
-    moments = [row["effective"].isoformat() for row in rows(tmp_path / "store", "observation")]
-    assert moments == [
-        "2009-12-31T23:59:59+00:00",
-        "2009-02-28T23:59:59+00:00",
-        "2009-02-03T00:00:00+00:00",
-        "2009-02-04T04:30:00+00:00",
-    ]
-
-
 def test_the_listing_names_as_many_values_as_the_report_counts(tmp_path: Path) -> None:
     parts = [
         {"code": {"coding": [{"system": LOINC, "code": code}]}, "valueString": "a"} for code in ("8480-6", "8462-4")

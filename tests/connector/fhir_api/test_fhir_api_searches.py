@@ -94,15 +94,20 @@ def test_no_page_gives_its_search_more_time(stocked: Hospital) -> None:
 # --- what is told, and so found -------------------------------------------------------------------------------------
 
 
-PARTIAL = {"2010": date(2010, 7, 1), "2010-02": date(2010, 2, 15), "2009-12": date(2009, 7, 1)}
+PARTIAL = {
+    "2010": date(2010, 7, 1),
+    "2010-02": date(2010, 2, 15),
+    "2009-12": date(2009, 12, 15),
+    "2009-12-31T23:59:59Z": date(2009, 7, 1),  # as stores of an older make keep a year, or a December
+}
 
 
-def test_partial_dates_are_told_and_found_by_their_year(stocked: Hospital) -> None:
+def test_partial_dates_are_told_and_found_by_what_they_say(stocked: Hospital) -> None:
     lines = [
         resource
         for number, partial_date in enumerate(PARTIAL, 50)
         for resource in (
-            patient(number, birthDate=partial_date),
+            patient(number, birthDate=f"{PARTIAL[partial_date]:%Y-%m}"),
             observation(f"o{number}", number, effectiveDateTime=partial_date),
         )
     ]
@@ -118,14 +123,23 @@ def test_partial_dates_are_told_and_found_by_their_year(stocked: Hospital) -> No
             name = permit_view.deidentifier.patient(subject)
             moved = PARTIAL[partial_date] - permit_view.deidentifier.shift(subject)
             effective = observations[f"Patient/{name}"]["effectiveDateTime"]
-            assert effective == f"{moved.year}"
-            birth = date(2009, 12, 15) if partial_date == "2009-12" else PARTIAL[partial_date]
-            assert born[f"Patient/{name}"] == f"{(birth - permit_view.deidentifier.shift(subject)).year}"
+            assert effective == moved.isoformat()[: 7 if len(partial_date) == 7 else 4]
+            born_on = PARTIAL[partial_date].replace(day=15) - permit_view.deidentifier.shift(subject)
+            assert born[f"Patient/{name}"] == f"{born_on.year}", "kept as its middle, and so told by the year"
+            rules = _rules(int(effective)) if len(effective) == 4 else _rules_of_month(moved)
             query = f"Observation?patient={name}&date"
-            rules = _rules(int(effective))
-            if partial_date != "2010":  # the rest is of a year, however it came to be
-                rules = dict(list(rules.items())[:3])
             assert {rule: len(program.search(f"{query}={rule}", token)) for rule in rules} == rules, partial_date
+
+
+def _rules_of_month(day: date) -> dict[str, int]:
+    """Searches by date, and how many they find of one Observation of that day's month."""
+    month, first = f"{day:%Y-%m}", day.replace(day=1)
+    before, after = first - timedelta(days=1), first + timedelta(days=31)
+    return {
+        month: 1, f"{day.year}": 1, f"{before:%Y-%m}": 0, f"{after:%Y-%m}": 0, f"{month}-15": 0,
+        f"ge{month}": 1, f"gt{month}": 0, f"lt{month}": 0, f"le{month}": 1,
+        f"gt{month}-15": 1, f"lt{month}-15": 1, f"gt{before}": 1, f"sa{before}": 1, f"lt{first}": 0,
+    }  # fmt: skip
 
 
 def _rules(year: int) -> dict[str, int]:

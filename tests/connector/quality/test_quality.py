@@ -63,7 +63,8 @@ def test_each_patient_without_a_record_is_lost_for_one_reason(tmp_path: Path) ->
     study_survey = surveyed(tmp_path, [
         *(patient(number) for number in range(1, 10)),
         patient(10, active=False),
-        patient(11, link=[{"type": "replaced-by", "other": {"reference": "Patient/p1"}}]),
+        patient(11, link=[{"type": "replaced-by", "other": {"display": "nobody knows"}}]),
+        patient(16, link=[{"type": "replaced-by", "other": {"reference": "Patient/p2"}}]),
         patient(12, deceasedDateTime="1999-01-01"),
         patient(13, birthDate="2005-05-05"),
         patient(14, birthDate=None),
