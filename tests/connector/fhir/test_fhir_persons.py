@@ -30,7 +30,7 @@ def key(number: int) -> str:
 
 def linked(number: int, *links: tuple[str, int], **more: Any) -> dict[str, Any]:
     said = [{"type": kind, "other": {"reference": f"Patient/p{other}"}} for kind, other in links]
-    return patient(number, link=said, **more)
+    return patient(number, link=said or None, **more)
 
 
 def take(root: Path, items: list[Any], **more: Any) -> IngestReport:

@@ -31,8 +31,8 @@ ONSET = component()
 LANDMARK = component(index="landmark", landmarks=("2010-01-01", "2012-06-01"), horizon_years=5)
 
 
-def measured(ident: str, day: str, value: float, number: int = 1) -> dict[str, Any]:
-    return observation(ident, number, effectiveDateTime=day, valueQuantity=quantity(value, "mm[Hg]"))
+def measured(ident: str, day: str | None, value: float, number: int = 1, **more: Any) -> dict[str, Any]:
+    return observation(ident, number, effectiveDateTime=day, valueQuantity=quantity(value, "mm[Hg]"), **more)
 
 
 def cohort(
@@ -109,9 +109,12 @@ def test_a_condition_known_by_a_partial_recorded_date_is_as_late_as_that(tmp_pat
 
 def test_a_partial_period_counts_by_its_start(tmp_path: Path) -> None:
     for_component = component(index="landmark", landmarks=("2010-06-01",), horizon_years=5)
-    within = {"effectiveDateTime": None, "effectivePeriod": {"start": "2010", "end": "2010-03"}}
-    before = {"effectiveDateTime": None, "effectivePeriod": {"start": "2010-05", "end": "2010-05"}}
-    items = [patient(1), measured("a", "", 130) | before, measured("b", "", 150) | within]
+    within, before = {"start": "2010", "end": "2010-03"}, {"start": "2010-05", "end": "2010-05"}
+    items = [
+        patient(1),
+        measured("a", None, 130, effectivePeriod=before),
+        measured("b", None, 150, effectivePeriod=within),
+    ]
     _, [(values, _)] = cohort(tmp_path, items, for_component)
     assert values["systolic_bp"] == 130.0
 
