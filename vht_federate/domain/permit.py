@@ -63,9 +63,7 @@ class Permit(BaseModel):
     controller: str  # who answers for the processing
     data_users: tuple[DataUser, ...] = Field(min_length=1)
     processing_environment: str = "enclave at each data holder"
-    retention_days_after_expiry: int = Field(
-        default=180, ge=0, le=184
-    )  # Article 68(12): at most six months, by the calendar
+    retention_days_after_expiry: int = Field(default=180, ge=0, le=184)  # Article 68(12): at most six months
     prohibited_uses: tuple[ProhibitedUse, ...] = tuple(ProhibitedUse)
     overrides_opt_out: bool = False  # only where the law allows it, Article 71(4)
     # ours
