@@ -152,7 +152,8 @@ class PerPatientEngine:
                 raise
             counted = None if tally is None else Tally()
             total = self._autograd_sum(part, clipping_norm, parameters, counted)
-        self._check_buffers(versions)
+        finally:
+            self._check_buffers(versions)
         if tally is not None and counted is not None:
             tally.add(counted.within, counted.seen)
         return total
