@@ -36,7 +36,7 @@ __all__ = [
 
 LOOSE_ABOVE = 60.0
 MOST_POINTS_TOGETHER = 4 * MOST_POINTS  # of plans composed, on one grid
-_GRIDS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # widths
+_GRIDS = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 1e-3, 1e-2)  # widths
 _FINE_POINTS = 2 * MOST_POINTS  # what a grid finer than the usual may cost
 _TOLERANCE = 2e-3
 _MAXIMUM_NOISE = 1e5
@@ -186,9 +186,9 @@ def _affordable(mechanisms: tuple[_Steps, ...], bound: float) -> float | None:
     """
     usual = _interval(bound)
     wanted = min(loss_deviation(mechanism) for mechanism, _ in mechanisms) / 4
-    for interval in _GRIDS:
+    for interval, wider in zip(_GRIDS, (*_GRIDS[1:], math.inf), strict=True):
         fine = interval < usual
-        if fine and interval * 10 <= wanted:
+        if fine and wider <= wanted:
             continue  # finer than is of use
         if points(mechanisms, interval) <= (_FINE_POINTS if fine else MOST_POINTS_TOGETHER):
             return interval
