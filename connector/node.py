@@ -26,7 +26,7 @@ from connector.governance.log_heads import LogHeads
 from connector.governance.logged_transactions import Steps
 from connector.governance.node_secret import NodeSecret
 from connector.governance.operator_accounts import Accounts, Actor, system_user
-from connector.governance.opt_outs import opt_out, require_held, withdraw
+from connector.governance.opt_outs import opt_out, patient_named, require_held, withdraw
 from connector.governance.permit_status import IssuerService, PermitStatus, StatusSource
 from connector.governance.query_spends import Queries
 from connector.governance.recovery import LogRecovery, abandon_open_visits
@@ -275,12 +275,12 @@ class Node:
     def opt_out(
         self, patient_id: str, *, since: datetime | None = None, actor: Actor | None = None, ahead: bool = False
     ) -> None:
-        """Record that a patient opted out, effective ``since`` (now).
+        """Record that a patient opted out, effective ``since`` (now). ``patient_id``: or a reference to the patient.
 
-        Raises NotFoundError VHT-INPUT-PATIENT for one that the node does not hold, unless it is recorded ``ahead`` of
-        the data.
+        Raises InputError VHT-INPUT-PATIENT-ID for what names no patient, NotFoundError VHT-INPUT-PATIENT for one that
+        the node does not hold, unless it is recorded ``ahead`` of the data.
         """
-        subject, now = subject_key(self.secret.subject_key, patient_id), self.clock()
+        subject, now = self._subject(patient_id), self.clock()
         since = since or now
         if not ahead:
             require_held(self.files.fhir, subject)
@@ -291,7 +291,7 @@ class Node:
 
     def withdraw_opt_out(self, patient_id: str, *, at: datetime | None = None, actor: Actor | None = None) -> bool:
         """Record that a patient withdrew the opt-out, from now at the earliest. False where none was in force."""
-        subject, now = subject_key(self.secret.subject_key, patient_id), self.clock()
+        subject, now = self._subject(patient_id), self.clock()
         at = at or now
         with self.steps.step() as step:
             if not withdraw(step.session, subject, at, now):
@@ -299,6 +299,9 @@ class Node:
             facts = (actor or system_user()).facts()
             step.record(OptOutWithdrawn(subject=subject, until=at.isoformat(), **facts))
         return True
+
+    def _subject(self, patient: str) -> str:
+        return subject_key(self.secret.subject_key, patient_named(patient))
 
     def summary(self) -> dict[str, Any]:
         """Rounded counts for the catalogue."""

@@ -93,7 +93,7 @@ def _taken_in_from(state: Path) -> list[str]:
 @output.command("node opt-out")
 def opt_out(
     state: State,
-    patient_id: Annotated[str, typer.Argument(help="Patient.id.")],
+    patient_id: Annotated[str, typer.Argument(help="Patient.id, or a reference to the patient.")],
     at: Annotated[datetime | None, typer.Option(help="Since when (UTC); now by default.")] = None,
     withdraw: Annotated[bool, typer.Option("--withdraw", help="End the opt-out instead.")] = False,
     ahead: Annotated[bool, typer.Option("--ahead", help="Of a patient whose data are still to come.")] = False,

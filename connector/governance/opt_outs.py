@@ -18,13 +18,32 @@ from sqlalchemy.orm import Session
 
 from connector.fhir.persons import names_patient
 from connector.fhir.store import Store
+from connector.fhir.subject_keys import ID
 from connector.store.models import OptOutRow
 from vht_federate.domain.permit import Permit
+from vht_federate.domain.references import patient_id_of
 from vht_federate.errors import InputError, NotFoundError
 from vht_federate.evidence.entry import LogEntry
 from vht_federate.evidence.events import OptOutRecorded, OptOutWithdrawn
 
-__all__ = ["excluded_subjects", "opt_out", "opted_out", "require_held", "restore", "withdraw"]
+__all__ = ["excluded_subjects", "opt_out", "opted_out", "patient_named", "require_held", "restore", "withdraw"]
+
+
+def patient_named(text: str) -> str:
+    """The Patient.id that a person wrote: itself, ``Patient/ID``, an absolute URL that ends so, or ``urn:uuid:ID``.
+
+    Read as the intake reads a reference. Raises InputError VHT-INPUT-PATIENT-ID for anything else: recorded as it
+    stands it would be nobody's.
+    """
+    written = text.strip()
+    patient_id = written if ID.fullmatch(written) else patient_id_of(written)
+    if patient_id is None:
+        raise InputError(
+            "this names no patient; nothing was changed",
+            code="VHT-INPUT-PATIENT-ID",
+            hint="a Patient.id of the export (letters, digits, - and ., at most 64), Patient/ID, a URL or urn:uuid:ID",
+        )
+    return patient_id
 
 
 def require_held(store_dir: Path, subject: str) -> None:

@@ -60,7 +60,7 @@ class PullRequest(BaseModel):
 
 class OptOutRequest(BaseModel):
     model_config = _STRICT
-    patient_id: str = Field(min_length=1, max_length=64)
+    patient_id: str = Field(min_length=1, max_length=2048)  # or a reference to the patient
     at: AwareDatetime | None = None
     ahead: bool = False  # recorded though the node holds no such patient yet
 

@@ -167,6 +167,7 @@ def test_bad_requests_name_the_field_and_leave_no_permit(issuer: Issuer) -> None
     cases: list[tuple[dict[str, Any], str]] = [
         ({"days": -1}, "days"),
         ({"days": 5000}, "ten years"),
+        ({"days": 3654}, "ten years"),
         ({"permit_id": "mine"}, "permit_id"),
         ({"epsilon": 0}, "epsilon"),
         ({"purposes": ["99"]}, "purposes"),

@@ -24,6 +24,16 @@ ACCEPTED = "application/fhir+json"
 SLICE = 4096
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What the next request for a path that begins with ``path`` is answered."""
+
+    path: str
+    status: int
+    body: bytes = b""
+    retry_after: str | None = None
+
+
 @dataclass
 class BulkServer:
     """What it holds, how it behaves, what it was asked. ``files`` split each type into several."""
@@ -41,12 +51,14 @@ class BulkServer:
     forgets: int = 0  # polls that find no job
     fails: int = 0  # polls that find a failed job
     busy: int = 0  # requests answered by 503 first
+    failures: list[Failure] = field(default_factory=list)  # in turn
     ignores_since: bool = False
     cuts: dict[str, list[int]] = field(default_factory=dict)  # type: bytes after which a download breaks, in turn
     stall: tuple[str, int] | None = None  # type, bytes: wait there until ``resume``
     manifest_changes: dict[str, Any] = field(default_factory=dict)
     deleted: list[Any] = field(default_factory=list)  # addresses, or whole entries
     history: dict[str, list[Any]] = field(default_factory=dict)  # type: entries
+    endless_status: int = 200
     endless: str | None = None  # path whose answer has no end: in pieces of ``piece`` bytes, each after ``drip_s``
     piece: int = 65536
     drip_s: float = 0.0
@@ -116,7 +128,12 @@ def application(server: BulkServer) -> FastAPI:
             server.busy -= 1
             return Response(status_code=503, headers={"Retry-After": "3"})
         if path == server.endless:
-            return StreamingResponse(_without_end(server), media_type="application/json")
+            return StreamingResponse(_without_end(server), server.endless_status, media_type="application/json")
+        for at, failure in enumerate(server.failures):
+            if path.startswith(failure.path):
+                del server.failures[at]
+                headers = {"Retry-After": failure.retry_after} if failure.retry_after else {}
+                return Response(failure.body, failure.status, headers, media_type=ACCEPTED)
         if server.public_jwk and path.startswith(("/fhir/", "/files/", "/jobs/")) and ".well-known" not in path:
             token = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if server.tokens.get(token, 0.0) < time.monotonic():

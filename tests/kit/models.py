@@ -97,6 +97,58 @@ class Scaled(nn.Module):
         return self.linear(values.mean(1) * self.scale * self.rate).squeeze(-1)
 
 
+class Token(nn.Module):
+    """A learned token before the steps of every record, as in a vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.layer = nn.Parameter(torch.ones(1, 1, WIDTH)), nn.Linear(WIDTH, 3)
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        steps = torch.cat([self.token.expand(len(values), -1, -1), values], dim=1)
+        return self.head(torch.tanh(self.layer(steps))).mean((1, 2))
+
+
+class Started(nn.Module):
+    """A recurrent layer whose first state is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.GRU(WIDTH, 3, batch_first=True), nn.Linear(3, 1)
+        self.first = nn.Parameter(torch.zeros(1, 1, 3))
+
+    def forward(self, values: Tensor) -> Tensor:
+        _, last = self.layer(values, self.first.expand(-1, len(values), -1).contiguous())
+        return self.head(last[-1]).squeeze(-1)
+
+
+class Packed(nn.Module):
+    """Sequences of unequal length, packed: where a first number is positive there is one step more."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(3, 1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        lengths = 1 + (values[:, 1:, 0] > 0).sum(1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(values, lengths, batch_first=True, enforce_sorted=False)
+        _, last = self.layer(packed)
+        return self.head((last[0] if isinstance(last, tuple) else last)[-1]).squeeze(-1)
+
+
+class Deciding(nn.Module):
+    """Takes another way where a record's numbers say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(WIDTH, 1), nn.Linear(WIDTH, 1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        rows = [(self.one if float(row.sum()) > 0 else self.two)(row.mean(0)) for row in values]
+        return torch.cat(rows)
+
+
 def _encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(WIDTH, 2, 8, dropout=0.0, batch_first=True)
     return Pooled(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
@@ -148,8 +200,35 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "tied weights": Tied,
     "frozen parameters": Frozen,
     "a bare parameter": Scaled,
+    "prelu": lambda: Pooled(nn.Sequential(nn.Linear(WIDTH, 3), nn.PReLU()), 3),
+    "a class token": Token,
+    "gru with a learned first state": Started,
+    "packed gru": lambda: Packed(nn.GRU(WIDTH, 3, batch_first=True)),
+    "packed lstm": lambda: Packed(nn.LSTM(WIDTH, 3, batch_first=True)),
+    "lstm with a projection": lambda: Pooled(nn.LSTM(WIDTH, 5, batch_first=True, proj_size=3), 3),
+    "plain rnn": lambda: Pooled(nn.RNN(WIDTH, 3, 2, batch_first=True), 3),
+    "plain rnn, relu, both directions": lambda: Pooled(
+        nn.RNN(WIDTH, 3, batch_first=True, bidirectional=True, nonlinearity="relu"), 6
+    ),
+    "control flow that depends on values": Deciding,
 }
-NEEDS_GENERAL = frozenset({"a bare parameter"})
+NEEDS_GENERAL = frozenset({"a bare parameter", "prelu", "a class token"})
+NEEDS_AUTOGRAD = frozenset(
+    {
+        "gru with a learned first state",
+        "packed gru",
+        "packed lstm",
+        "lstm with a projection",
+        "plain rnn",
+        "plain rnn, relu, both directions",
+        "control flow that depends on values",
+    }
+)
+
+
+def engine_of(name: str) -> str:
+    """The fastest engine that runs the model."""
+    return "torch.func" if name in NEEDS_GENERAL else "autograd" if name in NEEDS_AUTOGRAD else "book-keeping"
 
 
 def build(name: str, seed: int = 0) -> nn.Module:

@@ -1,8 +1,15 @@
 """What an account costs is known before it is paid; a plan that costs too much is refused unpriced."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kit.hostile_table import Answered
+from scipy.stats import norm
 
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.domain.plan import StudyPlan, TrainingPlan
@@ -101,3 +108,84 @@ def test_remembered_steps_cost_what_the_library_composes() -> None:
         accountant.compose(SelfComposedDpEvent(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), steps))
     composed = epsilon([sampled(3.0, 0.2, 60), sampled(2.0, 0.1, 7)], DELTA)
     assert np.isclose(composed, accountant.get_epsilon(DELTA), rtol=1e-12)
+
+
+# --- small rates: what one step costs, and how good the answer is ---------------------------------------------------
+
+
+@contextmanager
+def laid_out() -> Iterator[list[tuple[float, float]]]:
+    """(width, points) of each account that is composed; composing itself is left out."""
+    asked: list[tuple[float, float]] = []
+
+    def note(mechanisms: tuple, interval: float, _: float) -> float:
+        asked.append((interval, points(mechanisms, interval)))
+        return 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accounting, "_composed", note)
+        accounting._pld.cache_clear()
+        yield asked
+    accounting._pld.cache_clear()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rate=st.floats(-6, -1).map(lambda power: 10**power),
+    noise=st.floats(math.log(0.3), math.log(20)).map(math.exp),
+    steps=st.sampled_from([1, 2, 10, 1000, 100_000]),
+    delta=st.sampled_from([1e-3, 1e-6, 1e-12]),
+)
+def test_no_rate_noise_or_number_of_steps_costs_more_points_than_an_account_may(
+    rate: float, noise: float, steps: int, delta: float
+) -> None:
+    with laid_out() as asked:
+        epsilon([sampled(noise, rate, steps)], delta)
+    for interval, cost in asked:
+        assert cost <= accounting.MOST_POINTS_TOGETHER
+        assert interval >= 1e-4 or cost <= 2 * MOST_POINTS, "a fine grid is for where it costs little"
+
+
+@pytest.mark.parametrize(("noise", "rate"), [(0.3, 1e-4), (0.5, 1e-4), (0.7, 1e-6), (1.0, 1e-2)])
+def test_the_points_of_one_step_are_those_that_the_library_walks(noise: float, rate: float) -> None:
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+
+    interval = 1e-3
+    distribution = from_gaussian_mechanism(noise, sampling_prob=rate, value_discretization_interval=interval)
+    walked = 0
+    for pmf in (distribution._pmf_remove, distribution._pmf_add):
+        losses = pmf._loss_probs if hasattr(pmf, "_loss_probs") else pmf._probs
+        walked += len(losses)
+    mechanism = ("gaussian", rate, noise, 0.0, 0.0)
+    assert walked <= 1.05 * points([(mechanism, 1)], interval) + 10
+
+
+def exact_delta(rate: float, noise: float, eps: float) -> float:
+    """Of one step, with a patient removed: (1 - q) N(0, s^2) + q N(1, s^2) against N(0, s^2), exactly."""
+    threshold = 0.5 + noise**2 * math.log((math.expm1(eps) + rate) / rate)
+    beyond, shifted = norm.sf(threshold / noise), norm.sf((threshold - 1) / noise)
+    return float((1 - rate) * beyond + rate * shifted - math.exp(eps) * beyond)
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("rate", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("delta", [1e-5, 1e-8])
+def test_one_sampled_step_is_never_priced_below_the_exact_cost_and_hardly_above(
+    rate: float, noise: float, delta: float
+) -> None:
+    cost = epsilon([sampled(noise, rate, 1)], delta)
+    assert exact_delta(rate, noise, cost) <= delta * (1 + 1e-6)
+    below = cost * 0.95 - 1e-6
+    assert below <= 0 or exact_delta(rate, noise, below) > delta
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps"), [(1e-3, 20, 1000), (1e-4, 5, 100_000), (1e-4, 2, 100_000), (1e-3, 5, 1000)]
+)
+def test_many_steps_of_small_losses_are_priced_as_the_gaussian_that_they_add_up_to(
+    rate: float, noise: float, steps: int
+) -> None:
+    """Central limit theorem for the Gaussian mechanism (Dong, Roth and Su 2019)."""
+    together = rate * math.sqrt(steps * math.expm1(1 / noise**2))
+    limit = accounting._gaussian(1 / together, DELTA)
+    assert 0.995 * limit <= epsilon([sampled(noise, rate, steps)], DELTA) <= 1.03 * limit

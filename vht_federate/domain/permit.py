@@ -3,13 +3,14 @@
 The signed form is a JWT (alg EdDSA, typ ``vht-permit+jwt``) whose claims are this model's JSON.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vht_federate.domain.isolation import IsolationLevel
 from vht_federate.domain.law import ActorKind, DataCategory, ProhibitedUse, Purpose
+from vht_federate.domain.periods import months_after
 from vht_federate.errors import PermitError
 
 __all__ = ["PERMIT_TYP", "STATUS_TYP", "DataUser", "Permit", "ReleaseType", "StatusList"]
@@ -17,6 +18,7 @@ __all__ = ["PERMIT_TYP", "STATUS_TYP", "DataUser", "Permit", "ReleaseType", "Sta
 PERMIT_TYP = "vht-permit+jwt"
 STATUS_TYP = "vht-status-list+jwt"
 MAXIMUM_YEARS = 10  # Article 68(12)
+MAXIMUM_RETENTION_MONTHS = 6  # the same
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -49,7 +51,7 @@ class Permit(BaseModel):
     amends: str | None = None  # id of the permit that this one replaces
     issued_at: AwareDatetime
     not_before: AwareDatetime
-    expires_at: AwareDatetime  # at most ten years later
+    expires_at: AwareDatetime  # at most ten years after not_before, by the calendar
     # Article 68(10)(a)-(h), as far as they apply to a federated visit
     categories: tuple[DataCategory, ...] = Field(min_length=1)
     dataset_ids: tuple[Identifier, ...] = Field(min_length=1)  # as the hospitals' catalogues name them
@@ -77,8 +79,11 @@ class Permit(BaseModel):
     def _coherent(self) -> "Permit":
         if not self.issued_at <= self.not_before < self.expires_at:
             raise ValueError("issued_at <= not_before < expires_at does not hold")
-        if (self.expires_at - self.not_before).days > MAXIMUM_YEARS * 366:
+        if self.expires_at > months_after(self.not_before, 12 * MAXIMUM_YEARS):
             raise ValueError("a permit lasts at most ten years (Article 68(12))")
+        longest = months_after(self.expires_at, MAXIMUM_RETENTION_MONTHS) - self.expires_at
+        if timedelta(days=self.retention_days_after_expiry) > longest:
+            raise ValueError("data are deleted at most six months after a permit's end (Article 68(12)): fewer days")
         if set(self.prohibited_uses) != set(ProhibitedUse):
             raise ValueError("a permit lists every prohibited use of Article 54")
         return self

@@ -66,7 +66,7 @@ class Gradients(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    engine: Literal["book-keeping", "torch.func"]
+    engine: Literal["book-keeping", "torch.func", "autograd"]
     why: str = Field(default="", max_length=200)
 
 

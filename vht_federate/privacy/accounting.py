@@ -7,7 +7,8 @@ The unit is one patient at one node, added or removed. Every event is a mechanis
 bounds, since their loss distributions depend on the data. An epsilon above ``LOOSE_ABOVE`` is reported by its Renyi
 bound (Mironov 2017), which is valid, larger, and cheap. A list whose distribution would take too long to compute
 (``accounting_cost``) is laid out on a coarser grid, which is pessimistic still, and reported by its Renyi bound where
-that is not enough. A plan that is too costly by itself is refused before it is priced.
+that is not enough; one whose steps lose less than the usual grid can tell apart is laid out on a finer one where that
+is cheap. A plan that is too costly by itself is refused before it is priced.
 
 Where samples are truncated, a hundredth of delta is set aside for overflows (``truncation``); where that is not enough
 there is no epsilon at this delta, and infinity is what is reported.
@@ -20,7 +21,7 @@ from functools import lru_cache
 
 from vht_federate.domain.budget import POPULATIONS, PrivacyEvent, touching
 from vht_federate.errors import BudgetError, InputError
-from vht_federate.privacy.accounting_cost import MOST_POINTS, MOST_STEPS, points
+from vht_federate.privacy.accounting_cost import MOST_POINTS, MOST_STEPS, loss_deviation, points
 from vht_federate.privacy.renyi import Mechanism, mechanism_of, step_curve
 from vht_federate.privacy.truncation import SET_ASIDE, covers, overflow_chance
 
@@ -35,7 +36,8 @@ __all__ = [
 
 LOOSE_ABOVE = 60.0
 MOST_POINTS_TOGETHER = 4 * MOST_POINTS  # of plans composed, on one grid
-_GRIDS = (1e-4, 1e-3, 1e-2)  # widths
+_GRIDS = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 1e-3, 1e-2)  # widths
+_FINE_POINTS = 2 * MOST_POINTS  # what a grid finer than the usual may cost
 _TOLERANCE = 2e-3
 _MAXIMUM_NOISE = 1e5
 _ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)  # fractional orders converge too slowly at high rates
@@ -156,10 +158,8 @@ def _pld(mechanisms: tuple[_Steps, ...], delta: float) -> float:
         return bound if bound > LOOSE_ABOVE else min(bound, _gaussian(mechanisms[0][0][2], delta))
     if _loose(mechanisms, delta) or any(steps > MOST_STEPS for _, steps in mechanisms):
         return bound
-    for interval in _GRIDS[_GRIDS.index(_interval(bound)) :]:
-        if points(mechanisms, interval) <= MOST_POINTS_TOGETHER:
-            return min(bound, _composed(mechanisms, interval, delta))
-    return bound
+    interval = _affordable(mechanisms, bound)
+    return bound if interval is None else min(bound, _composed(mechanisms, interval, delta))
 
 
 def _closed_form(mechanisms: tuple[_Steps, ...]) -> bool:
@@ -174,8 +174,25 @@ def _loose(mechanisms: tuple[_Steps, ...], delta: float) -> bool:
 
 
 def _interval(bound: float) -> float:
-    """Width of the grid. Coarser is still pessimistic; a large epsilon needs a wide grid."""
+    """Usual width of the grid. Coarser is still pessimistic; a large epsilon needs a wide grid."""
     return 1e-4 if bound <= 12 else 1e-3
+
+
+def _affordable(mechanisms: tuple[_Steps, ...], bound: float) -> float | None:
+    """Width of the grid: the usual one or, where that costs too much, the next that does not; None where none is left.
+
+    Finer where that costs next to nothing and the losses of some step are smaller than four usual widths: on the usual
+    grid such an epsilon would be up to a third too large.
+    """
+    usual = _interval(bound)
+    wanted = min(loss_deviation(mechanism) for mechanism, _ in mechanisms) / 4
+    for interval, wider in zip(_GRIDS, (*_GRIDS[1:], math.inf), strict=True):
+        fine = interval < usual
+        if fine and wider <= wanted:
+            continue  # finer than is of use
+        if points(mechanisms, interval) <= (_FINE_POINTS if fine else MOST_POINTS_TOGETHER):
+            return interval
+    return None
 
 
 def _gaussian(noise: float, delta: float) -> float:

@@ -122,14 +122,16 @@ def unflatten(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tenso
 def _record_gradients(
     model: torch.nn.Module, loss: Loss, parameters: dict[str, Tensor], values: Tensor, outcome: Tensor
 ) -> dict[str, Tensor]:
-    """Gradient of each record's own loss, [records, …] by parameter name."""
+    """Gradient of each record's own loss, [records, …] by parameter name. Dropout draws for each record anew."""
     buffers = dict(model.named_buffers())
 
     def record_loss(weights: dict[str, Tensor], record: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(model, (weights, buffers), (record.unsqueeze(0),))
         return loss(logits, label.unsqueeze(0))
 
-    gradients: dict[str, Tensor] = vmap(grad(record_loss), in_dims=(None, 0, 0))(parameters, values, outcome)
+    gradients: dict[str, Tensor] = vmap(grad(record_loss), in_dims=(None, 0, 0), randomness="different")(
+        parameters, values, outcome
+    )
     return gradients
 
 

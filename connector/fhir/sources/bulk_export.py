@@ -11,6 +11,7 @@ import httpx
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from connector.fhir.sources.http_client import FHIR_JSON, SourceClient, refused
+from connector.fhir.sources.operation_outcome import status_of
 from connector.fhir.sources.progress import Piece
 from connector.fhir.sources.response_body import malformed
 from connector.fhir.sources.retry import retry_after_s
@@ -22,6 +23,7 @@ __all__ = ["Expired", "JobFailed", "Manifest", "await_manifest", "fhir_instant",
 NDJSON = "application/fhir+ndjson"
 FIRST_POLL_S = 1.0
 MOST_PAGES = 10_000
+_OURS_TO_MEND = frozenset({401, 403})  # the job is well, our authorization is not
 
 
 class Expired(Exception):
@@ -132,7 +134,10 @@ def kick_off(client: SourceClient, settings: SourceSettings, since: datetime | N
 
 
 def await_manifest(client: SourceClient, settings: SourceSettings, status_url: str) -> Manifest:
-    """Poll until the export is finished. Raises Expired where the server forgot it, JobFailed where it failed."""
+    """Poll until the export is finished. Raises Expired where the server forgot it, JobFailed where it failed.
+
+    An error that the server calls transient is no failure of the job: the client has asked again by then.
+    """
     wait = FIRST_POLL_S
     while True:
         answer = client.ask("GET", status_url, headers={"Accept": "application/json"})
@@ -140,8 +145,8 @@ def await_manifest(client: SourceClient, settings: SourceSettings, status_url: s
             return _whole(client, _manifest(answer, status_url, client))
         if answer.status_code in (404, 410):
             raise Expired
-        if answer.status_code >= 500:
-            raise JobFailed(f"the FHIR server answers {answer.status_code} to an export that it had begun")
+        if answer.status_code >= 400 and answer.status_code not in _OURS_TO_MEND:
+            raise JobFailed(f"the FHIR server answers {status_of(answer)} to an export that it had begun")
         if answer.status_code != 202:
             raise refused(answer, "a question for the state of an export")
         retry_after = retry_after_s(answer.headers.get("Retry-After"), client.pace.now())

@@ -3,6 +3,7 @@
 Of each file the journal knows how many bytes are safely on disk; at the end its length, lines and SHA-256.
 """
 
+import codecs
 import hashlib
 from pathlib import Path
 from typing import IO
@@ -11,8 +12,8 @@ import httpx
 
 from connector.fhir.sources.bulk_export import Expired
 from connector.fhir.sources.http_client import SourceClient, refused, too_much
+from connector.fhir.sources.ndjson_start import NdjsonStart
 from connector.fhir.sources.progress import Journal, Piece
-from connector.fhir.sources.response_body import malformed
 from connector.fhir.sources.retry import Retries
 from vht_federate.files import flush_to_disk, sync
 
@@ -23,18 +24,26 @@ CHUNK = 1 << 20
 
 
 class Weight:
-    """Length, lines and digest of a file."""
+    """Length, lines that are not blank, and digest of a file."""
 
     def __init__(self, path: Path) -> None:
-        digest, self.bytes, self.lines, last = hashlib.sha256(), 0, 0, b"\n"
+        digest, self.bytes, self.lines, begun = hashlib.sha256(), 0, 0, False
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
+                written = chunk if self.bytes else chunk.removeprefix(codecs.BOM_UTF8)
                 self.bytes += len(chunk)
-                self.lines += chunk.count(b"\n")
-                last = chunk[-1:]
-        self.lines += last != b"\n"
+                *ended, last = written.split(b"\n")
+                if ended:
+                    self.lines += (begun or not _blank(ended[0])) + sum(not _blank(line) for line in ended[1:])
+                    begun = False
+                begun = begun or not _blank(last)
+        self.lines += begun
         self.sha256 = digest.hexdigest()
+
+
+def _blank(line: bytes) -> bool:
+    return not line or line.isspace()
 
 
 def weigh(path: Path) -> Weight:
@@ -119,13 +128,16 @@ class Files:
             piece.bytes for index, piece in enumerate(self._journal.progress.pieces or ()) if index != number
         )
         noted = position = offset
+        start = NdjsonStart()
         with part.open("r+b") as file:
             file.truncate(offset)
+            file.seek(0)
+            while file.tell() < offset and not start.known:
+                start.feed(file.read(CHUNK))
             file.seek(offset)
             try:
                 for chunk in answer.iter_bytes():
-                    if not position and not chunk.lstrip().startswith(b"{"):
-                        raise malformed("file, which is no NDJSON,")
+                    start.feed(chunk)
                     self._require_disk_space(other_bytes + position + len(chunk))
                     file.write(chunk)
                     position += len(chunk)

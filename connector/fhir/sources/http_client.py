@@ -1,7 +1,8 @@
 """HTTP to a FHIR server as a source: guarded addresses, a token where it belongs, retries, redirects by hand.
 
 What a caller gets is an answer that needs a decision (success, 404, a failed job); what passes by itself (a lost
-connection, 429, 502-504, an expired token) was tried again until patience or the deadline ended.
+connection, an expired token, an error that the server calls transient or whose status says so) was tried again until
+patience or the deadline ended.
 """
 
 import ssl
@@ -11,7 +12,8 @@ from typing import Any
 
 import httpx
 
-from connector.fhir.sources.response_body import body_of
+from connector.fhir.sources.operation_outcome import passes, status_of
+from connector.fhir.sources.response_body import body_of, error_body_of
 from connector.fhir.sources.retry import Retries, RetryPolicy, retry_after_s
 from connector.fhir.sources.settings import SourceSettings
 from connector.fhir.sources.smart_auth import Tokens
@@ -20,7 +22,6 @@ from vht_federate.errors import UnavailableError
 __all__ = ["FHIR_JSON", "SourceClient", "refused", "too_much"]
 
 FHIR_JSON = "application/fhir+json"
-PASSING = frozenset({429, 502, 503, 504})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MOST_REDIRECTS = 3
 ANSWER_LIMIT = 256 << 20  # bytes of an answer that is held in memory: a manifest, a page
@@ -28,10 +29,10 @@ TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 
 
 def refused(answer: httpx.Response, what: str) -> UnavailableError:
-    """An answer that nothing can be done about. Its body is not repeated."""
+    """An answer that nothing can be done about. Of its body nothing is repeated but the codes of its outcome."""
     hint = {401: "does the source need an authorization?", 403: "does the scope allow it?"}.get(answer.status_code, "")
     return UnavailableError(
-        f"the FHIR server answers {answer.status_code} to {what}", code="VHT-UNAVAILABLE-SOURCE-REFUSED", hint=hint
+        f"the FHIR server answers {status_of(answer)} to {what}", code="VHT-UNAVAILABLE-SOURCE-REFUSED", hint=hint
     )
 
 
@@ -95,7 +96,8 @@ class SourceClient:
         patience: Retries | None = None,
         everywhere: bool = False,
     ) -> Iterator[httpx.Response]:
-        """An answer whose body is still to be read. The token goes home only, or ``everywhere`` that is allowed.
+        """An answer whose body is still to be read, of an error in memory. The token goes home only, or ``everywhere``
+        that is allowed.
 
         Raises httpx.TransportError where the connection breaks in the body.
         """
@@ -119,19 +121,33 @@ class SourceClient:
             except httpx.TransportError as error:
                 patience.again(f"it does not answer ({type(error).__name__})")
                 continue
-            if answer.status_code in PASSING:
-                answer.close()
-                wait = retry_after_s(answer.headers.get("Retry-After"), self.pace.now())
-                patience.again(f"it answers {answer.status_code}", wait)
-            elif answer.status_code == 401 and tokens and not renewed:
+            if answer.status_code == 401 and tokens and not renewed:
                 answer.close()
                 tokens.forget()
                 renewed = True
             elif answer.status_code in REDIRECTS and method == "GET" and redirects < MOST_REDIRECTS:
                 answer.close()
                 url, redirects = self.guard.check(answer.headers.get("Location", ""), seen_at=url), redirects + 1
-            else:
+            elif answer.status_code < 400:
                 return answer
+            else:
+                try:
+                    failure = self._in_memory(answer)
+                except httpx.TransportError as error:
+                    patience.again(f"the connection broke ({type(error).__name__})")
+                    continue
+                if not passes(failure):
+                    return failure
+                wait = retry_after_s(failure.headers.get("Retry-After"), self.pace.now())
+                patience.again(f"it answers {status_of(failure)}", wait)
+
+    def _in_memory(self, answer: httpx.Response) -> httpx.Response:
+        """An error with what it says, as far as that may be an OperationOutcome."""
+        try:
+            content = error_body_of(answer, self.pace)
+        finally:
+            answer.close()
+        return httpx.Response(answer.status_code, headers=_plain(answer), content=content, request=answer.request)
 
 
 def _plain(answer: httpx.Response) -> list[tuple[str, str]]:

@@ -18,11 +18,18 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from connector.fhir.deletions import Deletions, read_deletions
 from connector.fhir.disk_full import on_this_disk
-from connector.fhir.sources.bulk_export import Expired, JobFailed, await_manifest, kick_off, release_job
+from connector.fhir.sources.bulk_export import (
+    Expired,
+    JobFailed,
+    Manifest,
+    await_manifest,
+    kick_off,
+    release_job,
+)
 from connector.fhir.sources.downloaded_files import Files
 from connector.fhir.sources.http_client import SourceClient
 from connector.fhir.sources.progress import Journal, Progress
-from connector.fhir.sources.retry import RetryPolicy
+from connector.fhir.sources.retry import OutOfPatience, RetryPolicy
 from connector.fhir.sources.search import Pages, first_pages, history_pages
 from connector.fhir.sources.settings import SourceSettings
 from vht_federate.errors import UnavailableError
@@ -192,7 +199,7 @@ def _collect(client: SourceClient, settings: SourceSettings, journal: Journal, r
     if journal.progress.pieces is None:
         status_url = journal.progress.status_url or kick_off(client, settings, journal.progress.since)
         journal.update(status_url=status_url)
-        manifest = await_manifest(client, settings, status_url)
+        manifest = _awaited(client, settings, journal, status_url)
         journal.update(
             transaction_time=manifest.transactionTime,
             requires_token=manifest.requiresAccessToken,
@@ -200,6 +207,18 @@ def _collect(client: SourceClient, settings: SourceSettings, journal: Journal, r
         )
     Files(client, journal, run, settings.maximum_bytes).fetch()
     Pages(client, settings, journal, run).fetch()
+
+
+def _awaited(client: SourceClient, settings: SourceSettings, journal: Journal, status_url: str) -> Manifest:
+    """The manifest. A job whose server has been silent, or has put us off, for longer than a pull may last is given up:
+    the same answer could come for ever."""
+    try:
+        return await_manifest(client, settings, status_url)
+    except OutOfPatience as error:
+        age = client.pace.now() - journal.progress.begun_at
+        if age.total_seconds() <= settings.deadline_s:
+            raise
+        raise JobFailed("the FHIR server cannot be asked for an export that it began long ago") from error
 
 
 def _pulled(progress: Progress, run: Path, resumed: bool) -> Pulled:

@@ -5,11 +5,19 @@ import httpx
 from connector.fhir.sources.retry import RetryPolicy
 from vht_federate.errors import UnavailableError
 
-__all__ = ["body_of", "malformed"]
+__all__ = ["body_of", "error_body_of", "malformed"]
+
+ERROR_LIMIT = 64 << 10  # bytes; a longer answer is no OperationOutcome that we read
 
 
-def malformed(what: str) -> UnavailableError:
-    return UnavailableError(f"the FHIR server's {what} cannot be read", code="VHT-UNAVAILABLE-SOURCE-ANSWER")
+class Malformed(UnavailableError):
+    """An answer that is not what it has to be."""
+
+    default_code = "VHT-UNAVAILABLE-SOURCE-ANSWER"
+
+
+def malformed(what: str) -> Malformed:
+    return Malformed(f"the FHIR server's {what} cannot be read")
 
 
 def body_of(answer: httpx.Response, pace: RetryPolicy, *, limit: int) -> bytes:
@@ -29,3 +37,11 @@ def body_of(answer: httpx.Response, pace: RetryPolicy, *, limit: int) -> bytes:
     except httpx.DecodingError:
         raise malformed("answer, which is not in the encoding that it names,") from None
     return b"".join(parts)
+
+
+def error_body_of(answer: httpx.Response, pace: RetryPolicy) -> bytes:
+    """The body of an error, which may say why; empty where it cannot be read. Raises as ``body_of`` does otherwise."""
+    try:
+        return body_of(answer, pace, limit=ERROR_LIMIT)
+    except Malformed:
+        return b""

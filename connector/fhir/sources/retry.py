@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 
 from vht_federate.errors import UnavailableError
 
-__all__ = ["Retries", "RetryPolicy", "retry_after_s"]
+__all__ = ["OutOfPatience", "Retries", "RetryPolicy", "retry_after_s"]
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 
@@ -25,6 +25,12 @@ def retry_after_s(text: str | None, now: datetime) -> float | None:
     except (ValueError, TypeError):
         return None
     return max(0.0, ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now).total_seconds())
+
+
+class OutOfPatience(UnavailableError):
+    """The server failed, or put us off, too often in a row."""
+
+    default_code = "VHT-UNAVAILABLE-SOURCE"
 
 
 @dataclass
@@ -67,12 +73,11 @@ class Retries:
         self._failures = 0
 
     def again(self, why: str, wait_s: float | None = None) -> None:
-        """Wait before the next try. Raises UnavailableError VHT-UNAVAILABLE-SOURCE when there were enough."""
+        """Wait before the next try. Raises OutOfPatience when there were enough."""
         self._failures += 1
         if self._failures >= self._attempts:
-            raise UnavailableError(
+            raise OutOfPatience(
                 f"the FHIR server cannot be used: {why}",
-                code="VHT-UNAVAILABLE-SOURCE",
                 hint="run the same command again later: it goes on where it stopped",
             )
         backoff = self._pace.backoff_s(self._failures)

@@ -131,7 +131,7 @@ class Tokens:
             try:
                 with self._ask_token() if token else self._http.stream("GET", self._discovery_url()) as answer:
                     status, headers = answer.status_code, answer.headers
-                    passing = status == 429 or status >= 500
+                    passing = status in (408, 429) or status >= 500
                     content = b"" if passing else body_of(answer, self._pace, limit=ANSWER_LIMIT)
             except httpx.TransportError as error:
                 patience.again(f"its authorization server fails ({type(error).__name__})")

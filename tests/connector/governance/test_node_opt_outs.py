@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kit.hospital import Hospital, approved, ask
 from safetensors.numpy import load
 
 from connector.console.log_lines import log_lines
+from connector.fhir.subject_keys import subject_key
 from connector.governance.operator_accounts import Actor
 from connector.governance.opt_outs import excluded_subjects, opt_out, withdraw
 from connector.governance.pseudonyms import erase, pseudonymiser
@@ -200,6 +202,58 @@ def test_an_opt_out_of_a_patient_who_is_not_held_is_recorded_when_that_is_meant_
     assert vht_node("opt-out", state, "not-here-yet", "--ahead")["recorded"] is True
     with stocked.open(start=False) as node, node.database.read() as session:
         assert len(session.query(OptOutRow).all()) == 2
+
+
+NAMES = ["Patient/p1", "urn:uuid:p1", "https://ehr.example/r4/Patient/p1", "Patient/p1/_history/3", " p1\n"]
+NOBODY = [
+    "patient/p1",
+    "Group/p1",
+    "Patient/",
+    "Patient?identifier=7",
+    "urn:oid:1.2",
+    "p 1",
+    "x" * 65,
+    "ä1",
+    "Patient/p1#a",
+]
+
+
+def test_a_reference_opts_out_the_patient_that_it_names(stocked: Hospital) -> None:
+    with stocked.open(start=False) as node:
+        later = node.clock() + DAY
+        token = stocked.permit(issued_at=later, not_before=later)
+        for name in NAMES:
+            for ahead in (False, True):
+                node.opt_out(name, ahead=ahead)
+                assert _excluded(node, token) == 1
+                assert node.withdraw_opt_out(name)
+                assert _excluded(node, token) == 0
+        with node.database.read() as session:
+            subjects = {row.subject for row in session.query(OptOutRow).all()}
+        assert subjects == {subject_key(node.secret.subject_key, "p1")}
+
+
+def test_what_names_no_patient_is_refused_and_changes_nothing(stocked: Hospital) -> None:
+    with stocked.open(start=False) as node:
+        for name in NOBODY:
+            for change in (node.opt_out, partial(node.opt_out, ahead=True), node.withdraw_opt_out):
+                with pytest.raises(InputError) as caught:
+                    change(name)
+                assert caught.value.code == "VHT-INPUT-PATIENT-ID"
+                assert name not in caught.value.message
+        with pytest.raises(NotFoundError) as unknown:
+            node.opt_out("Patient/p1-mistyped")
+        assert unknown.value.code == "VHT-INPUT-PATIENT"
+    assert "optout.recorded" not in stocked.kinds()
+
+
+def test_the_command_takes_a_reference_and_refuses_what_is_none(stocked: Hospital) -> None:
+    assert vht_node("opt-out", stocked.state, "Patient/p1")["recorded"] is True
+    assert vht_node("opt-out", stocked.state, "urn:uuid:p1", "--withdraw")["withdrawn"] is True
+    for arguments in (("Group/p1",), ("Group/p1", "--ahead"), ("Group/p1", "--withdraw")):
+        with pytest.raises(InputError) as caught:
+            vht_node("opt-out", stocked.state, *arguments)
+        assert caught.value.code == "VHT-INPUT-PATIENT-ID"
 
 
 def test_the_registry_holds_no_identifier(stocked: Hospital) -> None:

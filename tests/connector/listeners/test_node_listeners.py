@@ -257,6 +257,10 @@ def test_ingest_and_opt_outs_over_the_api(node: Open) -> None:
     report = node.operator.post("/api/ingest", json={"folder": str(node.hospital.root / "fhir")}).json()
     assert (report["accepted"], report["duplicate"]) == (0, 90)
     assert node.operator.post("/api/opt-outs", json={"patient_id": "p1"}).json() == {"recorded": True}
+    by_reference = {"patient_id": "https://ehr.example/a/long/way/to/the/base/of/this/server/r4/Patient/p1"}
+    assert node.operator.post("/api/opt-outs", json=by_reference).json() == {"recorded": True}
+    nobody = node.operator.post("/api/opt-outs", json={"patient_id": "Group/p1", "ahead": True})
+    assert (nobody.status_code, nobody.json()["error"]["code"]) == (400, "VHT-INPUT-PATIENT-ID")
     unknown = node.operator.post("/api/opt-outs", json={"patient_id": "p1-mistyped"})
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "VHT-INPUT-PATIENT")
     ahead = node.operator.post("/api/opt-outs", json={"patient_id": "not-here-yet", "ahead": True})

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.models import MODELS, NEEDS_GENERAL, STEPS, WIDTH, build, squared
+from kit.models import MODELS, STEPS, WIDTH, build, engine_of, squared
 from kit.per_record_reference import (
     check_broken_patients_cost_themselves_alone,
     clipped_sum_by_definition,
@@ -51,7 +51,7 @@ def test_every_layer_gives_the_sum_of_the_definition(
     sums = engine.clipped_sum((values,), outcome, patient, len(counts), clipping_norm)
     expected = clipped_sum_by_definition(model, loss, (values,), outcome, patient, clipping_norm)
     assert largest_difference(sums, expected) < 1e-10
-    assert not len(patient) or (engine.choice.name == "torch.func") == (name in NEEDS_GENERAL)
+    assert not len(patient) or engine.choice.name == engine_of(name)
 
 
 @every_model

@@ -119,13 +119,17 @@ def test_an_evaluation_is_paid_for_before_a_component_sees_a_patient_and_answers
     assert "forward" in begun
 
 
-def test_a_model_that_not_even_torch_func_follows_is_refused_before_a_patient_is_seen() -> None:
-    class Mixed(Bare):
+def test_a_model_that_fails_on_made_up_records_is_refused_before_a_patient_is_seen() -> None:
+    class Picky(Bare):
         def forward(self, values: Tensor) -> Tensor:
-            return super().forward(values) * (1.0 if values.sum().item() > 0 else 2.0)
+            if float(values.sum()) < 30.0:
+                raise ValueError(f"too young: {values.tolist()}")
+            return super().forward(values)
 
     tensors = cohort([31.0, 55.0])
-    engine = PerPatientEngine(Mixed(), BCE)
+    engine = PerPatientEngine(Picky(), BCE)
     with pytest.raises(ComponentError) as caught:
         engine.prepare((tensors.values,), tensors.outcome)
     assert caught.value.code == "VHT-COMPONENT-GRADIENTS"
+    assert caught.value.message == "no per-patient gradients: the model fails on a made-up record, with ValueError"
+    assert "noise" in caught.value.hint

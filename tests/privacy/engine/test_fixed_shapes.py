@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.models import MODELS, NEEDS_GENERAL, STEPS, WIDTH, build, squared
+from kit.models import MODELS, STEPS, WIDTH, build, engine_of, squared
 from kit.per_record_reference import (
     check_broken_patients_cost_themselves_alone,
     clipped_sum_by_definition,
@@ -29,7 +29,7 @@ from vht_federate.testing import SeededNoise
 
 BCE = F.binary_cross_entropy_with_logits
 FIXED, LOOSE = EngineOptions(fixed_shapes="always"), EngineOptions(fixed_shapes="never")
-fast_models = pytest.mark.parametrize("name", sorted(set(MODELS) - NEEDS_GENERAL))
+fast_models = pytest.mark.parametrize("name", sorted(name for name in MODELS if engine_of(name) == "book-keeping"))
 # What a recorded graph cannot hold: a number that the host reads, a shape that depends on numbers.
 FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "is_nonzero")
 
@@ -168,7 +168,7 @@ def test_a_round_in_fixed_shapes_leaves_the_same_weights(name: str, changes: dic
         weights.append(result.weights)
         norms.append(result.clipping_norm)
         used = engine._program is not None
-        assert used == (options is FIXED and name not in NEEDS_GENERAL)
+        assert used == (options is FIXED and engine_of(name) == "book-keeping")
     for key, value in weights[0].items():
         np.testing.assert_allclose(value, weights[1][key], rtol=1e-5, atol=1e-6)
     assert norms[0] == norms[1]

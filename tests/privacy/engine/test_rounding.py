@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from kit.models import MODELS, NEEDS_GENERAL, STEPS, WIDTH, build
+from kit.models import MODELS, STEPS, WIDTH, build, engine_of
 from kit.per_record_reference import clipped_sum_by_definition
 from kit.rounding_errors import OtherRounding, well_conditioned
 
@@ -51,4 +51,4 @@ def test_the_choice_of_an_engine_is_the_same_whatever_the_weights_and_however_a_
     engine = PerPatientEngine(model, BCE)
     with OtherRounding(1, 4.0):
         engine.prepare((values,), torch.zeros(3))
-    assert engine.choice.name == ("torch.func" if name in NEEDS_GENERAL else "book-keeping")
+    assert engine.choice.name == engine_of(name)

@@ -2,15 +2,13 @@
 
 The unit is the patient: the gradients of its records are averaged, the average is clipped once. What the sum is does
 not depend, but for rounding, on ``EngineOptions``, on micro-batches, or on which of three ways a patient takes: with
-others through the recorded layers, alone by plain autograd, or by ``torch.func`` for models that the recorder cannot
-follow.
+others through the recorded layers, by ``torch.func`` for models that the recorder cannot follow, or alone by plain
+autograd, also for models that neither follows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,35 +18,29 @@ from torch import Tensor, nn
 from vht_federate.errors import ComponentError, InputError
 from vht_federate.privacy.clipped_count import Tally
 from vht_federate.privacy.engine.clipping import Clipped, add, clip_one, sum_clipped
-from vht_federate.privacy.engine.general import check_general, general_sum
+from vht_federate.privacy.engine.engine_choice import EngineChoice, Prepared, prepared
+from vht_federate.privacy.engine.general import general_sum
 from vht_federate.privacy.engine.grouping import Order, Patients, micro_batches, ordered_patients
-from vht_federate.privacy.engine.loss import Loss, output_gradients
+from vht_federate.privacy.engine.loss import Loss, OneByOne, output_gradients
 from vht_federate.privacy.engine.one_patient import patient_gradient
 from vht_federate.privacy.engine.options import EngineOptions
-from vht_federate.privacy.engine.probe import Profile, bind_gradients, forward, made_up, probe
+from vht_federate.privacy.engine.patient_records import PatientRecords
+from vht_federate.privacy.engine.probe import Profile, bind_gradients, forward
 from vht_federate.privacy.engine.program import Program
+from vht_federate.privacy.engine.record_by_record import autograd_sum
 from vht_federate.privacy.engine.refusal import Unsupported, check_model, names_of, refusal, trained
 from vht_federate.privacy.engine.slots import Laid, Slots, slots_for
-from vht_federate.privacy.engine.stack import Stack
 
 __all__ = ["EngineChoice", "PerPatientEngine"]
 
 _ALONE_AT_LEAST = 16  # records that one patient may always have in a micro-batch
 
 
-@dataclass(frozen=True)
-class EngineChoice:
-    """Which engine runs a model, and why it is not the fast one. Public: chosen on made-up records."""
-
-    name: Literal["book-keeping", "torch.func"]
-    why: str = ""
-
-
 class PerPatientEngine:
     """Per-patient gradients of ``model`` under ``loss``, which maps (outputs [n, ...], targets [n, ...]) to a mean.
 
     Raises ComponentError VHT-COMPONENT-GRADIENTS with a reason, at once or at the first batch, for a model that has no
-    per-patient gradients: batch normalisation, buffers that remember inputs, layers that nothing here can follow.
+    per-patient gradients: batch normalisation, state that remembers inputs, a loss that is the same for any output.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, options: EngineOptions | None = None) -> None:
@@ -56,33 +48,25 @@ class PerPatientEngine:
         self.model = model
         self.loss = loss
         self.options = options or EngineOptions()
-        self._profile: Profile | None = None
-        self._stack: Stack | None = None
-        self._choice: EngineChoice | None = None
+        self._prepared: Prepared | None = None
         self._program: Program | None = None
         self._loose = False  # no program can be made of this model
 
     @property
     def choice(self) -> EngineChoice:
         """Raises InputError VHT-INPUT-ENGINE before ``prepare``."""
-        if self._choice is None:
+        return self._ready.choice
+
+    @property
+    def _ready(self) -> Prepared:
+        if self._prepared is None:
             raise InputError("the engine has not seen the shape of a record", code="VHT-INPUT-ENGINE")
-        return self._choice
+        return self._prepared
 
     def prepare(self, inputs: Sequence[Tensor], targets: Tensor) -> None:
         """Choose, once, on made-up records of the shapes and types of these. Raises ComponentError as above."""
-        if self._choice is None:
-            parameters = trained(self.model)
-            try:
-                self._profile = probe(self.model, parameters, names_of(parameters), inputs)
-                self._stack = Stack.of(self.model)
-                self._choice = EngineChoice("book-keeping")
-            except ComponentError:
-                raise
-            except Exception as reason:  # torch's own words on made-up records would help nobody
-                check_general(self.model, self.loss, [made_up(value) for value in inputs], targets)
-                why = str(reason) if isinstance(reason, Unsupported) else "the model fails on records with gaps"
-                self._choice = EngineChoice("torch.func", why)
+        if self._prepared is None:
+            self._prepared = prepared(self.model, self.loss, inputs, targets)
 
     def clipped_sum(
         self,
@@ -114,7 +98,7 @@ class PerPatientEngine:
         if not records:
             return {name: torch.zeros_like(value) for name, value in parameters.items()}
         self.prepare(inputs, targets)
-        total = self._guarded(_Part(inputs, targets, order), clipping_norm, parameters, tally)
+        total = self._guarded(PatientRecords(inputs, targets, order), clipping_norm, parameters, tally)
         return {
             name: total[name].to(value.dtype) if name in total else torch.zeros_like(value)
             for name, value in parameters.items()
@@ -138,7 +122,7 @@ class PerPatientEngine:
         return program
 
     def _guarded(
-        self, part: "_Part", clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
+        self, part: PatientRecords, clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
     ) -> dict[str, Tensor]:
         """A component may fail on one patient's numbers. Whether it does must not show: that patient counts as zero."""
         try:
@@ -153,27 +137,49 @@ class PerPatientEngine:
             return total
 
     def _sum_of(
-        self, part: "_Part", clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
+        self, part: PatientRecords, clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
     ) -> dict[str, Tensor]:
-        counted = None if tally is None else Tally()
+        """By the engine that was chosen; record by record where real records take another way. Nobody is told."""
+        ways = {"book-keeping": self._fast_sum, "torch.func": self._general_sum}
+        way, counted = ways.get(self.choice.name, self._autograd_sum), None if tally is None else Tally()
+        versions = self._buffer_versions()
         try:
-            total = self._fast_sum(part, clipping_norm, parameters, counted)
-        except Unsupported:  # also of a model that takes another way on real records; nobody is told
+            total = way(part, clipping_norm, parameters, counted)
+        except (ComponentError, torch.OutOfMemoryError):
+            raise
+        except Exception as failure:
+            if way == self._autograd_sum or not (isinstance(failure, Unsupported) or way == self._general_sum):
+                raise
             counted = None if tally is None else Tally()
-            patient = torch.from_numpy(part.order)
-            total = general_sum(self.model, self.loss, part.inputs, part.targets, patient, clipping_norm, counted)
+            total = self._autograd_sum(part, clipping_norm, parameters, counted)
+        finally:
+            self._check_buffers(versions)
         if tally is not None and counted is not None:
             tally.add(counted.within, counted.seen)
         return total
+
+    def _general_sum(
+        self, part: PatientRecords, clipping_norm: float, _: dict[str, nn.Parameter], tally: Tally | None
+    ) -> dict[str, Tensor]:
+        patient = torch.from_numpy(part.order)
+        return general_sum(self.model, self._ready.loss, part.inputs, part.targets, patient, clipping_norm, tally)
+
+    def _autograd_sum(
+        self, part: PatientRecords, clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
+    ) -> dict[str, Tensor]:
+        return autograd_sum(self.model, self._ready.loss, parameters, part, clipping_norm, tally)
 
     def slots(self, sizes: NDArray[np.int64], expected: float, bound: int | None, device: str) -> Slots | None:
         """How to lay out batches of about ``expected`` patients, at most ``bound``, in fixed shapes; None: not at all.
 
         ``sizes`` [patients]: records of each. After ``prepare``; nothing but speed depends on the answer.
         """
-        if self._profile is None or self._loose or not self.options.fixes_shapes_on(device):
+        profile = self._prepared.profile if self._prepared else None
+        if profile is None or self._loose or not self.options.fixes_shapes_on(device):
             return None
-        return slots_for(sizes, expected, bound, self._records_at_once(self._profile))
+        if isinstance(self._ready.loss, OneByOne):  # it looks at numbers, which a recorded program must not
+            return None
+        return slots_for(sizes, expected, bound, self._records_at_once(profile))
 
     def slot_sum(
         self,
@@ -208,19 +214,16 @@ class PerPatientEngine:
         return result.total
 
     def _fast_sum(
-        self, part: "_Part", clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
+        self, part: PatientRecords, clipping_norm: float, parameters: dict[str, nn.Parameter], tally: Tally | None
     ) -> dict[str, Tensor]:
-        if self._profile is None:
+        profile = self._ready.profile
+        if profile is None:
             raise Unsupported
-        versions = self._buffer_versions()
-        at_once = self._records_at_once(self._profile)
-        run = _Run(parameters, names_of(parameters), clipping_norm, at_once, tally)
-        total = self._sum(run, part.inputs, part.targets, part.order)
-        self._check_buffers(versions)
-        return total
+        run = _Run(parameters, names_of(parameters), clipping_norm, self._records_at_once(profile), tally)
+        return self._sum(run, part.inputs, part.targets, part.order)
 
     def _buffer_versions(self) -> list[int]:
-        return [value._version for value in self._profile.buffers] if self._profile else []
+        return [value._version for value in self._ready.buffers]
 
     def _check_buffers(self, versions: list[int]) -> None:
         if versions != self._buffer_versions():
@@ -252,7 +255,7 @@ class PerPatientEngine:
 
     def _alone(self, run: "_Run", inputs: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
         """One patient by plain autograd: exact where a norm overflowed, cheap where there are many records."""
-        gradient = patient_gradient(self.model, self.loss, run.parameters, inputs, targets, run.at_once)
+        gradient = patient_gradient(self.model, self._ready.loss, run.parameters, inputs, targets, run.at_once)
         return clip_one(gradient, run.clipping_norm, run.tally) or {}
 
     def _clipped(
@@ -264,15 +267,13 @@ class PerPatientEngine:
         batch: Patients,
     ) -> Clipped:
         """Of one micro-batch. Looks at no number, so that it can be recorded and replayed."""
-        gradient_bytes = self.options.gradient_bytes
-        if self._stack is not None and len(inputs) == 1:
-            written_out = self._stack.clipped(
-                self.loss, names, inputs[0], targets, batch, clipping_norm, gradient_bytes
-            )
+        gradient_bytes, loss, stack = self.options.gradient_bytes, self._ready.loss, self._ready.stack
+        if stack is not None and len(inputs) == 1:
+            written_out = stack.clipped(loss, names, inputs[0], targets, batch, clipping_norm, gradient_bytes)
             if written_out is not None:
                 return written_out
         outputs, tape = forward(self.model, names, inputs, len(targets))
-        seeds = output_gradients(self.loss, outputs, targets, batch.share(targets.device))
+        seeds = output_gradients(loss, outputs, targets, batch.share(targets.device))
         uses = bind_gradients(outputs, tape, seeds)
         if not uses:
             return Clipped.nothing(seeds, batch.patients)
@@ -292,19 +293,3 @@ class _Run:
     clipping_norm: float
     at_once: int
     tally: Tally | None
-
-
-@dataclass(frozen=True, repr=False)
-class _Part:
-    """Records of whole patients."""
-
-    inputs: Sequence[Tensor]
-    targets: Tensor
-    order: Order
-
-    def apart(self) -> Iterator["_Part"]:
-        """Each patient's on its own."""
-        first = [0, *(np.flatnonzero(np.diff(self.order)) + 1), len(self.order)]
-        for low, high in pairwise(first):
-            own = slice(low, high)
-            yield _Part([value[own] for value in self.inputs], self.targets[own], self.order[own])

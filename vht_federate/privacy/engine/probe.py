@@ -33,11 +33,11 @@ _RECORDS = 3
 
 @dataclass(frozen=True)
 class Profile:
-    """What the probe learned: memory of one record's activations, a recurrent layer or none, buffers to watch."""
+    """What the probe learned: memory of one record's activations, a recurrent layer or none, one record's output."""
 
     record_bytes: int
     recurrent: bool
-    buffers: tuple[Tensor, ...]
+    output: Tensor  # [1, ...], of a made-up record
 
 
 def forward(model: nn.Module, names: dict[int, str], inputs: Sequence[Tensor], records: int) -> tuple[Tensor, Tape]:
@@ -89,7 +89,7 @@ def probe(
     _check_gradients(typical)
     check_apart(own, typical)
     record_bytes = sum(use.bytes_held() for use in tape.uses) // _RECORDS
-    return Profile(max(1, record_bytes), tape.recurrent, tuple(model.buffers()))
+    return Profile(max(1, record_bytes), tape.recurrent, outputs[:1].detach())
 
 
 def _check_gradients(typical: Replica) -> None:

@@ -27,7 +27,9 @@ def lstm(tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Ten
 
 def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     if kwargs or len(args) != 9:
-        raise Unsupported("a packed sequence, or arguments by name")
+        raise Unsupported("a recurrent layer whose arguments are given by name")
+    if isinstance(args[2], Tensor):  # (values, sizes of the batch at each step, first states, ...)
+        raise Unsupported("a packed sequence")
     return args
 
 
