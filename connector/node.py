@@ -135,7 +135,7 @@ class Node:
         self.queries = Queries(self.steps, self.ledger, dataset, self.clock)
         self.expiry = Expiry(self.visits, self.clock, further=(self._sweep_exports,))
         self.feasibility = Feasibility(
-            admission, self.queries, self.database, self.files.fhir, self.settings, self.clock
+            admission, self.queries, self.database, self.files.fhir, self.settings, self.files.code_maps, self.clock
         )
 
     @cached_property

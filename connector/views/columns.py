@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from connector.fhir.codes import Measure
 from connector.views.eligible_patients import FINAL
+from connector.views.port_codings import PortCodings, among
 from connector.views.store_tables import Relations
 from vht_federate.components.contract import Port, Profile
 from vht_federate.domain.units import Affine
@@ -28,7 +29,7 @@ WITH measured AS (
     SELECT r.record, o.effective, o.resource, o.part, {payload},
         date_diff('microsecond', o.effective, any_value(r.landmark)::TIMESTAMPTZ) AS before
     FROM record r JOIN {table} o ON o.subject = r.subject AND o.effective < r.landmark::TIMESTAMPTZ
-    WHERE o.code_system = $system AND list_contains($codes::VARCHAR[], o.code) AND o.status IN {final} AND {usable}
+    WHERE {asked} AND o.status IN {final} AND {usable}
     GROUP BY r.record, o.effective, o.resource, o.part
 ), placed AS (SELECT *, {back} AS back FROM measured)
 SELECT record, back, before, {names} FROM placed WHERE back < $steps
@@ -41,7 +42,7 @@ _LAST_IN_WINDOW = f"QUALIFY row_number() OVER (PARTITION BY record, back {_LATES
 _EVER = """
 SELECT r.record, max(date_diff('microsecond', o.{moment}, r.landmark::TIMESTAMPTZ)) AS before
 FROM record r JOIN {table} o ON o.subject = r.subject AND o.{moment} < r.landmark::TIMESTAMPTZ
-WHERE o.system = $system AND list_contains($codes::VARCHAR[], o.code) AND {usable}
+WHERE {asked} AND {usable}
 GROUP BY r.record
 """
 REAL_CONDITION = "coalesce(o.verification, 'confirmed') NOT IN ('refuted', 'entered-in-error')"
@@ -78,12 +79,15 @@ class _Reader:
     port: Port
     profile: Profile
     records: int
+    codings: PortCodings
 
     def find(self, sql: str, **more: Any) -> list[Array]:
         """The answer's columns. Cells that are NULL come masked; none of our queries yields them."""
-        source = self.port.source
-        parameters = {"system": source.code_system, "codes": list(source.codes), **more}
-        return list(self.connection.execute(sql, parameters).fetchnumpy().values())
+        return list(self.connection.execute(sql, more).fetchnumpy().values())
+
+    def asked(self, table: str, alias: str = "o") -> str:
+        """SQL: a row of ``table`` is about what the port reads."""
+        return among(self.codings.of(self.port.source), alias, table)
 
     def history(self, names: tuple[str, ...], usable: str, **more: Any) -> list[Array]:
         """Record, steps back, days before, and the named columns of each value that the layout asks for."""
@@ -93,6 +97,7 @@ class _Reader:
             payload=", ".join(f"min(o.{name}) AS {name}" for name in names),
             names=", ".join(names),
             table=self.relations("observation"),
+            asked=self.asked("observation"),
             final=FINAL,
             usable=usable,
             back=_BY_WINDOW if windows else _BY_PLACE,
@@ -145,8 +150,8 @@ class _Reader:
         """How many values the store has of the port's codes, by unit."""
         unit, count = self.find(
             f"""SELECT unit, count(*) FROM {self.relations("observation")}
-            WHERE code_system = $system AND list_contains($codes::VARCHAR[], code) AND number IS NOT NULL
-                AND unit IS NOT NULL GROUP BY unit ORDER BY unit"""
+            WHERE {self.asked("observation", "")} AND number IS NOT NULL AND unit IS NOT NULL
+            GROUP BY unit ORDER BY unit"""
         )
         return dict(zip(unit.tolist(), count.tolist(), strict=True))
 
@@ -172,8 +177,8 @@ class _Reader:
         return self._ever("medication_request", "authored", REAL_REQUEST)
 
     def _ever(self, table: str, moment: str, usable: str) -> Column:
-        sql = _EVER.format(table=self.relations(table), moment=moment, usable=usable)
-        record, before = self.find(sql, system=self.port.source.system)
+        sql = _EVER.format(table=self.relations(table), asked=self.asked(table), moment=moment, usable=usable)
+        record, before = self.find(sql)
         first = np.full(self.records, -np.inf)
         first[record] = before / _DAY
         return self.state(lambda record, days: (first[record] > days).astype(np.float64))
@@ -201,10 +206,18 @@ _KINDS: dict[str, Callable[[_Reader], Column]] = {
 
 
 def read_column(
-    connection: duckdb.DuckDBPyConnection, relations: Relations, port: Port, profile: Profile, records: int
+    connection: duckdb.DuckDBPyConnection,
+    relations: Relations,
+    port: Port,
+    profile: Profile,
+    records: int,
+    codings: PortCodings = PortCodings(),
 ) -> Column:
-    """The column of ``port`` over table ``record``. Raises ViewError for a source of an unknown type."""
+    """The column of ``port`` over table ``record``, of the codes that ``codings`` say.
+
+    Raises ViewError for a source of an unknown type.
+    """
     kind = _KINDS.get(port.source.type)
     if kind is None:
         raise ViewError(f"port {port.name} has a source that this node cannot read", code="VHT-VIEW-SOURCE")
-    return kind(_Reader(connection, relations, port, profile, records))
+    return kind(_Reader(connection, relations, port, profile, records, codings))
