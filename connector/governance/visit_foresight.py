@@ -18,14 +18,8 @@ from vht_federate.privacy.participation import Included
 
 __all__ = ["OPERATORS_OWN", "Foresight"]
 
-UNINFORMATIVE = "VHT-REFUSED-OUTCOME"
-UNMEASURABLE = "VHT-REFUSED-EVALUATION"
 # Codes of what is between the node and its operator: no evidence, and nobody else, is told of them.
-OPERATORS_OWN = frozenset({UNINFORMATIVE, UNMEASURABLE, "VHT-INPUT-CODE-MAP"})
-_HINT = (
-    "is the outcome coded in a way that this node reads? see 'vht node codes check' and 'vht node quality'; then "
-    "reject the visit, or approve it with --despite-outcome"
-)
+OPERATORS_OWN = frozenset({"VHT-REFUSED-OUTCOME", "VHT-REFUSED-EVALUATION", "VHT-INPUT-CODE-MAP"})
 
 
 @dataclass(frozen=True)
@@ -43,19 +37,20 @@ class Foresight:
         if self.outcomes is None or len(self.included) < minimum_cohort:
             return
         if len(set(self._of(test=False))) < 2:
-            raise RefusedError(
-                "among the training patients of this cohort nobody has the outcome, or everybody: the visit would "
-                "spend its budget and learn nothing",
-                code=UNINFORMATIVE,
-                hint=_HINT,
-            )
+            waste = "the visit would spend its budget and learn nothing"
+            raise _uninformative("training", waste, "VHT-REFUSED-OUTCOME")
         if plan.evaluation is not None and len(set(self._of(test=True))) < 2:
-            raise RefusedError(
-                "among the test patients of this cohort nobody has the outcome, or everybody: the evaluation here "
-                "would spend its budget and say nothing",
-                code=UNMEASURABLE,
-                hint=_HINT,
-            )
+            waste = "the evaluation here would spend its budget and say nothing"
+            raise _uninformative("test", waste, "VHT-REFUSED-EVALUATION")
 
     def _of(self, *, test: bool) -> Sequence[bool]:
         return [truth for bucket, truth in self.outcomes or () if is_test(bucket) is test]
+
+
+def _uninformative(whom: str, waste: str, code: str) -> RefusedError:
+    return RefusedError(
+        f"among the {whom} patients of this cohort nobody has the outcome, or everybody: {waste}",
+        code=code,
+        hint="is the outcome coded in a way that this node reads? see 'vht node codes check' and 'vht node quality'; "
+        "then reject the visit, or approve it with --despite-outcome (on the console, the box on the visit's own page)",
+    )
