@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from docs.code_maps import code_maps_page
 from docs.codes import codes_page
 from docs.fields import permit_page, settings_page, study_page
 from docs.ports import ports_page
@@ -106,6 +107,7 @@ def _cell(text: str) -> str:
 PAGES: dict[str, Callable[[str], str]] = {
     "study-file.md": study_page,
     "permit.md": permit_page,
+    "code-maps.md": code_maps_page,
     "commands.md": commands_page,
     "error-codes.md": codes_page,
     "ports.md": ports_page,

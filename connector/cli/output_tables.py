@@ -217,8 +217,8 @@ def visit_tables(visit: Mapping[str, Any]) -> list[Rows]:
     ]
     columns = ["call", "begun", "left", "bytes", "sha256 of what left"]
     tables = [table(f"Visit {visit['visit']}", ["what", ""], _facts(visit))]
-    if visit["unfilled"]:
-        tables.append(unfilled_table(visit["unfilled"]))
+    if unfilled := visit.get("unfilled"):
+        tables.append(unfilled_table(unfilled))
     return [*tables, table("What left", columns, rows)] if rows else tables
 
 
