@@ -1,7 +1,8 @@
 """Which codes in the store mean something here: to a port of a component, a feature, or a code map; and which nothing.
 
-Counts are told as elsewhere (``disclosure_control``): to the nearest ten, and a code of fewer patients than the node's
-smallest cell is not named at all, only counted by its system; a local code may be a text about somebody.
+A panel's own code is not asked for: its components' are, and they hold the values. Counts are told as elsewhere
+(``disclosure_control``): to the nearest ten, and a code of fewer patients than the node's smallest cell is not named at
+all, only counted by its system; a local code may be a text about somebody.
 """
 
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from connector.fhir.codes import CodeMaps, Coding, covers, features
 from connector.fhir.disclosure_control import disclosable_count
 from connector.fhir.store import Generation, Store
 from connector.quality.unfilled_ports import unfilled_ports
-from connector.views.port_codings import CODED, named_codings, table_of
+from connector.views.port_codings import CODED, VALUED, named_codings, table_of
 from connector.views.store_tables import parts
 from vht_federate.components.contract import Component
 from vht_federate.errors import CohortError
@@ -27,7 +28,7 @@ MEMORY = "1GB"
 TYPES = {"observation": "Observation", "condition": "Condition", "medication_request": "MedicationRequest"}
 _HELD = """
 SELECT {system}, {code}, count(DISTINCT resource), count(DISTINCT subject) FROM {table}
-WHERE {code} IS NOT NULL GROUP BY ALL ORDER BY 3 DESC, 1, 2
+WHERE {code} IS NOT NULL AND {valued} GROUP BY ALL ORDER BY 3 DESC, 1, 2
 """
 
 
@@ -123,7 +124,7 @@ def _held(connection: duckdb.DuckDBPyConnection, generation: Generation, table: 
     if not generation.parts(table):
         return []
     system, code = CODED[table]
-    sql = _HELD.format(system=system, code=code, table=parts(generation, table))
+    sql = _HELD.format(system=system, code=code, table=parts(generation, table), valued=VALUED[table])
     return [HeldCode(TYPES[table], *row) for row in connection.execute(sql).fetchall()]
 
 

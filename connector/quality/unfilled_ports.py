@@ -15,7 +15,7 @@ import duckdb
 from connector.duckdb_lockdown import locked
 from connector.fhir.codes import CodeMaps, Coding, read_code_maps
 from connector.fhir.store import Generation, Store
-from connector.views.port_codings import CODED, held_codings, named_codings, table_of
+from connector.views.port_codings import CODED, VALUED, held_codings, named_codings, table_of
 from vht_federate.components.contract import Component, Port
 from vht_federate.components.registry import find_digest, installed
 from vht_federate.errors import ComponentError
@@ -44,7 +44,8 @@ class UnfilledPort:
 
 
 def held_by_table(connection: duckdb.DuckDBPyConnection, generation: Generation) -> dict[str, frozenset[Coding]]:
-    return {table: held_codings(connection, generation, table) for table in CODED}
+    """What a port could be filled with: codes under which the store holds a value."""
+    return {table: held_codings(connection, generation, table, VALUED[table]) for table in CODED}
 
 
 def unfilled_ports(

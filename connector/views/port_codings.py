@@ -17,13 +17,28 @@ from connector.fhir.store import Generation
 from connector.views.store_tables import parts
 from vht_federate.components.contract import Source
 
-__all__ = ["CODED", "PortCodings", "among", "held_codings", "named_codings", "read_port_codings", "table_of"]
+__all__ = [
+    "CODED",
+    "VALUED",
+    "PortCodings",
+    "among",
+    "held_codings",
+    "named_codings",
+    "read_port_codings",
+    "table_of",
+]
 
 # The columns of a table that hold the system and the code of what a row is about.
 CODED = {
     "observation": ("code_system", "code"),
     "condition": ("system", "code"),
     "medication_request": ("system", "code"),
+}
+# Rows that say something of their code: not of a panel, whose components do, nor of a value that was set aside.
+VALUED = {
+    "observation": "(number IS NOT NULL OR truth IS NOT NULL OR value_code IS NOT NULL)",
+    "condition": "true",
+    "medication_request": "true",
 }
 
 
@@ -70,14 +85,16 @@ class PortCodings:
         return {f"{system}|{code}": list(others[system, code]) for system, code in sorted(others)}
 
 
-def held_codings(connection: duckdb.DuckDBPyConnection, generation: Generation, table: str) -> frozenset[Coding]:
-    """Every (system, code) that ``table`` of the store holds; codes without a system mean nothing."""
+def held_codings(
+    connection: duckdb.DuckDBPyConnection, generation: Generation, table: str, rows: str = "true"
+) -> frozenset[Coding]:
+    """Every (system, code) that ``table`` of the store holds in ``rows`` (SQL); codes without a system mean nothing."""
     system, code = CODED[table]
     if not generation.parts(table):
         return frozenset()
     rows = connection.execute(
         f"SELECT DISTINCT {system}, {code} FROM {parts(generation, table)} "
-        f"WHERE {system} IS NOT NULL AND {code} IS NOT NULL"
+        f"WHERE {system} IS NOT NULL AND {code} IS NOT NULL AND {rows}"
     ).fetchall()
     return frozenset((row[0], row[1]) for row in rows)
 

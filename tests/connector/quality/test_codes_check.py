@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from kit.commands import vht_node
-from kit.fhir_resources import KEY, condition, observation, patient, prescription, write
+from kit.fhir_resources import KEY, LOINC, condition, observation, patient, prescription, quantity, write
 from kit.hospital import COMPONENT, PROFILE, Hospital, make_hospital, write_fhir
 from typer.testing import CliRunner
 
@@ -105,6 +105,19 @@ def test_ports_that_nothing_in_the_data_fills_are_named_with_what_follows(store:
     port = without[PROFILE, "antihypertensive"]
     assert (port["asks"], port["holds"]) == ("http://www.whocc.no/atc", (RXNORM, LOCAL))
     assert port["then"] == "everybody counts as no"
+
+
+def test_a_panel_is_known_by_its_components_and_a_value_set_aside_fills_no_port(tmp_path: Path) -> None:
+    part = {"code": {"coding": [{"system": LOINC, "code": "8480-6"}]}, "valueQuantity": quantity(150, "mm[Hg]")}
+    panel = observation("panel", 1, code={"coding": [{"system": LOINC, "code": "85354-9"}]}, component=[part])
+    del panel["valueQuantity"]
+    wrong = observation("wrong", 1, code={"coding": [{"system": LOINC, "code": "4548-4"}]})  # mm[Hg] of haemoglobin
+    ingest(write(tmp_path / "in", "a.ndjson", [patient(1), panel, wrong]), tmp_path / "s", node_key=KEY, dataset="d")
+    told = coverage(tmp_path / "s").to_dict(1)
+    assert told["unknown"] == []
+    unfilled = {port["port"] for port in told["unfilled"] if port["profile"] == PROFILE}
+    assert "hba1c" in unfilled
+    assert "systolic_bp" not in unfilled
 
 
 def test_before_the_first_intake_there_is_a_typed_error(tmp_path: Path) -> None:
