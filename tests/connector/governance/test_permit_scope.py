@@ -17,6 +17,7 @@ from connector.fhir.codes import CodeMaps, read_code_maps
 from connector.governance.permit_scope import permit_scope
 from connector.views.port_codings import read_port_codings
 from vht_federate.domain.permit import Permit
+from vht_federate.errors import UnavailableError
 from vht_federate.signing.keys import unverified_claims
 
 GM, RXNORM = "http://fhir.de/CodeSystem/bfarm/icd-10-gm", "http://www.nlm.nih.gov/research/umls/rxnorm"
@@ -97,3 +98,17 @@ def test_a_new_code_in_the_data_makes_no_asked_question_a_new_one(german: Hospit
             f"system,code,means_system,means_code\n{GM},J45.9,http://snomed.info/sct,22298006\n"
         )
         assert ask_question(node, german, view=definition)["repeated"] is False  # by another rule, another question
+
+
+def test_a_code_map_that_is_none_is_not_described_to_who_asks(
+    german: Hospital, caplog: pytest.LogCaptureFixture
+) -> None:
+    with asked_of(german) as node:
+        (german.state / "code-maps").mkdir()
+        (german.state / "code-maps" / "pharmacy.csv").write_text("nonsense\n")
+        with caplog.at_level("WARNING"), pytest.raises(UnavailableError) as caught:
+            ask_question(node, german, view=view("Condition", INFARCT_GM))
+    assert caught.value.code == "VHT-UNAVAILABLE-CODE-MAP"
+    assert "pharmacy" not in caught.value.message
+    assert any("pharmacy" in record.facts["cause"] for record in caplog.records if hasattr(record, "facts"))
+    assert "query.drawn" not in german.kinds()
