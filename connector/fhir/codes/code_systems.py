@@ -90,20 +90,22 @@ def code_system_at(address: str) -> CodeSystem | None:
 
 
 @lru_cache(maxsize=_HELD)
-def canonical(coding: Coding) -> Coding:
-    """The same for all spellings of one code: (key or address of its system, what is compared of it)."""
+def _read(coding: Coding) -> tuple[str, str, bool]:
+    """The key or address of its system, what is compared of it, and whether codes below it begin with that."""
     address, code = coding
     system = code_system_at(address)
-    return coding if system is None else (system.key, system.read(code) or code)
+    if system is None:
+        return address, code, False
+    compared = system.read(code)
+    return (system.key, code, False) if compared is None else (system.key, compared, system.nested)
+
+
+def canonical(coding: Coding) -> Coding:
+    """The same for all spellings of one code: (key or address of its system, what is compared of it)."""
+    return _read(coding)[:2]
 
 
 def covers(coding: Coding, other: Coding) -> bool:
     """Whether ``other`` is ``coding`` in another spelling, or lies below it in its system."""
-    (key, code), (other_key, other_code) = canonical(coding), canonical(other)
-    if key != other_key:
-        return False
-    if code == other_code:
-        return True
-    system = CODE_SYSTEMS.get(key)
-    nested = system is not None and system.nested and system.read(coding[1]) and system.read(other[1])
-    return bool(nested) and other_code.startswith(code)
+    (key, code, nested), (other_key, other_code, other_nested) = _read(coding), _read(other)
+    return key == other_key and (code == other_code or (nested and other_nested and other_code.startswith(code)))
