@@ -1,12 +1,13 @@
 """From approval to a ready visit, beside the request that approved it: read the cohort, start the enclave.
 
 No value of a patient is read before the budget is reserved, for everybody. Whom the cohort would include is looked up
-before, when an operator approves: a patient who cannot afford the plan makes the approval fail. When the cohort is
-read, the reservation is narrowed to those it includes, before any of their values is written; a patient who could no
-longer afford it, or a cohort below the permit's minimum, ends the visit and its files, and nobody learns who or how
-many. What stops the reading of the data is for the node's operators, in its log: the coordinator sees a visit's code
-and reason, and to it all causes are one (VHT-COHORT-UNREADABLE), because a component's view could be written to stop
-at one patient.
+before, when an operator approves: a patient who cannot afford the plan makes the approval fail, and so, for the
+operator's eyes alone, does a cohort that could teach nothing (``visit_foresight``). When the cohort is read, the
+reservation is narrowed to those it includes, before any of their values is written; a patient who could no longer
+afford it, or a cohort below the permit's minimum, ends the visit and its files, and nobody learns who or how many. What
+stops the reading of the data is for the node's operators, in its log: the coordinator sees a visit's code and reason,
+and to it all causes are one (VHT-COHORT-UNREADABLE), because a component's view could be written to stop at one
+patient.
 """
 
 import contextlib
