@@ -39,6 +39,7 @@ from connector.governance.visit_preparation import CohortBuilder, Enclaves, Prep
 from connector.governance.visits import Visits
 from connector.overview import Overview
 from connector.quality.surveys import Surveys
+from connector.quality.unfilled_ports import UnfilledPorts
 from connector.settings import NodeFiles, NodeSettings
 from connector.store.node_database import open_database
 from connector.supernode import SuperNode
@@ -105,10 +106,12 @@ class Node:
             status_source = service
         self.overview = Overview(self.settings, self.files, self.database)
         dataset, key = self.settings.dataset.id, self.secret.subject_key
-        self.intakes = Intakes(
-            dataset, self.files.fhir, key, self.database, self.evidence, self.clock, self.settings.validation_sample
-        )
-        self.surveys = Surveys(self.files.fhir, self.settings.component_paths, self.database, self.clock)
+        paths, own_maps = self.settings.component_paths, self.files.code_maps
+        self.unfilled = UnfilledPorts(self.files.fhir, own_maps, paths)
+        sample, unfilled = self.settings.validation_sample, self.unfilled.of_installed
+        store = self.files.fhir
+        self.intakes = Intakes(dataset, store, key, self.database, self.evidence, self.clock, sample, unfilled)
+        self.surveys = Surveys(store, paths, self.database, self.clock, own_maps)
         self.ledger = self.overview.ledger
         status = PermitStatus(status_source, self.issuer, self.database, self.clock)
         installed = InstalledComponents(self.settings.component_paths)
@@ -135,7 +138,7 @@ class Node:
         self.queries = Queries(self.steps, self.ledger, dataset, self.clock)
         self.expiry = Expiry(self.visits, self.clock, further=(self._sweep_exports,))
         self.feasibility = Feasibility(
-            admission, self.queries, self.database, self.files.fhir, self.settings, self.clock
+            admission, self.queries, self.database, self.files.fhir, self.settings, self.files.code_maps, self.clock
         )
 
     @cached_property
@@ -308,6 +311,20 @@ class Node:
         return dataset_summary(self.files.fhir, smallest_cell=self.settings.smallest_cell)
 
     # --- telling ------------------------------------------------------------------------------------------------
+
+    def visit(self, visit_id: str) -> dict[str, Any]:
+        """What an operator decides on; while a visit waits, with its columns that the data can never fill, or None
+        where that cannot be told. Raises NotFoundError."""
+        visit = self.overview.visit(visit_id)
+        asked, columns = visit["component"], visit["request"]["columns"]
+        unfilled: list[dict[str, Any]] | None = []
+        if visit["state"] == "requested":
+            try:
+                unfilled = self.unfilled.of_study(asked["digest"], asked["profile"], columns)
+            except VhtError as error:
+                log.warning("which columns the data fill cannot be told", extra={"facts": {"code": error.code}})
+                unfilled = None
+        return {**visit, "unfilled": unfilled}
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -167,6 +167,11 @@ class NodeFiles:
         return self.state / "fhir"
 
     @property
+    def code_maps(self) -> Path:
+        """The hospital's own code maps, beside those that ship."""
+        return self.state / "code-maps"
+
+    @property
     def sources(self) -> Path:
         """What FHIR servers were asked for, and how far that has come."""
         return self.state / "sources"

@@ -17,12 +17,13 @@ import tomli_w
 from deploy.local_services import Direct, LocalServices, Routes
 from deploy.study_terms import Hospital, StudyTerms
 from vht_federate.client import Client
-from vht_federate.errors import UnavailableError
+from vht_federate.errors import RefusedError, UnavailableError
 from vht_federate.output import progress
 from vht_federate.tcp_ports import LOOPBACK
 
 __all__ = ["Direct", "Hospital", "LocalFederation", "Routes", "StudyTerms"]
 
+NOTHING_TO_LEARN = ("VHT-REFUSED-OUTCOME", "VHT-REFUSED-EVALUATION")
 APPROVALS_S = 300.0  # from the start of a run until each hospital was asked and its operator approved
 DURING_DEADLINE_S = 330.0  # for what happens beside a run to end after it
 
@@ -107,7 +108,10 @@ class LocalFederation(LocalServices):
         return path
 
     def approve_visits(self, study_id: str, *, deadline_s: float = 120.0, names: list[str] | None = None) -> list[str]:
-        """Approve the requested visit of ``study_id`` at each hospital, as its operator would. The visit ids."""
+        """Approve the requested visit of ``study_id`` at each hospital, as its operator would. Ids of those approved.
+
+        Where nothing could be learned, the operator says no, and not why.
+        """
         waiting = list(names or [hospital.name for hospital in self.hospitals])
         approved: list[str] = []
         deadline = time.monotonic() + deadline_s
@@ -117,16 +121,26 @@ class LocalFederation(LocalServices):
                 for name in list(waiting):
                     visit = _requested(operators[name], study_id)
                     if visit:
-                        self.commands.run(
-                            "node", "approve", str(self.node_state(name)), visit, "--operator", f"operator-{name}"
-                        )
-                        approved.append(visit)
+                        if self._decide(name, visit):
+                            approved.append(visit)
                         waiting.remove(name)
                 if waiting:
                     time.sleep(0.3)
         if waiting:
             raise UnavailableError(f"no visit of {study_id} was requested at: {', '.join(waiting)}")
         return approved
+
+    def _decide(self, name: str, visit: str) -> bool:
+        state, operator = str(self.node_state(name)), f"operator-{name}"
+        try:
+            self.commands.run("node", "approve", state, visit, "--operator", operator)
+        except RefusedError as error:
+            if error.code not in NOTHING_TO_LEARN:
+                raise
+            progress(f"[yellow]{name}: its operator does not approve ({error.code})[/]")
+            self.commands.run("node", "reject", state, visit, "--operator", operator)
+            return False
+        return True
 
     def run_study(
         self, study: Path, out: Path, *, approve: bool = True, during: Callable[[], None] | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from docs.code_maps import code_maps_page
 from docs.codes import codes_page
 from docs.fields import permit_page, settings_page, study_page
 from docs.ports import ports_page
@@ -53,10 +54,20 @@ def commands_page(note: str) -> str:
     for name in root.list_commands(context):  # type: ignore[attr-defined]
         command = root.get_command(context, name)  # type: ignore[attr-defined]
         lines += [f"## vht {name}", "", SUMMARIES.get(name, ""), ""]
-        leaves = command.commands if isinstance(command, click.Group) else {"": command}
-        for leaf, leaf_command in sorted(leaves.items()):
-            lines += _command(f"vht {name} {leaf}".strip(), leaf_command)
+        for line, leaf in _leaves(f"vht {name}", command, whole=False):
+            lines += _command(line, leaf)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _leaves(line: str, command: click.Command, *, whole: bool = True) -> Iterator[tuple[str, click.Command]]:
+    """What can be given at ``line`` and below it; a group by itself where ``whole``."""
+    if not isinstance(command, click.Group):
+        yield line, command
+        return
+    if whole:
+        yield line, command
+    for name, leaf in sorted(command.commands.items()):
+        yield from _leaves(f"{line} {name}", leaf)
 
 
 def _command(line: str, command: click.Command) -> list[str]:
@@ -96,6 +107,7 @@ def _cell(text: str) -> str:
 PAGES: dict[str, Callable[[str], str]] = {
     "study-file.md": study_page,
     "permit.md": permit_page,
+    "code-maps.md": code_maps_page,
     "commands.md": commands_page,
     "error-codes.md": codes_page,
     "ports.md": ports_page,

@@ -221,9 +221,17 @@ def show(state: State, visit: Visit) -> None:
 
 @app.command("approve")
 @output.command("node approve")
-def approve(state: State, visit: Visit, operator: Operator) -> None:
+def approve(
+    state: State,
+    visit: Visit,
+    operator: Operator,
+    despite_outcome: Annotated[
+        bool,
+        typer.Option("--despite-outcome", help="Even if nobody has the outcome, or the evaluation could say nothing."),
+    ] = False,
+) -> None:
     """Approve a visit: reserve its budget, read the cohort, start its enclave."""
-    _decide(state, visit, "approve", {"operator": operator})
+    _decide(state, visit, "approve", {"operator": operator, "despite_outcome": despite_outcome})
 
 
 @app.command("reject")
@@ -320,5 +328,6 @@ def backup(
     output.emit("node backup", data, words, *notes)
 
 
-for commands in (intake, sources, codes, quality, api, ledger):  # they stand beside these
+for commands in (intake, sources, quality, api, ledger):  # they stand beside these
     app.add_typer(commands)
+app.add_typer(codes, name="codes")

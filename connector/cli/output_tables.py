@@ -17,6 +17,7 @@ __all__ = [
     "quarantine_table",
     "source_tables",
     "sources_table",
+    "unfilled_table",
     "visit_tables",
     "visits_table",
 ]
@@ -61,6 +62,7 @@ def intake_table(folder: Any, report: Mapping[str, Any]) -> Rows:
     rows += [(f"refers to what is not held: {element}", count) for element, count in dangling]
     rows += _sampled(report["sample"] or {})
     rows += _ignored(report["ignored"])
+    rows += _unfilled(report.get("unfilled", []))
     return table(f"Intake of {folder}", ["what", "count"], rows)
 
 
@@ -72,6 +74,33 @@ def _ignored(entries: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, Any]]:
         yield f"  {entry['name']}", entry["reason"]
     if len(entries) > MOST_IGNORED:
         yield "  and more, all with --json", len(entries) - MOST_IGNORED
+
+
+def _unfilled(ports: Sequence[Mapping[str, Any]] | None) -> Iterator[tuple[str, Any]]:
+    """Which ports the data can never fill, by profile; all about them with 'vht node codes check'."""
+    if ports is None:
+        yield "never filled", "cannot be told: see vht node codes check"
+        return
+    names: dict[str, list[str]] = {}
+    for port in ports:
+        names.setdefault(f"{port['component']}, {port['profile']}", []).append(port["port"])
+    for profile, unfilled in names.items():
+        yield f"never filled: {profile}", ", ".join(unfilled)
+
+
+def unfilled_table(ports: Sequence[Mapping[str, Any]]) -> Rows:
+    """Ports that the data can never fill, with what a study would see."""
+    rows = [
+        (
+            f"{port['component']}, {port['profile']}",
+            port["port"],
+            port["asks"],
+            ", ".join(port["holds"]) or "nothing of this kind",
+            port["then"],
+        )
+        for port in ports
+    ]
+    return table("Never filled here", ["profile", "port", "asks for", "the data hold", "so"], rows)
 
 
 def _sampled(sample: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -189,8 +218,10 @@ def visit_tables(visit: Mapping[str, Any]) -> list[Rows]:
         for call in visit["rounds"]
     ]
     columns = ["call", "begun", "left", "bytes", "sha256 of what left"]
-    facts = table(f"Visit {visit['visit']}", ["what", ""], _facts(visit))
-    return [facts, table("What left", columns, rows)] if rows else [facts]
+    tables = [table(f"Visit {visit['visit']}", ["what", ""], _facts(visit))]
+    if unfilled := visit.get("unfilled"):
+        tables.append(unfilled_table(unfilled))
+    return [*tables, table("What left", columns, rows)] if rows else tables
 
 
 def _facts(visit: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

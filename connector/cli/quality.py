@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from connector.cli.node_access import State, alone, connect, running
+from connector.cli.output_tables import unfilled_table
 from vht_federate import output
 
 __all__ = ["app"]
@@ -57,11 +58,13 @@ def _tables(survey: Mapping[str, Any]) -> Iterator[output.Rows | str]:
         ],
     )
     yield output.table("Features", ["feature", "codes", "unit", "values", "patients", "share", "units seen"], [
-        (feature["name"], " ".join(feature["codes"]), feature["unit"] or "", _shown(feature["values"], smallest),
+        (feature["name"], _codes(feature), feature["unit"] or "", _shown(feature["values"], smallest),
          _shown(feature["patients"], smallest), "" if feature["share"] is None else f"{feature['share']:.0%}",
          ", ".join(_unit(unit, smallest) for unit in feature["units"]))
         for feature in survey["features"]
     ])  # fmt: skip
+    if survey["unfilled"]:
+        yield unfilled_table(survey["unfilled"])
     yield output.table("Set aside so far", ["kind", "reason", "element", "entries", "what to do"], [
         (entry["kind"], entry["reason"], entry["path"], _shown(entry["entries"], smallest), entry["do"])
         for entry in survey["quarantine"]
@@ -71,6 +74,12 @@ def _tables(survey: Mapping[str, Any]) -> Iterator[output.Rows | str]:
          row["per_patient"]["median"], row["per_patient"]["most"])
         for row in survey["holdings"]
     ])  # fmt: skip
+
+
+def _codes(feature: Mapping[str, Any]) -> str:
+    """Those that the port names, and how many others are read for them."""
+    mapped = feature["mapped"]
+    return " ".join([*feature["codes"], f"(and {len(mapped)} by code maps or below)"] if mapped else feature["codes"])
 
 
 def _shown(count: int | None, smallest_cell: int) -> str:

@@ -11,6 +11,7 @@ from connector.console.page_frame import Pages
 from connector.console.quality_page import add_quality_page
 from connector.console.sessions import Sessions
 from connector.console.sources_page import add_sources_page
+from connector.governance.operator_accounts import Actor
 from connector.node import Node
 from vht_federate.errors import VhtError
 
@@ -58,7 +59,7 @@ def _add_views(app: FastAPI, pages: Pages) -> None:
     @app.get("/visits/{visit_id}", include_in_schema=False)
     @pages.page
     def visit(request: Request, visit_id: str) -> Response:
-        details = node.overview.visit(visit_id)
+        details = node.visit(visit_id)
         trace = chain_of_custody(node.evidence, visit_id)
         return pages.render(
             request, "visit.html", visit=details, trace=trace, open=details["state"] in ("approved", "ready")
@@ -91,8 +92,13 @@ def _add_forms(app: FastAPI, pages: Pages) -> None:
     Key = Annotated[str, Form(max_length=100)]  # noqa: N806 - a type
 
     @app.post("/visits/{visit_id}/approve", include_in_schema=False)
-    def approve(request: Request, visit_id: str, form_key: Key = "") -> Response:
-        return pages.acting(request, form_key, lambda actor: visits.approve(visit_id, actor), f"/visits/{visit_id}")
+    def approve(
+        request: Request, visit_id: str, form_key: Key = "", despite_outcome: Annotated[bool, Form()] = False
+    ) -> Response:
+        def decide(actor: Actor) -> object:
+            return visits.approve(visit_id, actor, despite_outcome=despite_outcome)
+
+        return pages.acting(request, form_key, decide, f"/visits/{visit_id}")
 
     @app.post("/visits/{visit_id}/reject", include_in_schema=False)
     def reject(

@@ -22,6 +22,7 @@ import orjson
 import pyarrow as pa
 
 from connector.duckdb_lockdown import locked, quoted
+from connector.fhir.codes import read_code_maps
 from connector.fhir.persons import persons_of
 from connector.fhir.rendering import keyed, rendered, slices, stored_rows, taken_in
 from connector.fhir.resources import TABLES
@@ -134,7 +135,8 @@ class PermitViews:
     database: Database
     installed: InstalledComponents
     clock: Callable[[], datetime]
-    _kept: dict[tuple[str, int, int, str], tuple[frozenset[str], PermitView]] = field(default_factory=dict)
+    code_maps: Path  # the hospital's own
+    _kept: dict[tuple[object, ...], tuple[frozenset[str], PermitView]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def view_for(self, permit: Permit, *, generation: int | None = None) -> PermitView:
@@ -142,7 +144,8 @@ class PermitViews:
         not there any more is not in an old one either.
 
         Raises CohortError VHT-COHORT-EMPTY-STORE, VHT-COHORT-TOO-SMALL; ComponentError VHT-COMPONENT-NOT-INSTALLED;
-        PermitError VHT-PERMIT-ERASED; NotFoundError VHT-INPUT-GONE for a generation that is gone.
+        PermitError VHT-PERMIT-ERASED; InputError VHT-INPUT-CODE-MAP; NotFoundError VHT-INPUT-GONE for a generation that
+        is gone.
         """
         current = self._current()
         requested = self._generation(current, generation)
@@ -150,12 +153,14 @@ class PermitViews:
             key = permit_key(session, permit.permit_id, self.clock())
             excluded = frozenset(excluded_subjects(session, permit))
         today = self.clock().date()
-        cache_key = _content(permit), requested.number, current.number, today.isoformat()
+        maps = read_code_maps(self.code_maps)
+        state = requested.number, current.number, today.isoformat()
+        cache_key = _content(permit), *state, *maps.digests.values()
         with self._guard:
             cached = self._kept.get(cache_key)
         if cached is not None and cached[0] == excluded:
             return cached[1]
-        scope = permit_scope(permit, self.installed)
+        scope = _over(requested, permit_scope(permit, self.installed, maps))
         generations = {requested, current}
         absent = set().union(*(persons_of(generation, excluded) for generation in generations))
         subjects = sorted(set.intersection(*map(_subjects, generations)) - absent)
@@ -188,6 +193,11 @@ class PermitViews:
 def _content(permit: Permit) -> str:
     """SHA-256 of all that a permit says: one of the same id may say something else."""
     return hashlib.sha256(orjson.dumps(permit.claims(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _over(generation: Generation, scope: PermitScope) -> PermitScope:
+    with locked([generation.folder.resolve()]) as connection:
+        return scope.over(connection, generation)
 
 
 def _subjects(generation: Generation) -> set[str]:

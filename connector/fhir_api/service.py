@@ -36,7 +36,7 @@ def local_api(
     limits, clock, base = limits or Limits(), admission.clock, f"{settings.internal_url}/fhir"
     database = steps.database
     clients = Clients(database, steps, admission, settings.dataset.categories, clock)
-    permit_views = PermitViews(files.fhir, database, admission.installed, clock)
+    permit_views = PermitViews(files.fhir, database, admission.installed, clock, files.code_maps)
     rounded = CountDisclosure(settings.smallest_cell).count
     working = files.state / WORKING
     return LocalApi(

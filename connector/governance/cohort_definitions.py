@@ -11,6 +11,7 @@ its bounded part.
 
 from typing import Any
 
+from connector.fhir.codes import CodeMaps
 from connector.fhir.rendering import relation
 from connector.fhir.resources import TABLES
 from connector.fhir.store import Generation
@@ -64,15 +65,15 @@ def compile_definition(view: dict[str, Any]) -> Plan:
     return plan
 
 
-def opened(permit: Permit, installed: InstalledComponents, resource_type: str) -> PermitScope:
-    """What the permit's columns open, by its components that are installed here.
+def opened(permit: Permit, installed: InstalledComponents, resource_type: str, maps: CodeMaps) -> PermitScope:
+    """What the permit's columns open, by its components that are installed here and by ``maps``; no data are read.
 
     Raises ComponentError VHT-COMPONENT-NOT-INSTALLED where none is, PermitError VHT-PERMIT-COLUMN where no column
     opens anything of ``resource_type``, InputError VHT-INPUT-FHIR-TYPE for a type that is not kept.
     """
     if resource_type not in TABLES:
         raise InputError("resources of this type are not kept", code="VHT-INPUT-FHIR-TYPE")
-    scope = permit_scope(permit, installed)
+    scope = permit_scope(permit, installed, maps)
     if scope.rows[resource_type] == "false":
         raise PermitError(f"no column of the permit opens anything of {resource_type}", code="VHT-PERMIT-COLUMN")
     return scope

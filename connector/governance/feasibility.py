@@ -27,6 +27,7 @@ import numpy as np
 from sqlalchemy import select
 
 from connector.duckdb_lockdown import locked
+from connector.fhir.codes import CodeMaps, read_code_maps
 from connector.fhir.persons import persons_of
 from connector.fhir.store import Generation, Store
 from connector.governance.cohort_definitions import compile_definition, count_query, opened
@@ -41,7 +42,7 @@ from connector.store.database import Database
 from connector.store.models import FeasibilityRow
 from connector.views.sql.compilation import Plan
 from connector.views.sql.limits import TimeLimit
-from vht_federate.errors import BudgetError, CohortError, RefusedError, VhtError
+from vht_federate.errors import BudgetError, CohortError, InputError, RefusedError, UnavailableError, VhtError
 from vht_federate.evidence.events import FeasibilityAnswered
 from vht_federate.privacy.accounting import calibrate_gaussian
 from vht_federate.privacy.noise import NoiseSource, SecureNoise
@@ -72,6 +73,7 @@ class Feasibility:
     database: Database
     store: Path
     settings: NodeSettings
+    code_maps: Path  # the hospital's own
     clock: Callable[[], datetime]
     noise: Callable[[], NoiseSource] = SecureNoise
     pause: Callable[[float], None] = time.sleep
@@ -138,7 +140,7 @@ class Feasibility:
             raise RefusedError("this node answers no feasibility questions", code="VHT-REFUSED-FEASIBILITY")
         plan = compile_definition(judged.question.view)
         self.queries.steps.catch_up()
-        scope = opened(judged.permit, self.admission.installed, plan.resource)
+        scope = opened(judged.permit, self.admission.installed, plan.resource, self._maps())
         asked_digest = digest_of({"asks": judged.question.asks(self.admission.dataset_id), "opened": _facts(scope)})
         with self.database.read() as session:
             previous = session.scalars(
@@ -156,9 +158,8 @@ class Feasibility:
         generation = Store(self.store).current()
         if generation is None:
             raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE")
-        sql = count_query(plan, generation, scope)
         return {
-            **self._as_answer(self._draw(judged, asked_digest, lambda: self._count(plan, sql, generation, excluded))),
+            **self._as_answer(self._draw(judged, asked_digest, lambda: self._count(plan, scope, generation, excluded))),
             "repeated": False,
         }
 
@@ -191,11 +192,21 @@ class Feasibility:
         nothing = np.zeros(0)
         return Private(PatientValues(nothing, nothing.astype(np.int64), patients[0] if patients else 0))
 
-    def _count(self, plan: Plan, sql: str, generation: Generation, excluded: list[str]) -> int:
+    def _maps(self) -> CodeMaps:
+        try:
+            return read_code_maps(self.code_maps)
+        except InputError as error:
+            log.warning("the code maps cannot be read", extra={"facts": {"cause": error.message}})
+            raise UnavailableError(
+                "this node's code maps cannot be read", code="VHT-UNAVAILABLE-CODE-MAP", hint="its operator finds why"
+            ) from None
+
+    def _count(self, plan: Plan, scope: PermitScope, generation: Generation, excluded: list[str]) -> int:
         limit = TimeLimit(self.settings.feasibility_seconds * VIEW_SHARE)
         with locked([generation.folder.resolve()]) as connection, limit.on(connection):
             for macro in (_NO_STOP, *plan.macros):
                 connection.execute(macro)
+            sql = count_query(plan, generation, scope.over(connection, generation))
             excluded_persons = sorted(persons_of(generation, excluded))
             [[patients]] = connection.execute(sql, {"excluded": excluded_persons}).fetchall()
         return int(patients)
@@ -248,5 +259,6 @@ class Feasibility:
 
 
 def _facts(scope: PermitScope) -> dict[str, Any]:
-    """What distinguishes two permits' answers to one question."""
-    return {"rows": scope.rows, "birth_date": scope.birth_date, "gender": scope.gender}
+    """What distinguishes two permits' answers to one question; nothing of the data."""
+    facts = {"rows": scope.rows, "birth_date": scope.birth_date, "gender": scope.gender}
+    return {**facts, "code_maps": scope.maps.digests}

@@ -13,19 +13,21 @@ from connector.fhir.validation import SAMPLE_SIZE
 from connector.governance.operator_accounts import Actor, system_user
 from connector.store import Database
 from connector.store.models import IngestRow
+from vht_federate.errors import VhtError
 from vht_federate.evidence.events import DatasetIngested
 from vht_federate.evidence.log import EvidenceLog
 
 __all__ = ["Intakes"]
 
 log = logging.getLogger("vht.node.intakes")
-SHOWN = ("values", "reasons", "value_reasons", "dangling_references", "sample", "ignored", "folder")
+SHOWN = ("values", "reasons", "value_reasons", "dangling_references", "sample", "ignored", "folder", "unfilled")
 COUNTED = ("files", "lines", "accepted", "quarantined", "duplicate", "deleted")
 
 
 @dataclass(frozen=True)
 class Intakes:
-    """The intake of one dataset. ``store`` is the folder of its FHIR store."""
+    """The intake of one dataset. ``store`` is the folder of its FHIR store, ``unfilled`` says which ports of installed
+    components the data can never fill."""
 
     dataset: str
     store: Path
@@ -34,6 +36,7 @@ class Intakes:
     evidence: EvidenceLog
     clock: Callable[[], datetime]
     sample_size: int = SAMPLE_SIZE
+    unfilled: Callable[[], list[dict[str, Any]]] = list
 
     def take(
         self,
@@ -54,13 +57,19 @@ class Intakes:
             deletions=deletions,
             sample_size=self.sample_size,
         ).to_dict()
-        self.record({**report, "folder": str(folder.resolve())}, replace=replace, source=source, actor=actor)
-        return report
+        located = {**report, "folder": str(folder.resolve())}
+        return report | {"unfilled": self.record(located, replace=replace, source=source, actor=actor)}
 
     def record(
         self, report: dict[str, Any], *, replace: bool = False, source: str | None = None, actor: Actor | None = None
-    ) -> None:
-        """An intake that has happened; ``source`` names the FHIR server that it came from."""
+    ) -> list[dict[str, Any]] | None:
+        """An intake that has happened; ``source`` names the FHIR server that it came from.
+
+        The ports that its data can never fill, for the operator; None where that cannot be told: the data are taken in
+        all the same.
+        """
+        unfilled = self._unfilled()
+        report = report | {"unfilled": unfilled}
         totals = {name: report[name] for name in COUNTED} | ({"source": source} if source else {})
         saved_report = totals | {name: report[name] for name in SHOWN if name in report}
         with self.database.write() as session:
@@ -69,3 +78,11 @@ class Intakes:
             actor = actor or system_user()
             self.evidence.record(DatasetIngested(dataset=self.dataset, replaces=replace, **totals, **actor.facts()))
         log.info("ingested", extra={"facts": totals})
+        return unfilled
+
+    def _unfilled(self) -> list[dict[str, Any]] | None:
+        try:
+            return self.unfilled()
+        except VhtError as error:
+            log.warning("which ports the data fill cannot be told", extra={"facts": {"code": error.code}})
+            return None

@@ -11,15 +11,21 @@ says which codes it reads:
     fhir:Encounter             (no port: a permit names it so) class, type, reason and period of encounters
 
 Everybody who is active and did not opt out is there as a Patient, with an id alone where no column says more. Codes
-beside the permitted ones, in the same concept or panel, are not there.
+beside the permitted ones, in the same concept or panel, are not there. Where the data hold other codes for what a port
+asks for, the code maps say so, by the same rule as for a cohort (``connector.views.port_codings``).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+
+import duckdb
 
 from connector.duckdb_lockdown import quoted
+from connector.fhir.codes import CodeMaps, Coding, read_code_maps
 from connector.fhir.resources import TABLES
+from connector.fhir.store import Generation
 from connector.governance.installed_components import InstalledComponents
+from connector.views.port_codings import PortCodings, among, read_port_codings, table_of
 from vht_federate.components.contract import Component, Source
 from vht_federate.domain.permit import Permit
 
@@ -38,13 +44,22 @@ _KINDS = {"condition": "Condition", "medication": "MedicationRequest"}
 class PermitScope:
     """``rows``: for every stored type the condition, in SQL without parameters, on what may be read.
 
-    ``codes``: the (system, code) pairs that the ports in scope name.
+    ``codes``: the (system, code) pairs that the ports in scope name. Both say nothing of the data until the scope is
+    taken ``over`` a generation of the store. ``sources`` are those of the ports in scope.
     """
 
     rows: dict[str, str]
     birth_date: bool
     gender: bool
-    codes: frozenset[tuple[str, str]]
+    codes: frozenset[Coding]
+    sources: tuple[Source, ...] = ()
+    maps: CodeMaps = field(default_factory=CodeMaps)
+
+    def over(self, connection: duckdb.DuckDBPyConnection, generation: Generation) -> "PermitScope":
+        """This scope, with the codes of ``generation`` that stand for those that ports name. Only codes are read."""
+        codings = read_port_codings(connection, generation, self.sources, self.maps)
+        rows = _rows(self.sources, codings) | {kind: self.rows[kind] for kind in ("Patient", "Encounter")}
+        return replace(self, rows=rows, codes=frozenset(_codes(self.sources, codings)))
 
     @property
     def encounters(self) -> bool:
@@ -58,44 +73,44 @@ class PermitScope:
         return always + ["birthDate", "_birthDate"] * (not self.birth_date) + ["gender"] * (not self.gender)
 
 
-def permit_scope(permit: Permit, installed: InstalledComponents) -> PermitScope:
-    """What the permit's columns open, by its components that are installed here.
+def permit_scope(permit: Permit, installed: InstalledComponents, maps: CodeMaps | None = None) -> PermitScope:
+    """What the permit's columns open, by its components that are installed here; ``maps``: by default those that ship.
 
     Raises ComponentError VHT-COMPONENT-NOT-INSTALLED where none is.
     """
-    return _scope_of(permit.columns, installed.allowed_by(permit))
+    return _scope_of(permit.columns, installed.allowed_by(permit), maps or read_code_maps())
 
 
-def _scope_of(columns: Iterable[str], components: Iterable[Component]) -> PermitScope:
+def _scope_of(columns: Iterable[str], components: Iterable[Component], maps: CodeMaps) -> PermitScope:
     wanted = frozenset(columns)
-    sources = [port.source for component in components for port in component.ports if port.name in wanted]
-    conditions: dict[str, list[str]] = {kind: [] for kind in TABLES}
-    for source in sources:
-        if source.type in _VALUES:
-            conditions["Observation"].append(_observed(source))
-        elif source.type in _KINDS:
-            conditions[_KINDS[source.type]].append(f"(system = {quoted(source.system)} AND {_among(source)})")
-    rows = {
-        kind: f"({' OR '.join(dict.fromkeys(clauses))})" if clauses else "false" for kind, clauses in conditions.items()
-    }
+    sources = tuple(
+        dict.fromkeys(port.source for component in components for port in component.ports if port.name in wanted)
+    )
+    named = PortCodings()
+    rows = _rows(sources, named)
     rows["Patient"] = "active"
     rows["Encounter"] = "true" if ENCOUNTERS in wanted else "false"
     types = {source.type for source in sources}
-    return PermitScope(rows, "age" in types, "sex" in types, frozenset(_codes(sources)))
+    return PermitScope(rows, "age" in types, "sex" in types, frozenset(_codes(sources, named)), sources, maps)
 
 
-def _observed(source: Source) -> str:
-    value = _VALUES[source.type].format(system=quoted(source.system))
-    return f"(code_system = {quoted(source.code_system)} AND {_among(source)} AND {value})"
-
-
-def _among(source: Source) -> str:
-    return f"code IN ({', '.join(map(quoted, source.codes))})" if source.codes else "false"
-
-
-def _codes(sources: Iterable[Source]) -> Iterable[tuple[str, str]]:
+def _rows(sources: Iterable[Source], codings: PortCodings) -> dict[str, str]:
+    conditions: dict[str, list[str]] = {kind: [] for kind in TABLES}
     for source in sources:
-        system = source.code_system if source.type in _VALUES else source.system
-        yield from ((system, code) for code in source.codes)
+        table, kind = table_of(source), _KINDS.get(source.type, "Observation")
+        if table is None:
+            continue
+        about = among(codings.of(source), "", table)
+        if source.type in _VALUES:
+            about = f"({about} AND {_VALUES[source.type].format(system=quoted(source.system))})"
+        conditions[kind].append(about)
+    return {
+        kind: f"({' OR '.join(dict.fromkeys(clauses))})" if clauses else "false" for kind, clauses in conditions.items()
+    }
+
+
+def _codes(sources: Iterable[Source], codings: PortCodings) -> Iterable[Coding]:
+    for source in sources:
+        yield from codings.of(source)
         if source.type == "observation-code":
             yield from ((source.system, code) for code in (*source.values, *source.negatives))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection
 from functools import lru_cache
 
+from connector.fhir.codes import CODE_SYSTEMS
 from vht_federate.domain.ucum import is_quantity, is_ucum
 
 __all__ = ["is_public", "public_unit"]
@@ -18,9 +19,16 @@ _HL7 = "http://terminology.hl7.org/CodeSystem"
 _TERMINOLOGIES = {
     "http://loinc.org": re.compile(r"(?:[0-9]{1,7}|LA[0-9]{1,7}|LP[0-9]{1,7})-[0-9]"),
     "http://snomed.info/sct": re.compile(r"[1-9][0-9]{5,17}"),
-    "http://www.whocc.no/atc": re.compile(r"[A-DGHJL-NPRSV](?:[0-9]{2}(?:[A-Z](?:[A-Z](?:[0-9]{2})?)?)?)?"),
+    **dict.fromkeys(
+        CODE_SYSTEMS["atc"].addresses,
+        re.compile(r"[A-DGHJL-NPRSV](?:[0-9]{2}(?:[A-Z](?:[A-Z](?:[0-9]{2})?)?)?)?"),
+    ),
     "http://www.nlm.nih.gov/research/umls/rxnorm": re.compile(r"[1-9][0-9]{0,6}"),
     "http://hl7.org/fhir/sid/icd-10": re.compile(r"[A-Z][0-9][0-9A-Z](?:\.[0-9A-Z]{1,2})?"),
+    **dict.fromkeys(
+        CODE_SYSTEMS["icd-10-gm"].addresses, re.compile(r"[A-Z][0-9]{2}(?:\.(?:[0-9]{1,2}|[0-9]?-))?[+*!†]?")
+    ),
+    **dict.fromkeys(CODE_SYSTEMS["pzn"].addresses, re.compile(r"[0-9]{8}")),
     "http://hl7.org/fhir/sid/icd-10-cm": re.compile(r"[A-Z][0-9][0-9A-Z](?:\.[0-9A-Z]{1,4})?"),
 }
 _LISTS = {
@@ -86,6 +94,8 @@ def _listed(system: str, code: str) -> bool:
         return False
     if system == "http://snomed.info/sct":
         return _verhoeff(code)
+    if system in CODE_SYSTEMS["pzn"].addresses:
+        return _modulo_11(code)
     return _luhn(code) if code[0].isdigit() and system == "http://loinc.org" else True
 
 
@@ -99,6 +109,11 @@ def _verhoeff(digits: str) -> bool:
         else:
             total = (total - other) % 5 + (0 if other > 4 else 5)
     return total == 0
+
+
+def _modulo_11(code: str) -> bool:
+    """The PZN's check digit: the sum of the first seven, each times its place, modulo 11; no code leaves 10."""
+    return sum(place * int(digit) for place, digit in enumerate(code[:7], 1)) % 11 == int(code[7])
 
 
 def _luhn(code: str) -> bool:

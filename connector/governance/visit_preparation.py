@@ -1,12 +1,13 @@
 """From approval to a ready visit, beside the request that approved it: read the cohort, start the enclave.
 
 No value of a patient is read before the budget is reserved, for everybody. Whom the cohort would include is looked up
-before, when an operator approves: a patient who cannot afford the plan makes the approval fail. When the cohort is
-read, the reservation is narrowed to those it includes, before any of their values is written; a patient who could no
-longer afford it, or a cohort below the permit's minimum, ends the visit and its files, and nobody learns who or how
-many. What stops the reading of the data is for the node's operators, in its log: the coordinator sees a visit's code
-and reason, and to it all causes are one (VHT-COHORT-UNREADABLE), because a component's view could be written to stop
-at one patient.
+before, when an operator approves: a patient who cannot afford the plan makes the approval fail, and so, for the
+operator's eyes alone, does a cohort that could teach nothing (``visit_foresight``). When the cohort is read, the
+reservation is narrowed to those it includes, before any of their values is written; a patient who could no longer
+afford it, or a cohort below the permit's minimum, ends the visit and its files, and nobody learns who or how many. What
+stops the reading of the data is for the node's operators, in its log: the coordinator sees a visit's code and reason,
+and to it all causes are one (VHT-COHORT-UNREADABLE), because a component's view could be written to stop at one
+patient.
 """
 
 import contextlib
@@ -19,12 +20,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from connector.enclave.visit import EnclaveInfo, Gate, VisitSpec
+from connector.fhir.codes import CodeMaps, read_code_maps
 from connector.governance.cost_foresight import CostForesight
 from connector.governance.opt_outs import excluded_subjects
 from connector.governance.pseudonyms import pseudonymiser
+from connector.governance.visit_foresight import OPERATORS_OWN, Foresight
 from connector.governance.visits import Visits, request_of
 from connector.settings import NodeFiles
 from connector.store.models import VisitRow
+from connector.views.cohort import Outcomes
 from connector.views.cohort_specification import CohortSpecification
 from connector.views.inclusion import compile_inclusion
 from vht_federate.components.digest import ComponentFiles
@@ -62,6 +66,7 @@ class CohortBuilder(Protocol):
         destination: Path,
         *,
         included: Callable[[list[str], list[int], dict[str, list[str]]], None],
+        outcomes: Callable[[Outcomes], None] | None = None,
     ) -> Any: ...
 
 
@@ -146,11 +151,13 @@ class Preparation:
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    def foresee(self, visit: VisitRow) -> Included | None:
-        """Whom the cohort of ``visit`` would include by today's data; nothing is written.
+    def foresee(self, visit: VisitRow) -> Foresight | None:
+        """Whom the cohort of ``visit`` would include by today's data, and who has the outcome; nothing is written.
 
-        None where that cannot be read: why is found, and told, when the visit is prepared.
+        None where that cannot be read: why is found, and told, when the visit is prepared. Raises InputError
+        VHT-INPUT-CODE-MAP for a code map of the hospital's own that is none.
         """
+        outcomes: Outcomes = []
 
         def seen(subjects: list[str], buckets: list[int], accounts: dict[str, list[str]]) -> None:
             raise _Seen(_included(subjects, buckets, accounts))
@@ -158,19 +165,23 @@ class Preparation:
         try:
             with self._visits.database.read() as session:
                 excluded = excluded_subjects(session, self._visits.permit_of(visit))
-            specification = self._specification(visit, excluded)
-            self._build_cohort(self._files.fhir, specification, self._files.cohort(visit.id), included=seen)
+            specification = self._specification(visit, excluded, read_code_maps(self._files.code_maps))
+            self._build_cohort(
+                self._files.fhir, specification, self._files.cohort(visit.id), included=seen, outcomes=outcomes.extend
+            )
         except _Seen as look:
-            return look.included
+            return Foresight(look.included, outcomes)
         except UnavailableError:
             raise
         except Exception as error:
+            if isinstance(error, VhtError) and error.code in OPERATORS_OWN:
+                raise
             facts = {"visit": visit.id, "code": error.code if isinstance(error, VhtError) else "VHT-INTERNAL"}
             log.warning("whom the cohort would include cannot be read", extra={"facts": facts})
         return None
 
     def _specification(
-        self, visit: VisitRow, excluded: set[str], pseudonym: Callable[[str], str] | None = None
+        self, visit: VisitRow, excluded: set[str], maps: CodeMaps, pseudonym: Callable[[str], str] | None = None
     ) -> CohortSpecification:
         permit, request = self._visits.permit_of(visit), request_of(visit)
         files = ComponentFiles.read(self._visits.admission.require_component(request))
@@ -180,7 +191,7 @@ class Preparation:
         if cohort_view is not None:
             compile_inclusion(cohort_view)  # what is wrong with the view itself is no secret
         return CohortSpecification(
-            files.component(), request.component.profile, permitted, excluded, pseudonym, cohort_view
+            files.component(), request.component.profile, permitted, excluded, pseudonym, cohort_view, maps
         )
 
     def _build(self, visit: VisitRow) -> None:
@@ -188,7 +199,9 @@ class Preparation:
         with self._visits.steps.step() as step:
             excluded = excluded_subjects(step.session, permit)
             pseudonym = pseudonymiser(step.session, permit.permit_id, visit.created_at)
-        specification = self._specification(visit, excluded, pseudonym)
+        with _one_cause(visit, beside=()):  # of a file of the hospital's own nothing is told outside
+            maps = read_code_maps(self._files.code_maps)
+        specification = self._specification(visit, excluded, maps, pseudonym)
         destination = self._files.cohort(visit.id)
         destination.parent.mkdir(parents=True, exist_ok=True)
         counts: list[int] = []
@@ -210,6 +223,7 @@ class Preparation:
             columns=tuple(sorted(specification.columns)),
             minimum_cohort_met=True,
             opt_outs_as_of=permit.issued_at.isoformat(),
+            code_maps=specification.maps.digests,
         )
         self._visits.evidence.record(built, permit_id=visit.permit_id, visit=visit.id)
 

@@ -31,6 +31,7 @@ from connector.governance.operator_accounts import Actor
 from connector.governance.study_admission import AdmittedStudy, StudyAdmission
 from connector.governance.visit_changes import VisitChanges
 from connector.governance.visit_endings import Ending, Endings
+from connector.governance.visit_foresight import OPERATORS_OWN, Foresight
 from connector.store.models import VisitRow
 from vht_federate.domain.permit import Permit
 from vht_federate.domain.study import StudyRequest
@@ -46,7 +47,6 @@ from vht_federate.evidence.events import (
 )
 from vht_federate.permits.check import read_permit
 from vht_federate.privacy.accounting import epsilon_by_population
-from vht_federate.privacy.participation import Included
 from vht_federate.signing.canonical import sha256_hex
 from vht_federate.signing.keys import unverified_claims
 from vht_federate.signing.possession import PresentedProof
@@ -80,7 +80,7 @@ class Visits:
         self.database, self.evidence, self.guard = steps.database, steps.evidence, steps.guard
         self._secret, self._clock, self._changes = secret, clock, changes
         self.endings = Endings()
-        self.foresee: Callable[[VisitRow], Included | None] = lambda _: None  # of whom the cohort would be, if known
+        self.foresee: Callable[[VisitRow], Foresight | None] = lambda _: None  # what the cohort would be, if known
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -158,10 +158,11 @@ class Visits:
         log.info("visit requested", extra={"facts": {"visit": visit_id, "study": judged.request.study_id}})
         return visit
 
-    def approve(self, visit_id: str, actor: Actor) -> VisitRow:
+    def approve(self, visit_id: str, actor: Actor, *, despite_outcome: bool = False) -> VisitRow:
         """Reserve the plan's budget and let the visit be prepared. Approving twice changes nothing.
 
-        Every patient whom the cohort would include must afford the plan now. Raises BudgetError VHT-BUDGET-CAP where
+        Every patient whom the cohort would include must afford the plan now; and unless ``despite_outcome``, the visit
+        must be able to learn (``Foresight.require_informative``). Raises BudgetError VHT-BUDGET-CAP where
         one does not, RefusedError VHT-REFUSED-STATE for a visit that ended, and what the admission refuses with.
         """
         visit = self.get(visit_id)
@@ -172,15 +173,17 @@ class Visits:
         try:
             self.admission.status.require_good(permit)
             self.admission.require_component(request)
-            included = self.foresee(visit)  # reads the store, which takes its time: outside of any step
+            foreseen = self.foresee(visit)  # reads the store, which takes its time: outside of any step
+            if foreseen is not None and not despite_outcome:
+                foreseen.require_informative(request.plan, permit.minimum_cohort)
 
             def price(session: Session) -> dict[str, float]:
                 row = _row(session, visit_id)
                 if row.state != "requested":
                     return {}  # the step says so
                 priced = self.ledger.price(session, visit_id, permit, request, visit.dataset_id)
-                if included is not None:
-                    self.ledger.require_included(session, row, permit, request, included)
+                if foreseen is not None:
+                    self.ledger.require_included(session, row, permit, request, foreseen.included)
                 return priced
 
             with self.steps.step_after(price, self.ledger.version) as (step, epsilon):
@@ -200,7 +203,7 @@ class Visits:
             self.revoke(visit_id, error)
             raise
         except VhtError as error:
-            if error.code != WRONG_STATE:  # somebody was faster: nothing of the study was refused
+            if error.code not in (WRONG_STATE, *OPERATORS_OWN):  # somebody was faster, or it is the operator's to know
                 self.admission.refused(error, permit_id=permit.permit_id, visit_id=visit_id)
             raise
         log.info("visit approved", extra={"facts": {"visit": visit_id, "operator": actor.name}})

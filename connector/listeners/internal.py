@@ -35,6 +35,10 @@ class Decision(BaseModel):
     operator: str | None = Field(default=None, min_length=1, max_length=100)
 
 
+class Approval(Decision):
+    despite_outcome: bool = False  # though the visit could not learn, or its evaluation say anything
+
+
 class Rejection(Decision):
     reason: str = Field(default="", max_length=500)
 
@@ -115,11 +119,12 @@ def _add_visits(app: FastAPI, node: Node, who: Any) -> None:
 
     @app.get("/api/visits/{visit_id}")
     def visit(visit_id: str, _: Who) -> dict[str, Any]:
-        return node.overview.visit(visit_id)
+        return node.visit(visit_id)
 
     @app.post("/api/visits/{visit_id}/approve")
-    def approve(visit_id: str, actor: Who, decision: Decision | None = None) -> dict[str, Any]:
-        decided = node.visits.approve(visit_id, _named(node, actor, decision))
+    def approve(visit_id: str, actor: Who, decision: Approval | None = None) -> dict[str, Any]:
+        despite = decision is not None and decision.despite_outcome
+        decided = node.visits.approve(visit_id, _named(node, actor, decision), despite_outcome=despite)
         return {"visit": visit_id, "state": decided.state}
 
     @app.post("/api/visits/{visit_id}/reject")

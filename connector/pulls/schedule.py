@@ -33,7 +33,7 @@ TICK_S = 1.0
 RETRY_S = 60.0
 GRACE_S = 10.0
 TAKING_IN = "taking in"  # a worker's word
-Record = Callable[..., None]
+Record = Callable[..., object]
 
 
 @dataclass

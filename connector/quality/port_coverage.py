@@ -10,6 +10,7 @@ from connector.fhir.store import Generation
 from connector.quality.survey_figures import Feature, UnitSeen
 from connector.views.columns import REAL_CONDITION, REAL_REQUEST
 from connector.views.eligible_patients import FINAL
+from connector.views.port_codings import PortCodings
 from connector.views.store_tables import last_possible, stored
 from vht_federate.components.contract import Port
 
@@ -56,15 +57,18 @@ Counts = dict[int, list[tuple[str, str, int, int]]]  # port: (code, unit or answ
 
 
 def read_features(
-    connection: duckdb.DuckDBPyConnection, generation: Generation, ports: Sequence[Port]
+    connection: duckdb.DuckDBPyConnection, generation: Generation, ports: Sequence[Port], codings: PortCodings
 ) -> list[Feature]:
-    """What each of ``ports`` finds before the records' days in table ``record``; also table ``had`` (port, person)."""
+    """What each of ``ports`` finds before the records' days in table ``record``, by the codes that ``codings`` say.
+
+    Also makes table ``had`` (port, person).
+    """
     connection.execute("CREATE TEMP TABLE had (port INTEGER, person BIGINT)")
     connection.execute(
         "CREATE TEMP TABLE lastly AS SELECT subject, person, max(landmark)::TIMESTAMPTZ AS day FROM record "
         "GROUP BY subject, person"
     )
-    _want(connection, ports)
+    _want(connection, ports, codings)
     observation = stored(generation)("observation")
     tokens: Counts = defaultdict(list)
     for place, *row in connection.execute(_SEEN.format(token=_SPELLED, observation=observation)).fetchall():
@@ -85,16 +89,15 @@ def read_features(
         if port.source.type in _KNOWN:
             connection.execute(_OF_PERSON.format(port=place, known=_KNOWN[port.source.type]))
     had = dict(connection.execute("SELECT port, count(DISTINCT person) FROM had GROUP BY port").fetchall())
-    return [_feature(place, port, tokens, ever, had) for place, port in enumerate(ports)]
+    return [_feature(place, port, tokens, ever, had, codings) for place, port in enumerate(ports)]
 
 
-def _want(connection: duckdb.DuckDBPyConnection, ports: Sequence[Port]) -> None:
+def _want(connection: duckdb.DuckDBPyConnection, ports: Sequence[Port], codings: PortCodings) -> None:
     """Table ``wanted``: which codes each port reads, by its place."""
     rows = []
     for place, port in enumerate(ports):
         source = port.source
-        system = source.system if source.type in EVER else source.code_system
-        rows += [(place, source.type, system, code, source.system) for code in source.codes]
+        rows += [(place, source.type, system, code, source.system) for system, code in codings.of(source)]
     connection.execute(
         "CREATE TEMP TABLE wanted (port INTEGER, type VARCHAR, system VARCHAR, code VARCHAR, value_system VARCHAR)"
     )
@@ -127,7 +130,9 @@ def _use(port: Port, token: str) -> tuple[str, str | None]:
     return ("as-it-is", None) if token == port.unit else ("converted", port.unit)
 
 
-def _feature(place: int, port: Port, tokens: Counts, ever: dict[int, int], had: dict[int, int]) -> Feature:
+def _feature(
+    place: int, port: Port, tokens: Counts, ever: dict[int, int], had: dict[int, int], codings: PortCodings
+) -> Feature:
     units = tuple(
         UnitSeen(code, token, values, patients, *_use(port, token)) for code, token, values, patients in tokens[place]
     )
@@ -135,4 +140,6 @@ def _feature(place: int, port: Port, tokens: Counts, ever: dict[int, int], had: 
     absent = "no" if port.source.type in EVER else "missing"
     kind, source = port.source.type, port.source
     of_person = had.get(place, 0) if kind in _KNOWN else values
-    return Feature(port.name, port.title, kind, port.unit, source.codes, absent, of_person, had.get(place, 0), units)
+    mapped = codings.described(source)
+    found = of_person, had.get(place, 0)
+    return Feature(port.name, port.title, kind, port.unit, source.codes, absent, *found, units, mapped)

@@ -4,20 +4,23 @@
 
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from connector.duckdb_lockdown import locked, quoted
+from connector.fhir.codes import CodeMaps, read_code_maps
 from connector.fhir.quarantine_reasons import reason
 from connector.fhir.store import Generation, Store
 from connector.quality.port_coverage import EVER, read_features
 from connector.quality.survey_figures import CountDisclosure, Course, Feature, Holding, Loss
+from connector.quality.unfilled_ports import UnfilledPort, held_by_table, unfilled_ports
 from connector.views.cohort_specification import CohortSpecification
 from connector.views.eligible_patients import ADULT_YEARS, make_records
 from connector.views.inclusion import compile_inclusion
+from connector.views.port_codings import read_port_codings
 from connector.views.store_tables import stored
 from vht_federate.components.contract import Component, Port, Profile
 from vht_federate.errors import CohortError
@@ -96,6 +99,7 @@ class Survey:
     course: Course
     quarantine: Mapping[tuple[str, str, str], int]  # kind, reason, element: entries
     holdings: tuple[Holding, ...]
+    unfilled: tuple[UnfilledPort, ...] = ()
 
     def to_dict(self, shown: CountDisclosure) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in ("component", "version", "profile", "index", "horizon_years")}
@@ -115,6 +119,7 @@ class Survey:
                 for (kind, why, path), count in self.quarantine.items()
             ],
             "holdings": [holding.to_dict(shown) for holding in self.holdings],
+            "unfilled": [asdict(port) for port in self.unfilled] if shown.exact else None,
         }  # fmt: skip
 
 
@@ -125,30 +130,36 @@ def survey(
     *,
     excluded_subjects: Collection[str],
     cohort_view: Mapping[str, Any] | None = None,
+    maps: CodeMaps | None = None,
 ) -> Survey:
     """Read the store as a cohort of ``profile`` would, with every column permitted and nothing written.
 
-    ``cohort_view`` is the ViewDefinition that the profile names as its inclusion criteria. Raises ViewError for it,
-    InputError VHT-INPUT-PROFILE, CohortError VHT-COHORT-EMPTY-STORE before the first ingest.
+    ``cohort_view`` is the ViewDefinition that the profile names as its inclusion criteria, ``maps`` are the code maps
+    in force, by default those that ship. Raises ViewError for the view, InputError VHT-INPUT-PROFILE, CohortError
+    VHT-COHORT-EMPTY-STORE before the first ingest.
     """
     inclusion = None if cohort_view is None else compile_inclusion(cohort_view)
     chosen = component.profile(profile)
     generation = Store(store_dir).current()
     if generation is None:
         raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE", hint="vht node ingest")
+    maps = maps or read_code_maps()
     specification = CohortSpecification.of_every_column(component, profile, excluded_subjects=excluded_subjects)
+    sources = [component.port(name).source for name in component.columns(profile)]
     with (
         tempfile.TemporaryDirectory(dir=store_dir, prefix="survey-") as spill,
         locked([generation.folder.resolve()], spill=Path(spill), memory=MEMORY) as connection,
     ):
-        make_records(connection, generation, specification, inclusion=inclusion)
+        codings = read_port_codings(connection, generation, sources, maps)
+        make_records(connection, generation, specification, inclusion=inclusion, codings=codings)
         if inclusion is None:
             connection.execute("CREATE TEMP TABLE included AS SELECT subject FROM person")
-        features = read_features(connection, generation, component.inputs(profile))
+        features = read_features(connection, generation, component.inputs(profile), codings)
         losses = _losses(connection, generation, component, chosen)
         course = _course(connection, generation, component.inputs(profile), chosen)
         holdings = tuple(_holding(connection, generation, kind) for kind in HELD)
         quarantine = _quarantine(connection, generation)
+        unfilled = unfilled_ports(component, profile, held_by_table(connection, generation), maps)
         [[patients]] = connection.execute(f"SELECT count(*) FROM {stored(generation)('patient')}").fetchall()
     return Survey(
         component=component.name,
@@ -164,6 +175,7 @@ def survey(
         course=course,
         quarantine=quarantine,
         holdings=holdings,
+        unfilled=unfilled,
     )
 
 

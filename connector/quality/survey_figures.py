@@ -1,7 +1,7 @@
 """The figures of a survey as frozen values: the operator sees them whole, others through ``CountDisclosure``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -65,7 +65,9 @@ class UnitSeen:
 @dataclass(frozen=True)
 class Feature:
     """One port. ``values`` are in the store under its codes; ``patients`` of the cohort have a usable one before their
-    record's day. ``absent_means``: missing, or no (of conditions and medications)."""
+    record's day. ``absent_means``: missing, or no (of conditions and medications). ``mapped``: what of the store is
+    read beside ``codes``, ``SYSTEM|CODE`` with the code maps by which it is.
+    """
 
     name: str
     title: str
@@ -76,6 +78,7 @@ class Feature:
     values: int
     patients: int
     units: tuple[UnitSeen, ...] = ()
+    mapped: Mapping[str, list[str]] = field(default_factory=dict)
 
     def to_dict(self, shown: CountDisclosure, cohort: int) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in ("name", "title", "source", "unit", "absent_means")}
@@ -85,6 +88,7 @@ class Feature:
             **shown.of_patients(self.patients, values=self.values),
             "share": shown.share(self.patients, cohort),
             "units": [unit.to_dict(shown) for unit in self.units],
+            "mapped": dict(self.mapped) if shown.exact else None,  # one patient's code would be told
         }
 
 

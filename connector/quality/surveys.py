@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from connector.fhir.codes import read_code_maps
 from connector.fhir.store import Store
 from connector.governance.opt_outs import opted_out
 from connector.quality.survey import Survey, survey
@@ -16,17 +17,19 @@ from vht_federate.components.registry import Installed, find_component, installe
 __all__ = ["Surveys"]
 
 KEPT = 8
-_Key = tuple[int | None, str, str, frozenset[str]]
+_Key = tuple[int | None, str, str, frozenset[str], tuple[str, ...]]
 
 
 @dataclass
 class Surveys:
-    """``store`` is the folder of the FHIR store, ``paths`` where components are installed besides those that ship."""
+    """``store`` is the folder of the FHIR store, ``code_maps`` of the hospital's own code maps, ``paths`` where
+    components are installed besides those that ship."""
 
     store: Path
     paths: tuple[Path, ...]
     database: Database
     clock: Callable[[], datetime]
+    code_maps: Path
     _cache: dict[_Key, Survey] = field(default_factory=dict, repr=False)
 
     def profiles(self) -> list[dict[str, Any]]:
@@ -59,11 +62,15 @@ class Surveys:
             excluded = frozenset(opted_out(session, self.clock()))
         generation = Store(self.store).current()
         files = ComponentFiles.read(installation.folder)
-        key = (generation.number if generation else None, files.digest, profile, excluded)
+        maps = read_code_maps(self.code_maps)
+        digests = tuple(maps.digests.values())
+        key = (generation.number if generation else None, files.digest, profile, excluded, digests)
         result = self._cache.get(key)
         if result is None:
             view = files.cohort_view(profile)
-            result = survey(self.store, files.component(), profile, excluded_subjects=excluded, cohort_view=view)
+            result = survey(
+                self.store, files.component(), profile, excluded_subjects=excluded, cohort_view=view, maps=maps
+            )
             while len(self._cache) >= KEPT:
                 self._cache.pop(next(iter(self._cache)), None)
             self._cache[key] = result

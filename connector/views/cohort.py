@@ -25,6 +25,7 @@ from connector.views.cohort_specification import CohortSpecification
 from connector.views.columns import Cells, Column, count_partial_dates, read_column
 from connector.views.eligible_patients import make_records
 from connector.views.inclusion import compile_inclusion
+from connector.views.port_codings import PortCodings, read_port_codings
 from connector.views.profile_views import View, derived_views, view_hash
 from connector.views.store_tables import Relations, stored
 from connector.views.tensor_file import Kind, Sealed, TensorFile
@@ -32,9 +33,10 @@ from vht_federate.components.contract import Profile
 from vht_federate.errors import CohortError
 from vht_federate.files import replace_file
 
-__all__ = ["CohortManifest", "build_cohort"]
+__all__ = ["CohortManifest", "Outcomes", "build_cohort"]
 
 Array = npt.NDArray[Any]
+Outcomes = list[tuple[int, bool]]  # of each patient: the bucket, and whether any record has the outcome
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ class CohortManifest:
     ``quarantined_values``: for each port, values in the store whose unit cannot become the port's; ``reread_values``:
     those whose unit the code map takes for another one. ``partial_dates``: for each port, the outcome among them, dates
     that are a year or a month alone, of everybody who is active and did not opt out. ``view_hash``:
-    ``profile_views.view_hash`` of the views that say what was read, whose names are ``views``. ``tensors``: type, shape
-    and sha256 of each tensor; ``sha256`` is the file's.
+    ``profile_views.view_hash`` of the views that say what was read, whose names are ``views``. ``code_maps``: the
+    sha256 of each code map in force, by name; ``mapped_codes``: for each port that the store's codes are read for beside those
+    it names, ``SYSTEM|CODE`` of each, with the maps by which it is (none: by the order of its own system). ``tensors``:
+    type, shape and sha256 of each tensor; ``sha256`` is the file's.
     """
 
     schema_version: str
@@ -72,6 +76,8 @@ class CohortManifest:
     quarantined_values: dict[str, int]
     reread_values: dict[str, int]
     partial_dates: dict[str, int]
+    code_maps: dict[str, str]
+    mapped_codes: dict[str, dict[str, list[str]]]
 
 
 def build_cohort(
@@ -80,32 +86,38 @@ def build_cohort(
     destination: Path,
     *,
     included: Callable[[list[str], list[int], dict[str, list[str]]], None] | None = None,
+    outcomes: Callable[[Outcomes], None] | None = None,
     reader: Callable[[duckdb.DuckDBPyConnection, Generation], Relations] | None = None,
 ) -> CohortManifest:
     """Write the cohort of ``specification`` into ``destination`` (``visits/VISIT/cohort``).
 
-    ``included`` receives the keys of all patients with a record, their buckets, and of those with several ids the
-    accounts (``accounts_of``) of their budgets; what it raises ends the cohort before anything is written. ``reader``
-    gives what is read in place of the store's tables. Raises ViewError where the outcome is not permitted or a column
-    is unknown, CohortError VHT-COHORT-EMPTY-STORE before the first ingest.
+    ``outcomes`` receives who has the outcome; ``included`` the keys of all patients with a record, their buckets, and
+    of those with several ids the accounts (``accounts_of``) of their budgets; what they raise ends the cohort before
+    anything is written. ``reader`` gives what is read in place of the store's tables. Raises ViewError where the
+    outcome is not permitted or a column is unknown, CohortError VHT-COHORT-EMPTY-STORE before the first ingest.
     """
     permitted = specification.read_columns()
-    cohort_view = specification.cohort_view
-    views = derived_views(specification.component, specification.profile_name, permitted)
+    component, cohort_view = specification.component, specification.cohort_view
     inclusion = None if cohort_view is None else compile_inclusion(dict(cohort_view))
-    if cohort_view is not None:
-        views["cohort"] = dict(cohort_view)
     generation = Store(store_dir).current()
     if generation is None:
         raise CohortError("this node has ingested no data", code="VHT-COHORT-EMPTY-STORE", hint="vht node ingest")
     with locked([generation.folder.resolve()]) as connection:
+        sources = [component.port(name).source for name in sorted(permitted)]
+        codings = read_port_codings(connection, generation, sources, specification.maps)
         relations = reader(connection, generation) if reader else stored(generation)
-        make_records(connection, generation, specification, relations=relations, inclusion=inclusion)
+        make_records(connection, generation, specification, relations=relations, inclusion=inclusion, codings=codings)
+        if outcomes is not None:
+            rows = connection.execute("SELECT any_value(bucket), bool_or(outcome) FROM record GROUP BY subject")
+            outcomes([(bucket, truth) for bucket, truth in rows.fetchall()])
         if included is not None:
             subjects = connection.execute("SELECT DISTINCT subject, bucket FROM record").fetchall()
             persons = [subject for subject, _ in subjects]
             included(persons, [bucket for _, bucket in subjects], accounts_of(generation, frozenset(persons)))
-        return _write(connection, relations, specification, views, destination)
+        views = derived_views(component, specification.profile_name, permitted, codings)
+        if cohort_view is not None:
+            views["cohort"] = dict(cohort_view)
+        return _write(connection, relations, specification, views, codings, destination)
 
 
 def _write(
@@ -113,6 +125,7 @@ def _write(
     relations: Relations,
     specification: CohortSpecification,
     views: dict[str, View],
+    codings: PortCodings,
     destination: Path,
 ) -> CohortManifest:
     records = connection.execute("SELECT person, bucket, outcome FROM record ORDER BY record").fetchnumpy()
@@ -130,13 +143,14 @@ def _write(
     permitted = specification.read_columns()
     for place, port in enumerate(specification.component.inputs(specification.profile_name)):
         if port.name in permitted:
-            columns[port.name] = read_column(connection, relations, port, profile, len(person))
+            columns[port.name] = read_column(connection, relations, port, profile, len(person), codings)
             _fill(file.arrays, place, columns[port.name].cells, profile)
     partial = {
-        name: count_partial_dates(connection, relations, specification.component.port(name)) for name in permitted
+        name: count_partial_dates(connection, relations, specification.component.port(name), codings)
+        for name in permitted
     }
     visit = destination.resolve().parent.name
-    manifest = _manifest(specification, views, visit, kinds, file.seal(), columns, partial)
+    manifest = _manifest(specification, views, codings, visit, kinds, file.seal(), columns, partial)
     replace_file(destination / "manifest.json", orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
     return manifest
 
@@ -165,6 +179,7 @@ def _fill(arrays: dict[str, Array], place: int, cells: Cells, profile: Profile) 
 def _manifest(
     specification: CohortSpecification,
     views: dict[str, View],
+    codings: PortCodings,
     visit: str,
     kinds: dict[str, Kind],
     sealed: Sealed,
@@ -172,14 +187,15 @@ def _manifest(
     partial: dict[str, int],
 ) -> CohortManifest:
     component, profile = specification.component, specification.profile
+    permitted = sorted(specification.read_columns())
     return CohortManifest(
-        schema_version="2",
+        schema_version="3",
         visit=visit,
         component=component.name,
         component_version=component.version,
         profile=specification.profile_name,
         inputs=profile.inputs,
-        permitted=tuple(sorted(specification.read_columns())),
+        permitted=tuple(permitted),
         views=tuple(views),
         view_hash=view_hash(list(views.values())),
         outcome=profile.outcome,
@@ -202,4 +218,8 @@ def _manifest(
         quarantined_values={name: column.unusable for name, column in columns.items() if column.unusable},
         reread_values={name: column.reread for name, column in columns.items() if column.reread},
         partial_dates={name: count for name, count in sorted(partial.items()) if count},
+        code_maps=specification.maps.digests,
+        mapped_codes={
+            name: described for name in permitted if (described := codings.described(component.port(name).source))
+        },
     )

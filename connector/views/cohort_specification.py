@@ -1,9 +1,10 @@
 """What a cohort is to hold: one profile of a component, the columns of a permit, and who is left out."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from connector.fhir.codes import CodeMaps, read_code_maps
 from vht_federate.components.contract import Component, Profile
 from vht_federate.errors import ViewError
 
@@ -17,7 +18,8 @@ class CohortSpecification:
     Data of a port outside ``columns`` is never read: its column is missing throughout. ``excluded_subjects`` are
     subject keys that opted out. Patients are numbered in the order of their ``pseudonym`` under the permit (default:
     of their subject), so that equal numbers in cohorts of two permits mean nothing (Article 66). ``cohort_view`` is
-    the ViewDefinition that the profile names as its inclusion criteria.
+    the ViewDefinition that the profile names as its inclusion criteria. ``maps`` say which codes in the data stand for
+    those that ports name; by default those that ship.
     """
 
     component: Component
@@ -26,6 +28,7 @@ class CohortSpecification:
     excluded_subjects: Collection[str] = ()
     pseudonym: Callable[[str], str] | None = None
     cohort_view: Mapping[str, Any] | None = None
+    maps: CodeMaps = field(default_factory=read_code_maps)
 
     @classmethod
     def of_every_column(cls, component: Component, profile_name: str, **others: Any) -> "CohortSpecification":

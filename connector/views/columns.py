@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from connector.fhir.codes import Measure
 from connector.views.eligible_patients import FINAL
+from connector.views.port_codings import PortCodings, among
 from connector.views.store_tables import Relations, last_possible
 from vht_federate.components.contract import Port, Profile
 from vht_federate.domain.units import Affine
@@ -33,7 +34,7 @@ WITH measured AS (
         date_diff('microsecond', o.dated, any_value(r.landmark)::TIMESTAMPTZ) AS before
     FROM record r JOIN (SELECT *, {dated} AS dated FROM {table}) o
         ON o.subject = r.subject AND o.dated < r.landmark::TIMESTAMPTZ
-    WHERE o.code_system = $system AND list_contains($codes::VARCHAR[], o.code) AND o.status IN {final} AND {usable}
+    WHERE {asked} AND o.status IN {final} AND {usable}
     GROUP BY r.record, o.dated, o.resource, o.part
 ), placed AS (SELECT *, {back} AS back FROM measured)
 SELECT record, back, before, {names} FROM placed WHERE back < $steps
@@ -47,18 +48,15 @@ _EVER = """
 SELECT r.record, max(date_diff('microsecond', o.dated, r.landmark::TIMESTAMPTZ)) AS before
 FROM record r JOIN (SELECT *, {dated} AS dated FROM {table}) o
     ON o.subject = r.subject AND o.dated < r.landmark::TIMESTAMPTZ
-WHERE o.system = $system AND list_contains($codes::VARCHAR[], o.code) AND {usable}
+WHERE {asked} AND {usable}
 GROUP BY r.record
 """
 _PARTIAL = """
 SELECT count(DISTINCT o.resource) FROM {table} o SEMI JOIN person USING (subject)
-WHERE o.{system} = $system AND list_contains($codes::VARCHAR[], o.code) AND o.{moment}_until IS NOT NULL
+WHERE {asked} AND o.{moment}_until IS NOT NULL
 """
-# Where the date of a source stands, by table; and under which name its code's system.
-_DATED = {
-    "condition": ("condition", "onset", "system"),
-    "medication": ("medication_request", "authored", "system"),
-}
+# Where the date of a source stands, by table.
+_DATED = {"condition": ("condition", "onset"), "medication": ("medication_request", "authored")}
 REAL_CONDITION = "coalesce(o.verification, 'confirmed') NOT IN ('refuted', 'entered-in-error')"
 REAL_REQUEST = """o.status NOT IN ('entered-in-error', 'cancelled', 'draft')
     AND o.intent NOT IN ('proposal', 'plan', 'option') AND NOT o.prohibited"""
@@ -93,12 +91,15 @@ class _Reader:
     port: Port
     profile: Profile
     records: int
+    codings: PortCodings
 
     def find(self, sql: str, **more: Any) -> list[Array]:
         """The answer's columns. Cells that are NULL come masked; none of our queries yields them."""
-        source = self.port.source
-        parameters = {"system": source.code_system, "codes": list(source.codes), **more}
-        return list(self.connection.execute(sql, parameters).fetchnumpy().values())
+        return list(self.connection.execute(sql, more).fetchnumpy().values())
+
+    def asked(self, table: str, alias: str = "o") -> str:
+        """SQL: a row of ``table`` is about what the port reads."""
+        return among(self.codings.of(self.port.source), alias, table)
 
     def history(self, names: tuple[str, ...], usable: str, **more: Any) -> list[Array]:
         """Record, steps back, days before, and the named columns of each value that the layout asks for."""
@@ -108,6 +109,7 @@ class _Reader:
             payload=", ".join(f"min(o.{name}) AS {name}" for name in names),
             names=", ".join(names),
             table=self.relations("observation"),
+            asked=self.asked("observation"),
             final=FINAL,
             usable=usable,
             dated=last_possible("effective"),
@@ -161,8 +163,8 @@ class _Reader:
         """How many values the store has of the port's codes, by unit."""
         unit, count = self.find(
             f"""SELECT unit, count(*) FROM {self.relations("observation")}
-            WHERE code_system = $system AND list_contains($codes::VARCHAR[], code) AND number IS NOT NULL
-                AND unit IS NOT NULL GROUP BY unit ORDER BY unit"""
+            WHERE {self.asked("observation", "")} AND number IS NOT NULL AND unit IS NOT NULL
+            GROUP BY unit ORDER BY unit"""
         )
         return dict(zip(unit.tolist(), count.tolist(), strict=True))
 
@@ -188,8 +190,9 @@ class _Reader:
         return self._ever("medication_request", "authored", REAL_REQUEST)
 
     def _ever(self, table: str, moment: str, usable: str) -> Column:
-        sql = _EVER.format(table=self.relations(table), dated=last_possible(moment), usable=usable)
-        record, before = self.find(sql, system=self.port.source.system)
+        dated, asked = last_possible(moment), self.asked(table)
+        sql = _EVER.format(table=self.relations(table), asked=asked, dated=dated, usable=usable)
+        record, before = self.find(sql)
         first = np.full(self.records, -np.inf)
         first[record] = before / _DAY
         return self.state(lambda record, days: (first[record] > days).astype(np.float64))
@@ -217,16 +220,26 @@ _KINDS: dict[str, Callable[[_Reader], Column]] = {
 
 
 def read_column(
-    connection: duckdb.DuckDBPyConnection, relations: Relations, port: Port, profile: Profile, records: int
+    connection: duckdb.DuckDBPyConnection,
+    relations: Relations,
+    port: Port,
+    profile: Profile,
+    records: int,
+    codings: PortCodings = PortCodings(),
 ) -> Column:
-    """The column of ``port`` over table ``record``. Raises ViewError for a source of an unknown type."""
+    """The column of ``port`` over table ``record``, of the codes that ``codings`` say.
+
+    Raises ViewError for a source of an unknown type.
+    """
     kind = _KINDS.get(port.source.type)
     if kind is None:
         raise ViewError(f"port {port.name} has a source that this node cannot read", code="VHT-VIEW-SOURCE")
-    return kind(_Reader(connection, relations, port, profile, records))
+    return kind(_Reader(connection, relations, port, profile, records, codings))
 
 
-def count_partial_dates(connection: duckdb.DuckDBPyConnection, relations: Relations, port: Port) -> int:
+def count_partial_dates(
+    connection: duckdb.DuckDBPyConnection, relations: Relations, port: Port, codings: PortCodings
+) -> int:
     """Dates behind ``port`` that are a year or a month alone: of resources of its codes, or of births; of table
     ``person``, whether they count in a record or not."""
     source = port.source
@@ -236,9 +249,7 @@ def count_partial_dates(connection: duckdb.DuckDBPyConnection, relations: Relati
         born = f"SELECT count(*) FROM {relations('patient')} SEMI JOIN person USING (subject) WHERE birth_date_partial"
         [[count]] = connection.execute(born).fetchall()
         return int(count)
-    table, moment, system = _DATED.get(source.type, ("observation", "effective", "code_system"))
-    of_conditions = source.type in _DATED
-    parameters = {"system": source.system if of_conditions else source.code_system, "codes": list(source.codes)}
-    sql = _PARTIAL.format(table=relations(table), moment=moment, system=system)
-    [[count]] = connection.execute(sql, parameters).fetchall()
+    table, moment = _DATED.get(source.type, ("observation", "effective"))
+    asked = among(codings.of(source), "o", table)
+    [[count]] = connection.execute(_PARTIAL.format(table=relations(table), moment=moment, asked=asked)).fetchall()
     return int(count)

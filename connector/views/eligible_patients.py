@@ -18,6 +18,7 @@ from connector.fhir.persons import persons_of
 from connector.fhir.store import Generation
 from connector.views.cohort_specification import CohortSpecification
 from connector.views.inclusion import make_included
+from connector.views.port_codings import PortCodings, among
 from connector.views.sql import Plan
 from connector.views.store_tables import Relations, last_possible, stored
 from vht_federate.components.contract import Port, Profile
@@ -37,6 +38,7 @@ def make_records(
     *,
     relations: Relations | None = None,
     inclusion: Plan | None = None,
+    codings: PortCodings = PortCodings(),
 ) -> None:
     """Create table ``record`` (record, person, subject, bucket, landmark, age, male, outcome), patient-major.
 
@@ -44,8 +46,8 @@ def make_records(
     birth date nobody can be known to be an adult, so the rule of age does not apply. With a horizon, a patient
     whose outcome came before a landmark has no record there. Where the index is the onset, the dates of all that is
     recorded are read, whatever is permitted, because they set a control's day. ``relations`` are read, by default
-    the store's tables as they lie. ``inclusion`` (``compile_inclusion``) belongs to a profile that has a cohort view,
-    and to no other: ViewError VHT-VIEW-COHORT.
+    the store's tables as they lie; ``codings`` say which codes are the outcome's. ``inclusion``
+    (``compile_inclusion``) belongs to a profile that has a cohort view, and to no other: ViewError VHT-VIEW-COHORT.
     """
     component, profile = specification.component, specification.profile
     if (profile.cohort is None) != (inclusion is None):
@@ -62,7 +64,7 @@ def make_records(
         [sorted(persons_of(generation, specification.excluded_subjects))],
     )
     _name_people(connection, specification.pseudonym)
-    _make_events(connection, relations, component.outcome(specification.profile_name))
+    _make_events(connection, relations, component.outcome(specification.profile_name), codings)
     if profile.index == "onset":
         _index_by_onset(connection, relations)
     else:
@@ -104,15 +106,15 @@ def _name_people(connection: duckdb.DuckDBPyConnection, pseudonym: Callable[[str
     )
 
 
-def _make_events(connection: duckdb.DuckDBPyConnection, relations: Relations, outcome: Port) -> None:
-    source = outcome.source
+def _make_events(
+    connection: duckdb.DuckDBPyConnection, relations: Relations, outcome: Port, codings: PortCodings
+) -> None:
+    is_outcome = among(codings.of(outcome.source), "", "condition")
     connection.execute(
         f"""CREATE TEMP TABLE event AS
         SELECT subject, min(onset) AS first_event FROM {relations("condition")}
-        WHERE system = ? AND list_contains(?::VARCHAR[], code)
-            AND coalesce(verification, 'confirmed') NOT IN {OUTCOME_VERIFICATION}
-        GROUP BY subject""",
-        [source.system, list(source.codes)],
+        WHERE {is_outcome} AND coalesce(verification, 'confirmed') NOT IN {OUTCOME_VERIFICATION}
+        GROUP BY subject"""
     )
 
 

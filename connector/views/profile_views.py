@@ -1,29 +1,33 @@
 """The views of a profile: what it reads of FHIR, said as SQL on FHIR v2 ViewDefinitions, one per type of resource.
 
-They follow from the ports alone: the same contract gives the same views, and their digest says what was read. A view
-keeps what a permitted port (or the outcome) is about and nothing else; its columns are those of the node's store, so
-that what a view gives and what the store holds are read by the same statements. A moment is FHIR's dateTime, of which a
-year or a month alone has the two bounds that the store keeps (``connector.fhir.dates_and_times``).
+They follow from the ports, and from what of the store is read beside the codes that ports name (``port_codings``):
+without such codes, the same contract gives the same views. Their digest says what was read. A view keeps what a
+permitted port (or the outcome) is about and nothing else; its columns are those of the node's store, so that what a
+view gives and what the store holds are read by the same statements. A moment is FHIR's dateTime, of which a year or a
+month alone has the two bounds that the store keeps (``connector.fhir.dates_and_times``).
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from connector.fhir.codes import Coding
 from connector.fhir.condition_status import VERIFICATION_SYSTEM
 from connector.views.inclusion import compile_inclusion
-from vht_federate.components.contract import Component, Port, Source
+from connector.views.port_codings import PortCodings, table_of
+from vht_federate.components.contract import Component, Port
 from vht_federate.components.digest import ComponentFiles
 from vht_federate.signing.canonical import digest_of
 
 __all__ = ["View", "component_views", "derived_views", "view_hash"]
 
 View = dict[str, Any]
-Coding = tuple[str, str]
 _VERIFICATION = f"verificationStatus.coding.where(system = '{VERIFICATION_SYSTEM}').first().code"
 _CODES_AT_ONCE = 100  # in one path: a path has an end
 
 
-def derived_views(component: Component, profile: str, columns: Iterable[str] | None = None) -> dict[str, View]:
+def derived_views(
+    component: Component, profile: str, columns: Iterable[str] | None = None, codings: PortCodings = PortCodings()
+) -> dict[str, View]:
     """By name: the views of ``profile`` where ``columns`` (default: all of its ports) are permitted.
 
     ``patient``; ``observation``, ``condition``, ``medication_request`` where a port reads them; and, of a profile
@@ -34,9 +38,9 @@ def derived_views(component: Component, profile: str, columns: Iterable[str] | N
     ports = [component.port(name) for name in component.columns(profile) if name in chosen]
     views = {"patient": _patient({port.source.type for port in ports})}
     for name, make in (("observation", _observation), ("condition", _condition), ("medication_request", _medication)):
-        codings = _codings(ports, name)
-        if codings:
-            views[name] = make(codings)
+        read = _codings(ports, name, codings)
+        if read:
+            views[name] = make(read)
     if component.profile(profile).index == "onset":
         views |= _recorded()
     return {name: _view(f"{name}_view", body) for name, body in views.items()}
@@ -59,20 +63,9 @@ def view_hash(views: Sequence[View]) -> str:
     return digest_of(list(views))
 
 
-def _codings(ports: Iterable[Port], table: str) -> list[Coding]:
+def _codings(ports: Iterable[Port], table: str, codings: PortCodings) -> list[Coding]:
     """(system, code) of every port that reads ``table``, sorted."""
-    return sorted({coding for port in ports if _table(port.source) == table for coding in _of(port.source)})
-
-
-def _table(source: Source) -> str | None:
-    if source.type.startswith("observation"):
-        return "observation"
-    return {"condition": "condition", "medication": "medication_request"}.get(source.type)
-
-
-def _of(source: Source) -> Iterable[Coding]:
-    system = source.code_system if source.type.startswith("observation") else source.system
-    return ((system, code) for code in source.codes)
+    return sorted({coding for port in ports if table_of(port.source) == table for coding in codings.of(port.source)})
 
 
 def _view(name: str, body: View) -> View:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from vht_federate.domain.budget import PrivacyEvent
 from vht_federate.evidence.entry import LogEntry
-from vht_federate.evidence.event_text import digest_in
+from vht_federate.evidence.event_text import describe, digest_in
 from vht_federate.evidence.events import EVENTS, BudgetReserved, CohortBuilt, PermitChecked, PermitRevokedSeen
 
 DAY = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -38,6 +38,19 @@ def test_a_moment_keeps_its_spelling() -> None:
     body = CohortBuilt(columns=(), minimum_cohort_met=True, opt_outs_as_of=DAY).body()
     assert body["opt_outs_as_of"] == DAY.isoformat()
     assert CohortBuilt.read(body).opt_outs_as_of == DAY
+
+
+def test_a_cohort_names_the_maps_it_was_read_by_and_one_of_before_names_none() -> None:
+    maps = {"conditions": "ab" * 32, "pharmacy": "cd" * 32}
+    body = CohortBuilt(columns=("age",), minimum_cohort_met=True, opt_outs_as_of=DAY, code_maps=maps).body()
+    assert body["code_maps"] == maps
+    entry = LogEntry(0, DAY.isoformat(), "hospital-1", "cohort.built", "p", "v", body, "")
+    assert "by the maps conditions (abababab), pharmacy (cdcdcdcd)" in describe(entry)
+    before = {name: value for name, value in body.items() if name != "code_maps"}
+    assert CohortBuilt.read(before).code_maps == {}
+    assert "maps" not in describe(LogEntry(0, DAY.isoformat(), "hospital-1", "cohort.built", "p", "v", before, ""))
+    with pytest.raises(ValidationError):
+        CohortBuilt.read(body | {"code_maps": {"pharmacy": "no digest"}})
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)

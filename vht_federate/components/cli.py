@@ -102,7 +102,7 @@ def views(
     profile: Annotated[str, typer.Argument(help="One of the component's profiles.")],
     path: Paths = None,
 ) -> None:
-    """The SQL on FHIR views that say what a profile reads, with the digest that a cohort's manifest carries."""
+    """The SQL on FHIR views that say what a profile reads, with the digest of a cohort to which no code map added."""
     files = ComponentFiles.read(_folder(component, path))
     view_definitions = _views_of(files, profile)
     data = {

@@ -64,6 +64,12 @@ def _released(event: events.RoundReleased) -> str:
     return f"{event.job} {event.round} left the node{size}; epsilon so far: {_epsilon(event.epsilon)}"
 
 
+def _built(event: events.CohortBuilt) -> str:
+    maps = ", ".join(f"{name} ({sha256[:8]})" for name, sha256 in event.code_maps.items())
+    by = f"; codes read by the maps {maps}" if maps else ""
+    return f"Cohort read: {len(event.columns)} permitted columns, above the permit's minimum{by}"
+
+
 def _started(event: events.EnclaveStarted) -> str:
     held = f", closed off by: {event.isolation}" if event.isolation else ""
     walls = f" ({', '.join(event.walls)})" if event.walls else ""
@@ -84,9 +90,7 @@ _TABLE: dict[Any, Callable[[Any], str]] = {
     events.BudgetReserved: lambda event: (
         f"Budget reserved; epsilon if all is spent: {_epsilon(event.epsilon_if_spent)}"
     ),
-    events.CohortBuilt: lambda event: (
-        f"Cohort read: {len(event.columns)} permitted columns, above the permit's minimum"
-    ),
+    events.CohortBuilt: _built,
     events.EnclaveStarted: _started,
     events.RoundBegun: lambda event: (
         f"{event.job} {event.round} begun on status list {event.status_serial}, its budget spent"

@@ -180,10 +180,13 @@ class BudgetReserved(Event):
 
 
 class CohortBuilt(Event):
+    """``code_maps``: the sha256 of each code map in force, by name, whether or not the data held a code of it."""
+
     entry_kind = "cohort.built"
     columns: tuple[str, ...]
     minimum_cohort_met: bool
     opt_outs_as_of: AwareDatetime
+    code_maps: dict[str, Sha256] = {}
 
     @field_serializer("opt_outs_as_of")
     def _spelled(self, moment: datetime) -> str:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.fhir_resources import KEY, observation, patient, write
+from kit.fhir_resources import KEY, condition, observation, patient, prescription, write
 from kit.places import SHARED
 from kit.viewed_store import viewed
 
+from connector.duckdb_lockdown import locked
 from connector.fhir import Store, ingest
-from connector.views import CohortSpecification, build_cohort, run
+from connector.views import CohortManifest, CohortSpecification, build_cohort, run
+from connector.views.port_codings import read_port_codings
 from connector.views.profile_views import derived_views, view_hash
 from connector.views.sql import compile_view
 from vht_federate.components.contract import Component, Port, Profile, Source
@@ -39,14 +41,17 @@ def component(**change: Any) -> Component:
     return SHIPPED.model_copy(update={"profiles": {PROFILE: Profile.model_validate(chosen)}})
 
 
-def both_ways(store: Path, for_component: Component, profile: str, **more: Any) -> None:
-    """The cohort by the store's tables and by the views alone are the same bytes."""
+def both_ways(store: Path, for_component: Component, profile: str, **more: Any) -> CohortManifest:
+    """The cohort by the store's tables and by the views alone are the same bytes. Its manifest."""
     folder = store.parent / "visits" / "v1" / "cohort"
     specification = CohortSpecification(for_component, profile, **{"columns": for_component.columns(profile)} | more)
     direct = build_cohort(store, specification, folder)
-    views = derived_views(for_component, profile, specification.columns)
     generation = Store(store).current()
     assert generation is not None
+    sources = [for_component.port(name).source for name in specification.columns]
+    with locked([generation.folder.resolve()]) as connection:
+        codings = read_port_codings(connection, generation, sources, specification.maps)
+    views = derived_views(for_component, profile, specification.columns, codings)
 
     tables_read: list[str] = []
 
@@ -60,6 +65,7 @@ def both_ways(store: Path, for_component: Component, profile: str, **more: Any) 
     assert direct.views == tuple(views)
     assert set(tables_read) <= set(views)
     assert {"patient", "observation", "condition"} <= set(tables_read)
+    return direct
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +217,18 @@ def test_a_store_read_by_views_needs_every_patient_once(tmp_path: Path) -> None:
     items = [*people, *(observation(f"o{n}", n, effectiveDateTime=f"2009-01-{n % 28 + 1:02}") for n in range(30))]
     ingest(write(tmp_path / "in", "a.ndjson", items), tmp_path / "store", node_key=KEY, dataset="d")
     both_ways(tmp_path / "store", component(), PROFILE)
+
+
+def test_views_and_tables_give_the_same_bytes_where_maps_read_other_systems(tmp_path: Path) -> None:
+    gm, rxnorm = "http://fhir.de/CodeSystem/bfarm/icd-10-gm", "http://www.nlm.nih.gov/research/umls/rxnorm"
+    items: list[dict[str, Any]] = []
+    for n in range(30):
+        items += [patient(n), observation(f"o{n}", n, effectiveDateTime=f"2009-01-{n % 28 + 1:02}")]
+        ill = condition(f"c{n}", "-", ("2001", "2015")[n % 2], n)
+        code = {"system": gm, "code": ("E11.90", "I21.4", "J45.9")[n % 3]}
+        items.append(ill | {"code": {"coding": [code]}})
+        takes = prescription(f"m{n}", "-", "2005", n)
+        items.append(takes | {"medicationCodeableConcept": {"coding": [{"system": rxnorm, "code": "316049"}]}})
+    ingest(write(tmp_path / "in", "a.ndjson", items), tmp_path / "store", node_key=KEY, dataset="d")
+    manifest = both_ways(tmp_path / "store", component(), PROFILE)
+    assert set(manifest.mapped_codes) == {"antihypertensive", "cvd_10y", "diabetes"}
