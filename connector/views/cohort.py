@@ -47,9 +47,9 @@ class CohortManifest:
     those whose unit the code map takes for another one. ``partial_dates``: for each port, the outcome among them, dates
     that are a year or a month alone, of everybody who is active and did not opt out. ``view_hash``:
     ``profile_views.view_hash`` of the views that say what was read, whose names are ``views``. ``code_maps``: the
-    sha256 of each code map in force, by name; ``mapped_codes``: for each port that the store's codes are read for beside those
-    it names, ``SYSTEM|CODE`` of each, with the maps by which it is (none: by the order of its own system). ``tensors``:
-    type, shape and sha256 of each tensor; ``sha256`` is the file's.
+    sha256 of each code map in force, by name; ``mapped_codes``: for each port that the store's codes are read for
+    beside those it names, ``SYSTEM|CODE`` of each, with the maps by which it is (none: by the order of its own
+    system). ``tensors``: type, shape and sha256 of each tensor; ``sha256`` is the file's.
     """
 
     schema_version: str
