@@ -4,7 +4,8 @@ Run it as ``python -m scripts.derive_fhir_elements``. The definitions come from 
 has no R4; for the clinical types the two agree).
 The models are needed only here, never to run a view. One entry per type: ``{"": parent, element: notation}`` where
 the notation is ``Type``, ``Type*`` for a list, ``Reference<Patient|Group>`` for the targets of a reference, and for a
-choice element ``name[x]`` the types it can take, joined by ``|``.
+choice element ``name[x]`` the types it can take, joined by ``|``. A type that an element defines for itself bears
+FHIR's name, the element's path (``Observation.component``), not that of the model (``ObservationComponent``).
 """
 
 import importlib
@@ -89,7 +90,29 @@ def derive() -> dict[str, dict[str, str]]:
             above = parents[above]
         own = {key: value for key, value in types[name].items() if inherited.get(key) != value}
         derived[name] = {"": parents[name]} | dict(sorted(own.items()))
-    return derived
+    return _named_by_path(derived)
+
+
+def _named_by_path(types: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The same with FHIR's names for types that an element defines; an element that only uses one keeps referring."""
+    defining = {
+        f"{owner}{name[:1].upper()}{name[1:]}": (owner, name) for owner, body in types.items() for name in body if name
+    }
+
+    def path(model: str) -> str:
+        if model not in types or model not in defining:
+            return model
+        owner, name = defining[model]
+        return f"{path(owner)}.{name}" if types[owner][name].rstrip("*") == model else model
+
+    def renamed(notation: str) -> str:
+        many = "*" * notation.count("*")
+        return path(notation.rstrip("*")) + many
+
+    return {
+        path(model): {name: notation if name == "" else renamed(notation) for name, notation in body.items()}
+        for model, body in types.items()
+    }
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ class Split:
     """Where every line went: ``lines`` = those written + ``unread`` + ``stray`` + ``malformed``.
 
     ``unread``: resources of types that no node reads. ``stray``: resources of no patient of this export. Both by type.
-    ``malformed_at``: file and line of the first lines that are no resource.
+    ``malformed_at``: file and line of the first lines that are no resource. ``ignored``: files that were not read.
     """
 
     hospitals: list[GeneratedHospital]
@@ -50,6 +50,7 @@ class Split:
     stray: dict[str, int]
     malformed: int
     malformed_at: list[str]
+    ignored: list[str]
 
 
 def split_export(export: Path, out: Path, *, hospitals: int) -> Split:
@@ -73,7 +74,7 @@ def split_export(export: Path, out: Path, *, hospitals: int) -> Split:
         writer = _Hospitals(out, hospitals, homes, files)
         for line in source.lines():
             writer.take(f"{line.file}:{line.number}", line.content)
-    split = writer.result()
+    split = writer.result(source.ignored())
     arguments = {"hospitals": hospitals, "rule": f"sha256('{RULE}' + Patient.id)[:8] mod hospitals + 1"}
     accounted = {key: value for key, value in asdict(split).items() if key != "hospitals"}
     describe(out, "export", arguments | accounted, split.hospitals)
@@ -150,7 +151,7 @@ class _Hospitals:
             self.written[home, kind] = self.files.enter_context((folder / f"{kind}.ndjson").open("wb"))
         return self.written[home, kind]
 
-    def result(self) -> Split:
+    def result(self, ignored: list[str]) -> Split:
         patients = Counter(self.homes.values())
         hospitals = [
             GeneratedHospital(
@@ -168,4 +169,5 @@ class _Hospitals:
             dict(sorted(self.stray.items())),
             self.malformed_count,
             self.malformed,
+            ignored,
         )
