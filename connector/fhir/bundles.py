@@ -13,6 +13,7 @@ from typing import Any
 from connector.fhir.json_depth import parsed_in_parts, written
 from connector.fhir.ndjson import Line, chunks
 from connector.fhir.typed_elements import Quarantine
+from vht_federate.domain.export_files import BYTE_ORDER_MARK
 
 __all__ = ["BUNDLE_LIMIT", "is_fhir", "read_bundle"]
 
@@ -78,7 +79,7 @@ def read_bundle(path: Path, *, limit: int = BUNDLE_LIMIT) -> Iterator[Line]:
         yield Line(1, fault=fault)
         return
     try:
-        bundle = parsed_in_parts(content)
+        bundle = parsed_in_parts(content.removeprefix(BYTE_ORDER_MARK))
     except Quarantine as verdict:
         yield Line(1, fault=verdict.reason)
         return

@@ -5,8 +5,10 @@ Endings count in either case, and a name may say anything before them.
 
 from pathlib import PurePosixPath
 
-__all__ = ["BUNDLES", "LINES", "is_debris", "is_lines", "may_be_bundle"]
+__all__ = ["BUNDLES", "BYTE_ORDER_MARK", "LINES", "is_debris", "is_lines", "may_be_bundle"]
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""What a file may begin with, and no parser of JSON needs to take (RFC 8259, section 8.1)."""
 PACKED = ("", ".gz", ".zst")
 LINES = tuple(f"{kind}{packed}" for kind in (".ndjson", ".jsonl") for packed in PACKED)
 BUNDLES = tuple(f".json{packed}" for packed in PACKED)

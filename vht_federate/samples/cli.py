@@ -40,7 +40,7 @@ def import_uci(
 @app.command("split")
 @output.command("data split")
 def split_into_hospitals(
-    export: Annotated[Path, typer.Argument(help="FHIR R4 export: a folder of NDJSON (plain, .gz or .zst), or one .tgz.")],
+    export: Annotated[Path, typer.Argument(help="FHIR R4 export: a folder of NDJSON (plain, .gz, .zst), or a .tgz.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one, or one written by this command.")],
     hospitals: Annotated[int, typer.Option(help="How many hospitals.")] = 4,
 ) -> None:

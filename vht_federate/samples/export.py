@@ -15,13 +15,12 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from vht_federate.domain.export_files import is_debris, is_lines
+from vht_federate.domain.export_files import BYTE_ORDER_MARK, is_debris, is_lines
 from vht_federate.errors import InputError
 
 __all__ = ["Export", "ExportLine"]
 
 LINE_LIMIT = 16 << 20  # bytes; a longer line is no resource that a node reads
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ARCHIVES = (".tgz", ".tar.gz")
 
 
@@ -40,15 +39,16 @@ class Export:
 
     path: Path
 
-    def lines(self, *, each: int | None = None) -> Iterator[ExportLine]:
-        """Every line of every file, the same each time; with ``each``, the first so many of every file.
+    def lines(self, *, each: int | None = None, ignored: list[str] | None = None) -> Iterator[ExportLine]:
+        """Every line of every file, the same each time; with ``each``, the first so many of every file. The names of
+        what lies in the export and is not read (other endings, Bundles, what macOS or Windows left) join ``ignored``.
 
         Raises InputError VHT-INPUT-EXPORT where there is no NDJSON, or where a file is damaged or ends early: half an
         export is never taken for a whole one.
         """
         has_ndjson, current = False, self.path.name
         try:
-            for current, stream in self._files():
+            for current, stream in self._files([] if ignored is None else ignored):
                 has_ndjson = True
                 for number, content in islice(_lines(stream), each):
                     yield ExportLine(current, number, content)
@@ -65,19 +65,14 @@ class Export:
                 hint="expected is a folder of files such as Patient.ndjson or Patient.ndjson.gz, or a .tgz of them",
             )
 
-    def ignored(self) -> list[str]:
-        """The names of what lies in the export and is not read: other endings, Bundles, what macOS or Windows left."""
-        if self.path.is_dir():
-            return [path.name for path in sorted(self.path.iterdir()) if not (path.is_file() and _is_read(path.name))]
-        with tarfile.open(self.path, "r|gz") as archive:
-            return sorted(entry.name for entry in archive if not entry.isdir() and not _is_read(entry.name))
-
-    def _files(self) -> Iterator[tuple[str, IO[bytes]]]:
+    def _files(self, ignored: list[str]) -> Iterator[tuple[str, IO[bytes]]]:
         if self.path.is_dir():
             for path in sorted(self.path.iterdir()):
                 if path.is_file() and _is_read(path.name):
                     with path.open("rb") as file:
                         yield path.name, _plain(path.name, file)
+                else:
+                    ignored.append(path.name)
         elif self.path.is_file() and self.path.name.endswith(ARCHIVES):
             with tarfile.open(self.path, "r|gz") as archive:
                 for member in archive:
@@ -85,6 +80,8 @@ class Export:
                     if stream is not None:
                         name = Path(member.name).name
                         yield name, _plain(name, stream)
+                    elif not member.isdir():
+                        ignored.append(member.name)
 
 
 def _is_read(name: str) -> bool:

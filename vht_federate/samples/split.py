@@ -72,9 +72,9 @@ def split_export(export: Path, out: Path, *, hospitals: int) -> Split:
     prepare_folder(out)
     with ExitStack() as files:
         writer = _Hospitals(out, hospitals, homes, files)
-        for line in source.lines():
+        for line in source.lines(ignored=writer.ignored):
             writer.take(f"{line.file}:{line.number}", line.content)
-    split = writer.result(source.ignored())
+    split = writer.result()
     arguments = {"hospitals": hospitals, "rule": f"sha256('{RULE}' + Patient.id)[:8] mod hospitals + 1"}
     accounted = {key: value for key, value in asdict(split).items() if key != "hospitals"}
     describe(out, "export", arguments | accounted, split.hospitals)
@@ -127,6 +127,7 @@ class _Hospitals:
     stray: Counter[str] = field(default_factory=Counter)
     malformed: list[str] = field(default_factory=list)
     malformed_count: int = 0
+    ignored: list[str] = field(default_factory=list)
     lines: int = 0
 
     def take(self, place: str, content: bytes | None) -> None:
@@ -151,7 +152,7 @@ class _Hospitals:
             self.written[home, kind] = self.files.enter_context((folder / f"{kind}.ndjson").open("wb"))
         return self.written[home, kind]
 
-    def result(self, ignored: list[str]) -> Split:
+    def result(self) -> Split:
         patients = Counter(self.homes.values())
         hospitals = [
             GeneratedHospital(
@@ -169,5 +170,5 @@ class _Hospitals:
             dict(sorted(self.stray.items())),
             self.malformed_count,
             self.malformed,
-            ignored,
+            self.ignored,
         )

@@ -22,12 +22,11 @@ from connector.views.sql.compilation import LINE_FAULT, Plan
 from connector.views.sql.elements import is_resource
 from connector.views.sql.execution import batches, locked, query_error, spooled
 from connector.views.sql.limits import TIME_LIMIT_S, TimeLimit
-from vht_federate.domain.export_files import may_be_bundle
+from vht_federate.domain.export_files import BYTE_ORDER_MARK, may_be_bundle
 from vht_federate.errors import InputError
 
 __all__ = ["InvalidLine", "ReadingReport", "execute", "find_files"]
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PIECE = 4 * 1024 * 1024
 
 Batches = Iterator[pa.RecordBatch]

@@ -182,7 +182,7 @@ def test_a_folder_is_read_as_intake_reads_it_and_what_is_not_read_is_named(tmp_p
     (data / "1.Patient.NDJSON.GZ").write_bytes(gzip.compress(b"\xef\xbb\xbf" + lines(GOOD[1])))
     (data / "rest.jsonl").write_bytes(lines(GOOD[2], {"resourceType": "Observation", "id": "o"}))
     bundle = {"resourceType": "Bundle", "type": "collection", "entry": [{"resource": GOOD[2] | {"id": "p4"}}]}
-    (data / "bundle.json").write_text(json.dumps(bundle))
+    (data / "bundle.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(bundle).encode())
     for name in ("._Patient.ndjson", "notes.txt", "Observation.ndjson"):
         (data / name).write_bytes(b"\x00\x05\x16\x07")
     code, envelope = exit_and_envelope("view", "run", view_file, "--data", data)
