@@ -5,7 +5,8 @@ has no R4; for the clinical types the two agree).
 The models are needed only here, never to run a view. One entry per type: ``{"": parent, element: notation}`` where
 the notation is ``Type``, ``Reference<Patient|Group>`` for the targets of a reference, ``code=male|female`` for a
 required binding to a closed set; then ``*`` for a list and ``!`` for what must be present; and for a choice element
-``name[x]`` the types it can take, joined by ``|``.
+``name[x]`` the types it can take, joined by ``|``. A type that an element defines for itself bears FHIR's name, the
+element's path (``Observation.component``), not that of the model (``ObservationComponent``).
 """
 
 import importlib
@@ -18,6 +19,7 @@ from typing import Any
 __all__ = ["derive", "main"]
 
 TARGET = Path(__file__).parents[1] / "connector" / "fhir" / "r4" / "fhir_r4.json"
+_MARKS = "*!"
 _PARENTS = ("Element", "BackboneElement", "Resource", "DomainResource")
 _PLAIN = {bool: "boolean", int: "integer", str: "string", bytes: "base64Binary"}
 _RENAMED = {"encodedBytes": "base64Binary", "uuidVersion": "uuid"}  # the models' markers for two primitive types
@@ -116,7 +118,29 @@ def derive() -> dict[str, dict[str, str]]:
             above = parents[above]
         own = {key: value for key, value in types[name].items() if inherited.get(key) != value}
         derived[name] = {"": parents[name]} | dict(sorted(own.items()))
-    return derived
+    return _named_by_path(derived)
+
+
+def _named_by_path(types: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The same with FHIR's names for types that an element defines; an element that only uses one keeps referring."""
+    defining = {
+        f"{owner}{name[:1].upper()}{name[1:]}": (owner, name) for owner, body in types.items() for name in body if name
+    }
+
+    def path(model: str) -> str:
+        if model not in types or model not in defining:
+            return model
+        owner, name = defining[model]
+        return f"{path(owner)}.{name}" if types[owner][name].rstrip(_MARKS) == model else model
+
+    def renamed(notation: str) -> str:
+        model = notation.rstrip(_MARKS)
+        return path(model) + notation[len(model) :]
+
+    return {
+        path(model): {name: notation if name == "" else renamed(notation) for name, notation in body.items()}
+        for model, body in types.items()
+    }
 
 
 def main() -> None:

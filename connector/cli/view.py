@@ -1,5 +1,6 @@
-"""``vht view check | run | explain``: SQL on FHIR v2 views over NDJSON, without a running node."""
+"""``vht view check | run | explain``: SQL on FHIR v2 views over NDJSON and Bundles, without a running node."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,9 +8,11 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from connector.fhir.quarantine_reasons import reason
+from connector.fhir.source_folder import Ignored
 from connector.views.sql.compilation import Plan, compile_view
 from connector.views.sql.definition import MAX_BYTES
-from connector.views.sql.execution import arrow_schema
+from connector.views.sql.execution import arrow_schema, prove
 from connector.views.sql.limits import TIME_LIMIT_S
 from connector.views.sql.ndjson_sources import ReadingReport, execute, find_files
 from connector.views.sql.shipped import shipped
@@ -23,7 +26,7 @@ app = typer.Typer(no_args_is_help=True, help="Check, run and explain SQL on FHIR
 
 SHOWN = 20
 ViewFile = Annotated[Path, typer.Argument(metavar="FILE", help="A ViewDefinition as JSON, or a shipped view's name.")]
-Data = Annotated[Path, typer.Option("--data", exists=True, help="An NDJSON file, or a folder of them.")]
+Data = Annotated[Path, typer.Option("--data", exists=True, help="A file of NDJSON or a Bundle, or a folder of them.")]
 
 
 def read_view_file(path: Path) -> Any:
@@ -48,8 +51,9 @@ def _columns(plan: Plan) -> list[dict[str, Any]]:
 @app.command()
 @output.command("view check")
 def check(view: ViewFile) -> None:
-    """Check a view against SQL on FHIR v2 and FHIR R4, and list its columns."""
+    """Check a view against SQL on FHIR v2 and FHIR R4, prove that it runs, and list its columns."""
     plan = compile_view(read_view_file(view))
+    prove(plan)
     columns = _columns(plan)
     rows = [[column["name"], column["type"], "yes" if column["collection"] else ""] for column in columns]
     table = output.table(f"{view.name}: valid, over {plan.resource}", ["column", "type", "collection"], rows)
@@ -64,7 +68,9 @@ def explain(
 ) -> None:
     """Show the SQL that runs for a view."""
     plan = compile_view(read_view_file(view))
-    files = [str(path.resolve()) for path in find_files(data, plan.resource)] if data else [f"{plan.resource}.ndjson"]
+    files = [f"{plan.resource}.ndjson"]
+    if data:
+        files = [str(path.resolve()) for path in find_files(data, plan.resource).files]
     sql = plan.script(files)
     if output.json_mode():
         output.emit("view explain", {"resource": plan.resource, "sql": sql})
@@ -84,10 +90,10 @@ def run(
         float, typer.Option(min=0.001, help="Seconds; a view that takes longer is stopped.")
     ] = TIME_LIMIT_S,
 ) -> None:
-    """Run a view over NDJSON. A line that cannot be read as FHIR's stops it, unless --skip-bad-lines. This is no
-    validation: a value of another JSON type passes where it can be read (vht node ingest refuses it)."""
+    """Run a view over NDJSON and Bundles. A line that cannot be read as FHIR's stops it, unless --skip-bad-lines. This
+    is no validation: a value of another JSON type passes where it can be read (vht node ingest refuses it)."""
     plan = compile_view(read_view_file(view))
-    files = find_files(data, plan.resource)
+    found = find_files(data, plan.resource)
     schema = arrow_schema(plan)
     head: list[dict[str, Any]] = []
 
@@ -101,12 +107,15 @@ def run(
             rows += batch.num_rows
         return rows
 
-    report = execute(plan, files, sink, skip_bad_lines=skip_bad_lines, threads=threads, time_limit_s=time_limit)
-    _report(plan, report, head, out)
+    report = execute(plan, found.files, sink, skip_bad_lines=skip_bad_lines, threads=threads, time_limit_s=time_limit)
+    _report(plan, report, found.ignored, head, out)
 
 
-def _report(plan: Plan, report: ReadingReport, head: list[dict[str, Any]], out: Path | None) -> None:
+def _report(
+    plan: Plan, report: ReadingReport, ignored: Sequence[Ignored], head: list[dict[str, Any]], out: Path | None
+) -> None:
     body = asdict(report) | {"resource": plan.resource, "columns": _columns(plan), "out": str(out) if out else None}
+    body["ignored"] = [asdict(entry) for entry in ignored]
     parts: list[Any] = []
     if out is None:
         body["head"] = head
@@ -121,4 +130,8 @@ def _report(plan: Plan, report: ReadingReport, head: list[dict[str, Any]], out: 
     if report.faults:
         listed = [[line.file, line.line, line.reason] for line in report.faults[:SHOWN]]
         parts.append(output.table("lines left out", ["file", "line", "reason"], listed))
+    if ignored:
+        listed = [[entry.name, entry.reason, reason(entry.reason).what] for entry in ignored[:SHOWN]]
+        more = f", the first {SHOWN}" if len(ignored) > SHOWN else ""
+        parts.append(output.table(f"{len(ignored)} not read{more}", ["name", "reason", "what"], listed))
     output.emit("view run", body, *parts)

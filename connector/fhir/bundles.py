@@ -16,6 +16,7 @@ from connector.fhir.json_depth import parsed_in_parts, written
 from connector.fhir.ndjson import UTF_16, Line, chunks, encoding_fault, without_mark
 from connector.fhir.r4.conformance import has_duplicate_key
 from connector.fhir.typed_elements import Quarantine
+from vht_federate.domain.export_files import BYTE_ORDER_MARK
 
 __all__ = ["BUNDLE_LIMIT", "TYPES", "is_fhir", "read_bundle"]
 
@@ -98,7 +99,7 @@ def read_bundle(path: Path, *, limit: int = BUNDLE_LIMIT) -> Iterator[Line]:
         yield Line(1, fault=fault)
         return
     try:
-        bundle = parsed_in_parts(content)
+        bundle = parsed_in_parts(content.removeprefix(BYTE_ORDER_MARK))
     except Quarantine as verdict:
         yield Line(1, fault=verdict.reason)
         return

@@ -22,6 +22,10 @@ _EXPORT_AGAIN = "export that file again"
 
 REASONS = {
     # of what lies in a folder and is not read
+    "system-file": Reason("what macOS or Windows leaves beside files: ._*, .DS_Store, __MACOSX, Thumbs.db", "harmless"),
+    "other-type": Reason(
+        "named after another resource type than the view reads", "name the file itself if it is mixed"
+    ),
     "other-ending": Reason("neither .ndjson, .jsonl nor .json, plain, .gz or .zst", "rename it if it is FHIR"),
     "not-fhir": Reason("a JSON file without a resource, such as a manifest", "harmless where it is none of the export"),
     "subfolder": Reason("only the folder itself is read", "take it in by itself"),

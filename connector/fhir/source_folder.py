@@ -6,17 +6,15 @@ from pathlib import Path
 
 from connector.fhir.bundles import is_fhir, read_bundle
 from connector.fhir.ndjson import Line, read_lines
+from vht_federate.domain.export_files import is_debris, is_lines, may_be_bundle
 
 __all__ = ["Folder", "Ignored", "look_into", "read_file"]
-
-PACKED = ("", ".gz", ".zst")
-LINES = tuple(f"{kind}{packed}" for kind in (".ndjson", ".jsonl") for packed in PACKED)
-BUNDLES = tuple(f".json{packed}" for packed in PACKED)
 
 
 @dataclass(frozen=True)
 class Ignored:
-    """An entry that is not read. ``reason``: ``other-ending``, ``not-fhir``, ``subfolder`` or ``no-file``."""
+    """An entry that is not read. ``reason``: ``system-file``, ``other-ending``, ``not-fhir``, ``subfolder``,
+    ``no-file``; of a view ``other-type`` as well."""
 
     name: str
     reason: str
@@ -43,16 +41,17 @@ def look_into(folder: Path) -> Folder:
 
 
 def _why_not(path: Path) -> str | None:
+    if is_debris(path.name):
+        return "system-file"
     if path.is_dir():
         return "subfolder"
     if not path.is_file():
         return "no-file"
-    name = path.name.lower()
-    if name.endswith(BUNDLES):
+    if may_be_bundle(path.name):
         return None if is_fhir(path) else "not-fhir"
-    return None if name.endswith(LINES) else "other-ending"
+    return None if is_lines(path.name) else "other-ending"
 
 
 def read_file(path: Path) -> Iterator[Line]:
     """The lines of a file, or the entries of its Bundle, by its ending."""
-    return read_bundle(path) if path.name.lower().endswith(BUNDLES) else read_lines(path)
+    return read_bundle(path) if may_be_bundle(path.name) else read_lines(path)

@@ -13,6 +13,8 @@ from fhirpathpy.models import models
 __all__ = ["rows"]
 
 Row = dict[str, Any]
+NO_ELEMENT: dict[str, Any] = {}
+"""What the paths of a forEachOrNull look into where it has no element."""
 _KEY = re.compile(r"(?:^|/)([A-Z][A-Za-z]+)/([A-Za-z0-9.-]{1,64})(?:/_history/[^/]+)?$")
 
 
@@ -89,7 +91,7 @@ class _Runner:
             elements = self.evaluate(select["forEach"], item, index)
             yield from ((element, position) for position, element in enumerate(elements))
         elif "forEachOrNull" in select:
-            elements = self.evaluate(select["forEachOrNull"], item, index) or [{}]
+            elements = self.evaluate(select["forEachOrNull"], item, index) or [NO_ELEMENT]
             yield from ((element, position) for position, element in enumerate(elements))
         else:
             yield item, index
@@ -103,7 +105,7 @@ class _Runner:
     def cell(self, column: dict[str, Any], item: Any, index: int) -> Any:
         values = [_plain(value) for value in self.evaluate(column["path"], item, index)]
         if column.get("collection"):
-            return values
+            return None if item is NO_ELEMENT else values
         if len(values) > 1:
             raise ValueError(f"{column['name']} has {len(values)} values")
         return values[0] if values else None

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -199,6 +200,29 @@ def test_names_in_an_archive_lead_nowhere(tmp_path: Path) -> None:
     split_export(path, tmp_path / "deep" / "er" / "out", hospitals=1)
     assert {item.name for item in tmp_path.iterdir()} == {"export.tgz", "deep"}
     assert {name.split("/")[0] for name in written(tmp_path / "deep" / "er" / "out")} == {"hospital-1"}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
+def test_files_are_those_that_intake_reads_and_the_rest_is_named(tmp_path: Path, packed: bool) -> None:
+    patients = b"".join(json.dumps(one).encode() + b"\n" for one in resources(6) if one["resourceType"] == "Patient")
+    others = {kind: files_of(resources(6))[f"{kind}.ndjson"] for kind in ("Observation", "Condition")}
+    files = {
+        "1.Patient.ndjson.gz": gzip.compress(b"\xef\xbb\xbf" + patients),
+        "Observation.JSONL": others["Observation"],
+        "Condition.ndjson.zst": pa.compress(others["Condition"], codec="zstd", asbytes=True),
+        "._1.Patient.ndjson.gz": b"\x00\x05\x16\x07",
+        ".DS_Store": b"x",
+        "notes.txt": b"x",
+    }
+    if packed:
+        files["__MACOSX/._1.Patient.ndjson.gz"] = b"\x00\x05\x16\x07"
+    source = archive_of(files, tmp_path / "in.tgz") if packed else folder_of(files, tmp_path / "in")
+    split = split_export(source, tmp_path / "out", hospitals=1)
+    assert (split.lines, split.malformed, split.hospitals[0].patients) == (6 + 12 + 6, 0, 6)
+    assert split.hospitals[0].resources == {"Patient": 6, "Observation": 12, "Condition": 6}
+    unread = {".DS_Store", "._1.Patient.ndjson.gz", "notes.txt"} | set(list(files)[6:])
+    assert set(split.ignored) == unread
+    assert len(split.ignored) == len(unread)
 
 
 def test_a_line_longer_than_any_resource_is_counted_and_the_next_one_read(

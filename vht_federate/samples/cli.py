@@ -40,7 +40,7 @@ def import_uci(
 @app.command("split")
 @output.command("data split")
 def split_into_hospitals(
-    export: Annotated[Path, typer.Argument(help="FHIR R4 export: a folder of NDJSON (plain or .gz), or one .tgz.")],
+    export: Annotated[Path, typer.Argument(help="FHIR R4 export: a folder of NDJSON (plain, .gz, .zst), or a .tgz.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a new one, or one written by this command.")],
     hospitals: Annotated[int, typer.Option(help="How many hospitals.")] = 4,
 ) -> None:
@@ -56,12 +56,14 @@ def split_into_hospitals(
         result.hospitals,
         output.table(title, ("lines", "type", "count"), aside) if aside else f"{title}: none",
         *[f"not a resource: {place}" for place in result.malformed_at],
+        *[f"not read: {name}" for name in result.ignored],
         lines=result.lines,
         shared=result.shared,
         unread=result.unread,
         stray=result.stray,
         malformed=result.malformed,
         malformed_at=result.malformed_at,
+        ignored=result.ignored,
     )
 
 

@@ -44,8 +44,8 @@ class Split:
     """Where every line went: ``lines`` = those of one hospital + ``shared`` + ``unread`` + ``stray`` + ``malformed``.
 
     ``shared``: those that each hospital has. ``unread``: resources of types that no node reads. ``stray``: resources of
-    no patient of this export. All by type.
-    ``malformed_at``: file and line of the first lines that are no resource.
+    no patient of this export. All by type. ``malformed_at``: file and line of the first lines that are no resource.
+    ``ignored``: files that were not read.
     """
 
     hospitals: list[GeneratedHospital]
@@ -55,6 +55,7 @@ class Split:
     stray: dict[str, int]
     malformed: int
     malformed_at: list[str]
+    ignored: list[str]
 
 
 def split_export(export: Path, out: Path, *, hospitals: int) -> Split:
@@ -76,7 +77,7 @@ def split_export(export: Path, out: Path, *, hospitals: int) -> Split:
     prepare_folder(out)
     with ExitStack() as files:
         writer = _Hospitals(out, hospitals, homes, files)
-        for line in source.lines():
+        for line in source.lines(ignored=writer.ignored):
             writer.take(f"{line.file}:{line.number}", line.content)
     split = writer.result()
     arguments = {"hospitals": hospitals, "rule": f"sha256('{RULE}' + Patient.id)[:8] mod hospitals + 1"}
@@ -132,6 +133,7 @@ class _Hospitals:
     stray: Counter[str] = field(default_factory=Counter)
     malformed: list[str] = field(default_factory=list)
     malformed_count: int = 0
+    ignored: list[str] = field(default_factory=list)
     lines: int = 0
 
     def take(self, place: str, content: bytes | None) -> None:
@@ -182,4 +184,5 @@ class _Hospitals:
             dict(sorted(self.stray.items())),
             self.malformed_count,
             self.malformed,
+            self.ignored,
         )

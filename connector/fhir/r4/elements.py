@@ -1,6 +1,7 @@
 """FHIR R4's element definitions: which elements a type has, of which type, one or many, required, bound to which codes.
 
 Read once from ``fhir_r4.json`` (written by ``scripts/derive_fhir_elements.py``); nothing here imports the FHIR models.
+A type that an element defines for itself is named by the element's path, as FHIR does: ``Observation.component``.
 """
 
 import functools

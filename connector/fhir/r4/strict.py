@@ -120,7 +120,7 @@ def _structs(types: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _python_name(type_name: str) -> str:
-    return f"R4{type_name}"
+    return f"R4{type_name.replace('.', '_')}"
 
 
 _BESIDE = "__beside"

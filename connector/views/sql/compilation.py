@@ -20,7 +20,7 @@ from connector.views.sql.output_columns import OutputColumn, output_column, unio
 from connector.views.sql.paths import PathCompiler
 from connector.views.sql.repeat import repeat_list
 from connector.views.sql.schema import ReadNode, identifier
-from connector.views.sql.values import NOTHING, Value, as_list
+from connector.views.sql.values import NOTHING, Value
 from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["LINE_FAULT", "Plan", "compile_view"]
@@ -33,12 +33,14 @@ _ONE_NULL = sql.listing(sql.NULL)
 
 @dataclass(frozen=True)
 class Scope:
-    """Where paths start: ``focus`` is ``$this``; ``guard`` is the branch of a union, or always."""
+    """Where paths start: ``focus`` is ``$this``; ``guard`` is the branch of a union, or always. ``element_row`` is
+    false in the row that ``forEachOrNull`` gives where there is no element."""
 
     focus: Value
     row_index: Expression
     index_key: str = ""
     guard: Expression | None = None
+    element_row: Expression | None = None
 
     def guarded(self, items: Expression) -> Expression:
         return items if self.guard is None else sql.case(self.guard, items, _ONE_NULL)
@@ -172,7 +174,7 @@ class _Planner:
         for column in select.columns:
             value = self.compiler.path(column.path, scope.focus, column.place.member("path"), scope.row_index)
             self._mark(scope)
-            columns.append(output_column(column, value, self.compiler))
+            columns.append(output_column(column, value, self.compiler, scope.element_row))
         for inner in select.selects:
             columns += self._select(inner, scope)
         if select.union:
@@ -200,12 +202,14 @@ class _Planner:
             item = self.compiler.path(iteration.paths[0], scope.focus, iteration.place, scope.row_index)
             if item.root:
                 raise view_error("TYPE", iteration.place, "the resource itself is no collection")
-            listed = self._tried(as_list(item, self.compiler.fresh()))
+            listed = self._tried(self.compiler.elements(item))
         self._mark(scope)
         key = str(iteration.place)
+        element_row = None
         if iteration.kind == "forEachOrNull":
             listed = self._held(listed)
-            listed = sql.case(sql.infix(">", sql.call("len", listed), sql.number(0)), listed, _ONE_NULL)
+            element_row = sql.infix(">", sql.call("len", listed), sql.number(0))
+            listed = sql.case(element_row, listed, _ONE_NULL)
         listed = scope.guarded(listed)
         element, index = self._new("e"), self._new("i")
         if key in self.indexed:
@@ -218,8 +222,8 @@ class _Planner:
             opened = self._new("o")
             self._stage({opened.name: sql.call("from_json", element, sql.text(item.node.structure()))})
             element = opened
-        focus = NOTHING if item.type == EMPTY else item.one(element)
-        return Scope(focus, index, key, scope.guard)
+        focus = NOTHING if item.type == EMPTY else item.one(element, element_row or sql.TRUE)
+        return Scope(focus, index, key, scope.guard, element_row)
 
     def _held(self, listed: Expression) -> Column:
         """A list computed once and used twice."""

@@ -31,7 +31,10 @@ class Compiler(Protocol):
     def single(self, value: Value, at: int) -> Value:
         """The one item; more than one stops the query."""
 
-    def listed(self, value: Value) -> Expression:
+    def elements(self, value: Value) -> Expression:
+        """The elements in their places, NULL for one without a value; may be NULL itself when empty."""
+
+    def values(self, value: Value) -> Expression:
         """A list without NULLs; may be NULL itself when empty."""
 
     def refuse_growth(self, at: int) -> None:

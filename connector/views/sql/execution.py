@@ -30,6 +30,7 @@ __all__ = [
     "batches_over",
     "explain",
     "locked",
+    "prove",
     "query_error",
     "run",
     "run_over",
@@ -241,6 +242,20 @@ def run(
                 raise InputError("a resource is not JSON, or nested too deep", code=LINE_FAULT) from error
     with spooled(lines) as path, locked([path], limit=TimeLimit(time_limit_s)) as connection:
         return run_plan(plan, connection, [path], max_rows=max_rows, max_bytes=max_bytes)
+
+
+def prove(plan: Plan) -> None:
+    """Have the database take the view's statement and run it over a resource without elements.
+
+    Raises: ViewError VHT-VIEW-RANGE for a number that leaves its range whatever the data, VHT-VIEW-QUERY.
+    """
+    with spooled([orjson.dumps({"resourceType": plan.resource})]) as path, locked([path]) as connection:
+        try:
+            run_plan(plan, connection, [path])
+        except ViewError:
+            raise
+        except InputError as error:
+            raise ViewError("the view does not run over a resource without elements", code="VHT-VIEW-QUERY") from error
 
 
 def explain(view: Mapping[str, Any], files: Sequence[str] | None = None) -> str:

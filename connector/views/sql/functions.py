@@ -4,12 +4,13 @@ beside them at no cost (``count``, ``last``, ``exists(criteria)``)."""
 from collections.abc import Callable
 from dataclasses import replace
 
-from connector.fhir.r4.elements import EMPTY, Element, is_resource, is_type
+from connector.fhir.r4.elements import EMPTY, is_resource, is_type
 from connector.views.sql import building as sql
 from connector.views.sql.compiler_protocol import Compiler
 from connector.views.sql.expressions import Expression, Text
 from connector.views.sql.grammar import Call, Member, Node
-from connector.views.sql.values import NOTHING, Choosing, Value, choose, each, member, plain
+from connector.views.sql.presence import beside, is_there
+from connector.views.sql.values import NOTHING, Choosing, Value, choose, each, plain
 from connector.views.sql.view_errors import view_error
 
 __all__ = ["FUNCTIONS", "call"]
@@ -65,24 +66,17 @@ def _filtered(compiler: Compiler, source: Value, criteria: Node) -> Value:
         there = condition if source.expression is sql.TRUE else sql.infix("AND", source.expression, condition)
         return replace(source, expression=there)
     item = compiler.fresh()
-    condition = compiler.condition(criteria, source.one(item))
     if source.many:
-        return replace(source, expression=sql.keeping(compiler.listed(source), item, condition), dense=True)
-    return replace(source, expression=each(source, item, sql.case(condition, item)))
-
-
-def _present(compiler: Compiler, value: Value) -> Expression:
-    if value.type == EMPTY:
-        return sql.FALSE
-    if value.root:
-        return sql.TRUE if value.expression is sql.TRUE else sql.call("coalesce", value.expression, sql.FALSE)
-    if value.many:
-        return sql.infix(">", _length(compiler, value), sql.number(0))
-    return sql.present(value.expression)
+        condition = compiler.condition(criteria, source.one(item, sql.TRUE))
+        kept = sql.keeping(compiler.elements(source), item, condition)
+        return replace(source, expression=kept, dense=True, origin=None)
+    condition = compiler.condition(criteria, source.one(item, is_there(source, compiler.fresh)))
+    there = sql.infix("AND", is_there(source, compiler.fresh), each(source, item, condition))
+    return source.one(each(source, item, sql.case(condition, item)), there)
 
 
 def _length(compiler: Compiler, value: Value) -> Expression:
-    return sql.call("coalesce", sql.call("len", compiler.listed(value)), sql.number(0))
+    return sql.call("coalesce", sql.call("len", compiler.elements(value)), sql.number(0))
 
 
 def _exists(compiler: Compiler, source: Value | Choosing, node: Call) -> Expression:
@@ -90,10 +84,10 @@ def _exists(compiler: Compiler, source: Value | Choosing, node: Call) -> Express
         if node.arguments:
             raise view_error("CHOICE", compiler.place, "choose a type first", at=node.at, hint="…ofType(…).exists(…)")
         options = [choose(source, name, compiler.fresh()) for name in source.choice.options]
-        return sql.infix("OR", *(_present(compiler, option) for option in options))
+        return sql.infix("OR", *(is_there(option, compiler.fresh) for option in options))
     if node.arguments:
         source = _filtered(compiler, source, node.arguments[0])
-    return _present(compiler, source)
+    return is_there(source, compiler.fresh)
 
 
 def _type_name(compiler: Compiler, node: Node) -> str:
@@ -121,16 +115,15 @@ def _extension(compiler: Compiler, node: Call, focus: Value) -> Value:
     if source.type == EMPTY:
         return NOTHING
     if source.kind != "complex":
-        if not isinstance(node.source, Member) or source.node is None:
+        if source.origin is None:
             raise view_error("TYPE", compiler.place, "this value has no extensions", at=node.at)
-        parent = focus if node.source.source is None else compiler.value(node.source.source, focus)
-        source = member(parent, Element(f"_{node.source.name}", "Element", source.node.many), compiler.fresh())
+        source = beside(source.origin, compiler.fresh)
     extensions = compiler.step(source, "extension", node.at)
     assert isinstance(extensions, Value)
     item = compiler.fresh()
     its_url = compiler.step(extensions.one(item), "url", node.at)
     assert isinstance(its_url, Value)
-    kept = sql.keeping(compiler.listed(extensions), item, sql.infix("=", its_url.expression, url))
+    kept = sql.keeping(compiler.elements(extensions), item, sql.infix("=", its_url.expression, url))
     return replace(extensions, expression=kept, dense=True)
 
 
@@ -148,7 +141,10 @@ def _not(compiler: Compiler, source: Value, node: Call) -> Value:
 
 def _at(position: int) -> _Function:
     def pick(compiler: Compiler, source: Value, _: Call) -> Value:
-        return source.one(sql.subscript(compiler.listed(source), position)) if source.many else source
+        if not source.many:
+            return source
+        items = compiler.elements(source)
+        return source.one(sql.subscript(items, position), sql.infix(">", sql.call("len", items), sql.number(0)))
 
     return pick
 
@@ -156,7 +152,7 @@ def _at(position: int) -> _Function:
 def _count(compiler: Compiler, source: Value, _: Call) -> Value:
     if source.many:
         return Value(_length(compiler, source), "integer")
-    return Value(sql.case(_present(compiler, source), sql.number(1), sql.number(0)), "integer")
+    return Value(sql.case(is_there(source, compiler.fresh), sql.number(1), sql.number(0)), "integer")
 
 
 def _join(compiler: Compiler, source: Value, node: Call) -> Value:
@@ -166,7 +162,7 @@ def _join(compiler: Compiler, source: Value, node: Call) -> Value:
     if source.kind != "string":
         raise view_error("TYPE", compiler.place, f"join() takes strings, not {source.type}", at=node.at)
     compiler.refuse_growth(node.at)
-    joined = sql.call("array_to_string", compiler.listed(source), separator)
+    joined = sql.call("array_to_string", compiler.values(source), separator)
     return Value(sql.call("coalesce", joined, sql.text("")), "string")
 
 
@@ -186,7 +182,7 @@ def _boundary(side: str) -> _Function:
         if not macro:
             raise view_error("TYPE", compiler.place, f"a {source.type} has no boundary", at=node.at)
         value = compiler.single(source, node.at)
-        operand = value.expression
+        operand = plain(value) if value.fixed else value.expression
         if macro == "decimal":
             if value.node is not None:
                 value.node.exact = True
@@ -201,7 +197,7 @@ def _resource_key(compiler: Compiler, source: Value, node: Call) -> Value:
         raise view_error("FUNCTION", compiler.place, "getResourceKey() belongs to the resource itself", at=node.at)
     key = compiler.step(source, "id", node.at)
     assert isinstance(key, Value)
-    return replace(key, type="string", node=None)
+    return replace(key, type="string", node=None, origin=None)
 
 
 def _reference_key(compiler: Compiler, source: Value, node: Call) -> Value:

@@ -20,6 +20,8 @@ _BINDING: Mapping[str, int] = {
     "+": 9, "-": 9, "&": 9, "*": 10, "/": 10, "div": 10, "mod": 10,
 }  # fmt: skip
 _OUTSIDE = {"is", "as", "in", "contains", "|", "~", "!~", "{"}
+_CALENDAR = {f"{unit}{plural}" for plural in ("", "s") for unit in (
+    "year", "month", "week", "day", "hour", "minute", "second", "millisecond")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class _Parser:
             self.expect("an expression" if token.text not in _OUTSIDE else "name")
         self.take()
         if token.kind == "number":
-            if self.token.kind == "string":
+            if self.token.kind == "string" or (self.token.kind == "name" and self.token.text in _CALENDAR):
                 raise view_error(
                     "SYNTAX", self._place, "quantities are not in SQL on FHIR's FHIRPath", at=self.token.at
                 )

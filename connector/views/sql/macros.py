@@ -1,9 +1,14 @@
-"""SQL macros for what takes more than one expression: partial dates, boundaries, reference keys.
+"""SQL macros for what takes more than one expression: partial dates, decimals, boundaries, reference keys.
 
 Times: FHIRPath 2.0 (N1) compares partial dates component by component and answers empty where precision runs out.
 That is the same as comparing the intervals that the texts denote: disjoint intervals decide, equal intervals are
-equal, overlapping ones are unknown. Seconds and their fractions count as one precision. A text without an offset is
-taken as UTC for comparison; ``lowBoundary`` and ``highBoundary`` take +14:00 and -12:00 as the specification says.
+equal, overlapping ones are unknown. Seconds and their fractions count as one precision. A day is taken in UTC. A time
+without an offset, beside one that has an offset, may be of any zone from +14:00 to -12:00, as for ``lowBoundary`` and
+``highBoundary``; two without one are of the same zone. Second 60 lies after second 59 and before the next minute; its
+fraction does not count.
+
+Decimals: ``vht_quotient`` and ``vht_product`` take and give ``DECIMAL(28, 8)``, FHIRPath's range and step; a last digit
+that does not fit is rounded half away from zero, and what leaves the range is empty (FHIRPath 2.0, section 6.6).
 """
 
 from collections.abc import Iterator
@@ -20,26 +25,48 @@ _MACROS = {
         "(t) AS CASE length(t) WHEN 4 THEN t || '-12-31' "
         "WHEN 7 THEN CAST(last_day(CAST(t || '-01' AS DATE)) AS VARCHAR) ELSE t END"
     ),
+    "vht_zoned": f"(t) AS regexp_matches(t, '{_OFFSET}')",
+    # of two numbers a microsecond, the odd one belongs to a leap second
     "vht_point": (
-        f"(t) AS epoch_us(CAST(CASE WHEN regexp_matches(t, '{_OFFSET}') THEN t ELSE t || 'Z' END AS TIMESTAMPTZ))"
+        "(t) AS CASE WHEN substr(t, 18, 2) = '60' THEN 1 + 2 * epoch_us(CAST(substr(t, 1, 17) || '59.999999' "
+        "|| vht_offset(t, 'Z') AS TIMESTAMPTZ)) ELSE 2 * epoch_us(CAST(t AS TIMESTAMPTZ)) END"
     ),
-    "vht_start": "(t) AS CASE WHEN length(t) <= 10 THEN vht_point(vht_low_date(t) || 'T00:00:00Z') "
-    "ELSE vht_point(t) END",
-    "vht_stop": "(t) AS CASE WHEN length(t) <= 10 THEN vht_point(vht_high_date(t) || 'T23:59:59.999999Z') "
-    "ELSE vht_point(t) END",
+    "vht_start": (
+        "(t, other) AS vht_point(CASE WHEN length(t) <= 10 THEN vht_low_date(t) || 'T00:00:00Z' WHEN vht_zoned(t) "
+        "THEN t WHEN vht_zoned(other) THEN t || '+14:00' ELSE t || 'Z' END)"
+    ),
+    "vht_stop": (
+        "(t, other) AS vht_point(CASE WHEN length(t) <= 10 THEN vht_high_date(t) || 'T23:59:60Z' WHEN vht_zoned(t) "
+        "THEN t WHEN vht_zoned(other) THEN t || '-12:00' ELSE t || 'Z' END)"
+    ),
     "vht_date_equal": (
-        "(a, b) AS CASE WHEN vht_stop(a) < vht_start(b) OR vht_start(a) > vht_stop(b) THEN false "
-        "WHEN vht_start(a) = vht_start(b) AND vht_stop(a) = vht_stop(b) THEN true END"
+        "(a, b) AS CASE WHEN vht_stop(a, b) < vht_start(b, a) OR vht_start(a, b) > vht_stop(b, a) THEN false "
+        "WHEN vht_start(a, b) = vht_start(b, a) AND vht_stop(a, b) = vht_stop(b, a) THEN true END"
     ),
     "vht_date_before": (
-        "(a, b) AS CASE WHEN vht_stop(a) < vht_start(b) THEN true WHEN vht_start(a) > vht_stop(b) "
-        "OR vht_start(a) = vht_start(b) AND vht_stop(a) = vht_stop(b) THEN false END"
+        "(a, b) AS CASE WHEN vht_stop(a, b) < vht_start(b, a) THEN true WHEN vht_start(a, b) > vht_stop(b, a) "
+        "OR vht_start(a, b) = vht_start(b, a) AND vht_stop(a, b) = vht_stop(b, a) THEN false END"
     ),
     "vht_date_not_after": (
-        "(a, b) AS CASE WHEN vht_stop(a) < vht_start(b) "
-        "OR vht_start(a) = vht_start(b) AND vht_stop(a) = vht_stop(b) THEN true "
-        "WHEN vht_start(a) > vht_stop(b) THEN false END"
+        "(a, b) AS CASE WHEN vht_stop(a, b) < vht_start(b, a) "
+        "OR vht_start(a, b) = vht_start(b, a) AND vht_stop(a, b) = vht_stop(b, a) THEN true "
+        "WHEN vht_start(a, b) > vht_stop(b, a) THEN false END"
     ),
+    "vht_clock": "(t) AS CASE WHEN length(t) > 8 THEN rtrim(rtrim(t, '0'), '.') ELSE t END",
+    "vht_units": "(d) AS CAST(d * 100000000 AS HUGEINT)",
+    "vht_of_units": (
+        "(n) AS CASE WHEN abs(n) < 10000000000000000000000000000 "
+        "THEN CAST(CAST(n AS DECIMAL(28, 0)) * CAST(0.00000001 AS DECIMAL(8, 8)) AS DECIMAL(28, 8)) END"
+    ),
+    "vht_product": (
+        "(a, b) AS CASE WHEN abs(CAST(a AS DOUBLE) * CAST(b AS DOUBLE)) < 100000000000000000000 "
+        "THEN TRY_CAST(a * b AS DECIMAL(28, 8)) END"
+    ),
+    "vht_quotient": (
+        "(a, b) AS vht_of_units(CAST(sign(a) * sign(b) AS HUGEINT) * ((abs(vht_units(a)) * 200000000 "
+        "+ abs(vht_units(b))) // nullif(2 * abs(vht_units(b)), 0)))"
+    ),
+    "vht_whole_quotient": ("(a, b) AS TRY_CAST(vht_units(a) // nullif(vht_units(b), 0) AS BIGINT)"),
     "vht_fraction": (
         r"(t, fill) AS rpad(regexp_extract(t, '\.(\d+)', 1), "
         r"CAST(greatest(3, length(regexp_extract(t, '\.(\d+)', 1))) AS INTEGER), fill)"
@@ -61,6 +88,10 @@ _MACROS = {
     ),
     "vht_low_decimal": "(x) AS round(CAST(x AS DOUBLE) - 0.5 * pow(10, -vht_places(x)), vht_places(x) + 1)",
     "vht_high_decimal": "(x) AS round(CAST(x AS DOUBLE) + 0.5 * pow(10, -vht_places(x)), vht_places(x) + 1)",
+    "vht_padded": (
+        "(items, beside) AS CASE WHEN len(beside) > coalesce(len(items), 0) "
+        "THEN list_resize(coalesce(items, []), len(beside)) ELSE items END"
+    ),
     "vht_reference_key": (
         "(r, type, urn) AS CASE WHEN starts_with(r, 'urn:uuid:') THEN CASE WHEN urn THEN substr(r, 10) END "
         "WHEN NOT starts_with(r, '#') THEN nullif(regexp_extract(r, '(?:^|/)' || type || "
@@ -68,11 +99,14 @@ _MACROS = {
     ),
 }
 _USES = {
-    "vht_start": ("vht_point", "vht_low_date"),
-    "vht_stop": ("vht_point", "vht_high_date"),
+    "vht_point": ("vht_offset",),
+    "vht_start": ("vht_point", "vht_low_date", "vht_zoned"),
+    "vht_stop": ("vht_point", "vht_high_date", "vht_zoned"),
     "vht_date_equal": ("vht_stop", "vht_start"),
     "vht_date_before": ("vht_stop", "vht_start"),
     "vht_date_not_after": ("vht_stop", "vht_start"),
+    "vht_quotient": ("vht_of_units", "vht_units"),
+    "vht_whole_quotient": ("vht_units",),
     "vht_low_stamp": ("vht_low_date", "vht_fraction", "vht_offset"),
     "vht_high_stamp": ("vht_high_date", "vht_fraction", "vht_offset"),
     "vht_low_time": ("vht_fraction",),

@@ -1,13 +1,14 @@
 """Operators of the FHIRPath subset in SQL: logic, equality, order, arithmetic, text.
 
 FHIRPath 2.0 (N1), sections 6.1 to 6.6. Types are checked here, before anything runs: comparing a date with a string
-is refused, not answered with empty.
+is refused, not answered with empty. Decimals are exact (``connector.views.sql.decimals``).
 """
 
 from collections.abc import Callable
 
 from connector.fhir.r4.elements import EMPTY
 from connector.views.sql import building as sql
+from connector.views.sql import decimals
 from connector.views.sql.expressions import Expression, Parameter
 from connector.views.sql.values import NOTHING, Value, as_list, plain, single
 from connector.views.sql.view_errors import Place, view_error
@@ -16,6 +17,7 @@ __all__ = ["apply", "boolean", "conjunction", "negate"]
 
 _ORDER = {"<", ">", "<=", ">="}
 _MATH = {"+", "-", "*", "/", "div", "mod"}
+_WHOLE = {"div": "//", "mod": "%"}
 _NUMERIC = {"integer", "decimal"}
 _UNKNOWN = sql.cast(sql.NULL, "BOOLEAN")
 _Fresh = Callable[[], Parameter]
@@ -45,10 +47,11 @@ def negate(value: Value, parameter: Parameter, place: Place, at: int, *, toleran
         return NOTHING
     if value.kind not in _NUMERIC:
         raise view_error("TYPE", place, f"a {value.type} has no sign", at=at)
-    operand, type_ = plain(single(value, parameter, place, at)), _number(value)
-    if tolerant and type_ == "integer":
-        return Value(_within(sql.minus(_wide(operand))), type_)
-    return Value(sql.minus(operand), type_)
+    operand = single(value, parameter, place, at)
+    if value.kind == "decimal":
+        return decimals.negated(operand)
+    integer = operand.expression
+    return Value(_within(sql.minus(_wide(integer))) if tolerant else sql.minus(integer), "integer")
 
 
 def apply(
@@ -74,11 +77,7 @@ def apply(
     if operator in _ORDER:
         return _order(operator, first, second, fresh, place, at)
     assert operator in _MATH
-    return _arithmetic(operator, first, second, place, at, tolerant=tolerant)
-
-
-def _number(*values: Value) -> str:
-    return "decimal" if any(value.kind == "decimal" for value in values) else "integer"
+    return _arithmetic(operator, first, second, fresh, place, at, tolerant=tolerant)
 
 
 def _comparable(left: Value, right: Value, place: Place, at: int) -> str:
@@ -91,12 +90,20 @@ def _comparable(left: Value, right: Value, place: Place, at: int) -> str:
     raise view_error("TYPE", place, f"{left.type} and {right.type} do not compare", at=at, hint=hint)
 
 
-def _equal(common: str, left: Expression, right: Expression, fresh: _Fresh) -> Expression:
+def _equal(common: str, left: Value, right: Value, fresh: _Fresh) -> Expression:
+    """Of two single values."""
     if common == "date":
-        return sql.macro_call("vht_date_equal", fresh(), left, right)
+        return sql.macro_call("vht_date_equal", fresh(), left.expression, right.expression)
+    return sql.infix("=", *_sides(common, left, right))
+
+
+def _sides(common: str, left: Value, right: Value) -> tuple[Expression, Expression]:
+    """Two single values that are no dates, as SQL compares them."""
+    if common == "number":
+        return decimals.exact_pair(left, right)
     if common == "time":
-        left, right = sql.cast(left, "TIME"), sql.cast(right, "TIME")
-    return sql.infix("=", left, right)
+        return sql.macro("vht_clock", left.expression), sql.macro("vht_clock", right.expression)
+    return left.expression, right.expression
 
 
 def _length(items: Expression) -> Expression:
@@ -108,17 +115,17 @@ def _equality(left: Value, right: Value, fresh: _Fresh, place: Place, at: int) -
         return Value(_UNKNOWN, "boolean")
     common = _comparable(left, right, place, at)
     if not left.many and not right.many:
-        return Value(_equal(common, plain(left), plain(right), fresh), "boolean")
+        return Value(_equal(common, left, right, fresh), "boolean")
     if left.many and right.many and common not in {"date", "time"}:
         ours, theirs = (as_list(Value(plain(side), side.type, True, side.dense), fresh()) for side in (left, right))
         both = sql.infix("AND", *(sql.infix(">", _length(items), sql.number(0)) for items in (ours, theirs)))
         return Value(sql.case(both, sql.infix("=", ours, theirs)), "boolean")
     if not left.many:
         left, right = right, left
-    alone = plain(single(right, fresh(), place, at))
-    items = as_list(Value(plain(left), left.type, True, left.dense), fresh())
-    both = sql.infix("AND", sql.infix(">", _length(items), sql.number(0)), sql.present(alone))
-    equal = _equal(common, sql.subscript(items, 1), alone, fresh)
+    alone = single(right, fresh(), place, at)
+    items = as_list(left, fresh())
+    both = sql.infix("AND", sql.infix(">", _length(items), sql.number(0)), sql.present(alone.expression))
+    equal = _equal(common, left.one(sql.subscript(items, 1)), alone, fresh)
     return Value(
         sql.case(both, sql.case(sql.infix("=", _length(items), sql.number(1)), equal, sql.FALSE)),
         "boolean",
@@ -129,15 +136,13 @@ def _order(operator: str, left: Value, right: Value, fresh: _Fresh, place: Place
     common = _comparable(left, right, place, at)
     if common == "boolean":
         raise view_error("TYPE", place, "booleans have no order", at=at)
-    first, second = plain(left), plain(right)
     if common == "date":
+        first, second = left.expression, right.expression
         if operator in {">", ">="}:
             first, second = second, first
         macro = "vht_date_before" if len(operator) == 1 else "vht_date_not_after"
         return Value(sql.macro_call(macro, fresh(), first, second), "boolean")
-    if common == "time":
-        first, second = sql.cast(first, "TIME"), sql.cast(second, "TIME")
-    return Value(sql.infix(operator, first, second), "boolean")
+    return Value(sql.infix(operator, *_sides(common, left, right)), "boolean")
 
 
 def _joined(left: Value, right: Value, place: Place, at: int) -> Value:
@@ -161,19 +166,23 @@ def _not_zero(divisor: Expression) -> Expression:
     return sql.call("nullif", divisor, sql.number(0))
 
 
-def _arithmetic(operator: str, left: Value, right: Value, place: Place, at: int, *, tolerant: bool) -> Value:
+def _arithmetic(
+    operator: str, left: Value, right: Value, fresh: _Fresh, place: Place, at: int, *, tolerant: bool
+) -> Value:
     if operator == "+" and left.kind == right.kind == "string":
         return Value(sql.infix("||", left.expression, right.expression), "string")
     if not {left.kind, right.kind} <= _NUMERIC:
         raise view_error("TYPE", place, f"{left.type} {operator} {right.type} is not defined", at=at)
-    first, second, type_ = plain(left), plain(right), _number(left, right)
-    if operator in {"/", "div"}:
-        quotient = sql.infix("/", sql.cast(first, "DOUBLE"), _not_zero(sql.cast(second, "DOUBLE")))
-        if operator == "/":
-            return Value(quotient, "decimal")
-        return Value(sql.cast(sql.call("trunc", quotient), "BIGINT", lenient=tolerant), "integer")
-    bounded = tolerant and type_ == "integer"
-    if bounded:
+    if operator == "/":
+        return decimals.quotient(left, right, fresh())
+    if "decimal" in {left.kind, right.kind}:
+        if operator == "div":
+            return decimals.whole_quotient(left, right, fresh())
+        return decimals.arithmetic(operator, left, right, fresh())
+    first, second = left.expression, right.expression
+    if tolerant:
         first, second = _wide(first), _wide(second)
-    result = sql.infix("%", first, _not_zero(second)) if operator == "mod" else sql.infix(operator, first, second)
-    return Value(_within(result) if bounded else result, type_)
+    if operator in _WHOLE:
+        second = _not_zero(second)
+    result = sql.infix(_WHOLE.get(operator, operator), first, second)
+    return Value(_within(result) if tolerant else result, "integer")

@@ -31,9 +31,14 @@ class OutputColumn:
         return kind(self.type) == "complex"
 
 
-def output_column(column: Column, value: Value, compiler: PathCompiler) -> OutputColumn:
-    """Raises: VHT-VIEW-TYPE where the declared type cannot hold the path's; VHT-VIEW-COMPLEX for an object whose type
-    the view does not declare."""
+def output_column(
+    column: Column, value: Value, compiler: PathCompiler, element_row: Expression | None = None
+) -> OutputColumn:
+    """A collection is NULL where ``element_row`` is false, and ``[]`` where it is empty otherwise.
+
+    Raises: VHT-VIEW-TYPE where the declared type cannot hold the path's; VHT-VIEW-COMPLEX for an object whose type the
+    view does not declare.
+    """
     place = column.place
     declared = column.type
     if declared is not None and not is_type(declared):
@@ -51,12 +56,16 @@ def output_column(column: Column, value: Value, compiler: PathCompiler) -> Outpu
     brackets = "[]" if column.collection else ""
     sql_type = _SQL_TYPES.get(kind(final), "VARCHAR") + brackets
     if value.type == EMPTY:
-        nothing = sql.cast(sql.listing() if column.collection else sql.NULL, sql_type)
+        nothing: Expression = sql.cast(sql.listing() if column.collection else sql.NULL, sql_type)
+        if column.collection and element_row is not None:
+            nothing = sql.case(element_row, nothing)
         return OutputColumn(column.name, final, column.collection, nothing, place)
     compiler.place = place.member("path")
     if column.collection:
-        items = compiler.listed(replace(value, expression=plain(value), node=None))
+        items = compiler.values(replace(value, expression=plain(value), node=None, fixed=False))
         expression: Expression = sql.call("coalesce", items, sql.listing())
+        if element_row is not None:
+            expression = sql.case(element_row, expression)
     else:
         expression = plain(compiler.single(value, 0))
     if kind(final) != kind(actual) or kind(final) == "complex":

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from connector.fhir.r4.elements import EMPTY, Choice, element, kind
 from connector.views.sql import building as sql
@@ -12,7 +12,8 @@ from connector.views.sql.datetime_text import is_stamp
 from connector.views.sql.definition import Constant
 from connector.views.sql.expressions import Expression, Parameter
 from connector.views.sql.grammar import Binary, Call, Index, Literal, Member, Name, Negative, Node, This, parse
-from connector.views.sql.values import NOTHING, Choosing, Value, as_list, member, single
+from connector.views.sql.presence import elements, is_there
+from connector.views.sql.values import NOTHING, Choosing, Value, member, single, with_value
 from connector.views.sql.view_errors import Place, view_error
 
 __all__ = ["PathCompiler", "literal"]
@@ -108,8 +109,11 @@ class PathCompiler:
     def single(self, value: Value, at: int) -> Value:
         return single(value, self.fresh(), self.place, at)
 
-    def listed(self, value: Value) -> Expression:
-        return as_list(value, self.fresh())
+    def elements(self, value: Value) -> Expression:
+        return elements(value, self.fresh)
+
+    def values(self, value: Value) -> Expression:
+        return with_value(value, self.fresh())
 
     def refuse_growth(self, at: int) -> None:
         """Raises: VHT-VIEW-LIMIT where the view may not put text together."""
@@ -156,11 +160,14 @@ class PathCompiler:
             if source.root:
                 raise view_error("TYPE", self.place, "the resource is not a list", at=node.at)
             is_first = sql.infix("=", index.expression, sql.number(0))
-            return replace(source, expression=sql.case(is_first, source.expression))
+            there = sql.infix("AND", is_first, is_there(source, self.fresh))
+            return source.one(sql.case(is_first, source.expression), there)
         one_more = literal("1", "integer", self.place)
         position = operators.apply("+", index, one_more, self.fresh, self.place, node.at, tolerant=self.tolerant)
-        item = sql.subscript(self.listed(source), position.expression)
-        return source.one(sql.case(sql.infix(">=", index.expression, sql.number(0)), item))
+        items, from_first = self.elements(source), sql.infix(">=", index.expression, sql.number(0))
+        in_list = sql.infix("<", index.expression, sql.call("len", items))
+        item = sql.case(from_first, sql.subscript(items, position.expression))
+        return source.one(item, sql.infix("AND", from_first, in_list))
 
     def _binary(self, node: Binary, focus: Value) -> Value:
         if node.operator in {"and", "or"}:

@@ -14,6 +14,8 @@ _DATE = r"\d{4}(?:-\d{2}(?:-\d{2})?)?"
 _TIME = r"\d{2}:\d{2}:\d{2}(?:\.\d+)?"
 _PATTERN = re.compile(
     rf"""(?P<space>\s+|//[^\n]*|/\*.*?\*/)
+    |(?P<partial>@(?:{_DATE})?T\d{{2}}(?::\d{{2}})?(?![\d:]))
+    |(?P<zoned>@T{_TIME}(?:Z|[+-]\d{{2}}:\d{{2}}))
     |(?P<datetime>@{_DATE}T(?:{_TIME}(?:Z|[+-]\d{{2}}:\d{{2}})?)?)
     |(?P<date>@{_DATE})
     |(?P<time>@T{_TIME})
@@ -25,6 +27,10 @@ _PATTERN = re.compile(
     |(?P<symbol><=|>=|!=|!~|[-+*/&|=~<>().,\[\]{{}}])""",
     re.VERBOSE | re.ASCII | re.DOTALL,
 )
+_REFUSED = {
+    "partial": "a time without seconds is not in SQL on FHIR's FHIRPath",
+    "zoned": "a time of day has no offset",
+}
 _ESCAPE = re.compile(r"\\(u[0-9A-Fa-f]{4}|.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f"}
 
@@ -52,6 +58,8 @@ def tokenize(path: str, place: Place) -> list[Token]:
         if match is None:
             raise view_error("SYNTAX", place, "no FHIRPath expression continues like this", at=at)
         kind = str(match.lastgroup)
+        if kind in _REFUSED:
+            raise view_error("SYNTAX", place, _REFUSED[kind], at=at)
         if kind != "space":
             tokens.append(Token(kind, _text(kind, match.group(), place, at), at))
         at = match.end()

@@ -21,9 +21,10 @@ from connector.fhir.intake import installed_ports
 from connector.fhir.observation_values import Units
 from connector.fhir.quarantine_explanation import explain
 from connector.fhir.quarantine_reasons import REASONS
-from connector.fhir.source_folder import LINES, Ignored, look_into
+from connector.fhir.source_folder import Ignored, look_into
 from connector.listeners.internal import internal_app
 from connector.node import Node
+from vht_federate.domain.export_files import LINES
 from vht_federate.errors import InputError
 from vht_federate.testing.asgi import AppClient
 
@@ -63,7 +64,9 @@ def clutter(folder: Path) -> dict[str, str]:
     """One of each that is not read, beside a patient; name and reason."""
     write(folder, "Patient.ndjson", [patient(1)])
     (folder / "notes.txt").write_text("x")
-    (folder / ".DS_Store").write_bytes(b"x")
+    for name in (".DS_Store", "._Patient.ndjson.gz", "Thumbs.db"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    write(folder / "__MACOSX", "._Patient.ndjson", [b"x"])
     (folder / "o.ndjson.bz2").write_bytes(b"x")
     (folder / "manifest.json").write_text('{"transactionTime": "2020", "output": [{"type": "Patient"}]}')
     (folder / "wrapped.json").write_text('{"data": {"resourceType": "Patient", "id": "p2"}}')
@@ -72,7 +75,8 @@ def clutter(folder: Path) -> dict[str, str]:
     (folder / "gone.ndjson").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "pipe.ndjson")
     return {
-        ".DS_Store": "other-ending", "broken.json": "not-fhir", "gone.ndjson": "no-file", "manifest.json": "not-fhir",
+        ".DS_Store": "system-file", "._Patient.ndjson.gz": "system-file", "Thumbs.db": "system-file",
+        "__MACOSX": "system-file", "broken.json": "not-fhir", "gone.ndjson": "no-file", "manifest.json": "not-fhir",
         "more": "subfolder", "notes.txt": "other-ending", "o.ndjson.bz2": "other-ending", "pipe.ndjson": "no-file",
         "wrapped.json": "not-fhir",
     }  # fmt: skip
@@ -187,4 +191,4 @@ def test_the_command_the_books_and_the_console_tell_what_was_ignored(hospital: H
         page = datasets_page(node)
     assert intake["ignored"] == wanted
     assert all(entry["name"] in page for entry in wanted[:5])
-    assert "and 4 more" in page
+    assert "and 7 more" in page

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from kit.commands import exit_and_envelope
 
+from connector.fhir.source_folder import Ignored, look_into
 from connector.views.sql.compilation import compile_view
+from connector.views.sql.execution import prove
 from connector.views.sql.ndjson_sources import execute, find_files
 from connector.views.sql.shipped import names, shipped
 from vht_federate.errors import InputError, ViewError
@@ -32,7 +35,7 @@ ROWS = [
     {"id": "p1", "active": True, "family": "A", "given": ["x", "y"]},
     {"id": "p2", "active": None, "family": 'B "b", c', "given": []},
     {"id": "p2", "active": None, "family": "D", "given": []},
-    {"id": "p3", "active": None, "family": None, "given": []},
+    {"id": "p3", "active": None, "family": None, "given": None},  # there is no name
 ]
 BAD = {
     "not-json": [b'{"resourceType": "Patient", "id": "p4"', b"\xff\xfe", b"\xef\xbb\xbf{}", b"{} {}"],
@@ -68,7 +71,7 @@ def collect(path: Path, **options: Any) -> tuple[list[dict[str, Any]], Any]:
         rows[:] = [row for batch in batches for row in batch.to_pylist()]
         return len(rows)
 
-    return rows, execute(plan, find_files(path, plan.resource), sink, **options)
+    return rows, execute(plan, find_files(path, plan.resource).files, sink, **options)
 
 
 def test_run_writes_csv_parquet_and_ndjson(tmp_path: Path, view_file: Path) -> None:
@@ -86,7 +89,7 @@ def test_run_writes_csv_parquet_and_ndjson(tmp_path: Path, view_file: Path) -> N
             ["p1", "true", "A", '["x","y"]'],
             ["p2", "", 'B "b", c', "[]"],
             ["p2", "", "D", "[]"],
-            ["p3", "", "", "[]"],
+            ["p3", "", "", ""],
         ]
 
 
@@ -150,21 +153,81 @@ def test_a_view_fault_that_only_data_shows_is_the_views(tmp_path: Path) -> None:
     (tmp_path / "Patient.ndjson").write_bytes(lines(*GOOD))
     plan = compile_view({"resource": "Patient", "select": [{"column": [{"name": "f", "path": "name.family"}]}]})
     with pytest.raises(ViewError, match="more than one value") as caught:
-        execute(plan, find_files(tmp_path, "Patient"), lambda batches: sum(1 for _ in batches))
+        execute(plan, find_files(tmp_path, "Patient").files, lambda batches: sum(1 for _ in batches))
     assert caught.value.code == "VHT-VIEW-NOT-SINGLE"
 
 
 def test_files_are_found_by_resource_type(tmp_path: Path) -> None:
-    for name in ("Patient.000.ndjson", "Patient.001.ndjson.gz", "PatientList.ndjson", "Observation.ndjson", "x.txt"):
+    named = ["1.Patient.ndjson", "Patient.000.ndjson", "Patient.001.ndjson.gz", "all.jsonl"]
+    for name in (*named, "Observation.ndjson", "x.txt"):
         (tmp_path / name).write_bytes(b"")
-    assert [path.name for path in find_files(tmp_path, "Patient")] == ["Patient.000.ndjson", "Patient.001.ndjson.gz"]
-    assert len(find_files(tmp_path, "Condition")) == 4
+    found = find_files(tmp_path, "Patient")
+    assert [path.name for path in found.files] == named
+    assert found.ignored == (Ignored("Observation.ndjson", "other-type"), Ignored("x.txt", "other-ending"))
+    assert [path.name for path in find_files(tmp_path, "Condition").files] == ["all.jsonl"]
+    (tmp_path / "all.jsonl").unlink()
+    assert len(find_files(tmp_path, "Condition").files) == 4  # each name speaks of another type: none can be left out
     with pytest.raises(InputError):
         find_files(tmp_path / "none", "Patient")
     odd = tmp_path / "all*.ndjson"
     odd.write_bytes(lines(*GOOD))
     with pytest.raises(InputError, match="holds one of"):
         collect(odd)
+
+
+def test_a_folder_is_read_as_intake_reads_it_and_what_is_not_read_is_named(tmp_path: Path, view_file: Path) -> None:
+    data = tmp_path / "in"
+    data.mkdir()
+    (data / "Patient.ndjson").write_bytes(lines(GOOD[0]))
+    (data / "1.Patient.NDJSON.GZ").write_bytes(gzip.compress(b"\xef\xbb\xbf" + lines(GOOD[1])))
+    (data / "rest.jsonl").write_bytes(lines(GOOD[2], {"resourceType": "Observation", "id": "o"}))
+    bundle = {"resourceType": "Bundle", "type": "collection", "entry": [{"resource": GOOD[2] | {"id": "p4"}}]}
+    (data / "bundle.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(bundle).encode())
+    for name in ("._Patient.ndjson", "notes.txt", "Observation.ndjson"):
+        (data / name).write_bytes(b"\x00\x05\x16\x07")
+    code, envelope = exit_and_envelope("view", "run", view_file, "--data", data)
+    assert code == 0
+    assert sorted({row["id"] for row in envelope["data"]["head"]}) == ["p1", "p2", "p3", "p4"]
+    assert [envelope["data"][name] for name in ("lines", "resources", "other", "rows")] == [5, 4, 1, 5]
+    assert {entry["name"]: entry["reason"] for entry in envelope["data"]["ignored"]} == {
+        "._Patient.ndjson": "system-file", "Observation.ndjson": "other-type", "notes.txt": "other-ending",
+    }  # fmt: skip
+    assert {path.name for path in look_into(data).files} - {"Observation.ndjson"} == {
+        path.name for path in find_files(data, "Patient").files
+    }
+
+
+def test_a_bundle_that_does_not_fit_is_named_and_may_be_left_out(tmp_path: Path, view_file: Path) -> None:
+    (tmp_path / "Patient.ndjson").write_bytes(lines(*GOOD))
+    bundle = {"resourceType": "Bundle", "type": "collection", "entry": [{"request": {"method": "DELETE"}}]}
+    (tmp_path / "b.json").write_text(json.dumps(bundle))
+    code, envelope = exit_and_envelope("view", "run", view_file, "--data", tmp_path)
+    assert (code, envelope["error"]["code"]) == (2, "VHT-INPUT-FHIR-LINE")
+    assert "b.json:1 no-resource" in envelope["error"]["message"]
+    rows, account = collect(tmp_path, skip_bad_lines=True)
+    assert rows == ROWS
+    assert (account.lines, account.resources, [fault.reason for fault in account.faults]) == (4, 3, ["no-resource"])
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_a_byte_order_mark_is_skipped_whichever_way_a_file_is_read(tmp_path: Path, careful: bool) -> None:
+    bad = BAD["does-not-fit"][:1] if careful else []
+    (tmp_path / "Patient.ndjson").write_bytes(b"\xef\xbb\xbf" + lines(*GOOD, *bad))
+    rows, account = collect(tmp_path, skip_bad_lines=True)
+    assert rows == ROWS
+    assert len(account.faults) == len(bad)
+
+
+def test_check_calls_no_view_valid_that_does_not_run(tmp_path: Path, view_file: Path) -> None:
+    view = {"resource": "Patient", "select": [{"column": [{"name": "n", "path": "9223372036854775807 + 1"}]}]}
+    view_file.write_text(json.dumps(view))
+    code, envelope = exit_and_envelope("view", "check", view_file)
+    assert (code, envelope["error"]["code"]) == (2, "VHT-VIEW-RANGE")
+    plan = compile_view(VIEW)
+    prove(plan)
+    with pytest.raises(ViewError) as caught:
+        prove(replace(plan, _rest=f"{plan._rest} AND"))
+    assert caught.value.code == "VHT-VIEW-QUERY"
 
 
 def test_a_quote_in_a_files_name_is_only_a_quote(tmp_path: Path) -> None:

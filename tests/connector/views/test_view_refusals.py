@@ -41,6 +41,10 @@ def refusal(definition: Any) -> ViewError:
         ("%missing", "CONSTANT", "at 0"),
         ("(name | name)", "SYNTAX", "at 6"),
         ("name.", "SYNTAX", "at 5"),
+        ("1 = 4 days", "SYNTAX", "quantities"),
+        ("birthDate > @2015-02-04T14", "SYNTAX", "without seconds"),
+        ("@T14:34 = @T14:34:00", "SYNTAX", "without seconds"),
+        ("@T14:34:28Z = @T14:34:28", "SYNTAX", "offset"),
         ("'a", "SYNTAX", "at 0"),
         ("99999999999999999999", "LIMIT", "at 0"),
         ("1 + " + "9" * 5000, "LIMIT", "at 4"),
@@ -85,10 +89,31 @@ def test_a_wrong_path_is_refused_with_its_place(path: str, code: str, place: str
             {"column": [{"name": "a", "path": "id"}]}, {"column": [{"name": "a", "path": "active"}]}]}]}, "UNION"),
         (view("id", type="integer"), "TYPE"),
         (view("id", type="foo"), "TYPE"),
+        (view("contact", type="PatientContact", collection=True), "TYPE"),
+        (view("contact.ofType(PatientContact).id", collection=True), "TYPE"),
+        (view("contact", type="Patient.link", collection=True), "COMPLEX"),
     ],
 )  # fmt: skip
 def test_a_wrong_view_is_refused_by_code(definition: Any, code: str) -> None:
     assert refusal(definition).code == f"VHT-VIEW-{code}"
+
+
+@pytest.mark.parametrize(
+    ("resource", "path", "type_name"),
+    [
+        ("Observation", "component", "Observation.component"),
+        ("Observation", "component.referenceRange", "Observation.referenceRange"),
+        ("Questionnaire", "item.item", "Questionnaire.item"),
+        ("Questionnaire", "item.item.answerOption", "Questionnaire.item.answerOption"),
+        ("Medication", "batch", "http://hl7.org/fhir/StructureDefinition/Medication.batch"),
+        ("Observation", "value.ofType(Quantity)", "Quantity"),
+    ],
+)
+def test_a_type_that_an_element_defines_has_fhirs_name(resource: str, path: str, type_name: str) -> None:
+    columns = [{"name": "cell", "path": path, "type": type_name, "collection": True}]
+    assert run({"resource": resource, "select": [{"column": columns}]}, []) == []
+    columns[0].pop("type")
+    assert type_name.rpartition("/")[2] in refusal({"resource": resource, "select": [{"column": columns}]}).hint
 
 
 def test_a_view_of_ten_megabytes_is_refused() -> None:
