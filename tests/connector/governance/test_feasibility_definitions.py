@@ -82,12 +82,14 @@ def test_a_number_out_of_range_leaves_its_own_patient_out_and_nobody_else(stocke
 
 
 def outlier(number: int, parts: int, **more: Any) -> dict[str, Any]:
-    """A blood pressure of patient p0 alone, above 200, in so many parts (of another code: R4, obs-7)."""
-    whole = {
-        "code": {"coding": [{"system": "http://loinc.org", "code": "8480-6"}]},
-        "valueQuantity": {"value": 201, "unit": "mm[Hg]", "system": "http://unitsofmeasure.org", "code": "mm[Hg]"},
-    }
-    part = {**whole, "code": {"coding": [{"system": "http://loinc.org", "code": "8462-4"}]}}
+    """A value of patient p0 alone, above 200, in so many parts (of another code: R4, obs-7)."""
+    whole, part = (
+        {
+            "code": {"coding": [{"system": "http://loinc.org", "code": code}]},
+            "valueQuantity": {"value": 201, "unit": unit, "system": "http://unitsofmeasure.org", "code": unit},
+        }
+        for code, unit in (("2093-3", "mg/dL"), ("8480-6", "mm[Hg]"))
+    )
     return {
         "resourceType": "Observation", "id": f"outlier-{number}", "status": "final",
         "subject": {"reference": "Patient/p0"}, "effectiveDateTime": "2015-01-01", **whole,

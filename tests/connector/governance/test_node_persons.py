@@ -10,7 +10,7 @@ import pytest
 from kit.feasibility_questions import ask as ask_how_many
 from kit.feasibility_questions import asked_of, view
 from kit.fhir_api_client import Program, serving
-from kit.fhir_resources import observation, patient, write
+from kit.fhir_resources import condition, observation, patient, write
 from kit.hospital import Hospital, approved, ask
 
 from connector.fhir import subject_key
@@ -32,7 +32,7 @@ OLD, NEW = 0, 100  # ids of one human: of forty patients the first, and the reco
 
 def survivor(*replaced: int, number: int = NEW) -> dict[str, Any]:
     links = [{"type": "replaces", "other": {"reference": f"Patient/p{other}"}} for other in replaced]
-    return patient(number, link=links, birthDate="1940-05-17", gender="female")
+    return patient(number, link=links or None, birthDate="1940-05-17", gender="female")
 
 
 def take(node: Node, hospital: Hospital, *items: dict[str, Any], **more: Any) -> None:
@@ -106,6 +106,7 @@ def test_a_new_id_does_not_open_a_new_account(stocked: Hospital, linked: bool) -
         with node.queries.spending("mean", DEAR, ADA, included=spent_on) as query:
             query.draw()
         others = [patient(number) for number in range(1, 40)]
+        others += [condition(f"c{number}", "22298006", "2015-01-01", number) for number in range(1, 40, 3)]
         take(node, stocked, survivor(*[OLD] * linked, number=new), *others, replace=True)
         visit = ask(node, stocked)
         if linked:
