@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from kit.fhirpath_suite import SUITE, Expression, Outcome, expressions, outcome, table
+from kit.fhirpath_suite import SUITE, Expression, Outcome, expressions, outcomes, table
 from kit.places import ROOT
 
 DOCS = ROOT / "docs" / "reference" / "fhir.md"
@@ -19,60 +19,60 @@ EXPRESSIONS = expressions()
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> list[Outcome]:
+def results() -> list[Outcome]:
     if not EXPRESSIONS:
         if os.environ.get("CI") == "true":
             pytest.fail(f"the FHIRPath suite is missing: {SUITE}")
         pytest.skip("HL7's FHIRPath suite (../shared/data/fhirpath-r4) is not on this machine")
-    return [outcome(expression) for expression in EXPRESSIONS]
+    return outcomes(EXPRESSIONS)
 
 
 def names(found: list[Outcome]) -> list[str]:
     return [f"{result.expression.name}: {result.expression.text.strip()}" for result in found]
 
 
-def test_the_suite_is_whole(outcomes: list[Outcome]) -> None:
-    assert len(outcomes) == 935
-    assert len({(result.expression.group, result.expression.name) for result in outcomes}) > 900
+def test_the_suite_is_whole(results: list[Outcome]) -> None:
+    assert len(results) == 935
+    assert len({(result.expression.group, result.expression.name) for result in results}) > 900
 
 
-def test_what_is_inside_the_subset_gives_the_suites_value(outcomes: list[Outcome]) -> None:
-    inside = [result for result in outcomes if result.refused is None]
+def test_what_is_inside_the_subset_gives_the_suites_value(results: list[Outcome]) -> None:
+    inside = [result for result in results if result.refused is None]
     assert names([result for result in inside if not result.agrees]) == []
     assert len(inside) >= INSIDE
 
 
-def test_nothing_that_check_calls_valid_fails_to_run(outcomes: list[Outcome]) -> None:
-    assert names([result for result in outcomes if result.failed is not None]) == []
+def test_nothing_that_check_calls_valid_fails_to_run(results: list[Outcome]) -> None:
+    assert names([result for result in results if result.failed is not None]) == []
 
 
-def test_what_is_outside_is_refused_by_name(outcomes: list[Outcome]) -> None:
+def test_what_is_outside_is_refused_by_name(results: list[Outcome]) -> None:
     vague = re.compile(r"expected the end|expected a name|no FHIRPath expression continues like this")
-    refused = [result for result in outcomes if result.refused is not None]
+    refused = [result for result in results if result.refused is not None]
     assert {result.refused[0] for result in refused if result.refused} <= {
         f"VHT-VIEW-{code}" for code in ("CHOICE", "CONSTANT", "ELEMENT", "FUNCTION", "SYNTAX", "TYPE")
     }
     assert names([result for result in refused if vague.search(result.outside)]) == []
 
 
-def test_an_error_that_the_suite_wants_is_a_refusal(outcomes: list[Outcome]) -> None:
-    invalid = [result for result in outcomes if result.expression.invalid]
+def test_an_error_that_the_suite_wants_is_a_refusal(results: list[Outcome]) -> None:
+    invalid = [result for result in results if result.expression.invalid]
     assert len(invalid) > 20
     assert names([result for result in invalid if result.refused is None]) == []
 
 
-def test_the_table_in_the_reference_is_that_of_this_run(outcomes: list[Outcome]) -> None:
+def test_the_table_in_the_reference_is_that_of_this_run(results: list[Outcome]) -> None:
     before, rest = DOCS.read_text().split(BEGIN)
     _, after = rest.split(END)
-    written = f"{before}{BEGIN}{table(outcomes)}\n{END}{after}"
+    written = f"{before}{BEGIN}{table(results)}\n{END}{after}"
     if os.environ.get("VHT_WRITE_TABLES") == "1":
         DOCS.write_text(written)
     assert DOCS.read_text() == written, "run: VHT_WRITE_TABLES=1 pytest tests/conformance/test_fhirpath.py"
 
 
 def made(text: str, *outputs: tuple[str, str]) -> Outcome:
-    expression = Expression("group", "name", text, "patient-name-extensions.json", False, False, outputs)
-    return outcome(expression)
+    [result] = outcomes([Expression("group", "name", text, "patient-name-extensions.json", False, False, outputs)])
+    return result
 
 
 def test_the_account_can_tell_agreement_from_difference_and_from_refusal() -> None:

@@ -8,14 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import duckdb
 import orjson
 
-from connector.views.sql.compilation import Plan, compile_view
-from connector.views.sql.execution import locked, prove, run_plan, spooled
+from connector.views.sql.compilation import compile_view
+from connector.views.sql.execution import locked, run_plan, spooled
 from kit.places import SHARED
 from vht_federate.errors import ViewError
 
-__all__ = ["SUITE", "Expression", "Outcome", "expressions", "outcome", "table"]
+__all__ = ["SUITE", "Expression", "Outcome", "expressions", "outcomes", "table"]
 
 SUITE = SHARED / "data" / "fhirpath-r4"
 DEFAULT_INPUT = "patient-example.xml"
@@ -119,27 +120,35 @@ def _value(type_: str, text: str) -> Any:
     return re.sub(r"^@T?", "", text)
 
 
-def outcome(expression: Expression) -> Outcome:
-    """As ``view check`` and ``view run`` would have it."""
-    resource = expression.resource
+def outcomes(asked: list[Expression]) -> list[Outcome]:
+    """As ``view check`` and ``view run`` would have each: over a resource without elements, and over its input."""
+    found: dict[Expression, Outcome] = {}
+    for name in dict.fromkeys(expression.input for expression in asked):
+        same = [expression for expression in asked if expression.input == name]
+        resource = same[0].resource
+        lines = [orjson.dumps({"resourceType": resource["resourceType"]}), orjson.dumps(resource)]
+        with spooled(lines) as path, locked([path]) as connection:
+            for expression in same:
+                found[expression] = _outcome(expression, resource["resourceType"], connection, path)
+    return [found[expression] for expression in asked]
+
+
+def _outcome(expression: Expression, resource_type: str, connection: duckdb.DuckDBPyConnection, path: str) -> Outcome:
     columns = [{"name": "value", "path": expression.text, "collection": True}]
-    view = {"resource": resource["resourceType"], "select": [{"column": columns}]}
     try:
-        plan: Plan = compile_view(view)
+        plan = compile_view({"resource": resource_type, "select": [{"column": columns}]})
     except ViewError as error:
         return Outcome(expression, refused=(error.code, error.message))
     try:
-        prove(plan)
-        with spooled([orjson.dumps(resource)]) as path, locked([path]) as connection:
-            [row] = run_plan(plan, connection, [path])
-    except Exception as error:  # whatever it is, ``check`` called the view valid
+        _, row = run_plan(plan, connection, [path])
+    except Exception as error:  # whatever it is, the view was called valid
         return Outcome(expression, failed=getattr(error, "code", type(error).__name__))
     return Outcome(expression, value=row["value"])
 
 
-def table(outcomes: Iterable[Outcome]) -> str:
+def table(results: Iterable[Outcome]) -> str:
     """The results as they stand in docs/reference/fhir.md."""
-    every = list(outcomes)
+    every = list(results)
     inside = [result for result in every if result.refused is None]
     refused = [result for result in every if result.refused is not None]
     wrong = [result for result in refused if result.expression.invalid]

@@ -94,13 +94,13 @@ def _equal(common: str, left: Value, right: Value, fresh: _Fresh) -> Expression:
     """Of two single values."""
     if common == "date":
         return sql.macro_call("vht_date_equal", fresh(), left.expression, right.expression)
-    return sql.infix("=", *_sides(common, left, right))
+    return sql.infix("=", *_sides(common, left, right, fresh))
 
 
-def _sides(common: str, left: Value, right: Value) -> tuple[Expression, Expression]:
+def _sides(common: str, left: Value, right: Value, fresh: _Fresh) -> tuple[Expression, Expression]:
     """Two single values that are no dates, as SQL compares them."""
     if common == "number":
-        return decimals.exact_pair(left, right)
+        return decimals.exact_pair(left, right, fresh)
     if common == "time":
         return sql.macro("vht_clock", left.expression), sql.macro("vht_clock", right.expression)
     return left.expression, right.expression
@@ -142,7 +142,7 @@ def _order(operator: str, left: Value, right: Value, fresh: _Fresh, place: Place
             first, second = second, first
         macro = "vht_date_before" if len(operator) == 1 else "vht_date_not_after"
         return Value(sql.macro_call(macro, fresh(), first, second), "boolean")
-    return Value(sql.infix(operator, *_sides(common, left, right)), "boolean")
+    return Value(sql.infix(operator, *_sides(common, left, right, fresh)), "boolean")
 
 
 def _joined(left: Value, right: Value, place: Place, at: int) -> Value:
@@ -174,11 +174,11 @@ def _arithmetic(
     if not {left.kind, right.kind} <= _NUMERIC:
         raise view_error("TYPE", place, f"{left.type} {operator} {right.type} is not defined", at=at)
     if operator == "/":
-        return decimals.quotient(left, right, fresh())
+        return decimals.quotient(left, right, fresh)
     if "decimal" in {left.kind, right.kind}:
         if operator == "div":
-            return decimals.whole_quotient(left, right, fresh())
-        return decimals.arithmetic(operator, left, right, fresh())
+            return decimals.whole_quotient(left, right, fresh)
+        return decimals.arithmetic(operator, left, right, fresh)
     first, second = left.expression, right.expression
     if tolerant:
         first, second = _wide(first), _wide(second)

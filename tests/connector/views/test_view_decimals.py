@@ -100,6 +100,23 @@ def test_arithmetic_is_that_of_decimals(left: Decimal, right: Decimal) -> None:
     assert got == [None if value is None else float(value) for value in expected.values()]
 
 
+_written = st.decimals(min_value=-(10**6), max_value=10**6, places=10) | st.decimals(
+    min_value=-1, max_value=1, places=9
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(numbers=st.lists(_written, min_size=1, max_size=30))
+def test_what_is_read_becomes_the_decimal_that_was_written(numbers: list[Decimal]) -> None:
+    read = [float(f"{number:f}") for number in numbers]
+    halves = [float(f"{number.quantize(STEP):f}5") for number in numbers]  # half a step: rounded away from zero
+    columns = [{"name": "cell", "path": f"{VALUE} + 0"}]
+    view = {"resource": "Observation", "select": [{"column": columns}]}
+    rows = run(view, [observation(number) for number in [*read, *halves]])
+    expected = [float(Decimal(repr(number)).quantize(STEP, ROUND_HALF_UP)) for number in [*read, *halves]]
+    assert [row["cell"] for row in rows] == expected
+
+
 def test_arithmetic_of_a_column_takes_no_error_to_be_empty() -> None:
     """``tolerant`` or not, a decimal that leaves its range costs what any other does."""
     view = {"resource": "Observation", "select": [{"column": [{"name": "cell", "path": f"{VALUE} * {VALUE} / 0.1"}]}]}
