@@ -98,19 +98,21 @@ def keeping(items: Expression, parameter: Parameter, condition: Expression) -> C
     return call("list_filter", items, Lambda(parameter=parameter, operands=(condition,)))
 
 
-def macro(name: str, *operands: Expression) -> Macro:
+def macro(name: str, *operands: Expression, light: bool = False) -> Macro:
     """A call of a macro, which may write an operand several times."""
-    return Macro(function=name, operands=operands)
+    return Macro(function=name, operands=operands, light=light)
 
 
-def macro_call(name: str, parameter: Parameter, *operands: Expression) -> Expression:
+def macro_call(name: str, parameter: Parameter, *operands: Expression, light: bool = False) -> Expression:
     """A call of a macro that writes and computes each operand once: a macro repeats what stands in it, and macros of
     macros would repeat it without bound."""
     if all(is_chain(operand) or isinstance(operand, Text) for operand in operands):
-        return macro(name, *operands)
+        return macro(name, *operands, light=light)
     names = tuple(f"o{position}" for position in range(len(operands)))
     held = StructOf(names=names, operands=operands)
-    return subscript(mapping(listing(held), parameter, macro(name, *(field(parameter, name) for name in names))), 1)
+    return subscript(
+        mapping(listing(held), parameter, macro(name, *(field(parameter, name) for name in names), light=light)), 1
+    )
 
 
 def query(*parts: str | Expression) -> Query:

@@ -27,7 +27,7 @@ def exact(value: Value, fresh: _Fresh) -> Expression:
     written = _literal_text(value)
     if written is not None:
         return sql.cast(written, _TYPE, lenient=True)
-    return sql.macro_call("vht_decimal", fresh(), plain(value))
+    return sql.macro_call("vht_decimal", fresh(), plain(value), light=True)
 
 
 def is_literal(value: Value) -> bool:

@@ -20,14 +20,15 @@ __all__ = ["Call", "Case", "Cast", "Column", "Constant", "Expression", "Field", 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Expression:
-    """Each of ``operands`` is written once, in this order. ``length``: characters; ``macro_calls``: as written out."""
+    """Each of ``operands`` is written once, in this order. ``length``: characters; ``macro_calls``: as written
+    out, those that are not light."""
 
     operands: tuple["Expression", ...] = field(default=(), repr=False)
     length: int = field(init=False, repr=False)
     macro_calls: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        length, macro_calls = 0, int(isinstance(self, Macro))
+        length, macro_calls = 0, int(isinstance(self, Macro) and not self.light)
         for piece in pieces(self):
             if isinstance(piece, str):
                 length += len(piece)
@@ -87,7 +88,9 @@ class Call(Expression):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Macro(Call):
-    """A call of one of ``connector.views.sql.macros``."""
+    """A call of one of ``connector.views.sql.macros``. ``light``: it unfolds to no more than a few operations."""
+
+    light: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -30,8 +30,8 @@ _MACROS = {
     "vht_zoned": f"(t) AS regexp_matches(t, '{_OFFSET}')",
     # of two numbers a microsecond, the odd one belongs to a leap second
     "vht_point": (
-        "(t) AS CASE WHEN substr(t, 18, 2) = '60' THEN 1 + 2 * epoch_us(CAST(substr(t, 1, 17) || '59.999999' "
-        "|| vht_offset(t, 'Z') AS TIMESTAMPTZ)) ELSE 2 * epoch_us(CAST(t AS TIMESTAMPTZ)) END"
+        "(t) AS 2 * epoch_us(CAST(replace(replace(t, ':60.', ':59.999999'), ':60', ':59.999999') AS TIMESTAMPTZ)) "
+        "+ CAST(contains(t, ':60') AS BIGINT)"
     ),
     "vht_start": (
         "(t, other) AS vht_point(CASE WHEN length(t) <= 10 THEN vht_low_date(t) || 'T00:00:00Z' WHEN vht_zoned(t) "
@@ -105,7 +105,6 @@ _MACROS = {
     ),
 }
 _USES = {
-    "vht_point": ("vht_offset",),
     "vht_start": ("vht_point", "vht_low_date", "vht_zoned"),
     "vht_stop": ("vht_point", "vht_high_date", "vht_zoned"),
     "vht_date_equal": ("vht_stop", "vht_start"),

@@ -102,7 +102,8 @@ def _sides(common: str, left: Value, right: Value, fresh: _Fresh) -> tuple[Expre
     if common == "number":
         return decimals.exact_pair(left, right, fresh)
     if common == "time":
-        return sql.macro("vht_clock", left.expression), sql.macro("vht_clock", right.expression)
+        first, second = (sql.macro("vht_clock", side.expression, light=True) for side in (left, right))
+        return first, second
     return left.expression, right.expression
 
 

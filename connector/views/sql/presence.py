@@ -64,4 +64,4 @@ def _beside(element: Element) -> Element:
 
 def _padded(items: Expression, their_beside: Expression, fresh: _Fresh) -> Expression:
     """``items`` with a NULL for each element that has a place beside them only."""
-    return sql.macro_call("vht_padded", fresh(), items, their_beside)
+    return sql.macro_call("vht_padded", fresh(), items, their_beside, light=True)

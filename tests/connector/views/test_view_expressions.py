@@ -205,7 +205,7 @@ def test_macros_are_found_in_the_tree_with_those_that_they_call() -> None:
     view = selecting(["birthDate < @2000", "'vht_low_time'"])
     created = [re.findall(r"MACRO (\w+)", statement)[0] for statement in compile_view(view).macros]
     assert set(created) == {
-        "vht_date_before", "vht_start", "vht_stop", "vht_point", "vht_low_date", "vht_high_date", "vht_offset",
+        "vht_date_before", "vht_start", "vht_stop", "vht_point", "vht_low_date", "vht_high_date",
         "vht_zoned",
     }  # fmt: skip
     assert created.index("vht_point") < created.index("vht_start") < created.index("vht_date_before")
