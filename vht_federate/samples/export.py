@@ -13,8 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-
 from vht_federate.domain.export_files import BYTE_ORDER_MARK, is_debris, is_lines
 from vht_federate.errors import InputError
 
@@ -52,7 +50,7 @@ class Export:
                 has_ndjson = True
                 for number, content in islice(_lines(stream), each):
                     yield ExportLine(current, number, content)
-        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowException) as error:
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, _zstd_error()) as error:
             raise InputError(
                 f"{current} is damaged, or ends early",
                 code="VHT-INPUT-EXPORT",
@@ -88,9 +86,19 @@ def _is_read(name: str) -> bool:
     return is_lines(name) and not is_debris(name)
 
 
+def _zstd_error() -> type[Exception]:
+    """What a damaged zstd stream raises; looked up when something was raised."""
+    import pyarrow as pa
+
+    error: type[Exception] = pa.ArrowException
+    return error
+
+
 def _plain(name: str, file: IO[bytes]) -> Any:
     packed = name.lower()
     if packed.endswith(".zst"):
+        import pyarrow as pa  # late: few exports need it
+
         return io.BufferedReader(pa.CompressedInputStream(file, "zstd"))
     return gzip.GzipFile(fileobj=file) if packed.endswith(".gz") else file
 
