@@ -23,7 +23,8 @@ from vht_federate.tcp_ports import LOOPBACK
 
 __all__ = ["Direct", "Hospital", "LocalFederation", "Routes", "StudyTerms"]
 
-NOTHING_TO_LEARN = ("VHT-REFUSED-OUTCOME", "VHT-REFUSED-EVALUATION")
+NOTHING_TO_LEARN = "VHT-REFUSED-OUTCOME"
+NOTHING_TO_TEST = "VHT-REFUSED-EVALUATION"  # by itself: its patients are evaluated together with those of the others
 APPROVALS_S = 300.0  # from the start of a run until each hospital was asked and its operator approved
 DURING_DEADLINE_S = 330.0  # for what happens beside a run to end after it
 
@@ -132,10 +133,14 @@ class LocalFederation(LocalServices):
 
     def _decide(self, name: str, visit: str) -> bool:
         state, operator = str(self.node_state(name)), f"operator-{name}"
+        approve = ("node", "approve", state, visit, "--operator", operator)
         try:
-            self.commands.run("node", "approve", state, visit, "--operator", operator)
+            self.commands.run(*approve)
         except RefusedError as error:
-            if error.code not in NOTHING_TO_LEARN:
+            if error.code == NOTHING_TO_TEST:
+                self.commands.run(*approve, "--despite-outcome")
+                return True
+            if error.code != NOTHING_TO_LEARN:
                 raise
             progress(f"[yellow]{name}: its operator does not approve ({error.code})[/]")
             self.commands.run("node", "reject", state, visit, "--operator", operator)

@@ -19,7 +19,7 @@ class Refusing:
 
     def run(self, *words: str, **_: Any) -> dict[str, Any]:
         self.given.append(words)
-        if self.error and "approve" in words:
+        if self.error and "approve" in words and "--despite-outcome" not in words:
             raise self.error
         return {}
 
@@ -32,9 +32,14 @@ def decided(place: Path, error: VhtError | None) -> tuple[bool, list[str]]:
     return answer, [words[1] for words in commands.given]
 
 
-@pytest.mark.parametrize("code", ["VHT-REFUSED-OUTCOME", "VHT-REFUSED-EVALUATION"])
-def test_a_visit_that_could_learn_nothing_is_rejected_without_a_reason(tmp_path: Path, code: str) -> None:
-    assert decided(tmp_path, RefusedError("nobody", code=code)) == (False, ["approve", "reject"])
+def test_a_visit_that_could_learn_nothing_is_rejected_without_a_reason(tmp_path: Path) -> None:
+    error = RefusedError("nobody", code="VHT-REFUSED-OUTCOME")
+    assert decided(tmp_path, error) == (False, ["approve", "reject"])
+
+
+def test_a_visit_that_trains_is_approved_though_nobody_here_tests_it_alone(tmp_path: Path) -> None:
+    error = RefusedError("nobody", code="VHT-REFUSED-EVALUATION")
+    assert decided(tmp_path, error) == (True, ["approve", "approve"])
 
 
 def test_a_visit_that_can_learn_is_approved(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow("a whole demo of two hospital
 
 GUIDE = ROOT / "docs" / "guides" / "your-own-export.md"
 GSD = SHARED / "data" / "gsd_r4_ndjson.tgz"
-HOSPITALS, PATIENTS = 2, 30  # of each hospital
+HOSPITALS, PATIENTS = 2, 60  # of each hospital: of 30, one has nobody with the outcome
 
 
 def _cut(folder: Path) -> Path:
